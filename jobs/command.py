@@ -1,0 +1,74 @@
+"""What every entry point does the same way: parse, report bad input, join or start Ray, tell success by the exit code.
+
+Exit codes: 0 done; 1 failed on the way; 2 bad input, nothing was started.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from jobs.config import Config, dump_config, key_names, load_config, recipe_names
+from pipeline.types import InputError
+from training.config import ConfigError
+
+BAD_INPUT = (ConfigError, InputError)
+EXIT_FAILED, EXIT_BAD_INPUT = 1, 2
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """The options that all jobs share."""
+    result = argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="keys:\n  " + "\n  ".join(key_names()) + "\n\nrecipes: " + ", ".join(recipe_names()),
+    )
+    result.add_argument("--config", metavar="RECIPE", default="default", help="path or name of a recipe")
+    result.add_argument("--show-config", action="store_true", help="print the resolved configuration and stop")
+    result.add_argument("overrides", nargs="*", metavar="section.key=value", help="override of the recipe")
+    return result
+
+
+def run(
+    arguments: argparse.ArgumentParser,
+    job: Callable[[Config, argparse.Namespace], None],
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Runs a job and returns its exit code. Bad input is one message, never a traceback."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    options = arguments.parse_intermixed_args(argv)
+    try:
+        config = load_config(options.config, options.overrides)
+        if options.show_config:
+            print(dump_config(config), end="")
+            return 0
+        job(config, options)
+    except BAD_INPUT as error:
+        print(f"{arguments.prog}: bad input, nothing was started:", file=sys.stderr)
+        print("\n".join(f"  {line}" for line in str(error).splitlines()), file=sys.stderr)
+        return EXIT_BAD_INPUT
+    return 0
+
+
+def connect_ray() -> None:
+    """Joins the Ray cluster of this machine or of RAY_ADDRESS, and starts a local Ray where there is none."""
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    import ray
+
+    if ray.is_initialized():
+        return
+    # A Ray that we start for ourselves is reachable on this machine only. Left to its default, ray.init() would turn token
+    # authentication on for it and write ~/.ray/auth_token, after which other clusters on this machine refuse submissions.
+    if not os.environ.get("RAY_ADDRESS") and not _a_cluster_runs_here():
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    ray.init(include_dashboard=False, log_to_driver=True, logging_level=logging.WARNING)
+
+
+def _a_cluster_runs_here() -> bool:
+    """Whether `ray start` noted a cluster on this machine: the file that ray.init() itself reads."""
+    folder = Path(os.environ.get("RAY_TMPDIR") or "/tmp") / "ray"  # noqa: S108 (Ray's own constant)
+    return (folder / "ray_current_cluster").exists()

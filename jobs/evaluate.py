@@ -1,0 +1,92 @@
+"""Evaluates a run's last checkpoint, or a file of weights, on held-out data.
+
+    python jobs/evaluate.py run.name=demo evaluation.retrieval_uri=data/demo/heldout
+    python jobs/evaluate.py --weights weights.pt --activation quick_gelu model.name=ViT-B/32 evaluation.retrieval_uri=data/pairs
+    ray job submit --working-dir . -- python jobs/evaluate.py run.dir=s3://BUCKET/runs run.name=vit_b_32
+
+Without evaluation.* keys it is measured on what the run itself was configured to evaluate on. Retrieval is R@1, R@5 and R@10
+both ways; zero-shot classification needs evaluation.zero_shot.{uri,label_column}. Runs in this process, without Ray.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING
+
+from jobs.command import parser, run
+from jobs.config import Config
+from training.config import ConfigError, EvaluationConfig, TrainingConfig
+
+if TYPE_CHECKING:
+    from model.clip import CLIP
+
+
+def job(config: Config, options: argparse.Namespace) -> None:
+    import torch
+
+    from training.distributed import World, pick_device
+    from training.evaluation.runner import evaluate
+
+    clip, evaluation = _from_weights(config, options) if options.weights else _from_run(config)
+    if evaluation.retrieval_uri is None and evaluation.zero_shot is None:
+        raise ConfigError(
+            "evaluation.retrieval_uri, evaluation.zero_shot: neither is set; name a data set to evaluate on, "
+            "e.g. evaluation.retrieval_uri=data/demo/heldout"
+        )
+    device = pick_device(config.train.device)
+    clip.to(device).eval()
+    with torch.no_grad():
+        metrics = evaluate(clip, evaluation, World(rank=0, world_size=1, device=device))
+    for name, value in metrics.items():
+        print(f"{name.removeprefix('evaluation/'):32} {value:.4f}")
+    if options.json:
+        with open(options.json, "w", encoding="utf-8") as file:
+            json.dump(metrics, file, indent=1)
+
+
+def _from_run(config: Config) -> tuple[CLIP, EvaluationConfig]:
+    """The model of a run's last checkpoint, and what to evaluate it on: the command line's wish, else the run's own."""
+    from model.clip import build_clip
+    from pipeline.storage import open_storage
+    from training.checkpoint import CheckpointStore
+
+    store = CheckpointStore(
+        open_storage(f"{config.run.dir.rstrip('/')}/{config.run.name}"), config.checkpoint.keep_last
+    )
+    checkpoint = store.latest()
+    if checkpoint is None:
+        raise ConfigError(
+            f"run.name={config.run.name}: {store.storage.uri} holds no checkpoint; name a run that was trained"
+        )
+    trained = TrainingConfig.model_validate(checkpoint.config)
+    clip = build_clip(trained.model.name)
+    store.restore(checkpoint, clip)
+    print(
+        f"{trained.model.name} of {store.storage.uri}/{checkpoint.folder}, {checkpoint.position.samples_seen:,} samples seen"
+    )
+    wished = config.evaluation
+    asked = wished.retrieval_uri is not None or wished.zero_shot is not None
+    return clip, wished if asked else trained.evaluation
+
+
+def _from_weights(config: Config, options: argparse.Namespace) -> tuple[CLIP, EvaluationConfig]:
+    from model.weights import load_clip
+
+    clip, _, _ = load_clip(config.model.name, options.weights, options.activation)
+    return clip, config.evaluation
+
+
+def arguments() -> argparse.ArgumentParser:
+    result = parser(__doc__)
+    result.add_argument(
+        "--weights", metavar="FILE", help="a state dict (.safetensors or .pt) instead of a run's checkpoint"
+    )
+    result.add_argument("--activation", choices=("quick_gelu", "gelu"), help="what the weights were trained with")
+    result.add_argument("--json", metavar="FILE", help="also write the figures there")
+    return result
+
+
+if __name__ == "__main__":
+    sys.exit(run(arguments(), job))

@@ -1,0 +1,1 @@
+"""CLIP as one device sees it: encoders, tokenizer, preprocessing, weights."""

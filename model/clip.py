@@ -1,0 +1,121 @@
+"""CLIP on one device: two encoders and a temperature.
+
+The paper's symbols (Figure 3) and where they are here:
+
+    I_f = image_encoder(I)            what `visual` computes before its projection
+    T_f = text_encoder(T)             `transformer` and `ln_final`, read at end-of-text
+    W_i, W_t                          `visual.proj` (ViT) or `visual.attnpool.c_proj` (ResNet); `text_projection`
+    I_e = l2_normalize(I_f . W_i)     encode_image(..., normalize=True)
+    T_e = l2_normalize(T_f . W_t)     encode_text(..., normalize=True)
+    tau (called t there)              `logit_scale`, the log parameter; `logit_scale_exp` is its exponential
+    temperature                       1 / exp(tau), 0.07 at the start
+    logits = I_e . T_e^T * exp(tau)   training/loss.py, in tiles
+
+Shape suffixes: B samples, L tokens, C H W a picture, D width, E embed_dim.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import Architecture, get_architecture
+from model.layers import Transformer
+from model.resnet import Bottleneck, ModifiedResNet
+from model.vit import VisionTransformer
+
+INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
+
+
+class CLIP(nn.Module):
+    """The model of the paper; state-dict keys are the published ones."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        row = self.architecture = architecture
+        self.visual: nn.Module
+        if isinstance(row.vision_layers, tuple):
+            self.visual = ModifiedResNet(
+                row.vision_layers, row.embed_dim, row.vision_heads, row.image_size_px, row.vision_width
+            )
+        else:
+            assert row.patch_size_px is not None
+            self.visual = VisionTransformer(
+                row.image_size_px,
+                row.patch_size_px,
+                row.vision_width,
+                row.vision_layers,
+                row.vision_heads,
+                row.embed_dim,
+                row.activation,
+            )
+        self.transformer = Transformer(row.text_width, row.text_layers, row.text_heads, row.activation, causal=True)
+        self.token_embedding = nn.Embedding(row.vocab_size, row.text_width)
+        self.positional_embedding = nn.Parameter(torch.empty(row.context_length, row.text_width))
+        self.ln_final = nn.LayerNorm(row.text_width)
+        self.text_projection = nn.Parameter(torch.empty(row.text_width, row.embed_dim))
+        self.logit_scale = nn.Parameter(torch.tensor(INITIAL_LOGIT_SCALE))
+        self._initialize()
+
+    def encode_image(self, images_BCHW: Tensor, normalize: bool = False) -> Tensor:
+        """Normalised pixels (B, 3, H, W) -> image_features (B, E)."""
+        features_BE: Tensor = self.visual(images_BCHW)
+        return l2_normalize(features_BE) if normalize else features_BE
+
+    def encode_text(self, texts_BL: Tensor, normalize: bool = False) -> Tensor:
+        """Token ids (B, L), L at most context_length, zero-padded -> text_features (B, E).
+
+        The mask is causal and the feature is read at end-of-text, so no token after it can change the result. A batch on the
+        CPU is therefore cut to its longest caption; on a GPU that would wait for the device, and the loader has cut it.
+        """
+        end_B = texts_BL.argmax(dim=-1)  # end-of-text has the largest id
+        if texts_BL.device.type == "cpu":
+            texts_BL = texts_BL[:, : int(end_B.max()) + 1]
+        x_BLD = self.token_embedding(texts_BL) + self.positional_embedding[: texts_BL.shape[1]]
+        x_BLD = self.transformer(x_BLD)
+        end_BD = self.ln_final(x_BLD[torch.arange(len(x_BLD), device=x_BLD.device), end_B])
+        features_BE: Tensor = end_BD @ self.text_projection
+        return l2_normalize(features_BE) if normalize else features_BE
+
+    def forward(self, images_BCHW: Tensor, texts_BL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(image_features, text_features), normalised, each (B, E), and the scalar logit_scale_exp."""
+        return (
+            self.encode_image(images_BCHW, normalize=True),
+            self.encode_text(texts_BL, normalize=True),
+            self.logit_scale.exp(),
+        )
+
+    @torch.no_grad()
+    def _initialize(self) -> None:
+        """As published. The ViT's blocks and patch convolution keep PyTorch's defaults."""
+        width, layers = self.transformer.width, self.transformer.layers
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        nn.init.normal_(self.positional_embedding, std=0.01)
+        nn.init.normal_(self.text_projection, std=width**-0.5)
+        for block in self.transformer.resblocks:
+            nn.init.normal_(block.attn.in_proj_weight, std=width**-0.5)
+            nn.init.normal_(block.attn.out_proj.weight, std=width**-0.5 * (2 * layers) ** -0.5)
+            nn.init.normal_(block.mlp.c_fc.weight, std=(2 * width) ** -0.5)
+            nn.init.normal_(block.mlp.c_proj.weight, std=width**-0.5 * (2 * layers) ** -0.5)
+        if isinstance(self.visual, ModifiedResNet):
+            pool = self.visual.attnpool
+            for projection in (pool.q_proj, pool.k_proj, pool.v_proj, pool.c_proj):
+                nn.init.normal_(projection.weight, std=pool.c_proj.in_features**-0.5)
+            for module in self.visual.modules():
+                if isinstance(module, Bottleneck):
+                    nn.init.zeros_(module.bn3.weight)  # each residual branch starts as zero
+
+
+def build_clip(name: str) -> CLIP:
+    """A freshly initialised CLIP of that name; under `torch.device("meta")` its shapes alone."""
+    return CLIP(get_architecture(name))
+
+
+def l2_normalize(features_BE: Tensor) -> Tensor:
+    """Unit rows, in float32 at least: half precision loses digits that the temperature magnifies."""
+    if features_BE.dtype in (torch.float16, torch.bfloat16):
+        features_BE = features_BE.float()
+    return F.normalize(features_BE, dim=-1)

@@ -1,0 +1,37 @@
+"""Captions to token ids: CLIP's text cleaning before the Rust implementation of its lower-cased byte-pair encoding."""
+
+from __future__ import annotations
+
+import html
+import re
+
+import ftfy
+import torch
+from instant_clip_tokenizer import Tokenizer
+from torch import Tensor
+
+START_OF_TEXT = 49406
+END_OF_TEXT = 49407
+
+_TOKENIZER = Tokenizer()
+# Text that the full cleaning changes in nothing but white space and case. `&` may begin an HTML entity.
+_PLAIN = re.compile(r"[ -%'-~\s]*", re.ASCII)
+_SPACE = re.compile(r"\s+")
+
+
+def clean(text: str) -> str:
+    """Mojibake mended, HTML entities resolved (twice: they come doubly escaped), white space collapsed, lower case."""
+    if not _PLAIN.fullmatch(text):
+        text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return _SPACE.sub(" ", text).strip().lower()
+
+
+def tokenize(texts: list[str], context_length: int = 77) -> Tensor:
+    """Token ids (B, context_length), int64, zero-padded.
+
+    Each row is start-of-text, the caption, end-of-text; a longer caption is cut and keeps end-of-text last.
+    """
+    if not texts:
+        return torch.zeros(0, context_length, dtype=torch.int64)
+    ids_BL = _TOKENIZER.tokenize_batch([clean(text) for text in texts], context_length=context_length)
+    return torch.from_numpy(ids_BL.astype("int64"))

@@ -1,0 +1,45 @@
+"""CLIP's vision transformer (paper, section 2.4): an extra layer norm before the blocks, a projection after the class token.
+
+Shape suffixes: B samples, C H W a picture, L tokens (class token first), D width, E embed_dim.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from model.config import Activation
+from model.layers import Transformer
+
+
+class VisionTransformer(nn.Module):
+    """Images (B, 3, H, W) -> features (B, E)."""
+
+    def __init__(
+        self,
+        image_size_px: int,
+        patch_size_px: int,
+        width: int,
+        layers: int,
+        heads: int,
+        embed_dim: int,
+        activation: Activation,
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, patch_size_px, stride=patch_size_px, bias=False)
+        scale = width**-0.5
+        self.class_embedding = nn.Parameter(scale * torch.randn(width))
+        self.positional_embedding = nn.Parameter(scale * torch.randn((image_size_px // patch_size_px) ** 2 + 1, width))
+        self.ln_pre = nn.LayerNorm(width)
+        self.transformer = Transformer(width, layers, heads, activation, causal=False)
+        self.ln_post = nn.LayerNorm(width)
+        self.proj = nn.Parameter(scale * torch.randn(width, embed_dim))
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        # (B, D, H', W') -> (B, D, H' * W') -> (B, L - 1, D)
+        patches_BLD = self.conv1(x_BCHW).flatten(2).transpose(1, 2)
+        class_B1D = self.class_embedding.to(patches_BLD.dtype).expand(len(patches_BLD), 1, -1)
+        x_BLD = torch.cat([class_B1D, patches_BLD], dim=1) + self.positional_embedding
+        x_BLD = self.transformer(self.ln_pre(x_BLD))
+        features_BE: Tensor = self.ln_post(x_BLD[:, 0]) @ self.proj
+        return features_BE

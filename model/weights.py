@@ -1,0 +1,119 @@
+"""Weights in and out of a CLIP: strict, never unpickled unsafely, and never under a guessed activation.
+
+QuickGELU and GELU weights have the same keys and shapes, and each gives wrong features under the other. So a file is loaded
+only when its activation is stated, by our own metadata in a safetensors file or by the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from model.clip import CLIP
+from model.config import Activation, get_architecture
+from model.preprocess import Preprocess
+from model.tokenizer import tokenize
+
+Tokenize = Callable[..., Tensor]
+
+
+def load_clip(
+    name: str, weights: str | Path | None = None, activation: Activation | None = None
+) -> tuple[CLIP, Preprocess, Tokenize]:
+    """Model, preprocess and tokenizer of one name, which belong together.
+
+    Args:
+        weights: a state dict to load; None: the published initialisation.
+        activation: what the weights were trained with. May be left out for files that `save_weights` wrote.
+
+    Raises:
+        ValueError: the file cannot be read, does not fit the architecture, or its activation is unknown or another.
+    """
+    architecture = get_architecture(name)
+    state = None
+    if weights is not None:
+        state, found = read_weights(Path(weights))
+        architecture = replace(architecture, activation=_settle_activation(Path(weights), activation, found))
+    elif activation is not None:
+        architecture = replace(architecture, activation=activation)
+    clip = CLIP(architecture)
+    if state is not None:
+        load_state(clip, state, str(weights))
+    return clip.eval(), Preprocess(architecture.image_size_px), tokenize
+
+
+def save_weights(clip: CLIP, path: Path) -> None:
+    """Writes a safetensors file that says which architecture and activation it holds."""
+    row = clip.architecture
+    tensors = {key: value.detach().cpu().contiguous() for key, value in clip.state_dict().items()}
+    save_file(tensors, path, metadata={"format": "pt", "architecture": row.name, "activation": row.activation})
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], str | None]:
+    """A state dict and the activation that the file states, if it does.
+
+    Reads .safetensors, and PyTorch files of tensors alone (weights_only), bare or under `state_dict`, with or without DDP's
+    `module.` prefix.
+    """
+    if not path.is_file():
+        raise ValueError(f"weights={path}: there is no such file; give the path of a state dict")
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+            state = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(
+                f"weights={path}: not a whole safetensors file ({error}); fetch or export it again"
+            ) from None
+        return state, metadata["activation"] if "activation" in metadata else None
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"weights={path}: not a plain state dict ({first}); TorchScript archives and pickled objects are not loaded, "
+            "convert them to safetensors first"
+        ) from None
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ValueError(f"weights={path}: holds no state dict; give a mapping of names to tensors")
+    return {key.removeprefix("module."): value for key, value in content.items()}, None
+
+
+def load_state(clip: CLIP, state: dict[str, Tensor], source: str) -> None:
+    """Loads strictly; on a misfit names the first keys or shapes that differ."""
+    own = clip.state_dict()
+    problems = [f"misses {key}" for key in own if key not in state]
+    problems += [f"has {key}, which the model does not" for key in state if key not in own]
+    problems += [
+        f"{key} has shape {tuple(state[key].shape)}, not {tuple(value.shape)}"
+        for key, value in own.items()
+        if key in state and state[key].shape != value.shape
+    ]
+    if problems:
+        shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
+        raise ValueError(f"weights={source}: does not fit {clip.architecture.name}: {shown}; name its architecture")
+    clip.load_state_dict(state, strict=True)
+
+
+def _settle_activation(path: Path, told: Activation | None, found: str | None) -> Activation:
+    """The one activation that is told or found; both must agree."""
+    if told is not None and found is not None and told != found:
+        raise ValueError(f"activation={told}: {path} says that it was trained with {found}; leave it out or correct it")
+    settled = told if told is not None else found
+    if settled == "quick_gelu":
+        return "quick_gelu"
+    if settled == "gelu":
+        return "gelu"
+    raise ValueError(
+        f"activation: {path} does not say which one it was trained with, and both have the same keys; state quick_gelu "
+        "(OpenAI's weights, and open_clip's -quickgelu models) or gelu (most other open_clip models)"
+    )

@@ -1,0 +1,1 @@
+"""URL tables in, immutable WebDataset shards and a manifest out."""

@@ -1,0 +1,34 @@
+"""The words that pipeline's modules say to each other: bad input from a person, and what became of one row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Status = Literal["success", "failed_to_download", "failed_to_resize", "dropped"]
+
+
+class InputError(ValueError):
+    """Bad input from a person. The message says: subject = value: the rule it breaks; what to do."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a row did not become a sample.
+
+    Attributes:
+        status: which of the stages said no (docs/decisions/0001-manifest.md).
+        reason: one word that is counted.
+        message: for people; holds no secret and no newline.
+    """
+
+    status: Status
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A complete body of a URL."""
+
+    body: bytes

@@ -1,0 +1,169 @@
+"""CLIP against open_clip under shared random weights, and against its own definition."""
+
+import gc
+import math
+
+import pytest
+import torch
+
+from model.clip import CLIP, build_clip
+from model.config import PUBLISHED
+from model.tokenizer import tokenize
+from model.weights import load_state
+
+OPEN_CLIP_NAMES = {
+    "RN50": "RN50-quickgelu",
+    "RN101": "RN101-quickgelu",
+    "RN50x4": "RN50x4-quickgelu",
+    "RN50x16": "RN50x16-quickgelu",
+    "RN50x64": "RN50x64-quickgelu",
+    "ViT-B/32": "ViT-B-32-quickgelu",
+    "ViT-B/16": "ViT-B-16-quickgelu",
+    "ViT-L/14": "ViT-L-14-quickgelu",
+    "ViT-L/14@336px": "ViT-L-14-336-quickgelu",
+}
+FAST = ("RN50", "ViT-B/32")
+CAPTIONS = ["a diagram", "two dogs on a beach, one of them asleep", "Rock & roll"]
+
+
+def randomise(model: torch.nn.Module, seed: int) -> None:
+    """Every parameter and batch-norm buffer, at scales that keep each branch alive and no activation beyond reason.
+
+    With the published initialisation each residual branch of a ResNet is zero and a comparison would prove nothing.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(tensor: torch.Tensor, mean: float, std: float) -> None:
+        tensor.copy_(mean + std * torch.randn(tensor.shape, generator=generator))
+
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name == "logit_scale":
+                parameter.fill_(3.0)
+            elif parameter.ndim >= 2 and "embedding" not in name:
+                normal(parameter, 0.0, parameter[0].numel() ** -0.5)
+            elif "embedding" in name:
+                normal(parameter, 0.0, 0.1)
+            elif name.endswith("weight"):
+                normal(parameter, 1.0, 0.2)
+            else:
+                normal(parameter, 0.0, 0.1)
+        for name, buffer in model.named_buffers():
+            if name.endswith("running_mean"):
+                normal(buffer, 0.0, 0.2)
+            elif name.endswith("running_var"):
+                buffer.copy_(0.5 + torch.rand(buffer.shape, generator=generator))
+
+
+def compare(name: str, open_clip_name: str) -> tuple[float, float, CLIP]:
+    """Largest differences of normalised image and text features between open_clip's model and ours."""
+    import open_clip
+
+    theirs = open_clip.create_model(open_clip_name, pretrained=None).eval()
+    randomise(theirs, seed=1)
+    with torch.device("meta"):
+        ours = build_clip(name)
+    ours = ours.to_empty(device="cpu")
+    state = {key: value for key, value in theirs.state_dict().items() if key != "attn_mask"}
+    load_state(ours, state, open_clip_name)
+    ours.eval()
+    size = ours.architecture.image_size_px
+    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(2))
+    texts = tokenize(CAPTIONS)
+    with torch.no_grad():
+        image_features, text_features, scale = ours(images, texts)
+        their_images = theirs.encode_image(images, normalize=True)
+        their_texts = theirs.encode_text(texts, normalize=True)
+    assert float(scale) == pytest.approx(math.exp(3.0))
+    # The inputs must be told apart, or agreement would be worth nothing.
+    assert float((image_features[0] - image_features[1]).abs().max()) > 1e-3
+    assert float((text_features[0] - text_features[1]).abs().max()) > 1e-3
+    image_difference = float((image_features - their_images).abs().max())
+    text_difference = float((text_features - their_texts).abs().max())
+    del theirs
+    gc.collect()
+    return image_difference, text_difference, ours
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.soak) for name in PUBLISHED]
+)
+def test_features_agree_with_open_clips(name):
+    image_difference, text_difference, _ = compare(name, OPEN_CLIP_NAMES[name])
+    print(f"\n{name}: image {image_difference:.1e}, text {text_difference:.1e}")
+    tolerance = 1e-5 if name.startswith("ViT") else 1e-4
+    assert image_difference < tolerance
+    assert text_difference < tolerance
+
+
+def test_the_other_activation_gives_other_features():
+    image_difference, text_difference, _ = compare("ViT-B/32", "ViT-B-32")
+    assert image_difference > 1e-3
+    assert text_difference > 1e-3
+
+
+def test_a_batch_cut_to_its_longest_caption_has_the_same_features():
+    torch.manual_seed(0)
+    clip = build_clip("debug-vit").double().eval()
+    texts = tokenize(CAPTIONS)
+    longest = int((texts != 0).sum(1).max())
+    assert longest < 77
+    with torch.no_grad():
+        cut = clip.encode_text(texts[:, :longest], normalize=True)
+        alone = torch.cat([clip.encode_text(row[None], normalize=True) for row in texts])
+        padded = clip.encode_text(torch.cat([texts, tokenize(["word " * 80])]), normalize=True)[:-1]
+    torch.testing.assert_close(cut, alone, rtol=0, atol=1e-12)
+    torch.testing.assert_close(cut, padded, rtol=0, atol=1e-12)
+
+
+def test_no_token_after_end_of_text_changes_the_feature():
+    torch.manual_seed(0)
+    clip = build_clip("debug-vit").double().eval()
+    texts = tokenize(["a dog", "word " * 80])
+    noisy = texts.clone()
+    noisy[0, 4:] = 320
+    with torch.no_grad():
+        torch.testing.assert_close(clip.encode_text(noisy), clip.encode_text(texts), rtol=0, atol=1e-12)
+
+
+def test_initialisation_is_the_published_one():
+    torch.manual_seed(0)
+    clip = build_clip("ViT-B/32")
+    assert float(clip.logit_scale) == pytest.approx(2.6593, abs=1e-4)
+
+    def std(tensor: torch.Tensor) -> float:
+        return float(tensor.std())
+
+    width, layers = 512, 12
+    block = clip.transformer.resblocks[3]
+    assert std(clip.token_embedding.weight) == pytest.approx(0.02, rel=0.02)
+    assert std(clip.positional_embedding) == pytest.approx(0.01, rel=0.02)
+    assert std(clip.text_projection) == pytest.approx(width**-0.5, rel=0.02)
+    assert std(block.attn.in_proj_weight) == pytest.approx(width**-0.5, rel=0.02)
+    assert std(block.attn.out_proj.weight) == pytest.approx(width**-0.5 * (2 * layers) ** -0.5, rel=0.02)
+    assert std(block.mlp.c_fc.weight) == pytest.approx((2 * width) ** -0.5, rel=0.02)
+    assert std(block.mlp.c_proj.weight) == pytest.approx(width**-0.5 * (2 * layers) ** -0.5, rel=0.02)
+    assert std(clip.visual.proj) == pytest.approx(768**-0.5, rel=0.02)
+    assert std(clip.visual.positional_embedding) == pytest.approx(768**-0.5, rel=0.02)
+    # PyTorch's defaults in the ViT's blocks: Xavier for the attention's input, Kaiming-uniform for linear layers.
+    vision = clip.visual.transformer.resblocks[3]
+    assert std(vision.attn.in_proj_weight) == pytest.approx((6 / (768 + 3 * 768)) ** 0.5 / 3**0.5, rel=0.02)
+    assert std(vision.mlp.c_fc.weight) == pytest.approx(768**-0.5 / 3**0.5, rel=0.02)
+    assert float(vision.attn.out_proj.bias.abs().max()) == 0
+
+
+def test_a_resnets_residual_branches_start_as_zero():
+    torch.manual_seed(0)
+    clip = build_clip("RN50")
+    assert float(clip.visual.layer2[1].bn3.weight.abs().max()) == 0
+    assert float(clip.visual.attnpool.q_proj.weight.std()) == pytest.approx(2048**-0.5, rel=0.02)
+    assert float(clip.visual.attnpool.positional_embedding.std()) == pytest.approx(2048**-0.5, rel=0.02)
+
+
+def test_features_are_normalised_in_float32_under_autocast():
+    clip = build_clip("debug-vit").eval()
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        image_features, text_features, _ = clip(torch.randn(2, 3, 32, 32), tokenize(CAPTIONS[:2]))
+    for features in (image_features, text_features):
+        assert features.dtype == torch.float32
+        torch.testing.assert_close(features.norm(dim=1), torch.ones(2))

@@ -1,0 +1,1 @@
+"""A manifest in, batches, the contrastive loss, checkpoints and metrics out."""

@@ -1,0 +1,154 @@
+"""The sections of the configuration that training owns. Imports no torch, so that a bad key is reported in milliseconds.
+
+Every section is frozen and refuses unknown keys. Units sit in the names: `_steps _samples _epochs _s _px _bytes _tokens`.
+`jobs/config.py` composes the sections into one tree.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class ConfigError(ValueError):
+    """Bad input from a person. The message says: subject = value: the rule it breaks; what to do."""
+
+
+class Section(BaseModel):
+    """A frozen part of the configuration tree that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RunConfig(Section):
+    """`run.*`: what a training run is called and where its record goes."""
+
+    name: str = Field("default", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """A run that exists already is resumed from its last checkpoint."""
+    dir: str = "runs"
+    """Parent of the run's folder: a local folder that every node sees, or s3://bucket/prefix."""
+
+
+class ModelConfig(Section):
+    """`model.*`"""
+
+    name: str = "ViT-B/32"
+    """A row of model/config.py."""
+
+
+class DataConfig(Section):
+    """`data.*`: which data set, and the order in which its samples come (see training/sample_order.py)."""
+
+    uri: str = ""
+    """Root of a data set that jobs/ingest.py wrote: a local folder or s3://bucket/prefix."""
+    version: int | Literal["latest"] = "latest"
+    num_streams: int = Field(8, ge=1)
+    """Streams that a step draws from: more mix better and cost memory. Part of the order's identity."""
+    block_size_samples: int = Field(1024, ge=1)
+    """Samples that are shuffled together within a stream. Part of the order's identity."""
+    prefetch_bytes: int = Field(1 << 30, ge=1)
+    """Upper bound on undecoded bytes that one rank holds."""
+    prefetch_batches: int = Field(2, ge=1)
+    """Decoded batches that wait for the model."""
+    decode_threads: int = Field(1, ge=1)
+    crop_scale_min: float = Field(0.9, gt=0, le=1)
+    """Smallest share of the picture's area that the random resized crop keeps."""
+
+
+class TrainConfig(Section):
+    """`train.*`: the loop."""
+
+    global_batch_size: int = Field(256, ge=2)
+    num_epochs: int = Field(32, ge=1)
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    """Stop after this many steps although epochs are left. The schedule then ends there too."""
+    seed: int = Field(0, ge=0)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: bfloat16 autocast on CUDA, float32 elsewhere. Weights and loss are float32 always."""
+    loss_tile_size: int = Field(4096, ge=1)
+    """Columns of the similarity matrix that exist at a time."""
+    log_every_steps: int = Field(1, ge=1)
+
+
+class OptimizerConfig(Section):
+    """`optimizer.*`: AdamW and its schedule, with the paper's values for ViTs as defaults (Table 18)."""
+
+    learning_rate: float = Field(5e-4, gt=0)
+    weight_decay: float = Field(0.2, ge=0)
+    """Applied to everything that is not a gain or a bias."""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.98, ge=0, lt=1)
+    eps: float = Field(1e-6, gt=0)
+    warmup_steps: int = Field(2000, ge=0)
+    max_grad_norm: float | None = Field(None, gt=0)
+
+
+class CheckpointConfig(Section):
+    """`checkpoint.*`"""
+
+    every_steps: int = Field(1000, ge=1)
+    keep_last: int = Field(2, ge=1)
+
+
+class TrackingConfig(Section):
+    """`tracking.*`: W&B follows metrics.jsonl, which is always written."""
+
+    wandb_mode: Literal["offline", "online", "disabled"] = "offline"
+    wandb_project: str = "rayclip"
+    wandb_entity: str | None = None
+
+
+class ZeroShotConfig(Section):
+    """`evaluation.zero_shot.*`: classification of `uri`'s samples by a column of their source table."""
+
+    uri: str
+    label_column: str
+    """Column of the input table that holds the class name of each sample."""
+    templates: tuple[str, ...] = ("a photo of a {}.",)
+    """Prompts; `{}` is the class name; a class's feature is the mean over all of them."""
+
+    @model_validator(mode="after")
+    def _templates_hold_a_place(self) -> ZeroShotConfig:
+        for template in self.templates:
+            if "{}" not in template:
+                raise ValueError(f"template {template!r} has no place for the class name; write {{}} where it goes")
+        return self
+
+
+class EvaluationConfig(Section):
+    """`evaluation.*`: held-out data that is measured during and after training."""
+
+    every_steps: int | None = Field(None, ge=1)
+    """None: only at the end."""
+    batch_size: int = Field(256, ge=1)
+    retrieval_uri: str | None = None
+    """A data set whose pairs are retrieved from each other, both ways."""
+    zero_shot: ZeroShotConfig | None = None
+
+
+class ClusterConfig(Section):
+    """`cluster.*`: what training asks of Ray."""
+
+    num_workers: int = Field(1, ge=1)
+    cpus_per_worker: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """auto: the cluster's CPUs shared out over the workers, no more than one node has."""
+    use_gpu: bool | Literal["auto"] = "auto"
+    """auto: one GPU a worker where the cluster has any."""
+    max_failures: int = Field(3, ge=0)
+    """How often the worker group may be started anew after a failure before the run fails."""
+
+
+class TrainingConfig(Section):
+    """All that a training run depends on. jobs/config.py adds the section of ingestion."""
+
+    run: RunConfig = RunConfig()
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    cluster: ClusterConfig = ClusterConfig()

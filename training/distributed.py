@@ -1,0 +1,142 @@
+"""What the ranks of one run say to each other: who they are, their slice of a batch, gathers and sums.
+
+Everything is the identity at world size 1, where no process group is needed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among its peers.
+
+    Attributes:
+        device: where this rank's model lives.
+    """
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    @staticmethod
+    def from_process_group(device: torch.device) -> World:
+        """The world of a process group that somebody else (Ray Train, torchrun) has initialised, or a world of one."""
+        if not dist.is_initialized():
+            return World(rank=0, world_size=1, device=device)
+        return World(rank=dist.get_rank(), world_size=dist.get_world_size(), device=device)
+
+
+def pick_device(wish: str) -> torch.device:
+    """`auto` is CUDA where there is any, else the CPU."""
+    if wish == "auto":
+        wish = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(wish)
+
+
+def init_world(rank: int, world_size: int, init_method: str, device: torch.device, timeout_s: float = 600.0) -> World:
+    """Makes a process group in a bare process: NCCL on CUDA, gloo elsewhere.
+
+    Args:
+        init_method: where the ranks meet, e.g. file:///shared/path or tcp://host:port.
+    """
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        init_method=init_method,
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(seconds=timeout_s),
+    )
+    return World(rank, world_size, device)
+
+
+def slice_bounds(global_size: int, rank: int, world_size: int) -> tuple[int, int]:
+    """[start, stop) of a rank's contiguous slice. Slices cover everything and their sizes differ by at most one."""
+    return global_size * rank // world_size, global_size * (rank + 1) // world_size
+
+
+def gather_features(features_BE: Tensor, global_batch_size: int, world: World) -> Tensor:
+    """Every rank's rows, in rank order: (G, E) from (B, E), with gradient.
+
+    The backward pass sums over ranks the gradients that each of them has for all rows, and gives each its own slice
+    (reduce-scatter, SUM): this is what makes the gradient of a loss over gathered features exact.
+    """
+    if world.world_size == 1:
+        return features_BE
+    gathered: Tensor = _Gather.apply(features_BE, global_batch_size, world)
+    return gathered
+
+
+class _Gather(torch.autograd.Function):
+    """All-gather of slices that may differ by one row, padded to the longest."""
+
+    @staticmethod
+    def forward(ctx: Any, features_BE: Tensor, global_batch_size: int, world: World) -> Tensor:
+        ctx.world, ctx.bounds = world, _all_bounds(global_batch_size, world)
+        longest = max(stop - start for start, stop in ctx.bounds)
+        padded = _pad(features_BE, longest)
+        parts = padded.new_empty(world.world_size * longest, *padded.shape[1:])
+        dist.all_gather_into_tensor(parts, padded)
+        if all(stop - start == longest for start, stop in ctx.bounds):
+            return parts
+        rows = parts.split(longest)
+        return torch.cat([part[: stop - start] for part, (start, stop) in zip(rows, ctx.bounds, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (gradient_GE,) = gradients
+        world: World = ctx.world
+        start, stop = ctx.bounds[world.rank]
+        if gradient_GE.device.type != "cuda":  # gloo has no dependable reduce-scatter
+            total = gradient_GE.contiguous().clone()
+            dist.all_reduce(total)
+            return total[start:stop], None, None
+        longest = max(last - first for first, last in ctx.bounds)
+        padded = torch.cat([_pad(gradient_GE[first:last], longest) for first, last in ctx.bounds])
+        own = padded.new_empty(longest, *padded.shape[1:])
+        dist.reduce_scatter_tensor(own, padded)
+        return own[: stop - start], None, None
+
+
+def all_reduce_sum(values: Tensor, world: World) -> Tensor:
+    """The sum over ranks, on every rank. No gradient."""
+    if world.world_size == 1:
+        return values
+    total = values.detach().clone().to(world.device)
+    dist.all_reduce(total)
+    return total
+
+
+def gather_rows(rows: Tensor, global_size: int, world: World) -> Tensor:
+    """Like `gather_features`, for anything with a first dimension sliced by `slice_bounds`. No gradient."""
+    with torch.no_grad():
+        return gather_features(rows.detach().contiguous(), global_size, world)
+
+
+def broadcast_buffers(model: nn.Module, world: World) -> None:
+    """Gives every rank rank 0's buffers: batch-norm statistics, which each rank collects on its own slice."""
+    if world.world_size == 1:
+        return
+    for buffer in model.buffers():
+        dist.broadcast(buffer, src=0)
+
+
+def _all_bounds(global_size: int, world: World) -> list[tuple[int, int]]:
+    return [slice_bounds(global_size, rank, world.world_size) for rank in range(world.world_size)]
+
+
+def _pad(rows: Tensor, length: int) -> Tensor:
+    if len(rows) == length:
+        return rows.contiguous()
+    return torch.cat([rows, rows.new_zeros(length - len(rows), *rows.shape[1:])])

@@ -1,0 +1,110 @@
+"""What a run will do, decided from its configuration, its data set and its checkpoints, before any worker starts.
+
+The launcher calls `plan_run` to refuse bad input in seconds and to pin the data set's version; every rank calls it again
+with the pinned configuration and gets the same plan.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from model.config import Architecture, get_architecture
+from pipeline.manifest import Manifest, read_manifest
+from pipeline.storage import Storage, open_storage
+from training.checkpoint import Checkpoint, CheckpointStore, Position
+from training.config import ConfigError, TrainingConfig
+from training.sample_order import SampleOrder
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """Everything that is settled before the first step.
+
+    Attributes:
+        config: with `data.version` pinned.
+        run: the run's own folder: checkpoints, metrics.jsonl, config.yaml.
+        start: where the run goes on; step 0 for a new one.
+        total_steps: the schedule's length.
+    """
+
+    config: TrainingConfig
+    architecture: Architecture
+    data: Storage
+    manifest: Manifest
+    order: SampleOrder
+    run: Storage
+    checkpoints: CheckpointStore
+    checkpoint: Checkpoint | None
+    start: Position
+    total_steps: int
+
+
+def plan_run(config: TrainingConfig) -> RunPlan:
+    """Opens what the run reads and writes, and checks that it fits together. Starts nothing and writes nothing.
+
+    Raises:
+        ValueError: (ConfigError, StorageError, ManifestError) bad input, with value, rule and remedy.
+    """
+    if not config.data.uri:
+        raise ConfigError("data.uri: is empty; name a data set that jobs/ingest.py wrote")
+    architecture = get_architecture(config.model.name)
+    if (
+        config.optimizer.warmup_steps
+        and config.train.max_steps
+        and config.optimizer.warmup_steps >= config.train.max_steps
+    ):
+        raise ConfigError(
+            f"optimizer.warmup_steps={config.optimizer.warmup_steps}: the run ends at train.max_steps="
+            f"{config.train.max_steps}, before the warm-up does; lower the one or raise the other"
+        )
+    run = open_storage(f"{config.run.dir.rstrip('/')}/{config.run.name}")
+    checkpoints = CheckpointStore(run, config.checkpoint.keep_last)
+    checkpoint = checkpoints.latest()
+    if checkpoint is not None and config.data.version == "latest":
+        pinned = checkpoint.manifest["version"]
+    else:
+        pinned = config.data.version
+    data = open_storage(config.data.uri)
+    manifest = read_manifest(data, pinned)
+    config = config.model_copy(update={"data": config.data.model_copy(update={"version": manifest.version})})
+    order = SampleOrder(
+        shard_counts=tuple(shard.num_samples for shard in manifest.shards),
+        seed=config.train.seed,
+        num_streams=config.data.num_streams,
+        block_size_samples=config.data.block_size_samples,
+        global_batch_size=config.train.global_batch_size,
+    )
+    total_steps = config.train.num_epochs * order.steps_per_epoch
+    if config.train.max_steps is not None:
+        total_steps = min(total_steps, config.train.max_steps)
+    if config.cluster.num_workers > config.train.global_batch_size:
+        raise ConfigError(
+            f"cluster.num_workers={config.cluster.num_workers}: every worker needs at least one sample of a step; "
+            f"use at most train.global_batch_size={config.train.global_batch_size} workers"
+        )
+    if checkpoint is not None:
+        _check_continues(checkpoint, config, order, manifest)
+    start = checkpoint.position if checkpoint is not None else Position(step=0, samples_seen=0)
+    return RunPlan(
+        config, architecture, data, manifest, order, run, checkpoints, checkpoint, start, total_steps
+    )  # fmt: skip
+
+
+def _check_continues(checkpoint: Checkpoint, config: TrainingConfig, order: SampleOrder, manifest: Manifest) -> None:
+    """Refuses to resume a run whose samples or model would differ from those that its checkpoint has seen."""
+    differences = [
+        f"{key}={value!r} (the checkpoint has {checkpoint.order.get(key)!r})"
+        for key, value in order.identity().items()
+        if checkpoint.order.get(key) != value
+    ]
+    if manifest.identity != checkpoint.manifest["identity"]:
+        differences.append(f"data={config.data.uri} version {manifest.version} (it has {checkpoint.manifest['uri']} "
+                           f"version {checkpoint.manifest['version']})")  # fmt: skip
+    model = checkpoint.config["model"]["name"]
+    if model != config.model.name:
+        differences.append(f"model.name={config.model.name} (it has {model})")
+    if differences:
+        raise ConfigError(
+            f"run.name={config.run.name}: this run has the checkpoint {checkpoint.folder}, which does not continue into "
+            f"this configuration: {'; '.join(differences)}; restore these values, or choose another run.name"
+        )

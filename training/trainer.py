@@ -1,0 +1,338 @@
+"""The training loop, in a bare process: one rank of a data-parallel CLIP run.
+
+In: a `TrainingConfig` and this rank's `World`. Out: checkpoints, metrics.jsonl, W&B, and a `TrainResult`.
+
+A run is a pure function of its configuration: the global batch of a step does not depend on the number of ranks
+(training/sample_order.py), and loss and gradients equal those of one process that holds it (training/loss.py). So a run that
+is killed and resumed, at this or another world size, goes on exactly where its checkpoint stood.
+
+`training/worker.py` calls `train` in Ray Train's workers; a test or a notebook calls it as it is:
+
+    train(config, World(rank=0, world_size=1, device=torch.device("cpu")))
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch.nn.parallel import DistributedDataParallel
+
+from model.clip import CLIP, build_clip
+from model.preprocess import normalize_images
+from training.checkpoint import Position
+from training.config import TrainingConfig
+from training.data import Batch, TrainLoader
+from training.distributed import World, all_reduce_sum, broadcast_buffers
+from training.evaluation.runner import evaluate
+from training.loss import ContrastiveResult, contrastive_loss
+from training.optimizer import build_optimizer, clamp_logit_scale_, learning_rate
+from training.plan import RunPlan, plan_run
+from training.tracking import Tracker
+
+PROGRESS_EVERY_S = 5.0
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished run reports.
+
+    Attributes:
+        run: address of the run's folder.
+        checkpoint: the last checkpoint's folder within it.
+        final_loss: of the last step; None where no step was left to do.
+        evaluation: metric -> value; empty where no evaluation is configured.
+    """
+
+    run: str
+    checkpoint: str
+    step: int
+    samples_seen: int
+    final_loss: float | None
+    evaluation: dict[str, float]
+
+
+def train(config: TrainingConfig, world: World) -> TrainResult:
+    """Trains from the last checkpoint, or from the start, to the end of the schedule. Every rank calls it."""
+    return Trainer(plan_run(config), world).run()
+
+
+class Trainer:
+    """One rank's state: model, optimizer, loader, position, and rank 0's record."""
+
+    def __init__(self, plan: RunPlan, world: World) -> None:
+        self.plan = plan
+        self.config = plan.config
+        self.world = world
+        self.position = plan.start
+        torch.manual_seed(self.config.train.seed)  # the same initial weights on every rank
+        self.clip: CLIP = build_clip(self.config.model.name).to(world.device)
+        self.optimizer = build_optimizer(self.clip, self.config.optimizer)
+        self.last_checkpoint = plan.checkpoint.folder if plan.checkpoint else ""
+        if plan.checkpoint is not None:
+            plan.checkpoints.restore(plan.checkpoint, self.clip, self.optimizer)
+        self.model: torch.nn.Module = self.clip
+        if world.world_size > 1:
+            self.model = DistributedDataParallel(
+                self.clip,
+                device_ids=[world.device] if world.device.type == "cuda" else None,
+                gradient_as_bucket_view=True,
+            )
+        self.tracker: Tracker | None = None
+        self.final_loss: float | None = None
+        self.evaluation: dict[str, float] = {}
+        self._clock = _Clock()
+
+    # ---------------------------------------------------------------------------------------------------------- the loop
+
+    def run(self) -> TrainResult:
+        """Every step that is left, then the last evaluation and checkpoint."""
+        plan = self.plan
+        with contextlib.ExitStack() as stack:
+            if self.world.is_main:
+                self.tracker = stack.enter_context(self._open_record())
+                self._say_hello()
+            loader = stack.enter_context(contextlib.closing(self._open_loader()))
+            self._clock.start(self.position, loader.wait_s)
+            for batch in loader:
+                if self.position.step >= plan.total_steps:
+                    break
+                self._step(batch, loader)
+                self._after_step()
+            if not self.evaluation:
+                self._evaluate()
+            if self.last_checkpoint != f"{plan.checkpoints.prefix}/step_{self.position.step:08d}":
+                self._save()
+            result = TrainResult(
+                run=plan.run.uri,
+                checkpoint=self.last_checkpoint,
+                step=self.position.step,
+                samples_seen=self.position.samples_seen,
+                final_loss=self.final_loss,
+                evaluation=self.evaluation,
+            )
+            if self.world.is_main:
+                plan.run.write("result.json", json.dumps(asdict(result), indent=1).encode())
+        if self.world.is_main:
+            self._push_record()
+        return result
+
+    def _step(self, batch: Batch, loader: TrainLoader) -> None:
+        """One optimizer step on this rank's slice of the global batch."""
+        config, world = self.config.train, self.world
+        rate = learning_rate(self.position.step, self.plan.total_steps, self.config.optimizer)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+        images = normalize_images(batch.images.to(world.device, non_blocking=True))
+        texts = batch.texts.to(world.device, non_blocking=True)
+        with self._autocast():
+            image_features, text_features, logit_scale_exp = self.model(images, texts)
+        result = contrastive_loss(
+            image_features, text_features, logit_scale_exp, world, config.global_batch_size, config.loss_tile_size
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        result.loss.backward()
+        limit = self.config.optimizer.max_grad_norm
+        grad_norm = torch.nn.utils.clip_grad_norm_(self.clip.parameters(), float("inf") if limit is None else limit)
+        self.optimizer.step()
+        clamp_logit_scale_(self.clip)
+
+        self.position = Position(self.position.step + 1, self.position.samples_seen + config.global_batch_size)
+        if self.position.step % config.log_every_steps == 0 or self.position.step == self.plan.total_steps:
+            self._log(result, logit_scale_exp.detach(), grad_norm, rate, batch.epoch, loader.wait_s)
+
+    def _after_step(self) -> None:
+        """Evaluation before the checkpoint, so that what a checkpoint covers is whole in the record."""
+        step = self.position.step
+        every = self.config.evaluation.every_steps
+        if step == self.plan.total_steps or (every is not None and step % every == 0):
+            with self._clock.stopped():
+                self._evaluate()
+        if step == self.plan.total_steps or step % self.config.checkpoint.every_steps == 0:
+            with self._clock.stopped():
+                self._save()
+
+    # ------------------------------------------------------------------------------------------------- around the loop
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        precision = self.config.train.precision
+        if precision == "auto":
+            precision = "bfloat16" if self.world.device.type == "cuda" else "float32"
+        if precision == "float32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.world.device.type, dtype=torch.bfloat16)
+
+    def _open_loader(self) -> TrainLoader:
+        return TrainLoader(
+            self.plan.data,
+            self.plan.manifest,
+            self.plan.order,
+            self.world,
+            image_size_px=self.plan.architecture.image_size_px,
+            context_length=self.plan.architecture.context_length,
+            config=self.config.data,
+            start_samples_seen=self.position.samples_seen,
+        )
+
+    def _evaluate(self) -> None:
+        broadcast_buffers(self.clip, self.world)  # batch-norm statistics are rank 0's, as in the checkpoint
+        self.clip.eval()
+        with torch.no_grad(), self._autocast():
+            self.evaluation = evaluate(self.clip, self.config.evaluation, self.world)
+        self.clip.train()
+        if self.tracker is not None and self.evaluation:
+            self.tracker.log({"step": self.position.step, **self.evaluation})
+            shown = "  ".join(
+                f"{name.removeprefix('evaluation/')} {value:.3f}" for name, value in self.evaluation.items()
+            )
+            print(f"evaluation at step {self.position.step:,}: {shown}", flush=True)
+
+    def _save(self) -> None:
+        """Rank 0 writes; the others meet it at the next step's first collective."""
+        if self.world.is_main:
+            self._push_record()
+            self.last_checkpoint = self.plan.checkpoints.save(
+                self.clip,
+                self.optimizer,
+                self.position,
+                order=self.plan.order.identity(),
+                manifest={
+                    "uri": self.plan.data.uri,
+                    "version": self.plan.manifest.version,
+                    "identity": self.plan.manifest.identity,
+                },
+                config=self.config.model_dump(mode="json"),
+            )
+
+    # ------------------------------------------------------------------------------------------------------- the record
+
+    def _log(
+        self,
+        result: ContrastiveResult,
+        logit_scale_exp: torch.Tensor,
+        grad_norm: torch.Tensor,
+        rate: float,
+        epoch: int,
+        wait_s: float,
+    ) -> None:
+        """Global values of one step: one small all-reduce, and the only point where a step waits for the device."""
+        shares = (
+            result.loss_image_to_text,
+            result.loss_text_to_image,
+            result.accuracy_image_to_text,
+            result.accuracy_text_to_image,
+        )
+        local = torch.stack([share.double() for share in shares])
+        image_to_text, text_to_image, right_image, right_text = all_reduce_sum(local, self.world).tolist()
+        self.final_loss = (image_to_text + text_to_image) / 2
+        if self.tracker is None:
+            return
+        scale = float(logit_scale_exp)
+        samples_per_s, wait_share = self._clock.lap(self.position, wait_s)
+        row = {
+            "step": self.position.step,
+            "samples_seen": self.position.samples_seen,
+            "epoch": epoch,
+            "loss": self.final_loss,
+            "loss_image_to_text": image_to_text,
+            "loss_text_to_image": text_to_image,
+            "logit_scale": float(torch.tensor(scale, dtype=torch.float64).log()),
+            "temperature": 1 / scale,
+            "learning_rate": rate,
+            "grad_norm": float(grad_norm),
+            "batch_accuracy_image_to_text": right_image,
+            "batch_accuracy_text_to_image": right_text,
+            "samples_per_s": samples_per_s,
+            "data_wait_share": wait_share,
+        }
+        self.tracker.log(row)
+        if self._clock.time_to_speak() or self.position.step in (1, self.plan.total_steps):
+            print(
+                f"step {row['step']:,}/{self.plan.total_steps:,}  loss {row['loss']:.4f}  temperature "
+                f"{row['temperature']:.4f}  {samples_per_s:,.0f} samples/s  data wait {wait_share:.0%}",
+                flush=True,
+            )
+
+    def _folder(self) -> Path:
+        """Where this node writes the record: the run's folder, or a scratch folder where that is in object storage."""
+        return self.plan.run.local_path("") or Path(tempfile.gettempdir()) / "rayclip" / self.config.run.name
+
+    def _open_record(self) -> Tracker:
+        """The record, cut back to the checkpoint. A node that has not seen this run fetches what it has written."""
+        folder, run = self._folder(), self.plan.run
+        folder.mkdir(parents=True, exist_ok=True)
+        if run.local_path("") is None:
+            metrics = run.read("metrics.jsonl") if run.exists("metrics.jsonl") else b""
+            (folder / "metrics.jsonl").write_bytes(metrics)
+        run.write_if_absent("run.json", json.dumps({"id": f"{self.config.run.name}-{secrets.token_hex(4)}"}).encode())
+        resolved = self.config.model_dump(mode="json")
+        run.write("config.yaml", yaml.safe_dump(resolved, sort_keys=False).encode())
+        return Tracker(
+            self.config.tracking,
+            self.config.run.name,
+            json.loads(run.read("run.json"))["id"],
+            folder,
+            resolved,
+            resume_step=self.position.step,
+        )
+
+    def _push_record(self) -> None:
+        """Copies the record to a run folder in object storage."""
+        if self.plan.run.local_path("") is None:
+            self.plan.run.write_file("metrics.jsonl", self._folder() / "metrics.jsonl")
+
+    def _say_hello(self) -> None:
+        config, plan = self.config, self.plan
+        if plan.checkpoint is not None:
+            print(
+                f"run {config.run.name!r} resumes from {plan.checkpoint.folder}, {plan.start.samples_seen:,} samples seen"
+            )
+        else:
+            print(f"run {config.run.name!r} starts")
+        print(
+            f"{config.model.name} on {plan.data.uri} version {plan.manifest.version}: {plan.manifest.num_samples:,} samples, "
+            f"{plan.order.steps_per_epoch:,} steps of {config.train.global_batch_size:,} an epoch "
+            f"({plan.order.remainder:,} samples left over), {plan.total_steps:,} steps, "
+            f"{self.world.world_size} x {self.world.device.type}",
+            flush=True,
+        )
+
+
+class _Clock:
+    """Samples per second and the data's share of the time since the last row."""
+
+    def start(self, position: Position, wait_s: float) -> None:
+        self._since, self._samples, self._wait_s = time.perf_counter(), position.samples_seen, wait_s
+        self._spoke = 0.0
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Evaluation and checkpoints happen in here: their time is nobody's training speed."""
+        began = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - began
+
+    def lap(self, position: Position, wait_s: float) -> tuple[float, float]:
+        """(samples per second, share of the time in which the loader was waited for)."""
+        now = time.perf_counter()
+        elapsed = max(now - self._since, 1e-9)
+        rate, share = (position.samples_seen - self._samples) / elapsed, min(1.0, (wait_s - self._wait_s) / elapsed)
+        self._since, self._samples, self._wait_s = now, position.samples_seen, wait_s
+        return rate, share
+
+    def time_to_speak(self) -> bool:
+        now = time.perf_counter()
+        if now - self._spoke < PROGRESS_EVERY_S:
+            return False
+        self._spoke = now
+        return True
