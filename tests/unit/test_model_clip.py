@@ -68,7 +68,9 @@ def compare(name: str, open_clip_name: str) -> tuple[float, float, CLIP]:
     load_state(ours, state, open_clip_name)
     ours.eval()
     size = ours.architecture.image_size_px
-    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(2))
+    # Blobs of colour: white noise is averaged away, and all pictures of it have much the same features.
+    blobs = 3 * torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(2))
+    images = torch.nn.functional.interpolate(blobs, size=(size, size), mode="bicubic")
     texts = tokenize(CAPTIONS)
     with torch.no_grad():
         image_features, text_features, scale = ours(images, texts)
@@ -76,8 +78,8 @@ def compare(name: str, open_clip_name: str) -> tuple[float, float, CLIP]:
         their_texts = theirs.encode_text(texts, normalize=True)
     assert float(scale) == pytest.approx(math.exp(3.0))
     # The inputs must be told apart, or agreement would be worth nothing.
-    assert float((image_features[0] - image_features[1]).abs().max()) > 1e-3
-    assert float((text_features[0] - text_features[1]).abs().max()) > 1e-3
+    assert float((image_features[0] - image_features[1]).abs().max()) > 1e-2
+    assert float((text_features[0] - text_features[1]).abs().max()) > 1e-2
     image_difference = float((image_features - their_images).abs().max())
     text_difference = float((text_features - their_texts).abs().max())
     del theirs
@@ -129,7 +131,7 @@ def test_no_token_after_end_of_text_changes_the_feature():
 def test_initialisation_is_the_published_one():
     torch.manual_seed(0)
     clip = build_clip("ViT-B/32")
-    assert float(clip.logit_scale) == pytest.approx(2.6593, abs=1e-4)
+    assert clip.logit_scale.item() == pytest.approx(2.6593, abs=1e-4)
 
     def std(tensor: torch.Tensor) -> float:
         return float(tensor.std())

@@ -1,6 +1,7 @@
 """Token ids equal open_clip's, but for the characters named here."""
 
 import random
+import unicodedata
 
 import ftfy
 import pytest
@@ -53,13 +54,14 @@ def strings(count: int, seed: int) -> list[str]:
     for index in range(count):
         length = rng.choice([1, 2, 3, 5, 8, 12, 20]) if index % 10 else rng.randint(80, 160)
         result.append("".join(rng.choice(PIECES) + rng.choice(SPACES) for _ in range(length)))
-    # and any characters at all, those that the two tokenizers are known to treat differently left out
+    # And any characters at all, but the named differences, and code points that one Unicode version has and another has not:
+    # the two tokenizers are built against different ones (U+A7CE is a letter to one of them alone).
     for _ in range(count // 4):
         points = [
             rng.choice([rng.randint(1, 0x7F), rng.randint(0x80, 0x24F), rng.randint(0x250, 0xFFFF)]) for _ in range(12)
         ]
-        text = "".join(chr(point) for point in points if not 0xD800 <= point < 0xE000 and point not in (0x17F, 0xFB05))
-        result.append(text)
+        characters = [chr(point) for point in points if point not in (0x17F, 0xFB05)]
+        result.append("".join(text for text in characters if unicodedata.category(text) not in ("Cn", "Cs")))
     return result
 
 
@@ -85,11 +87,10 @@ def test_ids_equal_open_clips_on_strings_of_every_kind(open_clip_tokenizer):
     assert different == []
 
 
-@pytest.mark.parametrize("text", ["it'\u017f", "\ufb05op"])
+@pytest.mark.parametrize("text", ["it'\u017f", "it'\ufb05"])
 def test_the_named_differences_are_still_differences(open_clip_tokenizer, text):
-    # U+017F (long s) after an apostrophe, and the ligature U+FB05: Python and Rust fold their case differently.
-    cleaned = open_clip_tokenizer([text])
-    assert not (tokenize([text]) == cleaned).all() or clean(text) != text
+    # U+017F (long s) and the ligature U+FB05, each after an apostrophe: the two fold case differently where they look for 's.
+    assert tokenize([text]).tolist() != open_clip_tokenizer([text]).tolist()
 
 
 def test_a_long_caption_is_cut_and_keeps_end_of_text_last():

@@ -1,0 +1,161 @@
+"""Tables of URLs: parquet, csv, tsv and jsonl; one file, a folder or a glob; local or s3.
+
+In: `ingest.input`. Out: the tables' addresses, and their rows in record batches: nothing here grows with a table's length.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import hashlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.dataset as ds
+import pyarrow.json as pa_json
+
+from pipeline.config import IngestConfig
+from pipeline.storage import LocalStorage, Storage, open_storage
+from pipeline.types import InputError
+
+SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".ndjson")
+BATCH_ROWS = 16_384
+
+
+def list_tables(pattern: str) -> list[str]:
+    """Addresses of the tables that a file, folder or glob names, sorted.
+
+    Raises:
+        InputError: it names none.
+    """
+    if not pattern:
+        raise InputError("ingest.input: is empty; name a table, a folder or a glob of tables")
+    root, _, wanted = _split_glob(pattern)
+    storage = open_storage(root)
+    if wanted is None:
+        if storage.exists(""):
+            return [_checked(storage.uri)]
+        parent, name = _parent(storage)
+        if isinstance(storage, LocalStorage):
+            found = [item.path for item in storage.list("")] if storage.root.is_dir() else []
+        elif parent is not None and parent.exists(name):
+            return [_checked(storage.uri)]
+        else:
+            found = [item.path for item in storage.list("")]
+        tables = [path for path in found if path.endswith(SUFFIXES)]
+    else:
+        tables = [item.path for item in storage.list("") if fnmatch.fnmatch(item.path, wanted)]
+    if not tables:
+        raise InputError(
+            f"ingest.input={pattern}: there is no table ({', '.join(SUFFIXES)}); give a file, a folder or a glob that has some"
+        )
+    return [_checked(storage.address(path)) for path in sorted(tables)]
+
+
+def read_batches(table: str, first_row: int = 0) -> Iterator[pa.RecordBatch]:
+    """A table's rows from `first_row` on, in order, in batches.
+
+    Raises:
+        InputError: the table cannot be read.
+    """
+    try:
+        for batch in _open(table):
+            if first_row >= batch.num_rows:
+                first_row -= batch.num_rows
+                continue
+            yield batch.slice(first_row)
+            first_row = 0
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise InputError(f"ingest.input={table}: there is no such table; give one that exists") from None
+        reason = " ".join(str(error).split())
+        raise InputError(f"ingest.input={table}: the table cannot be read ({reason}); mend it or leave it out") from None
+
+
+def read_rows(table: str, first_row: int, num_rows: int) -> list[dict[str, Any]]:
+    """A row range as dicts; all columns."""
+    rows: list[dict[str, Any]] = []
+    for batch in read_batches(table, first_row):
+        rows += batch.slice(0, num_rows - len(rows)).to_pylist()
+        if len(rows) >= num_rows:
+            break
+    return rows
+
+
+def check_columns(table: str, names: list[str], config: IngestConfig) -> None:
+    """Raises InputError where the table lacks the url or the caption column."""
+    for key, column in (("url_column", config.url_column), ("caption_column", config.caption_column)):
+        if column not in names:
+            close = difflib.get_close_matches(column, names, n=1)
+            hint = f"did you mean ingest.{key}={close[0]}?" if close else f"set ingest.{key} to one of them"
+            raise InputError(f"ingest.{key}={column}: {table} has the columns {', '.join(names)}; {hint}")
+
+
+def hash_rows(rows: list[dict[str, Any]]) -> str:
+    """sha256 over the rows' contents: an edited table is recognised, whatever its file looks like."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(repr(sorted(row.items())).encode("utf-8", "surrogatepass"))
+        digest.update(b"\n")
+    return digest.hexdigest()
+
+
+def _split_glob(pattern: str) -> tuple[str, str, str | None]:
+    """(folder before the first wild card, pattern, what follows relative to the folder or None)."""
+    wild = re.search(r"[*?\[]", pattern)
+    if wild is None:
+        return pattern, pattern, None
+    folder = pattern[: wild.start()].rpartition("/")[0]
+    return folder or ".", pattern, pattern[len(folder) + 1 :] if folder else pattern
+
+
+def _parent(storage: Storage) -> tuple[Storage | None, str]:
+    """The storage that an s3 address lies in, to ask for it as an object."""
+    root, _, name = storage.uri.rpartition("/")
+    if root in ("s3:/", "s3:", ""):
+        return None, ""
+    return open_storage(root), name
+
+
+def _checked(table: str) -> str:
+    if not table.endswith(SUFFIXES):
+        raise InputError(f"ingest.input={table}: is no table that is read; use {', '.join(SUFFIXES)}")
+    return table
+
+
+def _open(table: str) -> Iterator[pa.RecordBatch]:
+    """Batches of a table, streamed; through pyarrow's own file systems."""
+    from pyarrow.fs import FileSystem, LocalFileSystem
+
+    filesystem: FileSystem
+    if table.startswith("s3://"):
+        filesystem, path = _s3_filesystem(), table.removeprefix("s3://")
+    else:
+        filesystem, path = LocalFileSystem(), table
+    if table.endswith(".parquet"):
+        dataset = ds.dataset(path, format="parquet", filesystem=filesystem)
+        yield from dataset.to_batches(batch_size=BATCH_ROWS, batch_readahead=2, fragment_readahead=1)
+        return
+    with filesystem.open_input_stream(path) as stream:
+        if table.endswith((".jsonl", ".ndjson")):
+            yield from pa_json.open_json(stream)
+            return
+        options = pa_csv.ParseOptions(delimiter="\t" if table.endswith(".tsv") else ",", newlines_in_values=True)
+        yield from pa_csv.open_csv(stream, parse_options=options)
+
+
+def _s3_filesystem() -> Any:
+    """pyarrow's S3, pointed at the endpoint that boto3 uses."""
+    import boto3
+    from pyarrow.fs import S3FileSystem
+
+    client = boto3.client("s3")
+    endpoint = client.meta.endpoint_url
+    scheme, _, host = endpoint.partition("://")
+    options = {} if "amazonaws.com" in host else {"endpoint_override": host, "scheme": scheme}
+    return S3FileSystem(region=client.meta.region_name, **options)
+
+

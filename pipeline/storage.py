@@ -1,0 +1,282 @@
+"""One small interface over local folders and S3. Objects appear whole or not at all.
+
+Paths are relative to the root and use `/`. Endpoint and keys of S3 come from the environment, as boto3 reads them
+(AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...). A missing object is a FileNotFoundError that names its full address; a place that
+cannot be reached or used is a StorageError.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pipeline.types import InputError
+
+PART_SUFFIX = ".part"
+"""Of files that are being written; they are never listed."""
+
+
+class StorageError(InputError):
+    """A storage cannot be reached or used. The message says: address: the rule; what to do."""
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """One object of a listing; `path` is relative to the storage's root."""
+
+    path: str
+    size_bytes: int
+    modified: datetime
+
+
+class Storage(ABC):
+    """A root and the objects under it. Picklable."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+
+    def address(self, path: str) -> str:
+        return f"{self.uri}/{path}" if path else self.uri
+
+    @abstractmethod
+    def read(self, path: str) -> bytes:
+        """The whole object. Raises FileNotFoundError."""
+
+    @abstractmethod
+    def read_range(self, path: str, start: int, length: int) -> bytes:
+        """`length` bytes from `start`, fewer at the object's end. Raises FileNotFoundError."""
+
+    @abstractmethod
+    def write(self, path: str, data: bytes) -> None:
+        """Puts an object, in place of an older one."""
+
+    @abstractmethod
+    def write_file(self, path: str, file: Path) -> None:
+        """Puts a local file's content; large ones in parts that become visible together."""
+
+    @abstractmethod
+    def write_if_absent(self, path: str, data: bytes) -> bool:
+        """Puts an object unless there is one. Returns whether this call did; of several at once exactly one does."""
+
+    @abstractmethod
+    def size(self, path: str) -> int | None:
+        """Bytes of an object; None where there is none."""
+
+    @abstractmethod
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Objects whose path starts with `prefix`, in the order of their paths."""
+
+    @abstractmethod
+    def delete(self, path: str) -> None:
+        """Removes an object; one that is not there is no error."""
+
+    def local_path(self, path: str) -> Path | None:
+        """Where the object lies on this machine's disk; None for object storage."""
+        return None
+
+    def exists(self, path: str) -> bool:
+        return self.size(path) is not None
+
+    def check_writable(self) -> None:
+        """Writes and removes a small object. Raises StorageError."""
+        probe = f"probe-{uuid.uuid4().hex}"
+        self.write(probe, b"")
+        self.delete(probe)
+
+
+def open_storage(uri: str) -> Storage:
+    """The storage of an address: s3://bucket[/prefix], file:///path, or a local path. Touches nothing yet."""
+    scheme, separator, rest = uri.partition("://")
+    if not separator or scheme == "file":
+        return LocalStorage(rest if separator else uri)
+    if scheme != "s3":
+        raise StorageError(f"{uri}: {scheme}:// is no storage that is supported; use a local path or s3://bucket/prefix")
+    if not rest.strip("/"):
+        raise StorageError(f"{uri}: names no bucket; use s3://bucket/prefix")
+    return S3Storage(uri)
+
+
+class LocalStorage(Storage):
+    """A folder. Writers go through a temporary file in the same folder, which is renamed or linked when it is whole."""
+
+    def __init__(self, folder: str) -> None:
+        self.root = Path(folder).expanduser().absolute()
+        super().__init__(str(self.root))
+
+    def local_path(self, path: str) -> Path:
+        return self.root / path
+
+    def read(self, path: str) -> bytes:
+        return self.local_path(path).read_bytes()
+
+    def read_range(self, path: str, start: int, length: int) -> bytes:
+        with self.local_path(path).open("rb") as file:
+            return os.pread(file.fileno(), length, start)
+
+    def write(self, path: str, data: bytes) -> None:
+        with self._temporary(path) as temporary:
+            _write_through(temporary, data)
+            temporary.replace(self.local_path(path))
+
+    def write_file(self, path: str, file: Path) -> None:
+        with self._temporary(path) as temporary:
+            with file.open("rb") as source, temporary.open("wb") as target:
+                while chunk := source.read(1 << 20):
+                    target.write(chunk)
+                target.flush()
+                os.fsync(target.fileno())
+            temporary.replace(self.local_path(path))
+
+    def write_if_absent(self, path: str, data: bytes) -> bool:
+        with self._temporary(path) as temporary:
+            _write_through(temporary, data)
+            try:
+                os.link(temporary, self.local_path(path))
+            except FileExistsError:
+                return False
+            return True
+
+    def size(self, path: str) -> int | None:
+        target = self.local_path(path)
+        return target.stat().st_size if target.is_file() else None
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        folder = self.root / prefix.rpartition("/")[0]
+        for path in sorted(item for item in folder.rglob("*") if item.is_file() and item.suffix != PART_SUFFIX):
+            relative = path.relative_to(self.root).as_posix()
+            if relative.startswith(prefix):
+                status = path.stat()
+                yield ObjectInfo(relative, status.st_size, datetime.fromtimestamp(status.st_mtime, UTC))
+
+    def delete(self, path: str) -> None:
+        self.local_path(path).unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _temporary(self, path: str) -> Iterator[Path]:
+        target = self.local_path(path)
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}{PART_SUFFIX}")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+        except (PermissionError, NotADirectoryError, OSError) as error:
+            raise StorageError(f"{target}: cannot be written ({error.strerror}); choose a folder that can") from error
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def _write_through(path: Path, data: bytes) -> None:
+    """Writes and waits until the disk has it, so that what is visible survives a power cut."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+class S3Storage(Storage):
+    """A prefix of a bucket. Puts are atomic on S3; put-if-absent is `If-None-Match: *`."""
+
+    def __init__(self, uri: str) -> None:
+        super().__init__(uri.rstrip("/"))
+        self.bucket, _, prefix = self.uri.removeprefix("s3://").partition("/")
+        self.prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+        self._client: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_client": None}
+
+    @property
+    def client(self) -> Any:
+        """Made once in each process: clients cannot be pickled."""
+        if self._client is None:
+            import boto3
+            from botocore.config import Config
+
+            retries = {"mode": "standard", "max_attempts": 5}
+            self._client = boto3.client("s3", config=Config(connect_timeout=5, read_timeout=60, retries=retries))
+        return self._client
+
+    def read(self, path: str) -> bytes:
+        with self._errors(path):
+            body: bytes = self.client.get_object(Bucket=self.bucket, Key=self.prefix + path)["Body"].read()
+            return body
+
+    def read_range(self, path: str, start: int, length: int) -> bytes:
+        if length == 0:
+            return b""
+        wanted = f"bytes={start}-{start + length - 1}"
+        with self._errors(path):
+            answer = self.client.get_object(Bucket=self.bucket, Key=self.prefix + path, Range=wanted)
+            body: bytes = answer["Body"].read()
+            return body
+
+    def write(self, path: str, data: bytes) -> None:
+        with self._errors(path):
+            self.client.put_object(Bucket=self.bucket, Key=self.prefix + path, Body=data)
+
+    def write_file(self, path: str, file: Path) -> None:
+        with self._errors(path):
+            self.client.upload_file(str(file), self.bucket, self.prefix + path)
+
+    def write_if_absent(self, path: str, data: bytes) -> bool:
+        from botocore.exceptions import ClientError
+
+        with self._errors(path):
+            while True:
+                try:
+                    self.client.put_object(Bucket=self.bucket, Key=self.prefix + path, Body=data, IfNoneMatch="*")
+                    return True
+                except ClientError as error:
+                    status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+                    if status == 412:
+                        return False
+                    if status != 409:  # 409: another put of this key is under way; ask again
+                        raise
+
+    def size(self, path: str) -> int | None:
+        try:
+            with self._errors(path):
+                length: int = self.client.head_object(Bucket=self.bucket, Key=self.prefix + path)["ContentLength"]
+                return length
+        except FileNotFoundError:
+            return None
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        with self._errors(prefix):
+            pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.prefix + prefix)
+            for page in pages:
+                for item in page["Contents"] if "Contents" in page else []:
+                    yield ObjectInfo(item["Key"].removeprefix(self.prefix), item["Size"], item["LastModified"])
+
+    def delete(self, path: str) -> None:
+        with self._errors(path):
+            self.client.delete_object(Bucket=self.bucket, Key=self.prefix + path)
+
+    @contextlib.contextmanager
+    def _errors(self, path: str) -> Iterator[None]:
+        """botocore's exceptions as ours. Their texts hold no keys; the addresses are those that the user gave."""
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            yield
+        except ClientError as error:
+            code = error.response["Error"]["Code"]
+            if code in ("NoSuchKey", "404"):
+                raise FileNotFoundError(f"{self.address(path)}: there is no such object") from error
+            if code == "NoSuchBucket":
+                raise StorageError(f"s3://{self.bucket}: there is no such bucket; create it or correct the name") from error
+            raise StorageError(
+                f"{self.address(path)}: S3 refused ({code}); check the keys in the environment and what they may do"
+            ) from error
+        except BotoCoreError as error:
+            raise StorageError(
+                f"{self.address(path)}: S3 cannot be reached ({type(error).__name__}); check AWS_ENDPOINT_URL, the region and "
+                "the keys in the environment"
+            ) from error
