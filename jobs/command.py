@@ -70,5 +70,5 @@ def connect_ray() -> None:
 
 def _a_cluster_runs_here() -> bool:
     """Whether `ray start` noted a cluster on this machine: the file that ray.init() itself reads."""
-    folder = Path(os.environ.get("RAY_TMPDIR") or "/tmp") / "ray"  # noqa: S108 (Ray's own constant)
+    folder = Path(os.environ.get("RAY_TMPDIR") or "/tmp") / "ray"
     return (folder / "ray_current_cluster").exists()

@@ -79,9 +79,7 @@ def read_recipe(recipe: str) -> dict[str, Any]:
     if not path.suffix and not path.exists():
         path = RECIPES / f"{recipe}.yaml"
     if not path.is_file():
-        raise ConfigError(
-            f"--config={recipe}: there is no such recipe; give a path, or one of {', '.join(recipe_names())}"
-        )
+        raise ConfigError(f"--config={recipe}: there is no such recipe; give a path, or one of {', '.join(recipe_names())}")
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.command import parser, run
@@ -42,8 +43,7 @@ def job(config: Config, options: argparse.Namespace) -> None:
     for name, value in metrics.items():
         print(f"{name.removeprefix('evaluation/'):32} {value:.4f}")
     if options.json:
-        with open(options.json, "w", encoding="utf-8") as file:
-            json.dump(metrics, file, indent=1)
+        Path(options.json).write_text(json.dumps(metrics, indent=1), encoding="utf-8")
 
 
 def _from_run(config: Config) -> tuple[CLIP, EvaluationConfig]:
@@ -52,20 +52,14 @@ def _from_run(config: Config) -> tuple[CLIP, EvaluationConfig]:
     from pipeline.storage import open_storage
     from training.checkpoint import CheckpointStore
 
-    store = CheckpointStore(
-        open_storage(f"{config.run.dir.rstrip('/')}/{config.run.name}"), config.checkpoint.keep_last
-    )
+    store = CheckpointStore(open_storage(f"{config.run.dir.rstrip('/')}/{config.run.name}"), config.checkpoint.keep_last)
     checkpoint = store.latest()
     if checkpoint is None:
-        raise ConfigError(
-            f"run.name={config.run.name}: {store.storage.uri} holds no checkpoint; name a run that was trained"
-        )
+        raise ConfigError(f"run.name={config.run.name}: {store.storage.uri} holds no checkpoint; name a run that was trained")
     trained = TrainingConfig.model_validate(checkpoint.config)
     clip = build_clip(trained.model.name)
     store.restore(checkpoint, clip)
-    print(
-        f"{trained.model.name} of {store.storage.uri}/{checkpoint.folder}, {checkpoint.position.samples_seen:,} samples seen"
-    )
+    print(f"{trained.model.name} of {store.storage.uri}/{checkpoint.folder}, {checkpoint.position.samples_seen:,} samples seen")
     wished = config.evaluation
     asked = wished.retrieval_uri is not None or wished.zero_shot is not None
     return clip, wished if asked else trained.evaluation
@@ -80,9 +74,7 @@ def _from_weights(config: Config, options: argparse.Namespace) -> tuple[CLIP, Ev
 
 def arguments() -> argparse.ArgumentParser:
     result = parser(__doc__)
-    result.add_argument(
-        "--weights", metavar="FILE", help="a state dict (.safetensors or .pt) instead of a run's checkpoint"
-    )
+    result.add_argument("--weights", metavar="FILE", help="a state dict (.safetensors or .pt) instead of a run's checkpoint")
     result.add_argument("--activation", choices=("quick_gelu", "gelu"), help="what the weights were trained with")
     result.add_argument("--json", metavar="FILE", help="also write the figures there")
     return result

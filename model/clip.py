@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import Architecture, get_architecture
-from model.layers import Transformer
+from model.layers import ResidualAttentionBlock, Transformer
 from model.resnet import Bottleneck, ModifiedResNet
 from model.vit import VisionTransformer
 
@@ -96,6 +96,7 @@ class CLIP(nn.Module):
         nn.init.normal_(self.positional_embedding, std=0.01)
         nn.init.normal_(self.text_projection, std=width**-0.5)
         for block in self.transformer.resblocks:
+            assert isinstance(block, ResidualAttentionBlock)
             nn.init.normal_(block.attn.in_proj_weight, std=width**-0.5)
             nn.init.normal_(block.attn.out_proj.weight, std=width**-0.5 * (2 * layers) ** -0.5)
             nn.init.normal_(block.mlp.c_fc.weight, std=(2 * width) ** -0.5)

@@ -5,8 +5,6 @@ Shape suffixes: B samples, L tokens, D width, N heads, K dimensions of a head.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -47,6 +45,20 @@ class Attention(nn.Module):
         return out_BLD
 
 
+class MLP(nn.Module):
+    """Widens four times, activates, narrows again."""
+
+    def __init__(self, width: int, activation: Activation) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(width, 4 * width)
+        self.activation = ACTIVATIONS[activation]()
+        self.c_proj = nn.Linear(4 * width, width)
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        out_BLD: Tensor = self.c_proj(self.activation(self.c_fc(x_BLD)))
+        return out_BLD
+
+
 class ResidualAttentionBlock(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
@@ -54,15 +66,7 @@ class ResidualAttentionBlock(nn.Module):
         super().__init__()
         self.attn = Attention(width, heads)
         self.ln_1 = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(
-            OrderedDict(
-                [
-                    ("c_fc", nn.Linear(width, 4 * width)),
-                    ("gelu", ACTIVATIONS[activation]()),
-                    ("c_proj", nn.Linear(4 * width, width)),
-                ]
-            )
-        )
+        self.mlp = MLP(width, activation)
         self.ln_2 = nn.LayerNorm(width)
 
     def forward(self, x_BLD: Tensor, causal: bool) -> Tensor:

@@ -78,9 +78,7 @@ class AttentionPool(nn.Module):
 class ModifiedResNet(nn.Module):
     """Images (B, 3, H, W) -> features (B, E)."""
 
-    def __init__(
-        self, layers: tuple[int, int, int, int], embed_dim: int, heads: int, image_size_px: int, width: int
-    ) -> None:
+    def __init__(self, layers: tuple[int, int, int, int], embed_dim: int, heads: int, image_size_px: int, width: int) -> None:
         super().__init__()
         # ResNet-D: three 3x3 convolutions instead of one 7x7, average instead of max pool.
         self.conv1 = nn.Conv2d(3, width // 2, 3, stride=2, padding=1, bias=False)

@@ -69,9 +69,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], str | None]:
                 metadata = file.metadata() or {}
             state = load_file(path)
         except (SafetensorError, OSError) as error:
-            raise ValueError(
-                f"weights={path}: not a whole safetensors file ({error}); fetch or export it again"
-            ) from None
+            raise ValueError(f"weights={path}: not a whole safetensors file ({error}); fetch or export it again") from None
         return state, metadata["activation"] if "activation" in metadata else None
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)

@@ -9,7 +9,7 @@ import difflib
 import fnmatch
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -75,6 +75,24 @@ def read_batches(table: str, first_row: int = 0) -> Iterator[pa.RecordBatch]:
         raise InputError(f"ingest.input={table}: the table cannot be read ({reason}); mend it or leave it out") from None
 
 
+def read_chunks(table: str, sizes: Iterable[int]) -> Iterator[pa.Table]:
+    """A table's rows in consecutive chunks of the given sizes; the last may be shorter."""
+    wanted = iter(sizes)
+    held: list[pa.RecordBatch] = []
+    rows, size = 0, next(wanted)
+    for batch in read_batches(table):
+        while batch.num_rows:
+            part = batch.slice(0, size - rows)
+            held.append(part)
+            rows += part.num_rows
+            batch = batch.slice(part.num_rows)
+            if rows == size:
+                yield pa.Table.from_batches(held)
+                held, rows, size = [], 0, next(wanted)
+    if rows:
+        yield pa.Table.from_batches(held)
+
+
 def read_rows(table: str, first_row: int, num_rows: int) -> list[dict[str, Any]]:
     """A row range as dicts; all columns."""
     rows: list[dict[str, Any]] = []
@@ -83,6 +101,14 @@ def read_rows(table: str, first_row: int, num_rows: int) -> list[dict[str, Any]]
         if len(rows) >= num_rows:
             break
     return rows
+
+
+def column_names(table: str) -> list[str]:
+    """The table's columns; InputError where it cannot be read or is empty."""
+    first = next(read_batches(table), None)
+    if first is None:
+        raise InputError(f"ingest.input={table}: the table has no rows; leave it out or fill it")
+    return list(first.schema.names)
 
 
 def check_columns(table: str, names: list[str], config: IngestConfig) -> None:
@@ -94,12 +120,15 @@ def check_columns(table: str, names: list[str], config: IngestConfig) -> None:
             raise InputError(f"ingest.{key}={column}: {table} has the columns {', '.join(names)}; {hint}")
 
 
-def hash_rows(rows: list[dict[str, Any]]) -> str:
+def hash_rows(rows: pa.Table) -> str:
     """sha256 over the rows' contents: an edited table is recognised, whatever its file looks like."""
+    nested = [field.name for field in rows.schema if pa.types.is_nested(field.type)]
     digest = hashlib.sha256()
-    for row in rows:
-        digest.update(repr(sorted(row.items())).encode("utf-8", "surrogatepass"))
-        digest.update(b"\n")
+    sink = pa.BufferOutputStream()
+    pa_csv.write_csv(rows.drop_columns(nested) if nested else rows, sink)  # text does not depend on how batches were cut
+    digest.update(sink.getvalue())
+    for name in nested:
+        digest.update(repr(rows.column(name).to_pylist()).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
 
@@ -143,8 +172,18 @@ def _open(table: str) -> Iterator[pa.RecordBatch]:
         if table.endswith((".jsonl", ".ndjson")):
             yield from pa_json.open_json(stream)
             return
-        options = pa_csv.ParseOptions(delimiter="\t" if table.endswith(".tsv") else ",", newlines_in_values=True)
-        yield from pa_csv.open_csv(stream, parse_options=options)
+        names = _open_csv(table, stream, {}).schema.names
+    # All columns as text: a type guessed from the first block may not hold for the last.
+    with filesystem.open_input_stream(path) as stream:
+        yield from _open_csv(table, stream, dict.fromkeys(names, pa.string()))
+
+
+def _open_csv(table: str, stream: Any, types: dict[str, pa.DataType]) -> Any:
+    return pa_csv.open_csv(
+        stream,
+        parse_options=pa_csv.ParseOptions(delimiter="\t" if table.endswith(".tsv") else ",", newlines_in_values=True),
+        convert_options=pa_csv.ConvertOptions(column_types=types, strings_can_be_null=True),
+    )
 
 
 def _s3_filesystem() -> Any:
@@ -157,5 +196,3 @@ def _s3_filesystem() -> Any:
     scheme, _, host = endpoint.partition("://")
     options = {} if "amazonaws.com" in host else {"endpoint_override": host, "scheme": scheme}
     return S3FileSystem(region=client.meta.region_name, **options)
-
-

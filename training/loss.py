@@ -87,9 +87,7 @@ class _TiledCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, query_BE: Tensor, key_GE: Tensor, scale: Tensor, first: int, tile_size: int
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, query_BE: Tensor, key_GE: Tensor, scale: Tensor, first: int, tile_size: int) -> tuple[Tensor, Tensor]:
         batch = len(query_BE)
         label_B = (query_BE * key_GE[first : first + batch]).sum(1)
         largest_B = torch.full_like(label_B, -torch.inf)

@@ -48,11 +48,7 @@ def plan_run(config: TrainingConfig) -> RunPlan:
     if not config.data.uri:
         raise ConfigError("data.uri: is empty; name a data set that jobs/ingest.py wrote")
     architecture = get_architecture(config.model.name)
-    if (
-        config.optimizer.warmup_steps
-        and config.train.max_steps
-        and config.optimizer.warmup_steps >= config.train.max_steps
-    ):
+    if config.optimizer.warmup_steps and config.train.max_steps and config.optimizer.warmup_steps >= config.train.max_steps:
         raise ConfigError(
             f"optimizer.warmup_steps={config.optimizer.warmup_steps}: the run ends at train.max_steps="
             f"{config.train.max_steps}, before the warm-up does; lower the one or raise the other"

@@ -192,9 +192,7 @@ class Trainer:
         self.clip.train()
         if self.tracker is not None and self.evaluation:
             self.tracker.log({"step": self.position.step, **self.evaluation})
-            shown = "  ".join(
-                f"{name.removeprefix('evaluation/')} {value:.3f}" for name, value in self.evaluation.items()
-            )
+            shown = "  ".join(f"{name.removeprefix('evaluation/')} {value:.3f}" for name, value in self.evaluation.items())
             print(f"evaluation at step {self.position.step:,}: {shown}", flush=True)
 
     def _save(self) -> None:
@@ -294,9 +292,7 @@ class Trainer:
     def _say_hello(self) -> None:
         config, plan = self.config, self.plan
         if plan.checkpoint is not None:
-            print(
-                f"run {config.run.name!r} resumes from {plan.checkpoint.folder}, {plan.start.samples_seen:,} samples seen"
-            )
+            print(f"run {config.run.name!r} resumes from {plan.checkpoint.folder}, {plan.start.samples_seen:,} samples seen")
         else:
             print(f"run {config.run.name!r} starts")
         print(

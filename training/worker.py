@@ -11,7 +11,7 @@ import os
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray
 import ray.train
@@ -19,7 +19,7 @@ import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
-from training.config import ConfigError, TrainingConfig
+from training.config import TrainingConfig
 from training.distributed import World
 from training.plan import plan_run
 from training.trainer import TrainResult, train
@@ -39,7 +39,7 @@ def run_training(config: TrainingConfig) -> TrainResult:
     use_gpu = ray.cluster_resources().get("GPU", 0) > 0 if cluster.use_gpu == "auto" else cluster.use_gpu
     cpus = _cpus_per_worker(config, ray.cluster_resources(), ray.nodes())
     trainer = TorchTrainer(
-        _train_on_this_worker,
+        cast(Any, _train_on_this_worker),  # Ray's annotation leaves out that a result may be returned
         train_loop_config={"config": config.model_dump(mode="json")},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
@@ -54,11 +54,11 @@ def run_training(config: TrainingConfig) -> TrainResult:
             failure_config=FailureConfig(max_failures=cluster.max_failures),
         ),
     )
-    result = trainer.fit()
+    result: Any = trainer.fit()
     return TrainResult(**result.return_value)
 
 
-def _train_on_this_worker(arguments: dict[str, Any]) -> dict[str, Any]:
+def _train_on_this_worker(arguments: dict[str, Any]) -> Any:
     """What Ray calls in each worker."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     config = TrainingConfig.model_validate(arguments["config"])
@@ -78,7 +78,5 @@ def _cpus_per_worker(config: TrainingConfig, resources: dict[str, float], nodes:
     if wanted == "auto":
         return max(1, min(largest, total // workers))
     if wanted > max(1, largest):
-        logger.warning(
-            "cluster.cpus_per_worker=%s: no node has more than %s CPUs now; waiting for one", wanted, largest
-        )
+        logger.warning("cluster.cpus_per_worker=%s: no node has more than %s CPUs now; waiting for one", wanted, largest)
     return wanted

@@ -46,9 +46,7 @@ def test_files_and_functions_stay_short_and_modules_say_their_purpose(path):
     assert ast.get_docstring(tree), "a module says its purpose"
     assert text.count("\n") <= 400
     functions = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
-    long = [
-        f"{node.name}: {node.end_lineno - node.lineno + 1}" for node in functions if node.end_lineno - node.lineno >= 60
-    ]
+    long = [f"{node.name}: {node.end_lineno - node.lineno + 1}" for node in functions if node.end_lineno - node.lineno >= 60]
     assert not long
 
 

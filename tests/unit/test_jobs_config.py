@@ -46,9 +46,7 @@ def test_all_problems_are_reported_at_once_with_their_paths():
 
 
 def test_a_key_in_the_wrong_section_is_found_by_its_last_part():
-    with pytest.raises(
-        ConfigError, match=r"train\.learning_rate: unknown key; did you mean optimizer\.learning_rate\?"
-    ):
+    with pytest.raises(ConfigError, match=r"train\.learning_rate: unknown key; did you mean optimizer\.learning_rate\?"):
         load_config("debug_cpu", ["train.learning_rate=1"])
 
 

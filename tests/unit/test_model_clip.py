@@ -87,9 +87,7 @@ def compare(name: str, open_clip_name: str) -> tuple[float, float, CLIP]:
     return image_difference, text_difference, ours
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.soak) for name in PUBLISHED]
-)
+@pytest.mark.parametrize("name", [name if name in FAST else pytest.param(name, marks=pytest.mark.soak) for name in PUBLISHED])
 def test_features_agree_with_open_clips(name):
     image_difference, text_difference, _ = compare(name, OPEN_CLIP_NAMES[name])
     print(f"\n{name}: image {image_difference:.1e}, text {text_difference:.1e}")

@@ -17,7 +17,25 @@ ORACLES = {
     ),
 }
 PIECES = [
-    *"a photo of the Big red DOG sitting beside Élodie's naïve café über straße İstanbul ǅ ﬁne".split(),
+    *[
+        "a",
+        "photo",
+        "of",
+        "the",
+        "Big",
+        "red",
+        "DOG",
+        "sitting",
+        "beside",
+        "Élodie's",
+        "naïve",
+        "café",
+        "über",
+        "straße",
+        "İstanbul",
+        "ǅ",
+        "ﬁne",
+    ],
     *["&amp;", "&lt;b&gt;", "&amp;quot;", "&#39;", "&nbsp;", "&", "&unknown;", "<br/>", "AT&T"],
     *["🚀", "👩🏽‍🚀", "❤️", "🇧🇷", "🏳️‍🌈", "☃"],
     *["日本語のテキスト", "中文描述", "한국어", "ภาษาไทย", "हिन्दी", "العربية", "עברית", "Ελληνικά", "русский"],
@@ -57,9 +75,7 @@ def strings(count: int, seed: int) -> list[str]:
     # And any characters at all, but the named differences, and code points that one Unicode version has and another has not:
     # the two tokenizers are built against different ones (U+A7CE is a letter to one of them alone).
     for _ in range(count // 4):
-        points = [
-            rng.choice([rng.randint(1, 0x7F), rng.randint(0x80, 0x24F), rng.randint(0x250, 0xFFFF)]) for _ in range(12)
-        ]
+        points = [rng.choice([rng.randint(1, 0x7F), rng.randint(0x80, 0x24F), rng.randint(0x250, 0xFFFF)]) for _ in range(12)]
         characters = [chr(point) for point in points if point not in (0x17F, 0xFB05)]
         result.append("".join(text for text in characters if unicodedata.category(text) not in ("Cn", "Cs")))
     return result

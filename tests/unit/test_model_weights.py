@@ -29,7 +29,7 @@ def test_our_own_file_states_its_activation(clip, tmp_path):
 def test_foreign_weights_are_refused_until_the_activation_is_told(clip, tmp_path):
     path = tmp_path / "foreign.pt"
     torch.save({"state_dict": {f"module.{key}": value for key, value in clip.state_dict().items()}}, path)
-    with pytest.raises(ValueError, match="activation.*does not say"):
+    with pytest.raises(ValueError, match=r"activation.*does not say"):
         load_clip("debug-vit", path)
     loaded, _, _ = load_clip("debug-vit", path, activation="gelu")
     assert same(clip, loaded)

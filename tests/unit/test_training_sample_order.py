@@ -53,9 +53,7 @@ def test_a_resume_at_any_number_of_samples_seen_goes_on_with_the_next_step(order
     steps = data.draw(st.integers(0, 3 * order.steps_per_epoch))
     epoch, step = order.locate(steps * order.global_batch_size)
     assert epoch * order.steps_per_epoch + step == steps
-    again = SampleOrder(
-        order.shard_counts, order.seed, order.num_streams, order.block_size_samples, order.global_batch_size
-    )
+    again = SampleOrder(order.shard_counts, order.seed, order.num_streams, order.block_size_samples, order.global_batch_size)
     assert np.array_equal(order.step_samples(epoch, step), again.step_samples(epoch, step))
 
 
@@ -65,9 +63,7 @@ def test_the_pieces_of_a_block_are_what_its_samples_need(order):
     slots = order.step_slots(0, 0)
     for stream, block, index in zip(slots.stream.tolist(), slots.block.tolist(), slots.index.tolist(), strict=True):
         pieces = order.block_pieces(0, stream, block)
-        covered = {
-            order.first_of_shard(piece.shard) + within for piece in pieces for within in range(piece.first, piece.stop)
-        }
+        covered = {order.first_of_shard(piece.shard) + within for piece in pieces for within in range(piece.first, piece.stop)}
         assert index in covered
         assert len(covered) <= order.block_size_samples
         assert all(0 <= piece.first < piece.stop <= order.shard_counts[piece.shard] for piece in pieces)
@@ -113,9 +109,7 @@ def test_a_step_draws_from_every_stream_alike():
 
 
 def test_a_batch_larger_than_the_data_set_is_refused_with_the_remedy():
-    with pytest.raises(
-        ConfigError, match=r"train\.global_batch_size=4000 is more than the data set's 2000 samples.*use 2000"
-    ):
+    with pytest.raises(ConfigError, match=r"train\.global_batch_size=4000 is more than the data set's 2000 samples.*use 2000"):
         order(global_batch_size=4000)
 
 
