@@ -55,7 +55,7 @@ _ROWS = (
     # Small ones: for smoke runs and tests, and for the demo on two cores.
     Architecture("debug-vit", 32, 32, 2, 64, 8, 2, 64, 1),
     Architecture("debug-rn", 64, 64, (1, 1, 1, 1), 16, None, 2, 64, 1),
-    Architecture("demo", 128, 64, (1, 1, 1, 1), 24, None, 2, 64, 1, context_length=24),
+    Architecture("demo", 128, 64, (1, 1, 1, 1), 16, None, 2, 64, 1, context_length=24),
 )
 
 ARCHITECTURES: dict[str, Architecture] = {row.name: row for row in _ROWS}

@@ -6,6 +6,7 @@ socket is made, after all resolving, and sees IP literals, redirects and rebindi
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import socket
 from collections.abc import Sequence
@@ -85,5 +86,5 @@ class GuardedSocketFactory:
         family, kind, protocol, _, target = info
         host = str(target[0]).partition("%")[0]
         if is_refused(ipaddress.ip_address(host), self.allowed):
-            raise AddressRefusedError(f"{REFUSED}: {host} is not a public address")
+            raise AddressRefusedError(errno.EACCES, f"{REFUSED}: {host} is not a public address")
         return socket.socket(family=family, type=kind, proto=protocol)

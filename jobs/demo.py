@@ -1,0 +1,156 @@
+"""The whole way, on real pictures: URL table -> shards -> two training workers -> evaluation -> pictures of the result.
+
+    make demo                                              installs what is needed and runs this
+    python jobs/demo.py --seed 1                           another seed
+    python jobs/demo.py --concepts 20 train.max_steps=20   a quick look: fewer pictures, fewer steps
+    python jobs/demo.py --data-dir s3://BUCKET/demo run.dir=s3://BUCKET/runs     shards and checkpoints in object storage
+
+Renders some 3,000 emoji drawings with their English names, serves them on loopback, ingests them, and trains a small CLIP to
+tell which name belongs to which picture. Then it asks for pairs that it has never seen: this concept in that skin tone.
+A data or run folder of an earlier demo is replaced; any other folder is left alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jobs.command import connect_ray, parser, run
+from jobs.config import Config
+from training.config import ConfigError
+
+if TYPE_CHECKING:
+    from jobs.demo_pictures import Pair
+    from jobs.demo_report import Figures
+    from pipeline.storage import Storage
+
+MARKER = "made-by-the-demo"
+
+
+def job(config: Config, options: argparse.Namespace) -> None:
+    from jobs.demo_pictures import ATTRIBUTION, SPLITS, render_pairs
+    from pipeline.storage import open_storage
+    from training.worker import run_training
+
+    clock = _Phases()
+    data_dir = options.data_dir.rstrip("/") if "://" in options.data_dir else str(Path(options.data_dir).absolute())
+    uris = {split: f"{data_dir}/{split}" for split in SPLITS}
+    run_storage = open_storage(f"{config.run.dir.rstrip('/')}/{config.run.name}")
+    for storage in (open_storage(data_dir), run_storage):
+        _start_afresh(storage)
+
+    with clock.phase("render"):
+        print("rendering emoji ...", flush=True)
+        pairs = render_pairs(options.concepts)
+        print(f"{len(pairs):,} distinct pictures: " + ", ".join(f"{_count(pairs, split):,} {split}" for split in SPLITS))
+    with clock.phase("start Ray"):
+        connect_ray()
+    with clock.phase("ingest"):
+        _ingest(pairs, uris, config)
+    with clock.phase("train"):
+        run_training(_training_config(config, options.seed, uris))
+    with clock.phase("evaluate"):
+        figures, written = _evaluate(config, run_storage, uris)
+    print(f"\n{figures.table()}\n")
+    (written / "demo.json").write_text(json.dumps(figures.as_dict() | {"seconds": clock.seconds}, indent=1), encoding="utf-8")
+    print(f"time: {clock}")
+    print(f"curves:   {written / 'curves.png'}\ngallery:  {written / 'gallery.png'}\nfigures:  {written / 'demo.json'}")
+    print(f"metrics:  {run_storage.address('metrics.jsonl')}\nshards:   {uris['train']}")
+    print(f"\n{ATTRIBUTION}\n")
+    print("next: python jobs/train.py              (the default recipe on the same shards)")
+    print("      python jobs/ingest.py --help      (your own table of URLs)")
+
+
+def _start_afresh(storage: Storage) -> None:
+    """Empties a folder that an earlier demo made. Raises ConfigError for any other that is not empty."""
+    found = [item.path for item in storage.list("")]
+    if found and MARKER not in found:
+        raise ConfigError(f"{storage.uri}: is not empty, and no earlier demo made it; choose another --data-dir or run.name")
+    for path in found:
+        storage.delete(path)
+    storage.write(MARKER, b"The demo made this folder, and empties it when it runs again.\n")
+
+
+def _ingest(pairs: list[Pair], uris: dict[str, str], config: Config) -> None:
+    """Each split's table into its data set, over HTTP."""
+    from jobs.demo_pictures import serve, write_tables
+    from pipeline.ingest import run_ingest
+
+    with tempfile.TemporaryDirectory() as folder, serve(pairs) as address:
+        for split, table in write_tables(pairs, address, Path(folder)).items():
+            print(f"\ningesting {split} from {address} into {uris[split]}", flush=True)
+            print(run_ingest(config.ingest.model_copy(update={"input": str(table), "output": uris[split]})), flush=True)
+
+
+def _training_config(config: Config, seed: int | None, uris: dict[str, str]) -> Config:
+    """The recipe, pointed at this demo's data sets."""
+    tree = config.model_dump()
+    tree["data"]["uri"] = uris["train"]
+    if seed is not None:
+        tree["train"]["seed"] = seed
+    if tree["evaluation"]["retrieval_uri"] is not None:
+        tree["evaluation"]["retrieval_uri"] = uris["heldout"]
+    if tree["evaluation"]["zero_shot"] is not None:
+        tree["evaluation"]["zero_shot"]["uri"] = uris["heldout"]
+    return Config.model_validate(tree)
+
+
+def _evaluate(config: Config, run_storage: Storage, uris: dict[str, str]) -> tuple[Figures, Path]:
+    """(figures, folder of the pictures): from the last checkpoint, as anyone would load it."""
+    from jobs import demo_report
+    from model.clip import build_clip
+    from training.checkpoint import CheckpointStore
+
+    store = CheckpointStore(run_storage, config.checkpoint.keep_last)
+    checkpoint = store.latest()
+    assert checkpoint is not None  # training has just written one
+    clip = build_clip(config.model.name)
+    store.restore(checkpoint, clip)
+    encoded = demo_report.encode(clip.eval(), uris)
+    folder = run_storage.local_path("") or Path("runs").absolute() / f"{config.run.name}-pictures"
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [json.loads(line) for line in run_storage.read("metrics.jsonl").splitlines()]
+    demo_report.draw_curves(rows, folder / "curves.png")
+    demo_report.draw_gallery(encoded, uris, folder / "gallery.png")
+    return demo_report.measure(encoded), folder
+
+
+def _count(pairs: list[Pair], split: str) -> int:
+    return sum(pair.split == split for pair in pairs)
+
+
+class _Phases:
+    """Seconds of each phase, for the last lines of the output."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - began, 1)
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in self.seconds.items())
+        return f"{sum(self.seconds.values()):.0f} s ({parts})"
+
+
+def arguments() -> argparse.ArgumentParser:
+    result = parser(__doc__)
+    result.set_defaults(config="demo")
+    result.add_argument("--seed", type=int, default=None, help="of the initial weights and the sample order (default: 0)")
+    result.add_argument("--data-dir", default="data/demo", help="where the data sets go; a folder or s3://bucket/prefix")
+    result.add_argument("--concepts", type=int, default=None, help="only so many concepts with and without skin tones")
+    return result
+
+
+if __name__ == "__main__":
+    sys.exit(run(arguments(), job))

@@ -1,0 +1,205 @@
+"""fetch(url) gives a body or a reason, whatever the other side does."""
+
+import asyncio
+import gzip
+import time
+
+import pytest
+
+from pipeline.config import FetchConfig
+from pipeline.download import Fetcher, opt_out
+from pipeline.types import Failure, Fetched
+
+LOOPBACK = ("127.0.0.1/32",)
+
+
+def fetch(url: str, **options) -> Fetched | Failure:
+    values = {"allow_addresses": LOOPBACK, "total_timeout_s": 5, "read_timeout_s": 3} | options
+
+    async def one() -> Fetched | Failure:
+        async with Fetcher(FetchConfig(**values)) as fetcher:
+            return await fetcher.fetch(url)
+
+    return asyncio.run(one())
+
+
+def reason(url: str, **options) -> str:
+    outcome = fetch(url, **options)
+    assert isinstance(outcome, Failure)
+    assert outcome.status == "failed_to_download"
+    assert outcome.message
+    return outcome.reason
+
+
+def answer(status: int, body: bytes = b"", **headers: str):
+    """A page that answers so."""
+
+    def page(handler) -> None:
+        handler.send_response(status)
+        for name, value in headers.items():
+            handler.send_header(name.replace("_", "-"), value)
+        handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    return page
+
+
+def test_a_body_is_fetched_whole_under_an_honest_name(web):
+    url = web.put("/a", b"body" * 10_000)
+    assert fetch(url, user_agent_contact="https://example.org/bot") == Fetched(b"body" * 10_000)
+    agent = web.requests[0][1]["User-Agent"]
+    assert agent.startswith("rayclip/")
+    assert "https://example.org/bot" in agent
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *["127.0.0.1", "127.1", "2130706433", "0177.0.0.1", "0x7f000001", "[::1]", "[::]", "[::ffff:127.0.0.1]"],
+        *["localhost", "LOCALHOST", "169.254.169.254", "0.0.0.0"],
+    ],
+)
+def test_no_spelling_of_a_private_address_is_reached_by_default(web, host):
+    port = web.address.rpartition(":")[2]
+    web.put("/secret", b"secret")
+    assert reason(f"http://{host}:{port}/secret", allow_addresses=(), total_timeout_s=3) in (
+        "address_refused",
+        "dns",  # where the resolver itself takes the spelling for no name
+        "bad_url",
+    )
+    assert web.requests == []
+
+
+def test_plain_loopback_is_refused_by_the_guard_itself(web):
+    assert reason(web.put("/a", b"x"), allow_addresses=()) == "address_refused"
+
+
+def test_redirects_are_followed_and_guarded_at_every_hop(web):
+    target = web.put("/target", b"found")
+    assert fetch(web.put("/hop", answer(302, Location=target))) == Fetched(b"found")
+    assert fetch(web.put("/relative", answer(301, Location="/target"))) == Fetched(b"found")
+    port = web.address.rpartition(":")[2]
+    inward = web.put("/inward", answer(302, Location=f"http://127.0.0.2:{port}/target"))
+    assert reason(inward) == "address_refused"
+    assert reason(web.put("/file", answer(302, Location="file:///etc/passwd"))) == "unknown_scheme"
+    assert reason(web.put("/loop", answer(302, Location="/loop"))) == "too_many_redirects"
+    assert web.hits("/loop") == FetchConfig().max_redirects + 1
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("file:///etc/passwd", "unknown_scheme"),
+        ("data:image/png;base64,AAAA", "unknown_scheme"),
+        ("ftp://example.com/a", "unknown_scheme"),
+        ("example.com/a.jpg", "bad_url"),
+        ("http://", "bad_url"),
+        ("http:///path", "bad_url"),
+        ("http://[::1", "bad_url"),
+        ("http://a:99999/", "bad_url"),
+        ("http://a b/", "bad_url"),
+        ("http://example.com\\@127.0.0.1/", "bad_url"),
+        ("http://user:password@127.0.0.1/", "bad_url"),
+        ("http://\x00/", "bad_url"),
+    ],
+)
+def test_what_is_no_web_address_is_a_reason(url, expected):
+    assert reason(url) == expected
+
+
+def test_dead_ends_have_their_reasons(web):
+    assert reason("http://127.0.0.1:9/") == "connect"
+    assert reason("http://name.invalid/") == "dns"
+    assert reason(web.put("/empty", b"")) == "empty_body"
+    assert reason(web.address.replace("http", "https") + "/") == "tls"
+
+
+@pytest.mark.parametrize("status", [404, 410, 403])
+def test_a_clear_no_is_asked_once(web, status):
+    assert reason(web.put("/no", answer(status))) == f"http_{status}"
+    assert web.hits("/no") == 1
+
+
+def test_a_busy_server_is_asked_again_after_the_time_it_names(web):
+    def busy_once(handler) -> None:
+        first = web.hits("/busy") == 1
+        answer(503, Retry_After="1")(handler) if first else answer(200, b"now")(handler)
+
+    began = time.monotonic()
+    assert fetch(web.put("/busy", busy_once)) == Fetched(b"now")
+    assert time.monotonic() - began >= 1
+    assert web.hits("/busy") == 2
+
+
+def test_a_server_that_stays_busy_ends_with_its_status(web):
+    assert reason(web.put("/busy", answer(503, Retry_After="0"))) == "http_503"
+    assert web.hits("/busy") == 3
+
+
+def test_a_drip_ends_at_the_deadline(web):
+    def drip(handler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", "1000")
+        handler.end_headers()
+        for _ in range(100):
+            handler.wfile.write(b"x")
+            time.sleep(0.1)
+
+    began = time.monotonic()
+    assert reason(web.put("/drip", drip), total_timeout_s=1) == "timeout"
+    assert time.monotonic() - began < 2
+
+
+def test_silence_ends_at_the_read_deadline(web):
+    assert reason(web.put("/silent", lambda handler: time.sleep(3)), read_timeout_s=0.3, total_timeout_s=2) == "timeout"
+
+
+def test_the_byte_cap_holds_with_and_without_a_stated_length_and_after_decompression(web):
+    def unstated(handler) -> None:
+        handler.send_response(200)
+        handler.send_header("Transfer-Encoding", "chunked")
+        handler.end_headers()
+        for _ in range(1000):
+            handler.wfile.write(b"400\r\n" + b"x" * 1024 + b"\r\n")
+        handler.wfile.write(b"0\r\n\r\n")
+
+    bomb = gzip.compress(bytes(5_000_000))
+    assert len(bomb) < 10_000
+    assert reason(web.put("/stated", b"x" * 20_000), max_bytes=10_000) == "too_large"
+    assert reason(web.put("/unstated", unstated), max_bytes=10_000) == "too_large"
+    assert reason(web.put("/bomb", answer(200, bomb, Content_Encoding="gzip")), max_bytes=10_000) == "too_large"
+
+
+def test_a_body_cut_short_is_tried_again_and_then_a_reason(web):
+    def cut(handler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", "1000")
+        handler.end_headers()
+        handler.wfile.write(b"x" * 10)
+        handler.close_connection = True
+
+    assert reason(web.put("/cut", cut)) == "connection_lost"
+    assert web.hits("/cut") == 3
+
+
+def test_an_opt_out_header_is_obeyed_before_the_body(web):
+    assert reason(web.put("/no", answer(200, b"picture", X_Robots_Tag="noindex, noai"))) == "robots"
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (["noai"], "noai"),
+        (["all", "NoImageAI"], "noimageai"),
+        (["rayclip: noml"], "noml"),
+        (["*: noindex"], "noindex"),
+        (["otherbot: noai"], None),
+        (["unavailable_after: 25 Jun 2030 15:00:00 PST"], None),
+        (["max-snippet:10, noindex"], "noindex"),
+        (["nofollow"], None),
+        ([], None),
+    ],
+)
+def test_opt_out_directives_and_their_scope(values, expected):
+    assert opt_out(values) == expected

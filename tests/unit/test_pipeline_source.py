@@ -1,0 +1,167 @@
+"""Tables of every kind, streamed, and plans that fetch only what is missing."""
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.config import IngestConfig
+from pipeline.manifest import PartitionRecord, ShardRecord, commit
+from pipeline.plan import PartitionSpec, plan_ingest
+from pipeline.source import list_tables, read_chunks, read_rows
+from pipeline.storage import open_storage
+from pipeline.types import InputError
+
+ROWS = [{"url": f"http://e.org/{i}.jpg", "caption": f'caption "{i}", of many', "n": i} for i in range(10)]
+
+
+def write(path, rows=ROWS):
+    table = pa.Table.from_pylist(rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        pq.write_table(table, path, row_group_size=4)
+    elif path.suffix == ".jsonl":
+        import json
+
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        options = pyarrow.csv.WriteOptions(delimiter="\t" if path.suffix == ".tsv" else ",")
+        pyarrow.csv.write_csv(table, path, options)
+    return str(path)
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv", "tsv", "jsonl"])
+def test_rows_of_every_format_are_read_by_range(tmp_path, suffix):
+    table = write(tmp_path / f"t.{suffix}")
+    rows = read_rows(table, 3, 5)
+    assert [row["url"] for row in rows] == [row["url"] for row in ROWS[3:8]]
+    assert [row["caption"] for row in rows] == [row["caption"] for row in ROWS[3:8]]
+    assert [int(row["n"]) for row in rows] == [3, 4, 5, 6, 7]
+    assert read_rows(table, 9, 5)[0]["url"] == ROWS[9]["url"]
+
+
+def test_a_file_a_folder_and_a_glob_name_tables(tmp_path):
+    one, two = write(tmp_path / "a" / "1.csv"), write(tmp_path / "a" / "b" / "2.parquet")
+    (tmp_path / "a" / "notes.txt").write_text("no table")
+    assert list_tables(one) == [one]
+    assert list_tables(str(tmp_path / "a")) == [one, two]
+    assert list_tables(str(tmp_path / "a" / "*.csv")) == [one]
+    assert list_tables(str(tmp_path / "a" / "*" / "*.parquet")) == [two]
+
+
+def test_tables_on_s3_are_listed_and_read(bucket, tmp_path):
+    storage = open_storage(f"{bucket}/tables")
+    for name in ("1.parquet", "2.csv"):
+        write(tmp_path / name)
+        storage.write_file(name, tmp_path / name)
+    assert list_tables(f"{bucket}/tables") == [f"{bucket}/tables/1.parquet", f"{bucket}/tables/2.csv"]
+    assert list_tables(f"{bucket}/tables/*.csv") == [f"{bucket}/tables/2.csv"]
+    assert list_tables(f"{bucket}/tables/1.parquet") == [f"{bucket}/tables/1.parquet"]
+    for table in list_tables(f"{bucket}/tables"):
+        assert [row["url"] for row in read_rows(table, 8, 5)] == [row["url"] for row in ROWS[8:]]
+
+
+@pytest.mark.parametrize("name", ["none.parquet", "none/", "*.csv"])
+def test_an_input_that_names_no_table_is_refused(tmp_path, name):
+    with pytest.raises(InputError, match=r"ingest\.input="):
+        list_tables(str(tmp_path / name))
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path):
+    (tmp_path / "t.xlsx").write_bytes(b"")
+    with pytest.raises(InputError, match="is no table that is read"):
+        list_tables(str(tmp_path / "t.xlsx"))
+
+
+@pytest.mark.parametrize(("name", "content"), [("t.parquet", b"PAR1 not really"), ("t.csv", b'url,caption\n"a,b\n1,2,3,4\n')])
+def test_a_table_that_cannot_be_read_is_one_message(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match="cannot be read"):
+        plan(tmp_path / name, tmp_path / "out")
+
+
+def test_chunks_are_cut_exactly_whatever_the_batches(tmp_path):
+    table = write(tmp_path / "t.parquet")
+    chunks = list(read_chunks(table, iter([3, 6, 100])))
+    assert [chunk.num_rows for chunk in chunks] == [3, 6, 1]
+    assert [n for chunk in chunks for n in chunk["n"].to_pylist()] == list(range(10))
+
+
+def plan(table, output, **options):
+    return plan_ingest(IngestConfig(input=str(table), output=str(output), **({"partition_size_rows": 4} | options)))
+
+
+def record_of(spec: PartitionSpec) -> PartitionRecord:
+    shard = ShardRecord(
+        name=spec.id,
+        num_rows=spec.num_rows,
+        num_samples=0,
+        tar_size_bytes=0,
+        tar_sha256="",
+        sidecar_size_bytes=0,
+        sidecar_sha256="",
+    )
+    return PartitionRecord(**vars(spec), counts={"success": spec.num_rows}, shards=(shard,))
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])
+def test_a_grown_table_plans_its_new_rows_only(tmp_path, suffix):
+    table, output = tmp_path / f"t.{suffix}", tmp_path / "out"
+    write(table)
+    first = plan(table, output)
+    assert [(spec.first_row, spec.num_rows) for spec in first.partitions] == [(0, 4), (4, 4), (8, 2)]
+    commit(open_storage(str(output)), map(record_of, first.partitions))
+    again = plan(table, output)
+    assert again.partitions == []
+    assert again.rows_held == 10
+    write(table, ROWS + [{"url": f"http://e.org/new{i}", "caption": "new", "n": i} for i in range(5)])
+    grown = plan(table, output)
+    assert [(spec.first_row, spec.num_rows) for spec in grown.partitions] == [(10, 4), (14, 1)]
+
+
+def test_an_edited_or_shortened_table_is_refused(tmp_path):
+    table, output = tmp_path / "t.csv", tmp_path / "out"
+    write(table)
+    commit(open_storage(str(output)), map(record_of, plan(table, output).partitions))
+    write(table, [*ROWS[:5], ROWS[5] | {"caption": "edited"}, *ROWS[6:]])
+    with pytest.raises(InputError, match="rows 4 to 7 are not what they were"):
+        plan(table, output)
+    write(table, ROWS[:8])
+    with pytest.raises(InputError, match="rows 8 to 9 are not what they were"):
+        plan(table, output)
+
+
+def test_other_options_are_other_partitions(tmp_path):
+    table, output = tmp_path / "t.csv", tmp_path / "out"
+    write(table)
+    first = plan(table, output)
+    commit(open_storage(str(output)), map(record_of, first.partitions))
+    other = plan(table, output, image={"size_px": 64})
+    assert len(other.partitions) == 3
+    assert {spec.id for spec in other.partitions}.isdisjoint(spec.id for spec in first.partitions)
+    assert plan(table, output, fetch={"total_timeout_s": 1}).partitions == []
+
+
+def test_a_finished_partition_that_nobody_committed_is_adopted(tmp_path):
+    table, output = tmp_path / "t.csv", tmp_path / "out"
+    write(table)
+    spec = plan(table, output).partitions[1]
+    open_storage(str(output)).write(record_of(spec).path, record_of(spec).model_dump_json().encode())
+    after = plan(table, output)
+    assert after.adopted == [record_of(spec)]
+    assert [left.first_row for left in after.partitions] == [0, 8]
+
+
+def test_missing_columns_are_answered_with_those_that_exist(tmp_path):
+    write(tmp_path / "t.csv", [{"URL": "http://a", "caption": "b"}])
+    with pytest.raises(InputError, match=r"ingest\.url_column=url: .*has the columns URL, caption"):
+        plan(tmp_path / "t.csv", tmp_path / "out")
+    write(tmp_path / "t.csv", [{"url": "http://a", "captions": "b"}])
+    with pytest.raises(InputError, match=r"did you mean ingest\.caption_column=captions\?"):
+        plan(tmp_path / "t.csv", tmp_path / "out")
+
+
+def test_an_output_must_be_named(tmp_path):
+    write(tmp_path / "t.csv")
+    with pytest.raises(InputError, match=r"ingest\.output: is empty"):
+        plan(tmp_path / "t.csv", "")

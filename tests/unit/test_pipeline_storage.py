@@ -1,0 +1,90 @@
+"""Both storages keep the same promises: whole or not at all, absent means put once."""
+
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from pipeline.storage import LocalStorage, StorageError, open_storage
+
+
+@pytest.fixture(params=["local", "s3"])
+def storage(request, tmp_path):
+    if request.param == "local":
+        return open_storage(str(tmp_path / "root"))
+    return open_storage(f"{request.getfixturevalue('bucket')}/some/prefix")
+
+
+def test_what_is_written_is_read_back_whole_and_in_ranges(storage, tmp_path):
+    storage.write("a/b.bin", b"0123456789")
+    assert storage.read("a/b.bin") == b"0123456789"
+    assert storage.read_range("a/b.bin", 3, 4) == b"3456"
+    assert storage.read_range("a/b.bin", 8, 10) == b"89"
+    assert storage.size("a/b.bin") == 10
+    assert storage.exists("a/b.bin")
+    (tmp_path / "file").write_bytes(b"x" * 100_000)
+    storage.write_file("c.bin", tmp_path / "file")
+    assert storage.size("c.bin") == 100_000
+
+
+def test_a_missing_object_is_named_in_full(storage):
+    with pytest.raises(FileNotFoundError, match="gone"):
+        storage.read("x/gone")
+    assert storage.size("x/gone") is None
+    storage.delete("x/gone")
+
+
+def test_a_listing_is_sorted_and_knows_sizes(storage):
+    for path in ("p/2", "p/10", "q/1", "p/1"):
+        storage.write(path, path.encode())
+    assert [item.path for item in storage.list("p/")] == ["p/1", "p/10", "p/2"]
+    assert [item.size_bytes for item in storage.list("q")] == [3]
+    assert list(storage.list("none/")) == []
+
+
+def test_of_many_writers_exactly_one_puts_what_was_absent(storage):
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(lambda writer: storage.write_if_absent("one", f"{writer}".encode()), range(16)))
+    assert sum(won) == 1
+    assert storage.read("one") == f"{won.index(True)}".encode()
+    assert [item.path for item in storage.list("")] == ["one"]
+
+
+def test_a_storage_travels_to_other_processes(storage):
+    storage.write("a", b"1")
+    assert pickle.loads(pickle.dumps(storage)).read("a") == b"1"
+
+
+def test_a_writability_check_leaves_nothing_behind(storage):
+    storage.check_writable()
+    assert list(storage.list("")) == []
+
+
+def test_half_written_files_are_not_listed(tmp_path):
+    storage = LocalStorage(str(tmp_path))
+    (tmp_path / ".a.0.part").write_bytes(b"half")
+    assert list(storage.list("")) == []
+
+
+def test_a_folder_that_cannot_be_written_is_a_storage_error(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageError, match="cannot be written"):
+        open_storage(str(tmp_path / "file" / "below")).check_writable()
+
+
+def test_a_missing_bucket_is_named_with_the_remedy(bucket):
+    with pytest.raises(StorageError, match=r"s3://no-such-bucket-here: there is no such bucket; create it"):
+        open_storage("s3://no-such-bucket-here/x").check_writable()
+
+
+def test_an_unreachable_endpoint_is_a_storage_error_that_holds_no_secret(bucket, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(StorageError, match="cannot be reached") as error:
+        open_storage(f"{bucket}/x").read("y")
+    assert "planted-secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(("uri", "rule"), [("gs://bucket/x", "no storage that is supported"), ("s3://", "names no bucket")])
+def test_an_address_that_is_no_storage_is_refused(uri, rule):
+    with pytest.raises(StorageError, match=rule):
+        open_storage(uri)
