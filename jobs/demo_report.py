@@ -167,7 +167,7 @@ def draw_gallery(encoded: Encoded, uris: dict[str, str], path: Path) -> None:
                 spine.set_linewidth(4 if at == query else 1)
     title = "Names never seen in training, and the pictures found for them (green: the right one)"
     figure.suptitle(title, fontsize=13, color=INK)
-    figure.text(0.995, 0.002, ATTRIBUTION, ha="right", va="bottom", fontsize=7, color=MUTED)
+    figure.supxlabel(ATTRIBUTION, x=0.99, ha="right", fontsize=7, color=MUTED)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

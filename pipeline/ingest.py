@@ -6,6 +6,7 @@ pipeline/partition.py, which knows no Ray.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -101,8 +102,9 @@ def _run_partitions(plan: IngestPlan, config: IngestConfig) -> list[PartitionRec
     from ray.data import ActorPoolStrategy, DataContext
 
     context = DataContext.get_current()
-    context.enable_progress_bars = False
+    context.enable_progress_bars = False  # ours counts rows and successes
     context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     cpus = int(ray.cluster_resources().get("CPU", 1))
     most = min(config.num_workers or cpus, len(plan.partitions))
     stream = ray.data.from_items(

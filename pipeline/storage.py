@@ -156,20 +156,33 @@ class LocalStorage(Storage):
                 yield ObjectInfo(relative, status.st_size, datetime.fromtimestamp(status.st_mtime, UTC))
 
     def delete(self, path: str) -> None:
-        self.local_path(path).unlink(missing_ok=True)
+        target = self.local_path(path)
+        target.unlink(missing_ok=True)
+        if target.parent != self.root:
+            with contextlib.suppress(OSError):
+                target.parent.rmdir()  # object storage knows no empty folders, and neither should a person see any
 
     @contextlib.contextmanager
     def _temporary(self, path: str) -> Iterator[Path]:
         target = self.local_path(path)
         temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}{PART_SUFFIX}")
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
+            _make_file(temporary)
             yield temporary
         except (PermissionError, NotADirectoryError, OSError) as error:
             raise StorageError(f"{target}: cannot be written ({error.strerror}); choose a folder that can") from error
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+def _make_file(path: Path) -> None:
+    """Makes an empty file and the folders above it, though another process may be removing them as empty."""
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            path.touch()
+            return
 
 
 def _write_through(path: Path, data: bytes) -> None:

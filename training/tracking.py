@@ -95,7 +95,7 @@ class Tracker:
         self.metrics.close()
         if self._wandb is not None:
             try:
-                self._wandb.finish(quiet=True)
+                self._wandb.finish()
             except Exception as error:
                 logger.warning("W&B did not finish: %s", error)
 

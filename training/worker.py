@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
+from pipeline.storage import Storage
 from training.config import TrainingConfig
 from training.distributed import World
 from training.plan import plan_run
@@ -34,7 +36,8 @@ def run_training(config: TrainingConfig) -> TrainResult:
         ConfigError: bad input; no worker was started.
         ray.train.TrainingFailedError: the workers failed more often than `cluster.max_failures`.
     """
-    config = plan_run(config).config
+    plan = plan_run(config)
+    config, run = plan.config, plan.run
     cluster = config.cluster
     use_gpu = ray.cluster_resources().get("GPU", 0) > 0 if cluster.use_gpu == "auto" else cluster.use_gpu
     cpus = _cpus_per_worker(config, ray.cluster_resources(), ray.nodes())
@@ -50,7 +53,7 @@ def run_training(config: TrainingConfig) -> TrainResult:
         run_config=RunConfig(
             # Ray resumes a name that it knows, by its own rules; ours are in the run's folder, so each launch is new to it.
             name=f"{config.run.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
-            storage_path=str(Path.home() / "ray_results"),
+            storage_path=_ray_folder(run),
             failure_config=FailureConfig(max_failures=cluster.max_failures),
         ),
     )
@@ -64,6 +67,12 @@ def _train_on_this_worker(arguments: dict[str, Any]) -> Any:
     config = TrainingConfig.model_validate(arguments["config"])
     device = torch.device("cpu") if config.train.device == "cpu" else get_device()
     return asdict(train(config, World.from_process_group(device)))
+
+
+def _ray_folder(run: Storage) -> str:
+    """Where Ray keeps its own state of a launch: beside ours, or in a scratch folder when ours is in object storage."""
+    local = run.local_path("ray")
+    return str(local) if local is not None else str(Path(tempfile.gettempdir()) / "rayclip" / "ray")
 
 
 def _cpus_per_worker(config: TrainingConfig, resources: dict[str, float], nodes: list[dict[str, Any]]) -> int:
