@@ -1,5 +1,6 @@
 """Real parts for the tests: an S3 server, a web server that misbehaves on request, one shared Ray."""
 
+import io
 import os
 import socket
 import subprocess
@@ -125,3 +126,84 @@ def ray_session() -> Iterator[None]:
     ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=True)
     yield
     ray.shutdown()
+
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 180, 60), "blue": (40, 60, 220), "yellow": (240, 220, 40)}
+SHAPES = ("disc", "square", "bar", "ring")
+
+
+def draw(colour: str, shape: str, seed: int) -> bytes:
+    """A PNG of 40 x 40 pixels; the seed moves the shape."""
+    import random
+
+    from PIL import Image, ImageDraw
+
+    rng = random.Random(seed)
+    image = Image.new("RGB", (40, 40), tuple(rng.randint(200, 255) for _ in range(3)))
+    left, top = rng.randint(2, 12), rng.randint(2, 12)
+    box, fill, pen = (left, top, left + 24, top + 24), COLOURS[colour], ImageDraw.Draw(image)
+    if shape == "disc":
+        pen.ellipse(box, fill=fill)
+    elif shape == "square":
+        pen.rectangle(box, fill=fill)
+    elif shape == "bar":
+        pen.rectangle((left, top + 9, left + 24, top + 15), fill=fill)
+    else:
+        pen.ellipse(box, outline=fill, width=5)
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="session")
+def make_data_set() -> Callable[..., str]:
+    """Writes a data set of drawn shapes with the pipeline's own shard writer: (uri, shard counts) -> uri."""
+
+    def make(uri: str, shard_counts: tuple[int, ...] = (20, 13, 31), seed: int = 0) -> str:
+        import tempfile
+        from datetime import UTC, datetime
+
+        from pipeline.image import Picture
+        from pipeline.manifest import PartitionRecord, commit
+        from pipeline.shard import Row, write_shard
+        from pipeline.storage import open_storage
+        from pipeline.types import Failure
+
+        storage, records, number = open_storage(uri), [], seed * 100_000
+        for shard_number, count in enumerate(shard_counts):
+            rows, partition = [], f"{seed:04x}{shard_number:012x}"
+            for row in range(count + 1):
+                colour, shape = list(COLOURS)[number % 4], SHAPES[number // 4 % 4]
+                outcome: Picture | Failure = Picture(draw(colour, shape, number), 40, 40, 40, 40, "{}")
+                if row == 3:  # every shard has a failure in its midst
+                    outcome = Failure("failed_to_download", "http_404", "HTTP status 404")
+                caption = f"a {colour} {shape}" + " that was drawn by hand" * (number % 3)
+                rows.append(Row(f"{partition}-{row:06d}", f"http://e.org/{row}", caption, outcome, {"shape": shape}))
+                number += 1
+            with tempfile.TemporaryDirectory() as temporary:
+                folder = Path(temporary)
+                shard = write_shard(rows, f"{partition}-000", "png", datetime.now(UTC), folder)
+                for path in (shard.tar_path, shard.sidecar_path):
+                    storage.write_file(path, folder / Path(path).name)
+            records.append(
+                PartitionRecord(
+                    id=partition,
+                    input_path="drawn",
+                    first_row=shard_number * 1000,
+                    num_rows=count + 1,
+                    rows_sha256="",
+                    options_fingerprint="",
+                    counts={"success": count, "http_404": 1},
+                    shards=(shard,),
+                )
+            )
+        commit(storage, records)
+        return uri
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def data_set(make_data_set: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A small local data set that no test changes: 64 samples in three shards."""
+    return make_data_set(str(tmp_path_factory.mktemp("data") / "shapes"))

@@ -1,0 +1,76 @@
+"""A partition end to end in a bare process, and captions."""
+
+import io
+
+import pytest
+from PIL import Image
+
+from pipeline.caption import clean_caption
+from pipeline.config import FetchConfig, ImageConfig, IngestConfig
+from pipeline.manifest import read_sidecar
+from pipeline.partition import ingest_partition
+from pipeline.plan import plan_ingest
+from pipeline.storage import open_storage
+from pipeline.types import Failure
+
+
+def png(shade: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (64, 48), (shade, 0, 0)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture
+def config(web, tmp_path):
+    rows = ["url,caption"]
+    for number in range(12):
+        rows.append(f"{web.put(f'/{number}.png', png(number))},picture {number}")
+    rows += [f"{web.address}/gone,gone", f"{web.put('/html', b'<html>')},html", f"{web.address}/1.png,  ", ",no url"]
+    (tmp_path / "t.csv").write_text("\n".join(rows) + "\n")
+    return IngestConfig(
+        input=str(tmp_path / "t.csv"),
+        output=str(tmp_path / "out"),
+        fetch=FetchConfig(allow_addresses=("127.0.0.1/32",)),
+        image=ImageConfig(size_px=32, format="png", quality=1),
+    )
+
+
+def test_every_row_comes_back_in_order_with_its_reason(config):
+    (spec,) = plan_ingest(config).partitions
+    record = ingest_partition(spec, config)
+    assert record.counts == {"bad_url": 1, "empty_caption": 1, "http_404": 1, "not_an_image": 1, "success": 12}
+    assert sum(record.counts.values()) == record.num_rows == 16
+    storage = open_storage(config.output)
+    table = read_sidecar(storage, record.shards[0]).to_pylist()
+    assert [row["caption"] for row in table[:12]] == [f"picture {number}" for number in range(12)]
+    assert storage.size(record.shards[0].tar_path) == record.shards[0].tar_size_bytes
+
+
+def test_the_first_completion_record_wins(config, web):
+    (spec,) = plan_ingest(config).partitions
+    first = ingest_partition(spec, config)
+    web.put("/0.png", png(200))  # the web answers differently an hour later
+    second = ingest_partition(spec, config)
+    assert second == first
+    tars = [item.path for item in open_storage(config.output).list("shards/") if item.path.endswith(".tar")]
+    assert len(tars) == 2, "the loser's tar is an orphan beside the winner's"
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("  two   words\n", "two words"),
+        ("e\u0301te\u0301", "été"),
+        ("bell\x07 and\x00 nul", "bell and nul"),
+        (42, "42"),
+    ],
+)
+def test_captions_are_one_line_of_nfc(text, clean):
+    assert clean_caption(text) == clean
+
+
+@pytest.mark.parametrize("text", [None, "", "   ", "\x00\n"])
+def test_an_empty_caption_is_a_reason_to_drop(text):
+    outcome = clean_caption(text)
+    assert isinstance(outcome, Failure)
+    assert (outcome.status, outcome.reason) == ("dropped", "empty_caption")

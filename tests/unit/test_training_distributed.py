@@ -1,0 +1,34 @@
+"""Slices and worlds; gathers across processes are tested with the loss."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from training.distributed import World, all_reduce_sum, gather_features, gather_rows, pick_device, slice_bounds
+
+
+@given(st.integers(1, 10_000), st.integers(1, 300))
+def test_slices_cover_everything_and_differ_by_at_most_one(size, world_size):
+    bounds = [slice_bounds(size, rank, world_size) for rank in range(world_size)]
+    assert bounds[0][0] == 0
+    assert bounds[-1][1] == size
+    assert all(left[1] == right[0] for left, right in itertools.pairwise(bounds))
+    sizes = {stop - first for first, stop in bounds}
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_a_world_of_one_needs_no_process_group():
+    world = World.from_process_group(torch.device("cpu"))
+    rows = torch.randn(3, 2)
+    assert world.is_main
+    assert gather_features(rows, 3, world) is rows
+    assert torch.equal(gather_rows(rows, 3, world), rows)
+    assert torch.equal(all_reduce_sum(rows, world), rows)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="auto is CUDA on a machine that has it")
+def test_auto_is_the_cpu_where_there_is_no_gpu():
+    assert pick_device("auto").type == "cpu"
