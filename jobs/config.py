@@ -135,7 +135,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> str | None:
     if not equals or "." not in dotted:
         return f"{override}: an override is section.key=value; {_suggest(dotted)}"
     try:
-        value = yaml.safe_load(text)
+        value = yaml.safe_load(text) if text else ""
     except yaml.YAMLError:
         return f"{override}: the value is not YAML; quote it"
     *parents, key = dotted.split(".")

@@ -68,7 +68,10 @@ def _from_run(config: Config) -> tuple[CLIP, EvaluationConfig]:
 def _from_weights(config: Config, options: argparse.Namespace) -> tuple[CLIP, EvaluationConfig]:
     from model.weights import load_clip
 
-    clip, _, _ = load_clip(config.model.name, options.weights, options.activation)
+    try:
+        clip, _, _ = load_clip(config.model.name, options.weights, options.activation)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     return clip, config.evaluation
 
 

@@ -175,7 +175,7 @@ def make_data_set() -> Callable[..., str]:
             for row in range(count + 1):
                 colour, shape = list(COLOURS)[number % 4], SHAPES[number // 4 % 4]
                 outcome: Picture | Failure = Picture(draw(colour, shape, number), 40, 40, 40, 40, "{}")
-                if row == 3:  # every shard has a failure in its midst
+                if row == min(3, count):  # every shard has a failure in its midst
                     outcome = Failure("failed_to_download", "http_404", "HTTP status 404")
                 caption = f"a {colour} {shape}" + " that was drawn by hand" * (number % 3)
                 rows.append(Row(f"{partition}-{row:06d}", f"http://e.org/{row}", caption, outcome, {"shape": shape}))

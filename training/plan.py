@@ -13,6 +13,7 @@ from pipeline.manifest import Manifest, read_manifest
 from pipeline.storage import Storage, open_storage
 from training.checkpoint import Checkpoint, CheckpointStore, Position
 from training.config import ConfigError, TrainingConfig
+from training.evaluation.runner import check_evaluation
 from training.sample_order import SampleOrder
 
 
@@ -45,6 +46,7 @@ def plan_run(config: TrainingConfig) -> RunPlan:
     Raises:
         ValueError: (ConfigError, StorageError, ManifestError) bad input, with value, rule and remedy.
     """
+    config = TrainingConfig.model_validate(config.model_dump(include=set(TrainingConfig.model_fields)))
     if not config.data.uri:
         raise ConfigError("data.uri: is empty; name a data set that jobs/ingest.py wrote")
     architecture = get_architecture(config.model.name)
@@ -60,6 +62,7 @@ def plan_run(config: TrainingConfig) -> RunPlan:
         pinned = checkpoint.manifest["version"]
     else:
         pinned = config.data.version
+    check_evaluation(config.evaluation)
     data = open_storage(config.data.uri)
     manifest = read_manifest(data, pinned)
     config = config.model_copy(update={"data": config.data.model_copy(update={"version": manifest.version})})

@@ -97,6 +97,10 @@ class Trainer:
     def run(self) -> TrainResult:
         """Every step that is left, then the last evaluation and checkpoint."""
         plan = self.plan
+        if plan.start.step >= plan.total_steps and plan.run.exists("result.json"):
+            if self.world.is_main:
+                print(f"run {self.config.run.name!r} has all its {plan.total_steps:,} steps; nothing is left to train")
+            return TrainResult(**json.loads(plan.run.read("result.json")))
         with contextlib.ExitStack() as stack:
             if self.world.is_main:
                 self.tracker = stack.enter_context(self._open_record())

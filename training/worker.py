@@ -43,7 +43,7 @@ def run_training(config: TrainingConfig) -> TrainResult:
     cpus = _cpus_per_worker(config, ray.cluster_resources(), ray.nodes())
     trainer = TorchTrainer(
         cast(Any, _train_on_this_worker),  # Ray's annotation leaves out that a result may be returned
-        train_loop_config={"config": config.model_dump(mode="json", include=set(TrainingConfig.model_fields))},
+        train_loop_config={"config": config.model_dump(mode="json")},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=cluster.num_workers,
