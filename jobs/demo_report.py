@@ -103,7 +103,7 @@ def measure(encoded: Encoded) -> Figures:
             blind,
         )
     concepts = [at for at, split in enumerate(encoded.split) if split == "concepts"]
-    if concepts:
+    if len(concepts) > 1:
         to_text, to_image = _recall_at_1(encoded, concepts, concepts)
         figures.rows[f"R@1, {len(concepts)} concepts never seen, among themselves"] = (
             to_text,

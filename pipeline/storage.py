@@ -126,8 +126,8 @@ class LocalStorage(Storage):
             temporary.replace(self.local_path(path))
 
     def write_file(self, path: str, file: Path) -> None:
-        with self._temporary(path) as temporary:
-            with file.open("rb") as source, temporary.open("wb") as target:
+        with file.open("rb") as source, self._temporary(path) as temporary:
+            with temporary.open("wb") as target:
                 while chunk := source.read(1 << 20):
                     target.write(chunk)
                 target.flush()
@@ -169,7 +169,7 @@ class LocalStorage(Storage):
         try:
             _make_file(temporary)
             yield temporary
-        except (PermissionError, NotADirectoryError, OSError) as error:
+        except OSError as error:
             raise StorageError(f"{target}: cannot be written ({error.strerror}); choose a folder that can") from error
         finally:
             with contextlib.suppress(OSError):

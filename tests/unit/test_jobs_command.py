@@ -96,6 +96,7 @@ def test_a_checkpoint_and_a_file_of_weights_are_evaluated_alike(data_set, tmp_pa
 
     settings = [f"data.uri={data_set}", f"run.dir={tmp_path}", "train.max_steps=6", f"evaluation.retrieval_uri={data_set}"]
     result = train_bare(load_config("debug_cpu", settings), World(0, 1, torch.device("cpu")))
+    capsys.readouterr()
     assert complaint(evaluate, f"run.dir={tmp_path}", "run.name=debug_cpu", "train.device=cpu") == "0"
     printed = capsys.readouterr().out
     for name, value in result.evaluation.items():

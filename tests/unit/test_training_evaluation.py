@@ -36,6 +36,12 @@ def test_a_model_that_tells_nothing_apart_finds_nothing():
     assert set(retrieval_metrics(same, same).values()) == {0.0}
 
 
+def test_a_model_that_has_diverged_finds_nothing():
+    broken = torch.full((30, 4), torch.nan)
+    assert set(retrieval_metrics(broken, broken).values()) == {0.0}
+    assert accuracy(broken, torch.eye(4), torch.zeros(30, dtype=torch.int64)) == 0.0
+
+
 def test_a_perfect_model_finds_everything():
     features = torch.eye(30)
     assert set(retrieval_metrics(features, features).values()) == {1.0}

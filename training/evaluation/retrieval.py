@@ -22,7 +22,8 @@ def retrieval_ranks(query_NE: Tensor, key_ME: Tensor, answer_N: Tensor, tile_siz
     for query, answer in zip(query_NE.split(tile_size), answer_N.split(tile_size), strict=True):
         similarity = query @ key_ME.T
         right = similarity.gather(1, answer[:, None])
-        ranks.append((similarity >= right).sum(dim=1) - 1)
+        # Not lower, rather than at least as high: a score that is no number must not count as a hit.
+        ranks.append((~(similarity < right)).sum(dim=1) - 1)
     return torch.cat(ranks)
 
 

@@ -19,6 +19,7 @@ from training.evaluation.retrieval import retrieval_metrics
 from training.evaluation.zero_shot import accuracy, build_classifier
 
 
+@torch.no_grad()
 def evaluate(clip: CLIP, config: EvaluationConfig, world: World) -> dict[str, float]:
     """All configured figures, as `evaluation/{name}` -> value, on every rank. The model is in evaluation mode.
 

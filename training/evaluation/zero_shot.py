@@ -32,4 +32,5 @@ def accuracy(image_features_NE: Tensor, classifier_CE: Tensor, labels_N: Tensor,
     """Share of the images whose class is among the k that score highest; a tie counts against us."""
     scores = image_features_NE @ classifier_CE.T
     right = scores.gather(1, labels_N[:, None])
-    return float(((scores >= right).sum(dim=1) <= k).double().mean())
+    # Not lower, rather than at least as high: a score that is no number must not count as a hit.
+    return float(((~(scores < right)).sum(dim=1) <= k).double().mean())

@@ -1,0 +1,91 @@
+"""Ingestion on a real Ray: every row once with its reason, nothing twice, locally and on S3."""
+
+import io
+
+import pytest
+from PIL import Image
+
+from jobs.config import load_config
+from pipeline.ingest import run_ingest
+from pipeline.manifest import read_manifest, read_sidecar
+from pipeline.storage import open_storage
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+def png(number: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (80, 60), (number % 256, number // 256, 9)).save(file, "PNG")
+    return file.getvalue()
+
+
+def write_table(path, web, first, stop):
+    """Rows [first, stop) of an endless table; of every ten one is dead, one is no picture and one is cut short."""
+    lines = ["url,caption,n"] if first == 0 else []
+    for number in range(first, stop):
+        body = {3: b"<html>not a picture</html>", 7: png(number)[:60]}.get(number % 10, png(number))
+        url = f"{web.address}/gone/{number}" if number % 10 == 5 else web.put(f"/{number}.png", body)
+        lines.append(f"{url},picture {number},{number}")
+    with path.open("a") as file:
+        file.write("\n".join(lines) + "\n")
+
+
+def all_rows(uri):
+    storage = open_storage(uri)
+    manifest = read_manifest(storage)
+    return [row for shard in manifest.shards for row in read_sidecar(storage, shard).to_pylist()], manifest
+
+
+@pytest.mark.parametrize("place", ["local", "s3"])
+def test_rows_are_ingested_once_with_their_reasons_and_a_grown_table_costs_its_new_rows(web, tmp_path, request, place):
+    output = str(tmp_path / "out") if place == "local" else f"{request.getfixturevalue('bucket')}/out"
+    table = tmp_path / "t.csv"
+    write_table(table, web, 0, 70)
+    settings = [
+        f"ingest.input={table}",
+        f"ingest.output={output}",
+        "ingest.partition_size_rows=25",
+        "ingest.fetch.allow_addresses=[127.0.0.1/32]",
+        "ingest.image.size_px=32",
+    ]
+    config = load_config("default", settings).ingest
+    first = run_ingest(config)
+    assert first.counts == {"success": 49, "http_404": 7, "not_an_image": 7, "decode": 7}
+    assert (first.version, first.num_samples, first.rows_held) == (1, 49, 0)
+    assert "http_404" in str(first)
+
+    asked = len(web.requests)
+    second = run_ingest(config)
+    assert (second.rows, second.version, second.rows_held) == (0, 1, 70)
+    assert "nothing to do" in str(second)
+    assert len(web.requests) == asked, "nothing was fetched again"
+
+    write_table(table, web, 70, 80)
+    third = run_ingest(config)
+    assert third.counts == {"success": 7, "http_404": 1, "not_an_image": 1, "decode": 1}
+    assert (third.version, third.num_samples) == (2, 56)
+    rows, manifest = all_rows(output)
+    assert [int(row["n"]) for row in rows] == list(range(80)), "each row once, in the table's order"
+    assert len({row["key"] for row in rows}) == 80
+    assert read_manifest(open_storage(output), 1).num_samples == 49, "the old version is as it was"
+    assert manifest.num_rows == 80
+
+
+def test_a_run_that_died_before_its_commit_is_finished_by_the_next(web, tmp_path):
+    table, output = tmp_path / "t.csv", tmp_path / "out"
+    write_table(table, web, 0, 30)
+    settings = [
+        f"ingest.input={table}",
+        f"ingest.output={output}",
+        "ingest.partition_size_rows=10",
+        "ingest.fetch.allow_addresses=[127.0.0.1/32]",
+    ]
+    config = load_config("default", settings).ingest
+    run_ingest(config)
+    manifest = read_manifest(open_storage(str(output)))
+    (output / "manifests" / "00000001.json").unlink()  # as if the kill had come just before
+    asked = len(web.requests)
+    again = run_ingest(config)
+    assert len(web.requests) == asked
+    assert again.counts == {"success": 21, "http_404": 3, "not_an_image": 3, "decode": 3}
+    assert read_manifest(open_storage(str(output))).partitions == manifest.partitions
