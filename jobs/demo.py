@@ -85,6 +85,8 @@ def _ingest(pairs: list[Pair], uris: dict[str, str], config: Config) -> None:
 
     with tempfile.TemporaryDirectory() as folder, serve(pairs) as address:
         for split, table in write_tables(pairs, address, Path(folder)).items():
+            if _count(pairs, split) == 0:
+                continue
             print(f"\ningesting {split} from {address} into {uris[split]}", flush=True)
             print(run_ingest(config.ingest.model_copy(update={"input": str(table), "output": uris[split]})), flush=True)
 

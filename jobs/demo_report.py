@@ -19,7 +19,7 @@ from torch import Tensor
 
 from jobs.demo_pictures import ATTRIBUTION, SPLITS
 from model.clip import CLIP
-from pipeline.manifest import read_manifest
+from pipeline.manifest import list_versions, read_manifest
 from pipeline.storage import open_storage
 from training.distributed import World
 from training.evaluation.retrieval import retrieval_ranks
@@ -67,8 +67,8 @@ def encode(clip: CLIP, uris: dict[str, str]) -> Encoded:
     images, texts = [], []
     places: dict[str, list[Any]] = {name: [] for name in ("split", "index", "caption", "concept", "tone")}
     for split in SPLITS:
-        if read_manifest(open_storage(uris[split])).num_samples == 0:
-            continue
+        if not list_versions(open_storage(uris[split])):
+            continue  # a quick look at few concepts may hold out none of a kind
         image, text, columns = encode_data_set(clip, uris[split], 256, world, ("caption", "concept", "tone"))
         images.append(image)
         texts.append(text)
@@ -149,7 +149,7 @@ def draw_gallery(encoded: Encoded, uris: dict[str, str], path: Path) -> None:
     shown = min(GALLERY_COLUMNS, len(candidates))
     scores = encoded.text_features[queries] @ encoded.image_features[candidates].T
     best = scores.topk(shown, dim=1).indices.tolist()
-    read = {split: _PictureReader(uri) for split, uri in uris.items()}
+    read = {split: _PictureReader(uris[split]) for split in {encoded.split[at] for at in candidates}}
     figure = plt.figure(figsize=(1.45 * shown + 3.4, 1.55 * len(queries) + 0.9), layout="constrained")
     grid = figure.add_gridspec(len(queries), shown + 2)
     for line, (query, found) in enumerate(zip(queries, best, strict=True)):

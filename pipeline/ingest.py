@@ -43,6 +43,8 @@ class IngestSummary:
         return sum(self.counts.values())
 
     def __str__(self) -> str:
+        if not self.rows and not self.version:
+            return "nothing to do: the input has no rows yet"
         if not self.rows:
             return f"nothing to do: {self.output} version {self.version} holds all {self.rows_held:,} rows"
         rate = self.rows / max(self.duration_s, 1e-9)

@@ -61,7 +61,10 @@ def plan_ingest(config: IngestConfig) -> IngestPlan:
     specs: list[PartitionSpec] = []
     rows_held = 0
     for table in tables:
-        check_columns(table, column_names(table), config)
+        columns = column_names(table)
+        if columns is None:
+            continue  # nothing has been written into it yet
+        check_columns(table, columns, config)
         held = _held_ranges(manifest, table, fingerprint)
         rows_held += sum(record.num_rows for record in held)
         specs += _missing_ranges(table, held, fingerprint, config.partition_size_rows)

@@ -103,12 +103,10 @@ def read_rows(table: str, first_row: int, num_rows: int) -> list[dict[str, Any]]
     return rows
 
 
-def column_names(table: str) -> list[str]:
-    """The table's columns; InputError where it cannot be read or is empty."""
-    first = next(read_batches(table), None)
-    if first is None:
-        raise InputError(f"ingest.input={table}: the table has no rows; leave it out or fill it")
-    return list(first.schema.names)
+def column_names(table: str) -> list[str] | None:
+    """The table's columns, or None for one without rows. Raises InputError where it cannot be read."""
+    first = next((batch for batch in read_batches(table) if batch.num_rows), None)
+    return None if first is None else list(first.schema.names)
 
 
 def check_columns(table: str, names: list[str], config: IngestConfig) -> None:

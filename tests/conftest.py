@@ -159,6 +159,11 @@ def draw(colour: str, shape: str, seed: int) -> bytes:
 
 
 @pytest.fixture(scope="session")
+def draw_shape() -> Callable[[str, str, int], bytes]:
+    return draw
+
+
+@pytest.fixture(scope="session")
 def make_data_set() -> Callable[..., str]:
     """Writes a data set of drawn shapes with the pipeline's own shard writer: (uri, shard counts) -> uri."""
 

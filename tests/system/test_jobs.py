@@ -1,0 +1,151 @@
+"""Jobs as users run them: submitted to a running cluster, and the demo with everything in object storage."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.manifest import read_manifest
+from pipeline.storage import open_storage
+
+ROOT = Path(__file__).parents[2]
+RAY = str(Path(sys.executable).parent / "ray")
+
+
+def free_port(low: int) -> int:
+    """A free port outside the range that Ray's workers take."""
+    for port in range(low, low + 200):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                return port
+    raise RuntimeError("no free port")
+
+
+def environment(**more: str) -> dict[str, str]:
+    """The caller's environment with the interpreter's folder first on the PATH, as the README tells users to have it."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return os.environ | {"PATH": path, "RAY_AUTH_MODE": "disabled"} | more
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory, data_set, make_data_set):
+    """`ray start --head` in a project folder; yields (dashboard address, the folder)."""
+    project = tmp_path_factory.mktemp("project")
+    (project / "jobs").symlink_to(ROOT / "jobs")
+    make_data_set(str(project / "data" / "demo" / "train"), (150, 120))
+    dashboard = free_port(28265)
+    # The path of a socket in it must be short.
+    temporary = Path(f"/tmp/ray-test-{os.getpid()}")
+    command = [RAY, "start", "--head", "--block", f"--port={free_port(26379)}", f"--dashboard-port={dashboard}"]
+    command += ["--dashboard-host=127.0.0.1", "--num-cpus=2", f"--temp-dir={temporary}", "--disable-usage-stats"]
+    log = (project / "ray.log").open("w")
+    head = subprocess.Popen(command, cwd=project, env=environment(), stdout=log, stderr=log)
+    address = f"http://127.0.0.1:{dashboard}"
+    for _ in range(120):
+        if subprocess.run([RAY, "job", "list", "--address", address], env=environment(), capture_output=True).returncode == 0:
+            break
+        time.sleep(0.5)
+    else:
+        raise RuntimeError((project / "ray.log").read_text())
+    yield address, project
+    head.terminate()
+    try:
+        head.wait(timeout=40)
+    except subprocess.TimeoutExpired:
+        head.kill()
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def submit(cluster, *arguments: str, working_dir: Path | None = None) -> subprocess.CompletedProcess[str]:
+    address, project = cluster
+    command = [RAY, "job", "submit", "--address", address]
+    if working_dir is not None:
+        command += ["--working-dir", str(working_dir)]
+    return subprocess.run(
+        [*command, "--", "python", *arguments], cwd=project, env=environment(), capture_output=True, text=True, check=False
+    )
+
+
+def test_ingest_and_train_are_submitted_with_a_working_directory(cluster, web, tmp_path, draw_shape):
+    rows = []
+    for number in range(40):
+        rows.append(
+            {"url": web.put(f"/{number}.png", draw_shape("red", "disc", number)), "caption": f"a red disc, number {number}"}
+        )
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet")
+    ingest = submit(
+        cluster,
+        "jobs/ingest.py",
+        f"ingest.input={tmp_path / 't.parquet'}",
+        f"ingest.output={tmp_path / 'data'}",
+        "ingest.fetch.allow_addresses=[127.0.0.1/32]",
+        working_dir=ROOT,
+    )
+    assert ingest.returncode == 0, ingest.stdout + ingest.stderr
+    assert "40 samples" in ingest.stdout
+    assert read_manifest(open_storage(str(tmp_path / "data"))).num_samples == 40
+
+    training = submit(
+        cluster,
+        "jobs/train.py",
+        "--config",
+        "debug_cpu",
+        f"data.uri={tmp_path / 'data'}",
+        f"run.dir={tmp_path / 'runs'}",
+        "train.max_steps=8",
+        "optimizer.warmup_steps=2",
+        working_dir=ROOT,
+    )
+    assert training.returncode == 0, training.stdout + training.stderr
+    assert "trained 8 steps, 256 samples" in training.stdout
+    assert json.loads((tmp_path / "runs" / "debug_cpu" / "result.json").read_text())["step"] == 8
+
+
+def test_the_default_recipe_trains_in_the_projects_folder_without_any_option(cluster):
+    _, project = cluster
+    # Three steps instead of 300; all else is what `ray job submit -- python jobs/train.py` does.
+    result = submit(cluster, "jobs/train.py", "train.max_steps=3", "optimizer.warmup_steps=1")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert (project / "runs" / "default" / "result.json").exists()
+
+
+def test_bad_input_fails_the_submission_with_its_message(cluster, tmp_path):
+    result = submit(cluster, "jobs/train.py", "train.max_stebs=3")
+    assert result.returncode != 0
+    assert "did you mean train.max_steps?" in result.stdout + result.stderr
+
+
+def test_a_shrunken_demo_has_its_shards_and_checkpoints_in_object_storage(bucket, s3_environment, tmp_path):
+    command = [sys.executable, str(ROOT / "jobs" / "demo.py"), "--data-dir", f"{bucket}/demo", f"run.dir={bucket}/runs"]
+    command += ["--concepts", "12", "train.max_steps=6", "optimizer.warmup_steps=2", "train.global_batch_size=32"]
+    result = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=environment(RAY_ADDRESS="local", **s3_environment),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    output = result.stdout + result.stderr
+    assert result.returncode == 0, output
+    assert "held-out pairs among" in result.stdout
+    assert "http_404" in result.stdout
+    assert "OpenMoji" in result.stdout
+    storage = open_storage(bucket)
+    assert read_manifest(open_storage(f"{bucket}/demo/train")).num_samples > 50
+    assert storage.exists("runs/demo/checkpoints/step_00000006/checkpoint.json")
+    assert len(storage.read("runs/demo/metrics.jsonl").splitlines()) >= 6
+    pictures = list((tmp_path / "runs" / "demo-pictures").glob("*.png"))
+    assert {picture.name for picture in pictures} == {"curves.png", "gallery.png"}
+    secret = s3_environment["AWS_SECRET_ACCESS_KEY"]
+    assert secret not in output
+    for item in storage.list(""):
+        assert secret.encode() not in storage.read(item.path), item.path
