@@ -45,9 +45,11 @@ def cluster(tmp_path_factory, data_set, make_data_set):
     # The path of a socket in it must be short.
     temporary = Path(f"/tmp/ray-test-{os.getpid()}")
     command = [RAY, "start", "--head", "--block", f"--port={free_port(26379)}", f"--dashboard-port={dashboard}"]
+    command += [f"--dashboard-agent-listen-port={free_port(29265)}"]  # the default one may belong to another Ray
     command += ["--dashboard-host=127.0.0.1", "--num-cpus=2", f"--temp-dir={temporary}", "--disable-usage-stats"]
     log = (project / "ray.log").open("w")
-    head = subprocess.Popen(command, cwd=project, env=environment(), stdout=log, stderr=log)
+    quick_end = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "1"}  # by default a head drains for 30 s
+    head = subprocess.Popen(command, cwd=project, env=environment(**quick_end), stdout=log, stderr=log)
     address = f"http://127.0.0.1:{dashboard}"
     for _ in range(120):
         if subprocess.run([RAY, "job", "list", "--address", address], env=environment(), capture_output=True).returncode == 0:
@@ -77,9 +79,8 @@ def submit(cluster, *arguments: str, working_dir: Path | None = None) -> subproc
 def test_ingest_and_train_are_submitted_with_a_working_directory(cluster, web, tmp_path, draw_shape):
     rows = []
     for number in range(40):
-        rows.append(
-            {"url": web.put(f"/{number}.png", draw_shape("red", "disc", number)), "caption": f"a red disc, number {number}"}
-        )
+        url = web.put(f"/{number}.png", draw_shape("red", "disc", number))
+        rows.append({"url": url, "caption": f"a red disc, number {number}"})
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet")
     ingest = submit(
         cluster,

@@ -161,6 +161,13 @@ def test_missing_columns_are_answered_with_those_that_exist(tmp_path):
         plan(tmp_path / "t.csv", tmp_path / "out")
 
 
+def test_a_table_without_rows_is_nothing_to_do(tmp_path):
+    (tmp_path / "t.csv").write_text("url,caption\n")
+    nothing = plan(tmp_path / "t.csv", tmp_path / "out")
+    assert (nothing.partitions, nothing.rows_held) == ([], 0)
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_output_must_be_named(tmp_path):
     write(tmp_path / "t.csv")
     with pytest.raises(InputError, match=r"ingest\.output: is empty"):
