@@ -1,6 +1,6 @@
 """What every entry point does the same way: parse, report bad input, join or start Ray, tell success by the exit code.
 
-Exit codes: 0 done; 1 failed on the way; 2 bad input, nothing was started.
+Exit codes: 0 done; 1 failed on the way; 2 bad input, which is found before any work starts where it can be.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def run(
             return 0
         job(config, options)
     except BAD_INPUT as error:
-        print(f"{arguments.prog}: bad input, nothing was started:", file=sys.stderr)
+        print(f"{arguments.prog}: bad input:", file=sys.stderr)
         print("\n".join(f"  {line}" for line in str(error).splitlines()), file=sys.stderr)
         return EXIT_BAD_INPUT
     return 0

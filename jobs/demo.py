@@ -59,7 +59,9 @@ def job(config: Config, options: argparse.Namespace) -> None:
     with clock.phase("evaluate"):
         figures, written = _evaluate(config, run_storage, uris)
     print(f"\n{figures.table()}\n")
-    (written / "demo.json").write_text(json.dumps(figures.as_dict() | {"seconds": clock.seconds}, indent=1), encoding="utf-8")
+    (written / "demo.json").write_text(
+        json.dumps({"figures": figures.as_dict(), "seconds": clock.seconds}, indent=1), encoding="utf-8"
+    )
     print(f"time: {clock}")
     print(f"curves:   {written / 'curves.png'}\ngallery:  {written / 'gallery.png'}\nfigures:  {written / 'demo.json'}")
     print(f"metrics:  {run_storage.address('metrics.jsonl')}\nshards:   {uris['train']}")

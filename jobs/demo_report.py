@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import defaultdict
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,9 @@ class Figures:
         return "\n".join(lines)
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """For demo.json: name -> {image_to_text, text_to_image, chance, tone_blind}."""
+        columns = ("image_to_text", "text_to_image", "chance", "tone_blind")
+        return {name: dict(zip(columns, row, strict=True)) for name, row in self.rows.items()}
 
 
 def encode(clip: CLIP, uris: dict[str, str]) -> Encoded:

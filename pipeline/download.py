@@ -108,7 +108,7 @@ class Fetcher:
                         target = parse_url(response.headers["Location"], base=target)
                         continue
                     return await self._read(response)
-            except (aiohttp.ClientError, OSError, ValueError, AssertionError) as error:
+            except Exception as error:  # what one answer provokes in a client must not cost the other rows
                 return _explain(error)
         return _failed("too_many_redirects", f"more than {self.config.max_redirects} redirects")
 
@@ -177,7 +177,8 @@ def _retry_after(response: aiohttp.ClientResponse) -> float | None:
 
 
 def _failed(reason: str, message: str) -> Failure:
-    return Failure("failed_to_download", reason, message)
+    """A failure; headers may hold bytes that are no text, which a parquet file would refuse."""
+    return Failure("failed_to_download", reason, message.encode("utf-8", "replace").decode())
 
 
 def _explain(error: Exception) -> Failure | _Retry:
@@ -199,4 +200,6 @@ def _explain(error: Exception) -> Failure | _Retry:
         return _failed("bad_answer", text)
     if isinstance(error, aiohttp.ClientError | OSError):
         return _Retry(_failed("connection_lost", text))
-    return _failed("bad_url", text)
+    if isinstance(error, ValueError):
+        return _failed("bad_url", text)
+    return _failed("error", f"{type(error).__name__}: {text}")

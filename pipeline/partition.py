@@ -87,9 +87,10 @@ async def _one_row(
     caption, url = clean_caption(source[config.caption_column]), source[config.url_column]
     outcome: Picture | Failure
     if isinstance(caption, Failure):
-        return Row(key, str(url), "", caption, extra)
+        return Row(key, "" if url is None else str(url), "", caption, extra)
     if not isinstance(url, str) or not url.strip():
-        return Row(key, "", caption, Failure("failed_to_download", "bad_url", "the URL is empty"), extra)
+        failure = Failure("failed_to_download", "bad_url", "the URL is empty" if not url else "the URL is not text")
+        return Row(key, "" if url is None else str(url), caption, failure, extra)
     async with slots:
         fetched = await fetcher.fetch(url)
         if isinstance(fetched, Failure):

@@ -14,8 +14,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
-import pyarrow.dataset as ds
 import pyarrow.json as pa_json
+import pyarrow.parquet as pq
 
 from pipeline.config import IngestConfig
 from pipeline.storage import LocalStorage, Storage, open_storage
@@ -97,7 +97,7 @@ def read_rows(table: str, first_row: int, num_rows: int) -> list[dict[str, Any]]
     """A row range as dicts; all columns."""
     rows: list[dict[str, Any]] = []
     for batch in read_batches(table, first_row):
-        rows += batch.slice(0, num_rows - len(rows)).to_pylist()
+        rows += _to_dicts(batch.slice(0, num_rows - len(rows)))
         if len(rows) >= num_rows:
             break
     return rows
@@ -110,7 +110,10 @@ def column_names(table: str) -> list[str] | None:
 
 
 def check_columns(table: str, names: list[str], config: IngestConfig) -> None:
-    """Raises InputError where the table lacks the url or the caption column."""
+    """Raises InputError where the table lacks the url or the caption column, or has two of one name."""
+    double = next((name for name in names if names.count(name) > 1), None)
+    if double is not None:
+        raise InputError(f"ingest.input={table}: two columns are called {double}; rename or drop one of them")
     for key, column in (("url_column", config.url_column), ("caption_column", config.caption_column)):
         if column not in names:
             close = difflib.get_close_matches(column, names, n=1)
@@ -120,14 +123,37 @@ def check_columns(table: str, names: list[str], config: IngestConfig) -> None:
 
 def hash_rows(rows: pa.Table) -> str:
     """sha256 over the rows' contents: an edited table is recognised, whatever its file looks like."""
-    nested = [field.name for field in rows.schema if pa.types.is_nested(field.type)]
+    others = [field.name for field in rows.schema if not _is_plain(field.type)]
     digest = hashlib.sha256()
     sink = pa.BufferOutputStream()
-    pa_csv.write_csv(rows.drop_columns(nested) if nested else rows, sink)  # text does not depend on how batches were cut
+    pa_csv.write_csv(rows.drop_columns(others) if others else rows, sink)  # text does not depend on how batches were cut
     digest.update(sink.getvalue())
-    for name in nested:
+    for name in others:
         digest.update(repr(rows.column(name).to_pylist()).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    """Whether pyarrow writes values of a type as CSV text."""
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return is_text or pa.types.is_primitive(kind) or pa.types.is_decimal(kind) or pa.types.is_null(kind)
+
+
+def _to_dicts(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    """Rows as dicts. Writers of parquet need not check their strings: what is not UTF-8 is replaced, so that the row can fail
+    alone."""
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError:
+        columns = {
+            name: [
+                None if value is None else value.decode("utf-8", "replace") for value in column.cast(pa.binary()).to_pylist()
+            ]
+            if pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+            else column.to_pylist()
+            for name, column in zip(batch.schema.names, batch.columns, strict=True)
+        }
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 def _split_glob(pattern: str) -> tuple[str, str, str | None]:
@@ -163,8 +189,8 @@ def _open(table: str) -> Iterator[pa.RecordBatch]:
     else:
         filesystem, path = LocalFileSystem(), table
     if table.endswith(".parquet"):
-        dataset = ds.dataset(path, format="parquet", filesystem=filesystem)
-        yield from dataset.to_batches(batch_size=BATCH_ROWS, batch_readahead=2, fragment_readahead=1)
+        with filesystem.open_input_file(path) as file:
+            yield from pq.ParquetFile(file).iter_batches(BATCH_ROWS)
         return
     with filesystem.open_input_stream(path) as stream:
         if table.endswith((".jsonl", ".ndjson")):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from pipeline.types import InputError
 
 PART_SUFFIX = ".part"
 """Of files that are being written; they are never listed."""
+BODY_ATTEMPTS = 4
 
 
 class StorageError(InputError):
@@ -217,18 +219,12 @@ class S3Storage(Storage):
         return self._client
 
     def read(self, path: str) -> bytes:
-        with self._errors(path):
-            body: bytes = self.client.get_object(Bucket=self.bucket, Key=self.prefix + path)["Body"].read()
-            return body
+        return self._get(path, {})
 
     def read_range(self, path: str, start: int, length: int) -> bytes:
         if length == 0:
             return b""
-        wanted = f"bytes={start}-{start + length - 1}"
-        with self._errors(path):
-            answer = self.client.get_object(Bucket=self.bucket, Key=self.prefix + path, Range=wanted)
-            body: bytes = answer["Body"].read()
-            return body
+        return self._get(path, {"Range": f"bytes={start}-{start + length - 1}"})
 
     def write(self, path: str, data: bytes) -> None:
         with self._errors(path):
@@ -272,9 +268,26 @@ class S3Storage(Storage):
         with self._errors(path):
             self.client.delete_object(Bucket=self.bucket, Key=self.prefix + path)
 
+    def _get(self, path: str, options: dict[str, str]) -> bytes:
+        """A body, whole. boto3 asks again for an answer that does not come, but not for a body that is cut."""
+        from botocore.exceptions import BotoCoreError
+
+        with self._errors(path):
+            for attempt in range(BODY_ATTEMPTS):
+                answer = self.client.get_object(Bucket=self.bucket, Key=self.prefix + path, **options)
+                try:
+                    body: bytes = answer["Body"].read()
+                    return body
+                except BotoCoreError:
+                    if attempt == BODY_ATTEMPTS - 1:
+                        raise
+                    time.sleep(0.1 * 2**attempt)
+        raise AssertionError("unreachable")
+
     @contextlib.contextmanager
     def _errors(self, path: str) -> Iterator[None]:
         """botocore's exceptions as ours. Their texts hold no keys; the addresses are those that the user gave."""
+        from boto3.exceptions import Boto3Error
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:
@@ -288,7 +301,7 @@ class S3Storage(Storage):
             raise StorageError(
                 f"{self.address(path)}: S3 refused ({code}); check the keys in the environment and what they may do"
             ) from error
-        except BotoCoreError as error:
+        except (BotoCoreError, Boto3Error) as error:
             raise StorageError(
                 f"{self.address(path)}: S3 cannot be reached ({type(error).__name__}); check AWS_ENDPOINT_URL, the region and "
                 "the keys in the environment"

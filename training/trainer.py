@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import secrets
 import tempfile
 import time
@@ -112,10 +113,8 @@ class Trainer:
                     break
                 self._step(batch, loader)
                 self._after_step()
-            if not self.evaluation:
+            if plan.start.step >= plan.total_steps:  # stopped between its last checkpoint and its result; the record is whole
                 self._evaluate()
-            if self.last_checkpoint != f"{plan.checkpoints.prefix}/step_{self.position.step:08d}":
-                self._save()
             result = TrainResult(
                 run=plan.run.uri,
                 checkpoint=self.last_checkpoint,
@@ -161,7 +160,7 @@ class Trainer:
         every = self.config.evaluation.every_steps
         if step == self.plan.total_steps or (every is not None and step % every == 0):
             with self._clock.stopped():
-                self._evaluate()
+                self._evaluate_and_log()
         if step == self.plan.total_steps or step % self.config.checkpoint.every_steps == 0:
             with self._clock.stopped():
                 self._save()
@@ -194,6 +193,9 @@ class Trainer:
         with torch.no_grad(), self._autocast():
             self.evaluation = evaluate(self.clip, self.config.evaluation, self.world)
         self.clip.train()
+
+    def _evaluate_and_log(self) -> None:
+        self._evaluate()
         if self.tracker is not None and self.evaluation:
             self.tracker.log({"step": self.position.step, **self.evaluation})
             shown = "  ".join(f"{name.removeprefix('evaluation/')} {value:.3f}" for name, value in self.evaluation.items())
@@ -248,7 +250,7 @@ class Trainer:
             "loss": self.final_loss,
             "loss_image_to_text": image_to_text,
             "loss_text_to_image": text_to_image,
-            "logit_scale": float(torch.tensor(scale, dtype=torch.float64).log()),
+            "logit_scale": math.log(scale),
             "temperature": 1 / scale,
             "learning_rate": rate,
             "grad_norm": float(grad_norm),

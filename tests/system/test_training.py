@@ -40,14 +40,19 @@ def test_one_and_two_workers_have_the_same_loss_at_every_step(data_set, tmp_path
 
 
 def worker_processes() -> list[int]:
-    """Process ids of Ray Train's workers on this machine."""
+    """Process ids of Ray Train's workers under this test's Ray; the machine may run others."""
+    import ray
+
+    session = str(ray._private.worker._global_node.get_session_dir_path()).encode()
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             title = (folder / "cmdline").read_bytes()
+            raylet = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+            ours = session in (Path("/proc") / raylet / "cmdline").read_bytes()
         except OSError:
             continue
-        if title.startswith(b"ray::RayTrainWorker"):
+        if ours and title.startswith(b"ray::RayTrainWorker"):
             found.append(int(folder.name))
     return sorted(found)
 

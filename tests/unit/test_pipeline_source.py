@@ -8,7 +8,7 @@ import pytest
 from pipeline.config import IngestConfig
 from pipeline.manifest import PartitionRecord, ShardRecord, commit
 from pipeline.plan import PartitionSpec, plan_ingest
-from pipeline.source import list_tables, read_chunks, read_rows
+from pipeline.source import hash_rows, list_tables, read_chunks, read_rows
 from pipeline.storage import open_storage
 from pipeline.types import InputError
 
@@ -172,3 +172,41 @@ def test_an_output_must_be_named(tmp_path):
     write(tmp_path / "t.csv")
     with pytest.raises(InputError, match=r"ingest\.output: is empty"):
         plan(tmp_path / "t.csv", "")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pa.array([b"\xff\xd8", None]),
+        pa.array(["a", "b"]).dictionary_encode(),
+        pa.array([[1], []]),
+        pa.array([{"a": 1}, None]),
+        pa.array(["a", "b"], pa.string_view()),
+        pa.array([1, None], pa.timestamp("us")),
+        pa.nulls(2),
+    ],
+    ids=lambda values: str(values.type)[:12],
+)
+def test_columns_of_any_type_can_be_planned_and_an_edit_is_seen(tmp_path, values):
+    table = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"url": ["u", "v"], "caption": ["c", "d"], "x": values}), table)
+    before = hash_rows(next(read_chunks(str(table), [2, 2])))
+    assert [row["x"] for row in read_rows(str(table), 0, 2)] == values.to_pylist()
+    pq.write_table(pa.table({"url": ["u", "v"], "caption": ["c", "d"], "x": pa.array(["other", "values"])}), table)
+    assert hash_rows(next(read_chunks(str(table), [2, 2]))) != before
+
+
+def test_text_that_is_not_utf8_costs_its_own_row_only(tmp_path):
+    offsets, data = pa.array([0, 1, 2], pa.int32()).buffers()[1], pa.py_buffer(b"\xffv")
+    urls = pa.Array.from_buffers(pa.string(), 2, [None, offsets, data])
+    pq.write_table(pa.table({"url": urls, "caption": ["c", "d"]}), tmp_path / "t.parquet")
+    assert read_rows(str(tmp_path / "t.parquet"), 0, 2) == [{"url": "\ufffd", "caption": "c"}, {"url": "v", "caption": "d"}]
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    table = pa.Table.from_arrays([pa.array(["u"])] * 3, names=["url", "caption", "caption"])
+    pq.write_table(table, tmp_path / "t.parquet")
+    pyarrow.csv.write_csv(table, tmp_path / "t.csv")
+    for name in ("t.parquet", "t.csv"):
+        with pytest.raises(InputError, match="two columns are called caption"):
+            plan_ingest(IngestConfig(input=str(tmp_path / name), output=str(tmp_path / "out")))

@@ -96,6 +96,19 @@ def test_a_finished_run_has_nothing_left_to_do(data_set, tmp_path):
     assert (tmp_path / "debug_cpu" / "metrics.jsonl").read_bytes() == before
 
 
+def test_a_run_stopped_after_its_last_checkpoint_still_reports_and_logs_nothing_twice(data_set, tmp_path):
+    config = config_of(data_set, tmp_path, f"evaluation.retrieval_uri={data_set}")
+    result = train(config, ALONE)
+    folder = tmp_path / "debug_cpu"
+    before = (folder / "metrics.jsonl").read_bytes()
+    (folder / "result.json").unlink()
+    again = train(config, ALONE)
+    assert again.evaluation == result.evaluation
+    assert again.checkpoint == result.checkpoint
+    assert (folder / "metrics.jsonl").read_bytes() == before
+    assert (folder / "result.json").exists()
+
+
 def test_evaluation_runs_during_and_after_training(data_set, tmp_path):
     zero_shot = f"{{uri: {data_set}, label_column: shape, templates: ['a red {{}}', 'a blue {{}}']}}"
     config = config_of(
