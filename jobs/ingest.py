@@ -25,7 +25,7 @@ def job(config: Config, options: argparse.Namespace) -> None:
         connect_ray()
     from pipeline.ingest import run_ingest
 
-    print(run_ingest(config.ingest))
+    print(run_ingest(config.ingest, plan))
 
 
 if __name__ == "__main__":

@@ -14,20 +14,41 @@ class Section(BaseModel):
 
 
 class FetchConfig(Section):
-    """`ingest.fetch.*`: how one URL is fetched. None of it changes the bytes of a sample, so none is in the fingerprint."""
+    """`ingest.fetch.*`: how one picture is fetched. None of it changes the bytes of a sample, so none is in the fingerprint."""
 
     total_timeout_s: float = Field(20.0, gt=0)
-    """Deadline for one URL, redirects included."""
+    """Deadline for one URL from its first byte sent, redirects and retries included."""
     read_timeout_s: float = Field(10.0, gt=0)
+    """Longest silence of a server that was asked."""
     max_bytes: int = Field(32 << 20, ge=1)
     """Of the decoded body."""
     max_redirects: int = Field(5, ge=0)
+    attempts: int = Field(3, ge=1)
+    """How often a URL is asked for when the answer may be better in a moment: 429, 5xx, a lost connection."""
     concurrency: int = Field(64, ge=1)
     """Requests under way at once in one worker."""
+    host_concurrency: int = Field(16, ge=1)
+    """Of these, to one host."""
+    host_max_failures: int = Field(8, ge=1)
+    """After so many failures in a row to connect to a host or to get an answer from it, it is left alone for a while."""
+    host_pause_s: float = Field(60.0, gt=0)
+    """How long: its URLs fail at once as `host_down`."""
     allow_addresses: tuple[str, ...] = ()
     """Networks (CIDR) that are reached although they are not public, e.g. 127.0.0.1/32 for a server on this machine."""
+    allow_s3: tuple[str, ...] = ()
+    """Prefixes (s3://bucket/photos/) under which s3:// addresses in the url column are read, with this machine's keys."""
+    allow_files: tuple[str, ...] = ()
+    """Folders under which paths and file:// addresses in the url column are read."""
     user_agent_contact: str = ""
     """A URL or e-mail address that is sent in the User-Agent."""
+
+
+class CaptionConfig(Section):
+    """`ingest.caption.*`: which captions are stored, counted after cleaning. In the options fingerprint."""
+
+    min_characters: int = Field(1, ge=1)
+    max_characters: int | None = Field(None, ge=1)
+    min_words: int = Field(1, ge=1)
 
 
 class ImageConfig(Section):
@@ -39,6 +60,8 @@ class ImageConfig(Section):
     format: Literal["jpg", "png", "webp"] = "jpg"
     quality: int = Field(95, ge=0, le=100)
     """JPEG and WebP: quality; PNG: compression level 0 to 9."""
+    keep_bytes: bool = True
+    """A picture that is already in the stored format, upright, RGB and small enough is not compressed a second time."""
     max_pixels: int = Field(64_000_000, ge=1)
     """Pictures with more are refused from their header, before any decode."""
     min_side_px: int = Field(0, ge=0)
@@ -54,8 +77,18 @@ class IngestConfig(Section):
     """Root of the data set: a local folder or s3://bucket/prefix."""
     url_column: str = "url"
     caption_column: str = "caption"
+    bytes_column: str = ""
+    """A column that holds the pictures themselves; where it is set, nothing is fetched, and a url column is optional."""
     partition_size_rows: int = Field(10_000, ge=1)
+    """Rows that are planned, fetched and committed together."""
+    shard_size_bytes: int = Field(1 << 30, ge=1)
+    """A partition whose tar would grow beyond this goes on in another."""
+    memory_bytes: int = Field(512 << 20, ge=1)
+    """Upper bound on bodies and stored pictures that one worker holds; libraries and a decoded picture come on top."""
+    commit_every_s: float = Field(600.0, gt=0)
+    """How often a long run adds what is done as a new version of the data set; it also does so at its end."""
     num_workers: int | None = Field(None, ge=1)
     """Ray actors that ingest; None: one for each CPU that Ray has."""
     fetch: FetchConfig = FetchConfig()
     image: ImageConfig = ImageConfig()
+    caption: CaptionConfig = CaptionConfig()

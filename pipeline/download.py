@@ -1,8 +1,8 @@
 """One URL to one body, or to a reason why not.
 
 The seam is `Fetcher.fetch(url) -> Fetched | Failure`. Behind it: aiohttp with the address guard in its connector, a deadline
-for the whole URL and one for each read, a cap on the decoded body, redirects followed by hand so that each hop is checked, and
-no retry where it would be impolite.
+for the whole URL and one for each read, a cap on the decoded body, redirects followed by hand so that each hop is checked and
+waits for its host's turn, and no retry where it would be impolite.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import contextlib
 import itertools
 import random
 import re
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -20,19 +21,21 @@ from yarl import URL
 
 from pipeline.address_guard import REFUSED, GuardedSocketFactory, parse_networks
 from pipeline.config import FetchConfig
+from pipeline.memory import Claim
+from pipeline.names import CachingResolver
+from pipeline.politeness import Host, Hosts
 from pipeline.types import Failure, Fetched
 
 AGENT = "rayclip"
-ATTEMPTS = 3
 FIRST_DELAY_S = 0.5
 RETRY_AFTER_CAP_S = 10.0
-CHUNK_BYTES = 1 << 16
-PER_HOST = 16
-"""Connections to one host at a time."""
+CHUNK_BYTES = 1 << 17
 
 _OPT_OUT = {"noai", "noimageai", "noindex", "noimageindex", "noml", "none"}
 _DIRECTIVES_WITH_VALUE = {"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"}
 _REDIRECTS = {301, 302, 303, 307, 308}
+_NO_ANSWER = {"timeout", "dns", "connect", "connection_lost"}
+"""Reasons that say something about the host rather than about the URL."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +57,10 @@ class Fetcher:
 
     async def __aenter__(self) -> Fetcher:
         connector = aiohttp.TCPConnector(
-            limit=self.config.concurrency,
-            limit_per_host=PER_HOST,
+            limit=0,  # turns and connections are ours: waiting for them costs no URL its deadline
             socket_factory=GuardedSocketFactory(self._allowed),
-            ttl_dns_cache=300,
+            resolver=CachingResolver(),
+            use_dns_cache=False,
         )
         self._session = aiohttp.ClientSession(
             connector=connector,
@@ -68,6 +71,8 @@ class Fetcher:
                 total=None, sock_connect=self.config.read_timeout_s, sock_read=self.config.read_timeout_s
             ),
         )
+        self._hosts = Hosts(self.config)
+        self._connections = asyncio.Semaphore(self.config.concurrency)
         return self
 
     async def __aexit__(
@@ -75,49 +80,77 @@ class Fetcher:
     ) -> None:
         await self._session.close()
 
-    async def fetch(self, url: str) -> Fetched | Failure:
-        """The body of a URL within `total_timeout_s`, retries and redirects included. Never raises for what a URL does."""
-        try:
-            async with asyncio.timeout(self.config.total_timeout_s):
-                return await self._with_retries(url)
-        except TimeoutError:
-            return _failed("timeout", f"no complete answer within {self.config.total_timeout_s:g} s")
+    async def fetch(self, url: str, claim: Claim | None = None) -> Fetched | Failure:
+        """The body of a URL within `total_timeout_s`, retries and redirects included. Never raises for what a URL does.
 
-    async def _with_retries(self, url: str) -> Fetched | Failure:
+        Args:
+            claim: grows by what is read; nothing is read that it has no room for.
+        """
+        deadline = _Deadline(self.config.total_timeout_s)
         delay_s = FIRST_DELAY_S
         for attempt in itertools.count(1):
-            outcome = await self._once(url)
+            outcome = await self._once(url, claim, deadline)
             if not isinstance(outcome, _Retry):
                 return outcome
-            if attempt == ATTEMPTS:
+            if claim is not None:
+                claim.settle(0)
+            wait_s = delay_s * random.uniform(0.5, 1.5) if outcome.after_s is None else min(outcome.after_s, RETRY_AFTER_CAP_S)
+            if attempt == self.config.attempts or wait_s >= deadline.left_s:
                 return outcome.failure
-            wait_s = delay_s * random.uniform(0.5, 1.5) if outcome.after_s is None else outcome.after_s
-            await asyncio.sleep(min(wait_s, RETRY_AFTER_CAP_S))
+            deadline.left_s -= wait_s
+            await asyncio.sleep(wait_s)
             delay_s *= 2
         raise AssertionError("unreachable")
 
-    async def _once(self, url: str) -> Fetched | Failure | _Retry:
+    async def _once(self, url: str, claim: Claim | None, deadline: _Deadline) -> Fetched | Failure | _Retry:
         """One attempt: every redirect, then the body."""
         target: URL | Failure = parse_url(url)
         for _ in range(self.config.max_redirects + 1):
             if isinstance(target, Failure):
                 return target
-            try:
-                async with self._session.get(target, allow_redirects=False) as response:
-                    if response.status in _REDIRECTS and "Location" in response.headers:
-                        target = parse_url(response.headers["Location"], base=target)
-                        continue
-                    return await self._read(response)
-            except Exception as error:  # what one answer provokes in a client must not cost the other rows
-                return _explain(error)
+            async with self._hosts.turn(f"{target.host}:{target.port}") as host:
+                if isinstance(host, Failure):
+                    return host
+                async with self._connections:
+                    outcome = await self._ask(target, host, claim, deadline)
+            if not isinstance(outcome, str):
+                return outcome
+            target = parse_url(outcome, base=target)
         return _failed("too_many_redirects", f"more than {self.config.max_redirects} redirects")
 
-    async def _read(self, response: aiohttp.ClientResponse) -> Fetched | Failure | _Retry:
+    async def _ask(self, target: URL, host: Host, claim: Claim | None, deadline: _Deadline) -> Fetched | Failure | _Retry | str:
+        """One request; a redirect's target comes back as it stands in the header."""
+        outcome: Failure | _Retry
+        try:
+            async with deadline.running(), self._session.get(target, allow_redirects=False) as response:
+                if response.status in _REDIRECTS and "Location" in response.headers:
+                    host.answered()
+                    return response.headers["Location"]
+                answer = await self._read(response, host, claim, deadline)
+                host.answered()
+                return answer
+        except TimeoutError as error:
+            if deadline.left_s <= 0:
+                outcome = _failed("timeout", f"no complete answer within {self.config.total_timeout_s:g} s")
+            else:
+                outcome = _failed("timeout", " ".join(str(error).split()) or f"silent for {self.config.read_timeout_s:g} s")
+        except Exception as error:  # what one answer provokes in a client must not cost the other rows
+            outcome = _explain(error)
+        if _reason(outcome) in _NO_ANSWER:
+            self._hosts.no_answer(host)
+        return outcome
+
+    async def _read(
+        self, response: aiohttp.ClientResponse, host: Host, claim: Claim | None, deadline: _Deadline
+    ) -> Fetched | Failure | _Retry:
         """Status and headers first, then the body up to the cap."""
         if response.status != 200:
             failure = _failed(f"http_{response.status}", f"HTTP status {response.status}")
             if response.status == 429 or response.status >= 500:
-                return _Retry(failure, _retry_after(response))
+                pause_s = _retry_after(response)
+                if pause_s is not None:
+                    host.wants_pause(min(pause_s, RETRY_AFTER_CAP_S))
+                return _Retry(failure, pause_s)
             return failure
         directive = opt_out(response.headers.getall("X-Robots-Tag", []))
         if directive is not None:
@@ -127,12 +160,46 @@ class Fetcher:
             return _failed("too_large", f"Content-Length {response.content_length} is over {limit} bytes")
         body = bytearray()
         async for chunk in response.content.iter_chunked(CHUNK_BYTES):
+            if claim is not None and not claim.try_grow(len(chunk)):
+                with deadline.stopped():
+                    await claim.grow(len(chunk))
             body += chunk
             if len(body) > limit:
                 return _failed("too_large", f"the body is over {limit} bytes")
         if not body:
             return _failed("empty_body", "the answer has no body")
         return Fetched(bytes(body))
+
+
+class _Deadline:
+    """Seconds that a URL has left; they run out while a request is under way, not while it waits for its turn or for room."""
+
+    def __init__(self, seconds: float) -> None:
+        self.left_s = seconds
+        self._timeout: asyncio.Timeout | None = None
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Raises TimeoutError when the time is over."""
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self.left_s) as self._timeout:
+                yield
+        finally:
+            assert self._timeout is not None
+            until = self._timeout.when()
+            self.left_s = 0.0 if until is None else until - loop.time()
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Time in here does not count."""
+        assert self._timeout is not None
+        loop = asyncio.get_running_loop()
+        until, began = self._timeout.when(), loop.time()
+        assert until is not None
+        self._timeout.reschedule(None)
+        yield
+        self._timeout.reschedule(until + loop.time() - began)
 
 
 def parse_url(url: str, base: URL | None = None) -> URL | Failure:
@@ -179,6 +246,10 @@ def _retry_after(response: aiohttp.ClientResponse) -> float | None:
 def _failed(reason: str, message: str) -> Failure:
     """A failure; headers may hold bytes that are no text, which a parquet file would refuse."""
     return Failure("failed_to_download", reason, message.encode("utf-8", "replace").decode())
+
+
+def _reason(outcome: Failure | _Retry) -> str:
+    return outcome.reason if isinstance(outcome, Failure) else outcome.failure.reason
 
 
 def _explain(error: Exception) -> Failure | _Retry:

@@ -1,27 +1,29 @@
 """Bytes from the web to the picture that is stored: checked by its header, upright, RGB, resized and encoded.
 
-Resizing and encoding are img2dataset's `Resizer`, so that its users find their options and its readers their pictures.
+JPEGs, which are nearly all of the web's photographs, are decoded by libjpeg-turbo, at a half, quarter or eighth of their size
+where the target is much smaller. Whatever that refuses, and every other format, goes through Pillow.
 """
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
 import io
 import json
-import os
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+import simplejpeg
+from PIL import ExifTags, Image
 
 from pipeline.config import ImageConfig
+from pipeline.resize import Pixels, encode, resize, target_size
 from pipeline.types import Failure
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """What magic bytes may say; a Content-Type is not asked."""
 EXIF_LIMIT_CHARACTERS = 4096
+ORIENTATION = 0x0112
 
 Image.MAX_IMAGE_PIXELS = None  # `ingest.image.max_pixels` is checked from the header instead, with a reason
 
@@ -33,6 +35,7 @@ class Picture:
     Attributes:
         original_width, original_height: before resizing, upright.
         exif: JSON of the tags that are text or numbers.
+        original_sha256: of the bytes that it was made from, for comparison with others' lists of hashes.
     """
 
     data: bytes
@@ -41,6 +44,7 @@ class Picture:
     original_width: int
     original_height: int
     exif: str
+    original_sha256: str = ""
 
 
 def prepare_image(data: bytes, config: ImageConfig) -> Picture | Failure:
@@ -50,19 +54,61 @@ def prepare_image(data: bytes, config: ImageConfig) -> Picture | Failure:
         failure = _check_header(image.width, image.height, config)
         if failure is not None:
             return failure
-        exif = _exif_json(image)
-        upright = to_rgb(ImageOps.exif_transpose(image))
+        exif = image.getexif()
+        orientation = exif[ORIENTATION] if ORIENTATION in exif else 1
+        pixels_HWC = _upright(_decode(image, data, config), orientation)
+        original = image.size if orientation not in (5, 6, 7, 8) else image.size[::-1]
+        if _may_stay(image, original, orientation, config):
+            stored, (width, height) = data, original
+        else:
+            resized_HWC = resize(pixels_HWC, config, original)
+            stored, width, height = encode(resized_HWC, config), resized_HWC.shape[1], resized_HWC.shape[0]
     except Image.UnidentifiedImageError:
         return Failure("failed_to_resize", "not_an_image", "the magic bytes are those of no picture that is read")
     except Exception as error:  # decoders raise what they like on broken data: OSError, ValueError, SyntaxError, struct.error
         return Failure("failed_to_resize", "decode", " ".join(f"{type(error).__name__}: {error}".split())[:200])
-    # BMP costs next to nothing to write and read, and lets the Resizer see what Pillow has checked whole and made upright.
-    stream = io.BytesIO()
-    upright.save(stream, "BMP")
-    encoded, width, height, original_width, original_height, refusal = _resizer(config)(stream)
-    if refusal is not None:
-        return Failure("failed_to_resize", "decode", " ".join(str(refusal).split())[:200])
-    return Picture(encoded, width, height, original_width, original_height, exif)
+    return Picture(stored, width, height, *original, _exif_json(exif), hashlib.sha256(data).hexdigest())
+
+
+def _decode(image: Image.Image, data: bytes, config: ImageConfig) -> Pixels:
+    """RGB pixels (H, W, 3), not yet upright; not smaller than the target."""
+    if image.format == "JPEG" and image.mode in ("RGB", "L"):
+        least = _scaled_size(image.size, target_size(*image.size, config))
+        try:
+            return np.asarray(simplejpeg.decode_jpeg(data, "RGB", min_width=least[0], min_height=least[1]))
+        except ValueError:
+            pass  # it refuses what is merely unusual, too; Pillow tells the broken from the unusual
+    return np.asarray(to_rgb(image))
+
+
+def _scaled_size(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
+    """(width, height) of a scaled JPEG decode that leaves at least a factor of two to the resize.
+
+    Scaling in blocks costs quality, which the mean of at least 2 x 2 pixels hides again; so a half, a quarter, an eighth or
+    all. libjpeg's other fractions cost more of it.
+    """
+    factor = min(size[0] / target[0], size[1] / target[1])
+    divisor = next((divisor for divisor in (8, 4, 2) if factor >= 2 * divisor), 1)
+    return -(-size[0] // divisor), -(-size[1] // divisor)
+
+
+def _upright(pixels_HWC: Pixels, orientation: int) -> Pixels:
+    """Undoes the orientation that EXIF states (1 to 8; anything else is none)."""
+    if orientation in (5, 6, 7, 8):
+        pixels_HWC = pixels_HWC.transpose(1, 0, 2)  # (H, W, C) -> (W, H, C)
+    if orientation in (2, 3, 6, 7):
+        pixels_HWC = pixels_HWC[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels_HWC = pixels_HWC[::-1]
+    return np.ascontiguousarray(pixels_HWC)
+
+
+def _may_stay(image: Image.Image, size: tuple[int, int], orientation: int, config: ImageConfig) -> bool:
+    """Whether the bytes are stored as they came: nothing of the picture would change but its compression, for the worse."""
+    stored = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}[config.format]
+    plain = image.format == stored and image.mode == "RGB" and orientation == 1 and not image.has_transparency_data
+    still = getattr(image, "n_frames", 1) == 1
+    return config.keep_bytes and plain and still and config.resize_only_if_bigger and target_size(*size, config) == size
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -93,27 +139,10 @@ def _check_header(width: int, height: int, config: ImageConfig) -> Failure | Non
     return None
 
 
-def _exif_json(image: Image.Image) -> str:
+def _exif_json(exif: Image.Exif) -> str:
     tags: dict[str, Any] = {}
-    for number, value in image.getexif().items():
+    for number, value in exif.items():
         if isinstance(value, str | int | float):
             tags[ExifTags.TAGS[number] if number in ExifTags.TAGS else str(number)] = value
     text = json.dumps(tags)
     return text if len(text) <= EXIF_LIMIT_CHARACTERS else "{}"
-
-
-@lru_cache(maxsize=8)
-def _resizer(config: ImageConfig) -> Any:
-    """img2dataset's Resizer, imported here because it brings 500 MB of libraries that the driver has no use for."""
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for a newer version on import
-    from img2dataset import resizer
-
-    # It points file descriptors 1 and 2 of the whole process at /dev/null for every picture, under other threads' feet.
-    resizer.SuppressStdoutStderr = contextlib.nullcontext
-    return resizer.Resizer(
-        image_size=config.size_px,
-        resize_mode=config.resize_mode,
-        resize_only_if_bigger=config.resize_only_if_bigger,
-        encode_quality=config.quality,
-        encode_format=config.format,
-    )

@@ -9,16 +9,17 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from tqdm import tqdm
 
 from pipeline.config import IngestConfig
-from pipeline.manifest import PartitionRecord, commit, list_versions, read_manifest
+from pipeline.manifest import Manifest, PartitionRecord, commit, list_versions, read_manifest
 from pipeline.partition import ingest_partition
 from pipeline.plan import IngestPlan, PartitionSpec, plan_ingest
-from pipeline.storage import open_storage
+from pipeline.storage import Storage, open_storage
 
 
 @dataclass(frozen=True)
@@ -55,36 +56,54 @@ class IngestSummary:
         return "\n".join(lines)
 
 
-def run_ingest(config: IngestConfig) -> IngestSummary:
-    """Fetches what the data set lacks and commits it.
+def run_ingest(config: IngestConfig, plan: IngestPlan | None = None) -> IngestSummary:
+    """Fetches what the data set lacks and commits it, now and then and at the end.
+
+    Args:
+        plan: what `plan_ingest` has said a moment ago; made here where there is none.
 
     Raises:
         InputError: bad input; no worker was started.
         RuntimeError: a partition came back neither done nor failed; nothing of it was committed.
     """
     began = time.perf_counter()
-    plan = plan_ingest(config)
-    records = list(plan.adopted)
-    if plan.partitions:
-        records += _run_partitions(plan, config)
     storage = open_storage(config.output)
-    if records:
-        manifest = commit(storage, records)
-    elif list_versions(storage):
-        manifest = read_manifest(storage)
-    else:
-        return IngestSummary(storage.uri, 0, 0, {}, 0, time.perf_counter() - began)
-    counts: Counter[str] = Counter()
-    for record in records:
-        counts.update(record.counts)
+    plan = plan or plan_ingest(config)
+    rows_held, counts = plan.rows_held, Counter[str]()
+    while plan.partitions or plan.adopted:
+        manifest = commit(storage, plan.adopted) if plan.adopted else None
+        records = list(plan.adopted)
+        for batch in _run_partitions(plan, config):
+            manifest = commit(storage, batch)
+            records += batch
+        assert manifest is not None
+        held = {record.id for record in manifest.partitions}
+        for record in records:
+            counts.update(record.counts if record.id in held else {})
+        if held.issuperset(record.id for record in records):
+            break
+        plan = plan_ingest(config)  # another run has committed a part of these rows first; what it did not is still to be done
+    manifest = read_manifest(storage) if list_versions(storage) else None
+    if manifest is not None:
+        _write_notes(storage, manifest, plan)
     return IngestSummary(
         output=storage.uri,
-        version=manifest.version,
-        rows_held=plan.rows_held,
+        version=manifest.version if manifest else 0,
+        rows_held=rows_held,
         counts=dict(counts),
-        num_samples=manifest.num_samples,
+        num_samples=manifest.num_samples if manifest else 0,
         duration_s=time.perf_counter() - began,
     )
+
+
+def _write_notes(storage: Storage, manifest: Manifest, plan: IngestPlan) -> None:
+    """Notes the tables of which every row is held."""
+    rows: Counter[str] = Counter()
+    for record in manifest.partitions:
+        rows[record.input_path] += record.num_rows
+    for note in plan.notes:
+        if rows[note.input_path] == note.num_rows:
+            storage.write(note.path, note.model_dump_json(indent=1).encode())
 
 
 class _PartitionActor:
@@ -98,8 +117,33 @@ class _PartitionActor:
         return {"record": [ingest_partition(spec, self.config).model_dump_json() for spec in specs]}
 
 
-def _run_partitions(plan: IngestPlan, config: IngestConfig) -> list[PartitionRecord]:
-    """The Ray Data graph. A partition that does not come back is an error, never a silence."""
+def _run_partitions(plan: IngestPlan, config: IngestConfig) -> Iterator[list[PartitionRecord]]:
+    """The Ray Data graph: finished partitions, as many at a time as are committed together.
+
+    A partition that does not come back is an error, never a silence.
+    """
+    if not plan.partitions:
+        return
+    missing = {spec.id for spec in plan.partitions}
+    finished: list[PartitionRecord] = []
+    due = time.monotonic() + config.commit_every_s
+    with _Progress(plan.num_rows) as progress:
+        for item in _stream(plan, config).iter_rows():
+            record = PartitionRecord.model_validate_json(item["record"])
+            missing.discard(record.id)
+            finished.append(record)
+            progress.update(record)
+            if time.monotonic() >= due:
+                yield finished
+                finished, due = [], time.monotonic() + config.commit_every_s
+    if finished:
+        yield finished
+    if missing:
+        raise RuntimeError(f"{len(missing)} partitions did not come back, {min(missing)} among them; run the job again")
+
+
+def _stream(plan: IngestPlan, config: IngestConfig) -> Any:
+    """Partitions to actors; a row comes back for each that is done."""
     import ray
     from ray.data import ActorPoolStrategy, DataContext
 
@@ -109,7 +153,7 @@ def _run_partitions(plan: IngestPlan, config: IngestConfig) -> list[PartitionRec
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     cpus = int(ray.cluster_resources().get("CPU", 1))
     most = min(config.num_workers or cpus, len(plan.partitions))
-    stream = ray.data.from_items(
+    return ray.data.from_items(
         [asdict(spec) for spec in plan.partitions], override_num_blocks=len(plan.partitions)
     ).map_batches(
         _PartitionActor,
@@ -118,20 +162,27 @@ def _run_partitions(plan: IngestPlan, config: IngestConfig) -> list[PartitionRec
         compute=ActorPoolStrategy(min_size=1, max_size=most, max_tasks_in_flight_per_actor=2),
         num_cpus=1,
     )
-    records = []
-    rows = sum(spec.num_rows for spec in plan.partitions)
-    with tqdm(total=rows, unit="rows", desc="ingest", mininterval=1.0) as bar:
-        successes = 0
-        for item in stream.iter_rows():
-            record = PartitionRecord.model_validate_json(item["record"])
-            records.append(record)
-            successes += record.counts["success"] if "success" in record.counts else 0
-            bar.update(record.num_rows)
-            bar.set_postfix_str(f"{successes / max(bar.n, 1):.1%} success")
-    missing = {spec.id for spec in plan.partitions} - {record.id for record in records}
-    if missing:
-        raise RuntimeError(f"{len(missing)} partitions did not come back, {min(missing)} among them; run the job again")
-    return records
+
+
+class _Progress:
+    """A bar of rows, with the share of successes and the commonest reason to fail."""
+
+    def __init__(self, num_rows: int) -> None:
+        self._bar = tqdm(total=num_rows, unit="rows", desc="ingest", mininterval=1.0)
+        self._counts: Counter[str] = Counter()
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def update(self, record: PartitionRecord) -> None:
+        self._counts.update(record.counts)
+        self._bar.update(record.num_rows)
+        text = f"{self._counts['success'] / max(self._bar.n, 1):.1%} success"
+        failures = [item for item in self._counts.most_common() if item[0] != "success"]
+        self._bar.set_postfix_str(", ".join([text, *(f"{reason} {count:,}" for reason, count in failures[:2])]))
 
 
 def _plain(batch: dict[str, Any], index: int) -> dict[str, Any]:

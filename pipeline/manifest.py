@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+from bisect import bisect, insort
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
@@ -147,24 +149,42 @@ def read_manifest(storage: Storage, version: int | Literal["latest"] = "latest")
 def commit(storage: Storage, records: Iterable[PartitionRecord]) -> Manifest:
     """Adds partitions in a new version, and returns it.
 
-    A partition that the data set holds already is not added twice. When another run commits first, its version is read and
-    this one goes on top of it. Without anything to add, the latest version is returned.
+    Rows that the data set holds already are not added twice: of partitions that share rows of a table, the one that was
+    committed first stays. When another run commits first, its version is read and this one goes on top of it. Without anything
+    to add, the latest version is returned.
     """
     records = list(records)
     while True:
         versions = list_versions(storage)
         old = read_manifest(storage, versions[-1]) if versions else None
-        held = {partition.id: partition for partition in old.partitions} if old else {}
-        new = {record.id: record for record in records if record.id not in held}
+        held = old.partitions if old else ()
+        new = _without_overlaps(held, records)
         if old is not None and not new:
             return old
         manifest = Manifest(
             version=(old.version if old else 0) + 1,
             created=datetime.now(UTC).replace(microsecond=0),
-            partitions=_sorted([*held.values(), *new.values()]),
+            partitions=_sorted([*held, *new]),
         )
         if storage.write_if_absent(_path(manifest.version), manifest.model_dump_json(indent=1).encode()):
             return manifest
+
+
+def _without_overlaps(held: Iterable[PartitionRecord], records: list[PartitionRecord]) -> list[PartitionRecord]:
+    """The records whose rows neither `held` nor a record before them has."""
+    ranges: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    for record in held:
+        insort(ranges[record.input_path], (record.first_row, record.first_row + record.num_rows))
+    new = []
+    for record in records:
+        taken, stop = ranges[record.input_path], record.first_row + record.num_rows
+        place = bisect(taken, (record.first_row, stop))
+        before = taken[place - 1][1] if place else 0
+        after = taken[place][0] if place < len(taken) else stop
+        if before <= record.first_row and stop <= after:
+            taken.insert(place, (record.first_row, stop))
+            new.append(record)
+    return new
 
 
 def read_sidecar(storage: Storage, shard: ShardRecord, columns: Sequence[str] | None = None) -> pa.Table:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import tarfile
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -36,6 +37,7 @@ COLUMNS = pa.schema(
         ("original_height", pa.int32()),
         ("exif", pa.string()),
         ("sha256", pa.string()),
+        ("original_sha256", pa.string()),
         ("jpg_offset", pa.int64()),
         ("jpg_size", pa.int64()),
         ("txt_offset", pa.int64()),
@@ -62,37 +64,101 @@ class Row:
         return self.outcome.reason if isinstance(self.outcome, Failure) else "success"
 
 
-def write_shard(rows: list[Row], name_prefix: str, image_format: str, started: datetime, folder: Path) -> ShardRecord:
-    """Writes the three files of a shard into a folder, under their final names. Rows come in key order.
+class ShardWriter:
+    """Writes one shard, row by row in key order. Holds the rows' metadata, and no picture."""
 
-    Args:
-        name_prefix: `{partition}-{n:03d}`; the tar's hash completes the name.
-        started: when the work on these rows began; for the statistics.
-    """
-    tar = folder / "shard.tar"
-    samples = [row for row in rows if isinstance(row.outcome, Picture)]
-    metadata = {row.key: _metadata(row) for row in rows}
-    _write_tar(tar, samples, metadata, image_format)
-    digest = _sha256(tar)
-    name = f"{name_prefix}-{digest[:12]}"
-    offsets = _member_offsets(tar, image_format)
-    sidecar = folder / f"{name}.parquet"
-    pq.write_table(_sidecar(rows, metadata, offsets), sidecar, compression="zstd")
-    (folder / f"{name}_stats.json").write_text(json.dumps(_statistics(rows, started), indent=1))
-    size = tar.stat().st_size
-    if samples:
-        tar.rename(folder / f"{name}.tar")
-    else:
-        tar.unlink()
-    return ShardRecord(
-        name=name,
-        num_rows=len(rows),
-        num_samples=len(samples),
-        tar_size_bytes=size if samples else 0,
-        tar_sha256=digest if samples else "",
-        sidecar_size_bytes=sidecar.stat().st_size,
-        sidecar_sha256=_sha256(sidecar),
-    )
+    def __init__(self, name_prefix: str, image_format: str, started: datetime, folder: Path) -> None:
+        """
+        Args:
+            name_prefix: `{partition}-{n:03d}`; the tar's hash completes the name.
+            started: when the work on these rows began; for the statistics.
+            folder: where the three files are written, in the end under their final names.
+        """
+        self.tar_size_bytes = 0
+        self.num_rows = 0
+        self._name_prefix, self._format, self._started, self._folder = name_prefix, image_format, started, folder
+        self._records: list[dict[str, Any]] = []
+        self._failures: Counter[str] = Counter()
+        self._reasons: Counter[str] = Counter()
+        self._digest = hashlib.sha256()
+        self._path = folder / f"{name_prefix}.tar.part"
+        self._file = self._path.open("wb")
+
+    def add(self, row: Row) -> None:
+        """Writes a row: a success goes into the tar, every row into the sidecar."""
+        record = _metadata(row)
+        self.num_rows += 1
+        self._reasons[row.reason] += 1
+        if isinstance(row.outcome, Failure):
+            self._failures[row.outcome.status] += 1
+        else:
+            record |= self._write_sample(row, row.outcome.data, json.dumps(record, default=str).encode())
+        self._records.append(record)
+
+    def close(self) -> ShardRecord:
+        """Completes the three files and returns what the manifest says of them; a shard without a success has no tar."""
+        num_samples = self.num_rows - self._failures.total()
+        self._write(bytes(-(self.tar_size_bytes + 1024) % tarfile.RECORDSIZE + 1024))  # two empty blocks, then to a full record
+        self._file.close()
+        digest = self._digest.hexdigest()
+        name = f"{self._name_prefix}-{digest[:12]}"
+        sidecar = self._folder / f"{name}.parquet"
+        pq.write_table(_sidecar(self._records), sidecar, compression="zstd")
+        (self._folder / f"{name}_stats.json").write_text(json.dumps(self._statistics(), indent=1))
+        if num_samples:
+            self._path.rename(self._folder / f"{name}.tar")
+        else:
+            self._path.unlink()
+        return ShardRecord(
+            name=name,
+            num_rows=self.num_rows,
+            num_samples=num_samples,
+            tar_size_bytes=self.tar_size_bytes if num_samples else 0,
+            tar_sha256=digest if num_samples else "",
+            sidecar_size_bytes=sidecar.stat().st_size,
+            sidecar_sha256=hashlib.sha256(sidecar.read_bytes()).hexdigest(),
+        )
+
+    def _write_sample(self, row: Row, image: bytes, metadata: bytes) -> dict[str, int]:
+        """The sample's members, sorted by extension as every reader expects; returns where their data lies."""
+        places: dict[str, int] = {}
+        for extension, data in sorted(((self._format, image), ("json", metadata), ("txt", row.caption.encode()))):
+            member = tarfile.TarInfo(f"{row.key}.{extension}")  # no time, no owner: equal samples make equal tars
+            member.size, member.mode = len(data), 0o444
+            self._write(member.tobuf(tarfile.USTAR_FORMAT))
+            column = "jpg" if extension == self._format else extension
+            places |= {f"{column}_offset": self.tar_size_bytes, f"{column}_size": len(data)}
+            self._write(data)
+            self._write(bytes(-len(data) % tarfile.BLOCKSIZE))
+        return places
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._digest.update(data)
+        self.tar_size_bytes += len(data)
+
+    def _statistics(self) -> dict[str, Any]:
+        """img2dataset's keys; rows that our own rules dropped count under their reason in status_dict."""
+        ended = datetime.now(self._started.tzinfo)
+        return {
+            "count": self.num_rows,
+            "successes": self.num_rows - self._failures.total(),
+            "failed_to_download": self._failures["failed_to_download"],
+            "failed_to_resize": self._failures["failed_to_resize"],
+            "dropped": self._failures["dropped"],
+            "duration": (ended - self._started).total_seconds(),
+            "start_time": self._started.timestamp(),
+            "end_time": ended.timestamp(),
+            "status_dict": dict(self._reasons),
+        }
+
+
+def write_shard(rows: Iterable[Row], name_prefix: str, image_format: str, started: datetime, folder: Path) -> ShardRecord:
+    """A shard of rows that are all there."""
+    writer = ShardWriter(name_prefix, image_format, started, folder)
+    for row in rows:
+        writer.add(row)
+    return writer.close()
 
 
 def _metadata(row: Row) -> dict[str, Any]:
@@ -112,72 +178,17 @@ def _metadata(row: Row) -> dict[str, Any]:
         "original_height": picture.original_height if picture else None,
         "exif": picture.exif if picture else None,
         "sha256": hashlib.sha256(picture.data).hexdigest() if picture else None,
+        "original_sha256": picture.original_sha256 if picture else None,
     }
     taken = set(COLUMNS.names)
     extra = {f"source_{name}" if name in taken else name: value for name, value in row.extra.items()}
     return own | extra
 
 
-def _write_tar(path: Path, samples: list[Row], metadata: dict[str, dict[str, Any]], image_format: str) -> None:
-    import webdataset  # here: it imports torch where there is one, and the driver has no use for it
-
-    with path.open("wb") as file, webdataset.TarWriter(file, encoder=False, mtime=0, user="", group="") as tar:
-        for row in samples:
-            assert isinstance(row.outcome, Picture)
-            tar.write(
-                {
-                    "__key__": row.key,
-                    image_format: row.outcome.data,
-                    "json": json.dumps(metadata[row.key], default=str).encode(),
-                    "txt": row.caption.encode(),
-                }
-            )
-
-
-def _member_offsets(tar: Path, image_format: str) -> dict[str, dict[str, int]]:
-    """key -> column -> value: where each member's data begins, and its length."""
-    offsets: dict[str, dict[str, int]] = {}
-    with tarfile.open(tar) as file:
-        for member in file:
-            key, _, extension = member.name.partition(".")
-            column = "jpg" if extension == image_format else extension
-            place = {f"{column}_offset": member.offset_data, f"{column}_size": member.size}
-            offsets.setdefault(key, {}).update(place)
-    return offsets
-
-
-def _sidecar(rows: list[Row], metadata: dict[str, dict[str, Any]], offsets: dict[str, dict[str, int]]) -> pa.Table:
-    nothing: dict[str, int] = {}
-    records = [metadata[row.key] | (offsets[row.key] if row.key in offsets else nothing) for row in rows]
-    columns = {name: pa.array([record.get(name) for record in records], kind) for name, kind in zip(*_typed(), strict=True)}
-    for name in dict.fromkeys(name for record in records for name in record):
-        if name not in columns:
-            columns[name] = pa.array([record.get(name) for record in records])
-    return pa.table(columns)
-
-
-def _typed() -> tuple[list[str], list[pa.DataType]]:
-    return COLUMNS.names, COLUMNS.types
-
-
-def _statistics(rows: list[Row], started: datetime) -> dict[str, Any]:
-    """img2dataset's keys; rows that our own rules dropped count under their reason in status_dict."""
-    ended = datetime.now(started.tzinfo)
-    failures = [row.outcome for row in rows if isinstance(row.outcome, Failure)]
-    statuses = Counter(failure.status for failure in failures)
-    return {
-        "count": len(rows),
-        "successes": len(rows) - len(failures),
-        "failed_to_download": statuses["failed_to_download"],
-        "failed_to_resize": statuses["failed_to_resize"],
-        "dropped": statuses["dropped"],
-        "duration": (ended - started).total_seconds(),
-        "start_time": started.timestamp(),
-        "end_time": ended.timestamp(),
-        "status_dict": dict(Counter(row.reason for row in rows)),
-    }
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _sidecar(records: list[dict[str, Any]]) -> pa.Table:
+    """All rows; the fixed columns first, then the input's others."""
+    types = dict(zip(COLUMNS.names, COLUMNS.types, strict=True))
+    names = dict.fromkeys([*types, *(name for record in records for name in record)])
+    return pa.table(
+        {name: pa.array([record[name] if name in record else None for record in records], types.get(name)) for name in names}
+    )

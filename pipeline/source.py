@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.json as pa_json
 import pyarrow.parquet as pq
+from pyarrow.fs import FileSystem, LocalFileSystem, S3FileSystem
 
 from pipeline.config import IngestConfig
 from pipeline.storage import LocalStorage, Storage, open_storage
@@ -55,14 +56,19 @@ def list_tables(pattern: str) -> list[str]:
     return [_checked(storage.address(path)) for path in sorted(tables)]
 
 
-def read_batches(table: str, first_row: int = 0) -> Iterator[pa.RecordBatch]:
-    """A table's rows from `first_row` on, in order, in batches.
+def read_batches(table: str, first_row: int = 0, batch_rows: int = BATCH_ROWS) -> Iterator[pa.RecordBatch]:
+    """A table's rows from `first_row` on, in order, in batches. Row groups of a parquet file before it are not read.
 
     Raises:
         InputError: the table cannot be read.
     """
     try:
-        for batch in _open(table):
+        filesystem, path = _filesystem(table)
+        if table.endswith(".parquet"):
+            batches, first_row = _open_parquet(filesystem, path, first_row, batch_rows)
+        else:
+            batches = _open_text(filesystem, path)
+        for batch in batches:
             if first_row >= batch.num_rows:
                 first_row -= batch.num_rows
                 continue
@@ -93,14 +99,15 @@ def read_chunks(table: str, sizes: Iterable[int]) -> Iterator[pa.Table]:
         yield pa.Table.from_batches(held)
 
 
-def read_rows(table: str, first_row: int, num_rows: int) -> list[dict[str, Any]]:
+def iter_rows(table: str, first_row: int, num_rows: int, batch_rows: int = BATCH_ROWS) -> Iterator[dict[str, Any]]:
     """A row range as dicts; all columns."""
-    rows: list[dict[str, Any]] = []
-    for batch in read_batches(table, first_row):
-        rows += _to_dicts(batch.slice(0, num_rows - len(rows)))
-        if len(rows) >= num_rows:
-            break
-    return rows
+    left = num_rows
+    for batch in read_batches(table, first_row, batch_rows):
+        part = batch.slice(0, left)
+        left -= part.num_rows
+        yield from _to_dicts(part)
+        if left == 0:
+            return
 
 
 def column_names(table: str) -> list[str] | None:
@@ -110,11 +117,12 @@ def column_names(table: str) -> list[str] | None:
 
 
 def check_columns(table: str, names: list[str], config: IngestConfig) -> None:
-    """Raises InputError where the table lacks the url or the caption column, or has two of one name."""
+    """Raises InputError where the table lacks a column that is needed, or has two of one name."""
     double = next((name for name in names if names.count(name) > 1), None)
     if double is not None:
         raise InputError(f"ingest.input={table}: two columns are called {double}; rename or drop one of them")
-    for key, column in (("url_column", config.url_column), ("caption_column", config.caption_column)):
+    source = ("bytes_column", config.bytes_column) if config.bytes_column else ("url_column", config.url_column)
+    for key, column in (source, ("caption_column", config.caption_column)):
         if column not in names:
             close = difflib.get_close_matches(column, names, n=1)
             hint = f"did you mean ingest.{key}={close[0]}?" if close else f"set ingest.{key} to one of them"
@@ -179,27 +187,46 @@ def _checked(table: str) -> str:
     return table
 
 
-def _open(table: str) -> Iterator[pa.RecordBatch]:
-    """Batches of a table, streamed; through pyarrow's own file systems."""
-    from pyarrow.fs import FileSystem, LocalFileSystem
+def is_seekable(table: str) -> bool:
+    """Whether a row range of the table can be read without all that is before it."""
+    return table.endswith(".parquet")
 
-    filesystem: FileSystem
+
+def table_identity(table: str) -> str:
+    """Changes when the table's file is written anew: size and time on a disk, size and entity tag in object storage."""
+    folder, _, name = table.rpartition("/")
+    storage = open_storage(folder)
+    return f"{storage.size(name)}-{storage.etag(name)}"
+
+
+def _filesystem(table: str) -> tuple[FileSystem, str]:
+    """pyarrow's file system of a table, and its path there."""
     if table.startswith("s3://"):
-        filesystem, path = _s3_filesystem(), table.removeprefix("s3://")
-    else:
-        filesystem, path = LocalFileSystem(), table
-    if table.endswith(".parquet"):
-        with filesystem.open_input_file(path) as file:
-            yield from pq.ParquetFile(file).iter_batches(BATCH_ROWS)
-        return
+        return _s3_filesystem(), table.removeprefix("s3://")
+    return LocalFileSystem(), table
+
+
+def _open_parquet(filesystem: FileSystem, path: str, first_row: int, batch_rows: int) -> tuple[Iterator[pa.RecordBatch], int]:
+    """(batches, row of the first batch that is wanted): from the row group on that holds `first_row`."""
+    # Without pre_buffer and with a buffer, columns stream: a row group may be larger than the memory.
+    file = pq.ParquetFile(filesystem.open_input_file(path), pre_buffer=False, buffer_size=1 << 20)
+    group = 0
+    while group < file.num_row_groups and first_row >= file.metadata.row_group(group).num_rows:
+        first_row -= file.metadata.row_group(group).num_rows
+        group += 1
+    return file.iter_batches(batch_rows, row_groups=range(group, file.num_row_groups)), first_row
+
+
+def _open_text(filesystem: FileSystem, path: str) -> Iterator[pa.RecordBatch]:
+    """Batches of a csv, tsv or jsonl file, streamed."""
     with filesystem.open_input_stream(path) as stream:
-        if table.endswith((".jsonl", ".ndjson")):
+        if path.endswith((".jsonl", ".ndjson")):
             yield from pa_json.open_json(stream)
             return
-        names = _open_csv(table, stream, {}).schema.names
+        names = _open_csv(path, stream, {}).schema.names
     # All columns as text: a type guessed from the first block may not hold for the last.
     with filesystem.open_input_stream(path) as stream:
-        yield from _open_csv(table, stream, dict.fromkeys(names, pa.string()))
+        yield from _open_csv(path, stream, dict.fromkeys(names, pa.string()))
 
 
 def _open_csv(table: str, stream: Any, types: dict[str, pa.DataType]) -> Any:
@@ -213,7 +240,6 @@ def _open_csv(table: str, stream: Any, types: dict[str, pa.DataType]) -> Any:
 def _s3_filesystem() -> Any:
     """pyarrow's S3, pointed at the endpoint that boto3 uses."""
     import boto3
-    from pyarrow.fs import S3FileSystem
 
     client = boto3.client("s3")
     endpoint = client.meta.endpoint_url

@@ -72,6 +72,10 @@ class Storage(ABC):
         """Bytes of an object; None where there is none."""
 
     @abstractmethod
+    def etag(self, path: str) -> str:
+        """Changes when the object is written anew. Raises FileNotFoundError."""
+
+    @abstractmethod
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Objects whose path starts with `prefix`, in the order of their paths."""
 
@@ -148,6 +152,9 @@ class LocalStorage(Storage):
     def size(self, path: str) -> int | None:
         target = self.local_path(path)
         return target.stat().st_size if target.is_file() else None
+
+    def etag(self, path: str) -> str:
+        return str(self.local_path(path).stat().st_mtime_ns)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         folder = self.root / prefix.rpartition("/")[0]
@@ -256,6 +263,11 @@ class S3Storage(Storage):
                 return length
         except FileNotFoundError:
             return None
+
+    def etag(self, path: str) -> str:
+        with self._errors(path):
+            tag: str = self.client.head_object(Bucket=self.bucket, Key=self.prefix + path)["ETag"]
+            return tag.strip('"')
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         with self._errors(prefix):

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from pipeline.caption import clean_caption
-from pipeline.config import FetchConfig, ImageConfig, IngestConfig
+from pipeline.config import CaptionConfig, FetchConfig, ImageConfig, IngestConfig
 from pipeline.manifest import read_sidecar
 from pipeline.partition import ingest_partition
 from pipeline.plan import plan_ingest
@@ -66,11 +66,11 @@ def test_the_first_completion_record_wins(config, web):
     ],
 )
 def test_captions_are_one_line_of_nfc(text, clean):
-    assert clean_caption(text) == clean
+    assert clean_caption(text, CaptionConfig()) == clean
 
 
 @pytest.mark.parametrize("text", [None, "", "   ", "\x00\n"])
 def test_an_empty_caption_is_a_reason_to_drop(text):
-    outcome = clean_caption(text)
+    outcome = clean_caption(text, CaptionConfig())
     assert isinstance(outcome, Failure)
     assert (outcome.status, outcome.reason) == ("dropped", "empty_caption")

@@ -1,18 +1,25 @@
 """Tables of every kind, streamed, and plans that fetch only what is missing."""
 
+import os
+
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import IngestConfig
+from pipeline.ingest import _write_notes
 from pipeline.manifest import PartitionRecord, ShardRecord, commit
 from pipeline.plan import PartitionSpec, plan_ingest
-from pipeline.source import hash_rows, list_tables, read_chunks, read_rows
+from pipeline.source import hash_rows, iter_rows, list_tables, read_chunks
 from pipeline.storage import open_storage
 from pipeline.types import InputError
 
 ROWS = [{"url": f"http://e.org/{i}.jpg", "caption": f'caption "{i}", of many', "n": i} for i in range(10)]
+
+
+def rows_of(table, first, count):
+    return list(iter_rows(table, first, count))
 
 
 def write(path, rows=ROWS):
@@ -33,11 +40,11 @@ def write(path, rows=ROWS):
 @pytest.mark.parametrize("suffix", ["parquet", "csv", "tsv", "jsonl"])
 def test_rows_of_every_format_are_read_by_range(tmp_path, suffix):
     table = write(tmp_path / f"t.{suffix}")
-    rows = read_rows(table, 3, 5)
+    rows = rows_of(table, 3, 5)
     assert [row["url"] for row in rows] == [row["url"] for row in ROWS[3:8]]
     assert [row["caption"] for row in rows] == [row["caption"] for row in ROWS[3:8]]
     assert [int(row["n"]) for row in rows] == [3, 4, 5, 6, 7]
-    assert read_rows(table, 9, 5)[0]["url"] == ROWS[9]["url"]
+    assert rows_of(table, 9, 5)[0]["url"] == ROWS[9]["url"]
 
 
 def test_a_file_a_folder_and_a_glob_name_tables(tmp_path):
@@ -58,7 +65,7 @@ def test_tables_on_s3_are_listed_and_read(bucket, tmp_path):
     assert list_tables(f"{bucket}/tables/*.csv") == [f"{bucket}/tables/2.csv"]
     assert list_tables(f"{bucket}/tables/1.parquet") == [f"{bucket}/tables/1.parquet"]
     for table in list_tables(f"{bucket}/tables"):
-        assert [row["url"] for row in read_rows(table, 8, 5)] == [row["url"] for row in ROWS[8:]]
+        assert [row["url"] for row in rows_of(table, 8, 5)] == [row["url"] for row in ROWS[8:]]
 
 
 @pytest.mark.parametrize("name", ["none.parquet", "none/", "*.csv"])
@@ -101,7 +108,8 @@ def record_of(spec: PartitionSpec) -> PartitionRecord:
         sidecar_size_bytes=0,
         sidecar_sha256="",
     )
-    return PartitionRecord(**vars(spec), counts={"success": spec.num_rows}, shards=(shard,))
+    fields = {name: value for name, value in vars(spec).items() if not name.startswith("rows_") or name == "rows_sha256"}
+    return PartitionRecord(**fields, counts={"success": spec.num_rows}, shards=(shard,))
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])
@@ -131,15 +139,69 @@ def test_an_edited_or_shortened_table_is_refused(tmp_path):
         plan(table, output)
 
 
-def test_other_options_are_other_partitions(tmp_path):
+def test_rows_are_not_ingested_again_under_other_options(tmp_path):
+    table, output = tmp_path / "t.csv", tmp_path / "out"
+    write(table)
+    commit(open_storage(str(output)), map(record_of, plan(table, output).partitions))
+    with pytest.raises(InputError, match="ingested under other options"):
+        plan(table, output, image={"size_px": 64})
+    assert plan(table, output, fetch={"total_timeout_s": 1}).partitions == []
+    assert plan(table, output, partition_size_rows=7).partitions == []
+    other = plan(write(tmp_path / "u.csv"), output, image={"size_px": 64})
+    assert len(other.partitions) == 3, "another table may come in under other options"
+
+
+def test_a_table_that_is_noted_as_held_is_not_read(tmp_path):
     table, output = tmp_path / "t.csv", tmp_path / "out"
     write(table)
     first = plan(table, output)
-    commit(open_storage(str(output)), map(record_of, first.partitions))
-    other = plan(table, output, image={"size_px": 64})
-    assert len(other.partitions) == 3
-    assert {spec.id for spec in other.partitions}.isdisjoint(spec.id for spec in first.partitions)
-    assert plan(table, output, fetch={"total_timeout_s": 1}).partitions == []
+    storage = open_storage(str(output))
+    manifest = commit(storage, map(record_of, first.partitions))
+    _write_notes(storage, manifest, first)
+    status = table.stat()
+    table.write_bytes(b"\0" * status.st_size)  # would not be readable
+    os.utime(table, ns=(status.st_atime_ns, status.st_mtime_ns))
+    again = plan(table, output)
+    assert (again.partitions, again.rows_held) == ([], 10)
+    os.utime(table)
+    with pytest.raises(InputError):
+        plan(table, output)
+
+
+def test_a_table_with_rows_missing_is_not_noted(tmp_path):
+    table, output = tmp_path / "t.csv", tmp_path / "out"
+    write(table)
+    first = plan(table, output)
+    storage = open_storage(str(output))
+    manifest = commit(storage, [record_of(spec) for spec in first.partitions if spec.first_row != 4])
+    _write_notes(storage, manifest, first)
+    gap = plan(table, output, partition_size_rows=3)
+    assert [(spec.first_row, spec.num_rows) for spec in gap.partitions] == [(4, 3), (7, 1)]
+
+
+def test_of_partitions_that_share_rows_the_first_that_is_committed_stays(tmp_path):
+    table, output = tmp_path / "t.parquet", tmp_path / "out"
+    write(table)
+    small, large = (plan(table, output, partition_size_rows=size).partitions for size in (4, 6))
+    storage = open_storage(str(output))
+    commit(storage, [record_of(small[1])])
+    manifest = commit(storage, [*map(record_of, large), record_of(small[0]), record_of(small[2])])
+    assert [(record.first_row, record.num_rows) for record in manifest.partitions] == [(0, 4), (4, 4), (8, 2)]
+
+
+def test_rows_of_text_tables_wait_where_a_worker_finds_them(tmp_path):
+    specs = plan(write(tmp_path / "t.csv"), tmp_path / "out").partitions
+    assert [row["url"] for spec in specs for row in rows_of(spec.rows_path, spec.rows_first, spec.num_rows)] == [
+        row["url"] for row in ROWS
+    ]
+    parquet = plan(write(tmp_path / "t.parquet"), tmp_path / "out").partitions
+    assert [(spec.rows_path, spec.rows_first) for spec in parquet] == [("", 0), ("", 4), ("", 8)]
+
+
+def test_a_dry_plan_writes_nothing(tmp_path):
+    config = IngestConfig(input=write(tmp_path / "t.csv"), output=str(tmp_path / "out"))
+    assert plan_ingest(config, dry_run=True).num_rows == 10
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_finished_partition_that_nobody_committed_is_adopted(tmp_path):
@@ -191,7 +253,7 @@ def test_columns_of_any_type_can_be_planned_and_an_edit_is_seen(tmp_path, values
     table = tmp_path / "t.parquet"
     pq.write_table(pa.table({"url": ["u", "v"], "caption": ["c", "d"], "x": values}), table)
     before = hash_rows(next(read_chunks(str(table), [2, 2])))
-    assert [row["x"] for row in read_rows(str(table), 0, 2)] == values.to_pylist()
+    assert [row["x"] for row in rows_of(str(table), 0, 2)] == values.to_pylist()
     pq.write_table(pa.table({"url": ["u", "v"], "caption": ["c", "d"], "x": pa.array(["other", "values"])}), table)
     assert hash_rows(next(read_chunks(str(table), [2, 2]))) != before
 
@@ -200,7 +262,7 @@ def test_text_that_is_not_utf8_costs_its_own_row_only(tmp_path):
     offsets, data = pa.array([0, 1, 2], pa.int32()).buffers()[1], pa.py_buffer(b"\xffv")
     urls = pa.Array.from_buffers(pa.string(), 2, [None, offsets, data])
     pq.write_table(pa.table({"url": urls, "caption": ["c", "d"]}), tmp_path / "t.parquet")
-    assert read_rows(str(tmp_path / "t.parquet"), 0, 2) == [{"url": "\ufffd", "caption": "c"}, {"url": "v", "caption": "d"}]
+    assert rows_of(str(tmp_path / "t.parquet"), 0, 2) == [{"url": "\ufffd", "caption": "c"}, {"url": "v", "caption": "d"}]
 
 
 def test_two_columns_of_one_name_are_refused(tmp_path):

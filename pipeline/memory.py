@@ -1,0 +1,78 @@
+"""A bound on the bytes that one worker holds, whatever its pictures are.
+
+Every row has a claim, which grows while its body arrives, shrinks to the stored picture and ends when that is written. Rows
+start in order while there is room; of those that are reading, the first may go beyond the bound. So somebody always gets on,
+and the bound is exceeded by one body at most.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+
+class Memory:
+    """The claims of one event loop; `limit_bytes` for all of them together."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self.used_bytes = 0
+        self.peak_bytes = 0
+        self._growing: set[Claim] = set()
+        self._waiting: list[asyncio.Future[None]] = []
+
+    async def room(self) -> None:
+        """Waits until another row may start."""
+        while self.used_bytes >= self.limit_bytes:
+            await self._change()
+
+    def claim(self, row: int) -> Claim:
+        return Claim(self, row)
+
+    def _may_grow(self, claim: Claim, count: int) -> bool:
+        if self.used_bytes + count <= self.limit_bytes:
+            return True
+        return claim is min(self._growing, key=lambda other: other.row)
+
+    async def _change(self) -> None:
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.append(future)
+        await future
+
+    def _changed(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for future in waiting:
+            if not future.done():
+                future.set_result(None)
+
+
+class Claim:
+    """What one row holds."""
+
+    def __init__(self, memory: Memory, row: int) -> None:
+        self.row = row
+        self._memory = memory
+        self._bytes = 0
+
+    def try_grow(self, count: int) -> bool:
+        """Adds bytes that have arrived, if there is room for them."""
+        memory = self._memory
+        memory._growing.add(self)
+        if not memory._may_grow(self, count):
+            return False
+        memory.used_bytes += count
+        memory.peak_bytes = max(memory.peak_bytes, memory.used_bytes)
+        self._bytes += count
+        return True
+
+    async def grow(self, count: int) -> None:
+        """The same, and waits for room."""
+        while not self.try_grow(count):
+            await self._memory._change()
+
+    def settle(self, count: int) -> None:
+        """Ends the growing; `count` bytes are kept."""
+        memory = self._memory
+        memory._growing.discard(self)
+        memory.used_bytes += count - self._bytes
+        self._bytes = count
+        memory._changed()
