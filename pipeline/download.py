@@ -12,7 +12,7 @@ import contextlib
 import itertools
 import random
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -29,7 +29,6 @@ from pipeline.types import Failure, Fetched
 AGENT = "rayclip"
 FIRST_DELAY_S = 0.5
 RETRY_AFTER_CAP_S = 10.0
-CHUNK_BYTES = 1 << 17
 
 _OPT_OUT = {"noai", "noimageai", "noindex", "noimageindex", "noml", "none"}
 _DIRECTIVES_WITH_VALUE = {"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"}
@@ -108,9 +107,11 @@ class Fetcher:
         for _ in range(self.config.max_redirects + 1):
             if isinstance(target, Failure):
                 return target
-            async with self._hosts.turn(f"{target.host}:{target.port}") as host:
-                if isinstance(host, Failure):
-                    return host
+            host = self._hosts.host(f"{target.host}:{target.port}")
+            async with host.turns:
+                unwelcome = await host.wait_until_welcome()
+                if unwelcome is not None:
+                    return unwelcome
                 async with self._connections:
                     outcome = await self._ask(target, host, claim, deadline)
             if not isinstance(outcome, str):
@@ -122,7 +123,7 @@ class Fetcher:
         """One request; a redirect's target comes back as it stands in the header."""
         outcome: Failure | _Retry
         try:
-            async with deadline.running(), self._session.get(target, allow_redirects=False) as response:
+            async with deadline, self._session.get(target, allow_redirects=False) as response:
                 if response.status in _REDIRECTS and "Location" in response.headers:
                     host.answered()
                     return response.headers["Location"]
@@ -159,7 +160,7 @@ class Fetcher:
         if response.content_length is not None and response.content_length > limit:
             return _failed("too_large", f"Content-Length {response.content_length} is over {limit} bytes")
         body = bytearray()
-        async for chunk in response.content.iter_chunked(CHUNK_BYTES):
+        while chunk := await response.content.readany():
             if claim is not None and not claim.try_grow(len(chunk)):
                 with deadline.stopped():
                     await claim.grow(len(chunk))
@@ -176,24 +177,22 @@ class _Deadline:
 
     def __init__(self, seconds: float) -> None:
         self.left_s = seconds
-        self._timeout: asyncio.Timeout | None = None
 
-    @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """Raises TimeoutError when the time is over."""
-        loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout(self.left_s) as self._timeout:
-                yield
-        finally:
-            assert self._timeout is not None
-            until = self._timeout.when()
-            self.left_s = 0.0 if until is None else until - loop.time()
+    async def __aenter__(self) -> None:
+        self._timeout = asyncio.timeout(self.left_s)
+        await self._timeout.__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Raises TimeoutError when the time was over."""
+        until = self._timeout.when()
+        self.left_s = 0.0 if until is None else until - asyncio.get_running_loop().time()
+        await self._timeout.__aexit__(kind, error, trace)
 
     @contextlib.contextmanager
     def stopped(self) -> Iterator[None]:
         """Time in here does not count."""
-        assert self._timeout is not None
         loop = asyncio.get_running_loop()
         until, began = self._timeout.when(), loop.time()
         assert until is not None

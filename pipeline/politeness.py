@@ -6,17 +6,15 @@ In: a host's name before a request, and how the request ended. Out: a turn, or t
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from pipeline.config import FetchConfig
 from pipeline.types import Failure
 
 MAX_HOSTS = 50_000
-"""Idle hosts beyond this are forgotten, the longest unused first."""
+"""Beyond this the host that was not asked for the longest time is forgotten."""
 
 
 @dataclass
@@ -24,16 +22,27 @@ class Host:
     """What is known of one host.
 
     Attributes:
+        turns: one for each request that it may have at a time.
         failures: requests in a row that got no answer.
         not_before: `time.monotonic()` of the end of a pause that it asked for.
         down_until: the same of the end of a pause that its failures earned.
     """
 
+    name: str
     turns: asyncio.Semaphore
     failures: int = 0
     not_before: float = 0.0
     down_until: float = 0.0
-    users: int = field(default=0)
+
+    async def wait_until_welcome(self) -> Failure | None:
+        """Waits as long as the host asked for; a Failure when it is down. Called while a turn is held."""
+        now = time.monotonic()
+        if self.not_before > now:
+            await asyncio.sleep(self.not_before - now)
+            now = time.monotonic()
+        if self.down_until > now:
+            return Failure("failed_to_download", "host_down", f"{self.name} gave no answer to several requests in a row")
+        return None
 
     def answered(self) -> None:
         self.failures = 0
@@ -49,23 +58,14 @@ class Hosts:
         self._config = config
         self._hosts: OrderedDict[str, Host] = OrderedDict()
 
-    @contextlib.asynccontextmanager
-    async def turn(self, name: str) -> AsyncIterator[Host | Failure]:
-        """Waits for a turn at a host; a Failure when it is down."""
-        host = self._host(name)
-        host.users += 1
-        try:
-            async with host.turns:
-                pause_s = host.not_before - time.monotonic()
-                if pause_s > 0:
-                    await asyncio.sleep(pause_s)
-                if host.down_until > time.monotonic():
-                    text = f"{name} gave no answer to {self._config.host_max_failures} requests in a row"
-                    yield Failure("failed_to_download", "host_down", text)
-                else:
-                    yield host
-        finally:
-            host.users -= 1
+    def host(self, name: str) -> Host:
+        if name in self._hosts:
+            self._hosts.move_to_end(name)
+            return self._hosts[name]
+        if len(self._hosts) >= MAX_HOSTS:
+            self._hosts.popitem(last=False)
+        host = self._hosts[name] = Host(name, asyncio.Semaphore(self._config.host_concurrency))
+        return host
 
     def no_answer(self, host: Host) -> None:
         """Counts a request that ended without any answer; enough of them, and the host is left alone."""
@@ -73,15 +73,3 @@ class Hosts:
         if host.failures >= self._config.host_max_failures:
             host.failures = self._config.host_max_failures - 1  # after the pause one more is enough
             host.down_until = time.monotonic() + self._config.host_pause_s
-
-    def _host(self, name: str) -> Host:
-        if name in self._hosts:
-            self._hosts.move_to_end(name)
-            return self._hosts[name]
-        while len(self._hosts) >= MAX_HOSTS:
-            oldest = next(iter(self._hosts))
-            if self._hosts[oldest].users:
-                break
-            del self._hosts[oldest]
-        host = self._hosts[name] = Host(asyncio.Semaphore(self._config.host_concurrency))
-        return host

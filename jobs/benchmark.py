@@ -1,0 +1,37 @@
+"""Measures this system against its peers, in one run on one machine, as ratios.
+
+    python jobs/benchmark.py ingest                 images per CPU-second and per second against img2dataset, HTTP and HTTPS
+    python jobs/benchmark.py ingest --rows 3000     the same, shorter
+    python jobs/benchmark.py ingest-yield           successes on a server that misbehaves
+
+Needs the `test` extra (the peers are in it) and a machine that does nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from jobs import benchmark_ingest
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    ingest = commands.add_parser("ingest", help="ingestion's cost and speed")
+    ingest.add_argument("--rows", type=int, default=12_000, help="of the large table (default: %(default)s)")
+    ingest.add_argument("--small-rows", type=int, default=2_000, help="of the small table (default: %(default)s)")
+    ingest.add_argument("--scheme", choices=("http", "https", "both"), default="both")
+    misbehaving = commands.add_parser("ingest-yield", help="ingestion's yield on a server that misbehaves")
+    misbehaving.add_argument("--rows", type=int, default=2_000)
+    options = parser.parse_args(argv)
+    if options.command == "ingest":
+        for scheme in ("http", "https") if options.scheme == "both" else (options.scheme,):
+            print(benchmark_ingest.run(scheme, options.small_rows, options.rows), flush=True)
+    else:
+        print(benchmark_ingest.run_yield(options.rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

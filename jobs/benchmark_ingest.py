@@ -1,0 +1,209 @@
+"""Ingestion against img2dataset: the same server, pictures, sizes, options and cores, in one run.
+
+CPU seconds are the whole machine's, less the server's, so they hold every process of both, wherever it was started; nothing
+else may run meanwhile. Each side ingests a small and a large table: the difference between the two is its steady state, and
+what the small one costs beyond it is its start-up. Needs Linux and the `test` extra.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+ROOT = Path(__file__).parents[1]
+Job = Callable[[Path, Path, int], list[str]]
+"""(table, output, cores) -> command."""
+
+ROWS_PER_PARTITION = 1_000
+THREADS = 64
+TIMEOUT_S = 10
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One job.
+
+    Attributes:
+        cpu_s: of the whole machine but the server.
+        num_images: successes.
+    """
+
+    wall_s: float
+    cpu_s: float
+    num_images: int
+
+
+@dataclass(frozen=True)
+class Side:
+    """A small and a large job of one program."""
+
+    small: Measurement
+    large: Measurement
+
+    @property
+    def cpu_ms_per_image(self) -> float:
+        return 1e3 * (self.large.cpu_s - self.small.cpu_s) / (self.large.num_images - self.small.num_images)
+
+    @property
+    def images_per_s(self) -> float:
+        return (self.large.num_images - self.small.num_images) / (self.large.wall_s - self.small.wall_s)
+
+    @property
+    def startup_s(self) -> float:
+        return self.small.wall_s - self.small.num_images / self.images_per_s
+
+
+def run(scheme: str, small: int, large: int) -> str:
+    """Both programs on a well-behaved server; the table of figures."""
+    cores = os.cpu_count() or 1
+    with tempfile.TemporaryDirectory() as temporary, _server(Path(temporary), scheme == "https") as server:
+        sides = {}
+        for name, job in (("ours", _ours), ("img2dataset", _theirs)):
+            small_run, large_run = (_measure(job, server, "good", rows, cores) for rows in (small, large))
+            sides[name] = Side(small_run, large_run)
+        decode_ms = _decode_alone_ms(cores)
+    lines = [f"{scheme}, {large - small:,} images in steady state, {cores} cores"]
+    lines.append(f"{'':14}{'CPU ms/image':>14}{'images/s':>10}{'start-up s':>12}{'success':>9}")
+    for name, side in sides.items():
+        success = side.large.num_images / large
+        lines.append(f"{name:14}{side.cpu_ms_per_image:>14.2f}{side.images_per_s:>10.0f}{side.startup_s:>12.1f}{success:>9.1%}")
+    ours, theirs = sides["ours"], sides["img2dataset"]
+    lines.append(f"images per CPU-second: {theirs.cpu_ms_per_image / ours.cpu_ms_per_image:.2f}x img2dataset")
+    lines.append(f"images per second:     {ours.images_per_s / theirs.images_per_s:.2f}x img2dataset")
+    lines.append(
+        f"whole path / its decode + resize + encode alone ({decode_ms:.2f} ms): {ours.cpu_ms_per_image / decode_ms:.2f}x"
+    )
+    return "\n".join(lines)
+
+
+def run_yield(rows: int) -> str:
+    """Both programs on a server that misbehaves: who brings more home, and how fast."""
+    cores = os.cpu_count() or 1
+    lines = [f"misbehaving server, {rows:,} rows, {TIMEOUT_S} s for each URL, {cores} cores"]
+    for name, job in (("ours", _ours), ("img2dataset", _theirs)):
+        # a server for each: what misbehaves does so on first asking
+        with tempfile.TemporaryDirectory() as temporary, _server(Path(temporary), tls=False) as server:
+            one = _measure(job, server, "mixed", rows, cores)
+        lines.append(f"{name:14}{one.num_images / rows:>9.1%} success{one.wall_s:>9.1f} s")
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class _Server:
+    folder: Path
+    process: int
+    address: str
+
+    @property
+    def environment(self) -> dict[str, str]:
+        authority = self.folder / "ca.pem"
+        return dict(os.environ) | ({"SSL_CERT_FILE": str(authority)} if authority.exists() else {})
+
+
+@contextmanager
+def _server(folder: Path, tls: bool) -> Iterator[_Server]:
+    command = [sys.executable, str(ROOT / "jobs" / "benchmark_server.py"), "--folder", str(folder), *["--tls"][: int(tls)]]
+    with subprocess.Popen(command) as process:
+        try:
+            while not (folder / "address").exists():
+                if process.poll() is not None:
+                    raise RuntimeError("the server of the benchmark did not start; its words are above")
+                time.sleep(0.05)
+            yield _Server(folder, process.pid, (folder / "address").read_text())
+        finally:
+            process.kill()
+
+
+def _measure(job: Job, server: _Server, kind: str, rows: int, cores: int) -> Measurement:
+    with tempfile.TemporaryDirectory(dir=server.folder) as temporary:
+        folder = Path(temporary)
+        urls = [f"{server.address}/{kind}/{number}.jpg" for number in range(rows)]
+        captions = [f"picture number {number}" for number in range(rows)]
+        pq.write_table(pa.table({"url": urls, "caption": captions}), folder / "table.parquet")
+        server_before, machine_before, began = _process_cpu_s(server.process), _machine_cpu_s(), time.perf_counter()
+        with (folder / "output.txt").open("w") as output:
+            command = job(folder / "table.parquet", folder / "out", cores)
+            done = subprocess.run(command, env=server.environment, stdout=output, stderr=output, cwd=ROOT, check=False)
+        wall_s = time.perf_counter() - began
+        if done.returncode != 0:
+            raise RuntimeError((folder / "output.txt").read_text())
+        cpu_s = _machine_cpu_s() - machine_before - (_process_cpu_s(server.process) - server_before)
+        statistics = [json.loads(path.read_text()) for path in (folder / "out").rglob("*_stats.json")]
+        return Measurement(wall_s, cpu_s, sum(item["successes"] for item in statistics))
+
+
+def _ours(table: Path, output: Path, cores: int) -> list[str]:
+    settings = [
+        f"ingest.input={table}",
+        f"ingest.output={output}",
+        f"ingest.num_workers={cores}",
+        f"ingest.partition_size_rows={ROWS_PER_PARTITION}",
+        f"ingest.fetch.total_timeout_s={TIMEOUT_S}",
+        f"ingest.fetch.host_concurrency={THREADS}",
+        "ingest.fetch.allow_addresses=[127.0.0.1/32]",
+    ]
+    return [sys.executable, str(ROOT / "jobs" / "ingest.py"), *settings]
+
+
+def _theirs(table: Path, output: Path, cores: int) -> list[str]:
+    options = {
+        "url_list": str(table),
+        "output_folder": str(output),
+        "input_format": "parquet",
+        "caption_col": "caption",
+        "output_format": "webdataset",
+        "image_size": 256,
+        "resize_mode": "keep_ratio",
+        "resize_only_if_bigger": True,
+        "encode_quality": 95,
+        "processes_count": cores,
+        "thread_count": THREADS,
+        "number_sample_per_shard": ROWS_PER_PARTITION,
+        "timeout": TIMEOUT_S,
+        "retries": 2,
+    }
+    code = f"import img2dataset\nif __name__ == '__main__':\n    img2dataset.download(**{options!r})"
+    script = table.with_suffix(".py")
+    script.write_text(code)
+    return [sys.executable, str(script)]
+
+
+def _decode_alone_ms(cores: int) -> float:
+    """CPU milliseconds of `prepare_image`, in a process on each core at once: cores that share a pipeline slow each other."""
+    code = (
+        "import time\n"
+        "from jobs.benchmark_server import photographs\n"
+        "from pipeline.config import ImageConfig\n"
+        "from pipeline.image import prepare_image\n"
+        "pictures, config = photographs(), ImageConfig()\n"
+        "began = time.process_time()\n"
+        "for _ in range(40):\n"
+        "    for picture in pictures: prepare_image(picture, config)\n"
+        "print((time.process_time() - began) / 40 / len(pictures) * 1e3)\n"
+    )
+    command = [sys.executable, "-c", code]
+    processes = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(cores)]
+    return sum(float(process.communicate()[0]) for process in processes) / cores
+
+
+def _machine_cpu_s() -> float:
+    """Seconds that all cores have been busy; /proc/stat, which is Linux's."""
+    fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:]
+    user, nice, system, _, _, interrupts, soft_interrupts = (int(field) for field in fields[:7])
+    return (user + nice + system + interrupts + soft_interrupts) / os.sysconf("SC_CLK_TCK")
+
+
+def _process_cpu_s(process: int) -> float:
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
