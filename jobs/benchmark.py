@@ -1,7 +1,7 @@
 """Measures this system against its peers, in one run on one machine, as ratios.
 
     python jobs/benchmark.py ingest                 images per CPU-second and per second against img2dataset, HTTP and HTTPS
-    python jobs/benchmark.py ingest --rows 3000     the same, shorter
+    python jobs/benchmark.py ingest --scheme http   the same, shorter
     python jobs/benchmark.py ingest-yield           successes on a server that misbehaves
 
 Needs the `test` extra (the peers are in it) and a machine that does nothing else.
@@ -19,8 +19,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     ingest = commands.add_parser("ingest", help="ingestion's cost and speed")
-    ingest.add_argument("--rows", type=int, default=12_000, help="of the large table (default: %(default)s)")
-    ingest.add_argument("--small-rows", type=int, default=2_000, help="of the small table (default: %(default)s)")
+    ingest.add_argument("--rows", type=int, default=17_500, help="of the large table (default: %(default)s)")
+    ingest.add_argument("--small-rows", type=int, default=5_000, help="of the small table (default: %(default)s)")
     ingest.add_argument("--scheme", choices=("http", "https", "both"), default="both")
     misbehaving = commands.add_parser("ingest-yield", help="ingestion's yield on a server that misbehaves")
     misbehaving.add_argument("--rows", type=int, default=2_000)

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 Job = Callable[[Path, Path, int], list[str]]
 """(table, output, cores) -> command."""
 
-ROWS_PER_PARTITION = 1_000
+ROWS_PER_PARTITION = 2_500
 THREADS = 64
 TIMEOUT_S = 10
 

@@ -45,6 +45,7 @@ def certificate(folder: Path) -> ssl.SSLContext:
     from datetime import UTC, datetime, timedelta
     from ipaddress import ip_address
 
+    import certifi
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -66,7 +67,9 @@ def certificate(folder: Path) -> ssl.SSLContext:
     names = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
     server_pem = builder("127.0.0.1", server_key).add_extension(names, critical=False).sign(authority_key, hashes.SHA256())
     pem = serialization.Encoding.PEM
-    (folder / "ca.pem").write_bytes(authority_pem.public_bytes(pem))
+    # With all the authorities that a machine trusts: loading them is a part of what a client pays for.
+    trusted = Path(certifi.where()).read_bytes()
+    (folder / "ca.pem").write_bytes(trusted + authority_pem.public_bytes(pem))
     (folder / "server.pem").write_bytes(
         server_key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
         + server_pem.public_bytes(pem)

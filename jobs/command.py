@@ -42,7 +42,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 def run(
     arguments: argparse.ArgumentParser,
-    job: Callable[[Config, argparse.Namespace], None],
+    job: Callable[[Config, argparse.Namespace], int | None],
     argv: Sequence[str] | None = None,
 ) -> int:
     """Runs a job and returns its exit code. Bad input is one message, never a traceback."""
@@ -53,12 +53,11 @@ def run(
         if options.show_config:
             print(dump_config(config), end="")
             return 0
-        job(config, options)
+        return job(config, options) or 0
     except BAD_INPUT as error:
         print(f"{arguments.prog}: bad input:", file=sys.stderr)
         print("\n".join(f"  {line}" for line in str(error).splitlines()), file=sys.stderr)
         return EXIT_BAD_INPUT
-    return 0
 
 
 def connect_ray() -> None:

@@ -3,30 +3,149 @@
     python jobs/ingest.py ingest.input=pairs.parquet ingest.output=data/pairs
     python jobs/ingest.py ingest.input='s3://BUCKET/tables/*.parquet' ingest.output=s3://BUCKET/pairs ingest.caption_column=alt
     ray job submit --working-dir . -- python jobs/ingest.py ingest.input=s3://BUCKET/table.csv ingest.output=s3://BUCKET/pairs
+    python jobs/ingest.py ingest.output=data/pairs --retry-failed timeout,http_503
+    python jobs/ingest.py ingest.output=data/pairs --verify
 
-Safe to run again at any time: rows that the data set holds are not fetched again, so a second run has nothing to do, and a
-run over a grown table fetches the new rows only. Endpoint and keys of S3 come from the environment (AWS_ENDPOINT_URL, ...).
+Safe to run again at any time, by hand or by a scheduler: rows that the data set holds are not fetched again, so a run with
+nothing new ends in seconds, and a run over a grown table fetches the new rows only. A run that was killed is continued by the
+next one.
+Endpoint and keys of S3 come from the environment (AWS_ENDPOINT_URL, ...).
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from jobs.command import connect_ray, parser, run
+from jobs.command import EXIT_FAILED, connect_ray, parser, run
 from jobs.config import Config
+from pipeline.types import InputError
+
+if TYPE_CHECKING:
+    from pipeline.config import IngestConfig
+    from pipeline.ingest import Log
 
 
-def job(config: Config, options: argparse.Namespace) -> None:
+def job(config: Config, options: argparse.Namespace) -> int:
+    if options.verify:
+        return _verify(config.ingest)
+    if options.clean:
+        return _clean(config.ingest, options.older_than_h)
     from pipeline.plan import plan_ingest
 
-    plan = plan_ingest(config.ingest)  # bad input is refused here, before Ray starts
+    ingest = _retries_as_input(config.ingest, options.retry_failed) if options.retry_failed else config.ingest
+    if ingest is None:
+        print(f"nothing to do: no row failed for {options.retry_failed} and was not fed back since")
+        return 0
+    plan = plan_ingest(ingest, dry_run=options.dry_run)  # bad input is refused here, before Ray starts
+    if options.dry_run:
+        print(plan)
+        return 0
     if plan.partitions:
         connect_ray()
     from pipeline.ingest import run_ingest
 
-    print(run_ingest(config.ingest, plan))
+    summary = run_ingest(ingest, plan, _wandb_log(config) if options.wandb and plan.partitions else None)
+    print(summary)
+    if options.summary:
+        Path(options.summary).write_text(json.dumps(asdict(summary), indent=1), encoding="utf-8")
+    return 0
+
+
+def _verify(config: IngestConfig) -> int:
+    from pipeline.audit import verify
+    from pipeline.manifest import read_manifest
+    from pipeline.storage import open_storage
+
+    storage = open_storage(_output(config))
+    manifest = read_manifest(storage)
+    problems = verify(storage, manifest)
+    for problem in problems:
+        print(problem)
+    print(f"{storage.uri} version {manifest.version}: {len(manifest.shards):,} shards, {len(problems):,} problems")
+    return EXIT_FAILED if problems else 0
+
+
+def _clean(config: IngestConfig, older_than_h: float) -> int:
+    from pipeline.audit import clean
+    from pipeline.storage import open_storage
+
+    removed = clean(open_storage(_output(config)), older_than_h * 3600)
+    for path in removed:
+        print(path)
+    print(f"{len(removed):,} objects removed that no version names and that are older than {older_than_h:g} hours")
+    return 0
+
+
+def _retries_as_input(config: IngestConfig, reasons: str) -> IngestConfig | None:
+    """The same ingestion over the tables of failures; None where there is no failure left to feed back."""
+    from pipeline.manifest import read_manifest
+    from pipeline.retry import FOLDER, write_retry_tables
+    from pipeline.storage import open_storage
+
+    if config.bytes_column:
+        raise InputError(
+            f"ingest.bytes_column={config.bytes_column}: --retry-failed has no bytes to try again; repair the table, and "
+            "ingest the repaired rows as a new one"
+        )
+    storage = open_storage(_output(config))
+    rows = write_retry_tables(storage, read_manifest(storage), reasons.split(","), config)
+    if not rows and not any(storage.list(f"{FOLDER}/")):
+        return None
+    return config.model_copy(update={"input": storage.address(FOLDER)})
+
+
+def _output(config: IngestConfig) -> str:
+    if not config.output:
+        raise InputError("ingest.output: is empty; name the folder or the s3://bucket/prefix of the data set")
+    return config.output
+
+
+def _wandb_log(config: Config) -> Log | None:
+    """The job's progress as a W&B run; trouble with W&B stops no ingestion."""
+    try:
+        import wandb
+
+        tracking = config.tracking
+        wandb_run = wandb.init(
+            project=tracking.wandb_project,
+            entity=tracking.wandb_entity,
+            mode=tracking.wandb_mode,
+            job_type="ingest",
+            config=config.ingest.model_dump(mode="json"),
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+    except Exception as error:
+        print(f"W&B did not start ({error}); going on without", file=sys.stderr)
+        return None
+
+    def log(state: dict[str, float]) -> None:
+        try:
+            wandb_run.log(state)
+        except Exception as error:
+            print(f"W&B: {error}", file=sys.stderr)
+
+    return log
+
+
+def arguments() -> argparse.ArgumentParser:
+    result = parser(__doc__)
+    what = result.add_argument_group("instead of, or around, fetching what is new")
+    what.add_argument("--dry-run", action="store_true", help="print what would be done; write nothing")
+    what.add_argument("--retry-failed", metavar="REASONS", help="try failures again, e.g. timeout,http_503")
+    what.add_argument(
+        "--verify", action="store_true", help="compare every object with the latest version; exit code 1 on a problem"
+    )
+    what.add_argument("--clean", action="store_true", help="remove what killed or second attempts have left behind")
+    what.add_argument("--older-than-h", type=float, default=24.0, help="with --clean: age of what is removed (default: 24)")
+    what.add_argument("--summary", metavar="FILE", help="also write the summary there, as JSON")
+    what.add_argument("--wandb", action="store_true", help="also send the progress to W&B, as tracking.* says")
+    return result
 
 
 if __name__ == "__main__":
-    sys.exit(run(parser(__doc__), job))
+    sys.exit(run(arguments(), job))

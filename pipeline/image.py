@@ -73,9 +73,12 @@ def prepare_image(data: bytes, config: ImageConfig) -> Picture | Failure:
 def _decode(image: Image.Image, data: bytes, config: ImageConfig) -> Pixels:
     """RGB pixels (H, W, 3), not yet upright; not smaller than the target."""
     if image.format == "JPEG" and image.mode in ("RGB", "L"):
-        least = _scaled_size(image.size, target_size(*image.size, config))
+        target = target_size(*image.size, config)
+        least = _scaled_size(image.size, target)
         try:
-            return np.asarray(simplejpeg.decode_jpeg(data, "RGB", min_width=least[0], min_height=least[1]))
+            # What the quick transforms leave undone, the mean over more than one pixel hides.
+            quick = image.width >= 1.25 * target[0]
+            return np.asarray(simplejpeg.decode_jpeg(data, "RGB", quick, quick, min_width=least[0], min_height=least[1]))
         except ValueError:
             pass  # it refuses what is merely unusual, too; Pillow tells the broken from the unusual
     return np.asarray(to_rgb(image))

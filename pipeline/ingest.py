@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,6 +20,9 @@ from pipeline.manifest import Manifest, PartitionRecord, commit, list_versions, 
 from pipeline.partition import ingest_partition
 from pipeline.plan import IngestPlan, PartitionSpec, plan_ingest
 from pipeline.storage import Storage, open_storage
+
+Log = Callable[[dict[str, float]], None]
+"""Takes the state of a running job, now and then."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +59,12 @@ class IngestSummary:
         return "\n".join(lines)
 
 
-def run_ingest(config: IngestConfig, plan: IngestPlan | None = None) -> IngestSummary:
+def run_ingest(config: IngestConfig, plan: IngestPlan | None = None, log: Log | None = None) -> IngestSummary:
     """Fetches what the data set lacks and commits it, now and then and at the end.
 
     Args:
         plan: what `plan_ingest` has said a moment ago; made here where there is none.
+        log: is given rows, rows_per_s, success_share and the rows of each reason whenever partitions are done.
 
     Raises:
         InputError: bad input; no worker was started.
@@ -73,7 +77,7 @@ def run_ingest(config: IngestConfig, plan: IngestPlan | None = None) -> IngestSu
     while plan.partitions or plan.adopted:
         manifest = commit(storage, plan.adopted) if plan.adopted else None
         records = list(plan.adopted)
-        for batch in _run_partitions(plan, config):
+        for batch in _run_partitions(plan, config, log):
             manifest = commit(storage, batch)
             records += batch
         assert manifest is not None
@@ -117,7 +121,7 @@ class _PartitionActor:
         return {"record": [ingest_partition(spec, self.config).model_dump_json() for spec in specs]}
 
 
-def _run_partitions(plan: IngestPlan, config: IngestConfig) -> Iterator[list[PartitionRecord]]:
+def _run_partitions(plan: IngestPlan, config: IngestConfig, log: Log | None) -> Iterator[list[PartitionRecord]]:
     """The Ray Data graph: finished partitions, as many at a time as are committed together.
 
     A partition that does not come back is an error, never a silence.
@@ -127,7 +131,7 @@ def _run_partitions(plan: IngestPlan, config: IngestConfig) -> Iterator[list[Par
     missing = {spec.id for spec in plan.partitions}
     finished: list[PartitionRecord] = []
     due = time.monotonic() + config.commit_every_s
-    with _Progress(plan.num_rows) as progress:
+    with _Progress(plan.num_rows, log) as progress:
         for item in _stream(plan, config).iter_rows():
             record = PartitionRecord.model_validate_json(item["record"])
             missing.discard(record.id)
@@ -167,9 +171,10 @@ def _stream(plan: IngestPlan, config: IngestConfig) -> Any:
 class _Progress:
     """A bar of rows, with the share of successes and the commonest reason to fail."""
 
-    def __init__(self, num_rows: int) -> None:
+    def __init__(self, num_rows: int, log: Log | None) -> None:
         self._bar = tqdm(total=num_rows, unit="rows", desc="ingest", mininterval=1.0)
         self._counts: Counter[str] = Counter()
+        self._log, self._began = log, time.monotonic()
 
     def __enter__(self) -> _Progress:
         return self
@@ -183,6 +188,10 @@ class _Progress:
         text = f"{self._counts['success'] / max(self._bar.n, 1):.1%} success"
         failures = [item for item in self._counts.most_common() if item[0] != "success"]
         self._bar.set_postfix_str(", ".join([text, *(f"{reason} {count:,}" for reason, count in failures[:2])]))
+        if self._log is not None:
+            state = {"rows": self._bar.n, "rows_per_s": self._bar.n / max(time.monotonic() - self._began, 1e-9)}
+            state["success_share"] = self._counts["success"] / max(self._bar.n, 1)
+            self._log(state | {f"reason/{reason}": count for reason, count in self._counts.items()})
 
 
 def _plain(batch: dict[str, Any], index: int) -> dict[str, Any]:

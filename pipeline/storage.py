@@ -83,6 +83,10 @@ class Storage(ABC):
     def delete(self, path: str) -> None:
         """Removes an object; one that is not there is no error."""
 
+    @abstractmethod
+    def remove_unfinished(self, before: datetime) -> tuple[str, ...]:
+        """Removes what writers that were killed before a moment have left half-written; it was never visible."""
+
     def local_path(self, path: str) -> Path | None:
         """Where the object lies on this machine's disk; None for object storage."""
         return None
@@ -170,6 +174,12 @@ class LocalStorage(Storage):
         if target.parent != self.root:
             with contextlib.suppress(OSError):
                 target.parent.rmdir()  # object storage knows no empty folders, and neither should a person see any
+
+    def remove_unfinished(self, before: datetime) -> tuple[str, ...]:
+        left = [path for path in self.root.rglob(f".*{PART_SUFFIX}") if path.stat().st_mtime < before.timestamp()]
+        for path in left:
+            path.unlink(missing_ok=True)
+        return tuple(path.relative_to(self.root).as_posix() for path in left)
 
     @contextlib.contextmanager
     def _temporary(self, path: str) -> Iterator[Path]:
@@ -279,6 +289,17 @@ class S3Storage(Storage):
     def delete(self, path: str) -> None:
         with self._errors(path):
             self.client.delete_object(Bucket=self.bucket, Key=self.prefix + path)
+
+    def remove_unfinished(self, before: datetime) -> tuple[str, ...]:
+        removed: tuple[str, ...] = ()
+        with self._errors(""):
+            pages = self.client.get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket, Prefix=self.prefix)
+            for page in pages:
+                for upload in page["Uploads"] if "Uploads" in page else []:
+                    if upload["Initiated"] < before:
+                        self.client.abort_multipart_upload(Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+                        removed += (upload["Key"].removeprefix(self.prefix),)
+        return removed
 
     def _get(self, path: str, options: dict[str, str]) -> bytes:
         """A body, whole. boto3 asks again for an answer that does not come, but not for a body that is cut."""
