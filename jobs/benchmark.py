@@ -19,15 +19,16 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     ingest = commands.add_parser("ingest", help="ingestion's cost and speed")
-    ingest.add_argument("--rows", type=int, default=17_500, help="of the large table (default: %(default)s)")
+    ingest.add_argument("--rows", type=int, default=15_000, help="of the large table (default: %(default)s)")
     ingest.add_argument("--small-rows", type=int, default=5_000, help="of the small table (default: %(default)s)")
+    ingest.add_argument("--repeats", type=int, default=3, help="of the whole comparison (default: %(default)s)")
     ingest.add_argument("--scheme", choices=("http", "https", "both"), default="both")
     misbehaving = commands.add_parser("ingest-yield", help="ingestion's yield on a server that misbehaves")
     misbehaving.add_argument("--rows", type=int, default=2_000)
     options = parser.parse_args(argv)
     if options.command == "ingest":
         for scheme in ("http", "https") if options.scheme == "both" else (options.scheme,):
-            print(benchmark_ingest.run(scheme, options.small_rows, options.rows), flush=True)
+            print(benchmark_ingest.run(scheme, options.small_rows, options.rows, options.repeats), flush=True)
     else:
         print(benchmark_ingest.run_yield(options.rows))
     return 0

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -64,27 +65,37 @@ class Side:
         return self.small.wall_s - self.small.num_images / self.images_per_s
 
 
-def run(scheme: str, small: int, large: int) -> str:
-    """Both programs on a well-behaved server; the table of figures."""
+def run(scheme: str, small: int, large: int, repeats: int) -> str:
+    """Both programs on a well-behaved server, in turn, several times; the table of medians."""
     cores = os.cpu_count() or 1
+    sides: dict[str, list[Side]] = {"ours": [], "img2dataset": []}
+    decode_ms = []
     with tempfile.TemporaryDirectory() as temporary, _server(Path(temporary), scheme == "https") as server:
-        sides = {}
-        for name, job in (("ours", _ours), ("img2dataset", _theirs)):
-            small_run, large_run = (_measure(job, server, "good", rows, cores) for rows in (small, large))
-            sides[name] = Side(small_run, large_run)
-        decode_ms = _decode_alone_ms(cores)
-    lines = [f"{scheme}, {large - small:,} images in steady state, {cores} cores"]
+        for _ in range(repeats):
+            for name, job in (("ours", _ours), ("img2dataset", _theirs)):
+                small_run, large_run = (_measure(job, server, "good", rows, cores) for rows in (small, large))
+                sides[name].append(Side(small_run, large_run))
+            decode_ms.append(_decode_alone_ms(cores))
+    lines = [f"{scheme}, {large - small:,} images in steady state, {cores} cores, medians of {repeats}"]
     lines.append(f"{'':14}{'CPU ms/image':>14}{'images/s':>10}{'start-up s':>12}{'success':>9}")
     for name, side in sides.items():
-        success = side.large.num_images / large
-        lines.append(f"{name:14}{side.cpu_ms_per_image:>14.2f}{side.images_per_s:>10.0f}{side.startup_s:>12.1f}{success:>9.1%}")
-    ours, theirs = sides["ours"], sides["img2dataset"]
-    lines.append(f"images per CPU-second: {theirs.cpu_ms_per_image / ours.cpu_ms_per_image:.2f}x img2dataset")
-    lines.append(f"images per second:     {ours.images_per_s / theirs.images_per_s:.2f}x img2dataset")
+        cost, rate, startup = (
+            median(getattr(one, field) for one in side) for field in ("cpu_ms_per_image", "images_per_s", "startup_s")
+        )
+        success = min(one.large.num_images for one in side) / large
+        lines.append(f"{name:14}{cost:>14.2f}{rate:>10.0f}{startup:>12.1f}{success:>9.1%}")
+    pairs = list(zip(sides["ours"], sides["img2dataset"], strict=True))
     lines.append(
-        f"whole path / its decode + resize + encode alone ({decode_ms:.2f} ms): {ours.cpu_ms_per_image / decode_ms:.2f}x"
+        _ratios("images per CPU-second over img2dataset's", [b.cpu_ms_per_image / a.cpu_ms_per_image for a, b in pairs])
     )
+    lines.append(_ratios("images per second over img2dataset's", [a.images_per_s / b.images_per_s for a, b in pairs]))
+    whole = [side.cpu_ms_per_image / alone for side, alone in zip(sides["ours"], decode_ms, strict=True)]
+    lines.append(_ratios(f"whole path over its decode + resize + encode ({median(decode_ms):.2f} ms)", whole))
     return "\n".join(lines)
+
+
+def _ratios(name: str, values: list[float]) -> str:
+    return f"{name}: {median(values):.2f}x ({', '.join(f'{value:.2f}' for value in values)})"
 
 
 def run_yield(rows: int) -> str:

@@ -163,7 +163,7 @@ def _stream(plan: IngestPlan, config: IngestConfig) -> Any:
         _PartitionActor,
         fn_constructor_args=(config,),
         batch_size=1,
-        compute=ActorPoolStrategy(min_size=1, max_size=most, max_tasks_in_flight_per_actor=2),
+        compute=ActorPoolStrategy(size=most, max_tasks_in_flight_per_actor=2),
         num_cpus=1,
     )
 

@@ -1,8 +1,8 @@
 """A bound on the bytes that one worker holds, whatever its pictures are.
 
 Every row has a claim, which grows while its body arrives, shrinks to the stored picture and ends when that is written. Rows
-start in order while there is room; of those that are reading, the first may go beyond the bound. So somebody always gets on,
-and the bound is exceeded by one body at most.
+start in order while there is room; of those that are reading, one at a time, the first in order, may go beyond the bound. So
+somebody always gets on, and the bound is exceeded by one body at most.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ class Memory:
         self.used_bytes = 0
         self.peak_bytes = 0
         self._growing: set[Claim] = set()
+        self._exempt: Claim | None = None
         self._waiting: list[asyncio.Future[None]] = []
 
     async def room(self) -> None:
@@ -31,7 +32,9 @@ class Memory:
     def _may_grow(self, claim: Claim, count: int) -> bool:
         if self.used_bytes + count <= self.limit_bytes:
             return True
-        return claim is min(self._growing, key=lambda other: other.row)
+        if self._exempt is None:
+            self._exempt = min(self._growing, key=lambda other: other.row)
+        return claim is self._exempt
 
     async def _change(self) -> None:
         future = asyncio.get_running_loop().create_future()
@@ -73,6 +76,8 @@ class Claim:
         """Ends the growing; `count` bytes are kept."""
         memory = self._memory
         memory._growing.discard(self)
+        if memory._exempt is self:
+            memory._exempt = None
         memory.used_bytes += count - self._bytes
         self._bytes = count
         memory._changed()

@@ -38,6 +38,10 @@ class ObjectInfo:
     modified: datetime
 
 
+class _BeyondEndError(Exception):
+    """S3 has no bytes in a range that begins at an object's end or beyond."""
+
+
 class Storage(ABC):
     """A root and the objects under it. Picklable."""
 
@@ -241,7 +245,10 @@ class S3Storage(Storage):
     def read_range(self, path: str, start: int, length: int) -> bytes:
         if length == 0:
             return b""
-        return self._get(path, {"Range": f"bytes={start}-{start + length - 1}"})
+        try:
+            return self._get(path, {"Range": f"bytes={start}-{start + length - 1}"})
+        except _BeyondEndError:
+            return b""
 
     def write(self, path: str, data: bytes) -> None:
         with self._errors(path):
@@ -329,6 +336,8 @@ class S3Storage(Storage):
             code = error.response["Error"]["Code"]
             if code in ("NoSuchKey", "404"):
                 raise FileNotFoundError(f"{self.address(path)}: there is no such object") from error
+            if code == "InvalidRange":
+                raise _BeyondEndError from error
             if code == "NoSuchBucket":
                 raise StorageError(f"s3://{self.bucket}: there is no such bucket; create it or correct the name") from error
             raise StorageError(

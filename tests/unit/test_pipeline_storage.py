@@ -20,6 +20,7 @@ def test_what_is_written_is_read_back_whole_and_in_ranges(storage, tmp_path):
     assert storage.read("a/b.bin") == b"0123456789"
     assert storage.read_range("a/b.bin", 3, 4) == b"3456"
     assert storage.read_range("a/b.bin", 8, 10) == b"89"
+    assert storage.read_range("a/b.bin", 10, 5) == b""
     assert storage.size("a/b.bin") == 10
     assert storage.exists("a/b.bin")
     (tmp_path / "file").write_bytes(b"x" * 100_000)

@@ -1,0 +1,166 @@
+"""Ingestion under fire: a job, one of its workers or the S3 server is killed at seeded moments, until a run comes through.
+
+All the while a watcher reads what is visible: every tar must have the hash in its name, every manifest must be whole.
+"""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.audit import verify
+from pipeline.manifest import list_versions, read_manifest, read_sidecar
+from pipeline.storage import Storage, StorageError, open_storage
+
+ROOT = Path(__file__).parents[2]
+VICTIMS = ("job", "worker", "server")
+
+
+class PersistentS3:
+    """An S3 server that keeps its objects on disk, so that it survives SIGKILL."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        self.folder, self.port = folder, port
+        self.address = f"http://127.0.0.1:{port}"
+        self.start()
+
+    def start(self) -> None:
+        settings = {"BIND_HOST": "127.0.0.1", "GATEWAY_PORT": str(self.port), "SERVICES": "s3"}
+        settings |= {"S3_PERSIST": "1", "S3_DATA_DIR": str(self.folder), "LOG_LEVEL": "ERROR"}
+        command = [str(Path(sys.prefix) / "ministack" / "bin" / "ministack")]
+        # a group of its own: the server starts processes of its own, and all of them are to die
+        self.process = subprocess.Popen(
+            command, env=os.environ | settings, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        deadline = time.time() + 60
+        while time.time() < deadline:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
+            time.sleep(0.05)
+        raise RuntimeError("the S3 server did not start")
+
+    def kill(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@dataclass
+class Watcher:
+    """Reads what is visible, again and again, and notes what is torn."""
+
+    storage: Storage
+    torn: list[str] = field(default_factory=list)
+    looks: int = 0
+    _seen: set[str] = field(default_factory=set)
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    def __enter__(self) -> "Watcher":
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.2):
+            try:
+                self.look()
+            except (StorageError, FileNotFoundError):
+                continue  # the server was killed just now, or the object was removed
+
+    def look(self) -> None:
+        self.looks += 1
+        for item in self.storage.list("shards/"):
+            if item.path.endswith(".tar") and item.path not in self._seen:
+                digest = hashlib.sha256(self.storage.read(item.path)).hexdigest()
+                if digest[:12] != item.path.removesuffix(".tar").rpartition("-")[2]:
+                    self.torn.append(item.path)
+                self._seen.add(item.path)
+        for item in (*self.storage.list("manifests/"), *self.storage.list("partitions/")):
+            try:
+                json.loads(self.storage.read(item.path))
+            except ValueError:
+                self.torn.append(item.path)
+
+
+@dataclass
+class Chaos:
+    """One data set that is made under fire.
+
+    Attributes:
+        command: of the job.
+        killed: victims so far.
+        session: of the Ray that the job joins; its workers alone are killed.
+    """
+
+    command: list[str]
+    environment: dict[str, str]
+    server: PersistentS3
+    session: str
+    killed: Counter[str] = field(default_factory=Counter)
+
+    def run(self, victims: list[str], rng: random.Random, longest_s: float) -> str:
+        """Runs the job until it succeeds; for each victim one run has it killed at a random moment. Returns the last output."""
+        for victim in [*victims, "", "", ""]:
+            job = subprocess.Popen(
+                self.command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
+            )
+            if victim:
+                self._kill(victim, job, rng.uniform(0.5, longest_s))
+            output, _ = job.communicate(timeout=180)
+            if job.returncode == 0 and not victim:
+                return output
+        raise AssertionError(f"the job does not come through when nothing is killed:\n{output}")
+
+    def _kill(self, victim: str, job: "subprocess.Popen[str]", after_s: float) -> None:
+        time.sleep(after_s)
+        if job.poll() is not None:
+            return
+        if victim == "job":
+            job.kill()
+        elif victim == "server":
+            self.server.kill()
+            time.sleep(0.5)
+            self.server.start()
+        else:
+            workers = self._workers()
+            if not workers:
+                return
+            os.kill(workers[0], signal.SIGKILL)
+        self.killed[victim] += 1
+
+    def _workers(self) -> list[int]:
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                title = (folder / "cmdline").read_bytes()
+                raylet = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+                ours = self.session.encode() in (Path("/proc") / raylet / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if ours and title.startswith(b"ray::") and b"MapWorker" in title:
+                found.append(int(folder.name))
+        return found
+
+
+def check_data_set(uri: str, num_rows: int) -> None:
+    """Each row of the table once, and every object what the manifest says."""
+    storage = open_storage(uri)
+    manifest = read_manifest(storage)
+    rows = [row for shard in manifest.shards for row in read_sidecar(storage, shard, ["n", "key"]).to_pylist()]
+    assert sorted(row["n"] for row in rows) == list(range(num_rows)), "each row once"
+    assert len({row["key"] for row in rows}) == num_rows
+    for version in list_versions(storage):
+        assert verify(storage, read_manifest(storage, version)) == []

@@ -1,0 +1,81 @@
+"""A proxy in front of an S3 server: answers 503 to one request in `every_503`, cuts one body in `every_cut` short."""
+
+import http.client
+import itertools
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urlsplit
+
+SLOW_DOWN = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+
+
+@dataclass
+class FlakyS3:
+    """`requests`, `refused` and `cut` count what has come through."""
+
+    address: str = ""
+    requests: int = 0
+    refused: int = 0
+    cut: int = 0
+
+
+@contextmanager
+def flaky_s3(endpoint: str, every_503: int = 10, every_cut: int = 20) -> Iterator[FlakyS3]:
+    target, state = urlsplit(endpoint), FlakyS3()
+    lock, requests, bodies = threading.Lock(), itertools.count(1), itertools.count(1)
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def forward(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            with lock:
+                state.requests = next(requests)
+                refuse = state.requests % every_503 == 0
+                state.refused += refuse
+            if refuse:
+                self.answer(503, [("Content-Type", "application/xml")], SLOW_DOWN)
+                return
+            upstream = http.client.HTTPConnection(target.hostname, target.port, timeout=30)
+            upstream.request(self.command, self.path, body, dict(self.headers))
+            response = upstream.getresponse()
+            content = response.read()
+            upstream.close()
+            hop_by_hop = ("transfer-encoding", "connection")
+            headers = [(name, value) for name, value in response.getheaders() if name.lower() not in hop_by_hop]
+            cut = False
+            if self.command == "GET" and len(content) > 100:
+                with lock:
+                    cut = next(bodies) % every_cut == 0
+                    state.cut += cut
+            self.answer(response.status, headers, content, cut)
+
+        do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = forward  # noqa: N815 (http.server's names)
+
+        def answer(self, status: int, headers: list[tuple[str, str]], body: bytes, cut: bool = False) -> None:
+            self.send_response_only(status)
+            for name, value in headers:
+                if name.lower() != "content-length" or self.command == "HEAD":
+                    self.send_header(name, value)
+            if self.command != "HEAD":
+                self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body[: len(body) // 2] if cut else body)
+            self.close_connection = self.close_connection or cut
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    state.address = f"http://127.0.0.1:{server.server_port}"
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    try:
+        yield state
+    finally:
+        server.shutdown()
+        server.server_close()
