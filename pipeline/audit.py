@@ -21,6 +21,7 @@ from pipeline.manifest import (
     PartitionRecord,
     ShardRecord,
     list_versions,
+    locate_tar,
     read_manifest,
 )
 from pipeline.plan import INPUTS
@@ -28,7 +29,7 @@ from pipeline.storage import Storage
 
 READ_BYTES = 8 << 20
 READERS = 8
-OWN_PREFIXES = ("shards/", "partitions/", INPUTS)
+OWN_PREFIXES = ("shards/", "selections/", "partitions/", INPUTS)
 
 
 @dataclass(frozen=True)
@@ -60,15 +61,17 @@ def verify(storage: Storage, manifest: Manifest) -> list[Problem]:
 
 def _check_shard(storage: Storage, shard: ShardRecord) -> Iterator[Problem]:
     if shard.tar_size_bytes:
-        yield from _check_object(storage, shard.tar_path, shard.tar_size_bytes, shard.tar_sha256)
+        yield from _check_object(*locate_tar(storage, shard), shard.tar_size_bytes, shard.tar_sha256)
+    if shard.selection is not None:
+        yield from _check_object(storage, shard.selection.path, shard.selection.size_bytes, shard.selection.sha256)
     problems = list(_check_object(storage, shard.sidecar_path, shard.sidecar_size_bytes, shard.sidecar_sha256))
     yield from problems
     if problems:
         return
     status = pq.read_table(io.BytesIO(storage.read(shard.sidecar_path)), columns=["status"])["status"]
     successes = pc.sum(pc.equal(status, "success")).as_py() or 0
-    if (len(status), successes) != (shard.num_rows, shard.num_samples):
-        stated = f"{shard.num_rows} rows and {shard.num_samples} samples"
+    if (len(status), successes) != (shard.num_rows, shard.tar_samples):
+        stated = f"{shard.num_rows} rows and {shard.tar_samples} samples"
         yield Problem(shard.sidecar_path, f"has {len(status)} rows and {successes} samples; the manifest says {stated}")
 
 
@@ -106,7 +109,7 @@ def clean(storage: Storage, older_than_s: float) -> list[str]:
     """
     manifests = [read_manifest(storage, version) for version in list_versions(storage)]
     committed = {record.id: record for manifest in manifests for record in manifest.partitions}
-    named = {path for record in committed.values() for path in _objects_of(record)}
+    named = {path for manifest in manifests for record in manifest.partitions for path in _objects_of(record)}
     finished = {item.path for item in storage.list("partitions/")}
     waiting = set()
     for path in finished:
@@ -133,7 +136,8 @@ def _is_needed(path: str, named: set[str], waiting: set[str], committed: dict[st
 
 
 def _objects_of(record: PartitionRecord) -> set[str]:
-    return {path for shard in record.shards for path in (shard.tar_path, shard.sidecar_path, shard.stats_path)}
+    paths = {path for shard in record.shards for path in (shard.tar_path, shard.sidecar_path, shard.stats_path)}
+    return paths | {shard.selection.path for shard in record.shards if shard.selection is not None}
 
 
 def _comes_too_late(record: PartitionRecord, committed: Iterable[PartitionRecord]) -> bool:

@@ -12,14 +12,15 @@ from bisect import bisect, insort
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipeline.storage import Storage
+from pipeline.storage import Storage, open_storage
 from pipeline.types import InputError
 
 FOLDER = "manifests"
@@ -33,8 +34,34 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Selection(_Record):
+    """Which of a tar's samples a version holds, where it does not hold all of them.
+
+    Attributes:
+        name: of the parquet file that holds the column `position`: places among the tar's samples, ascending.
+        tar_samples: samples in the tar.
+        drops: samples that are left out, by reason.
+    """
+
+    name: str
+    size_bytes: int
+    sha256: str
+    tar_samples: int
+    drops: dict[str, int]
+
+    @property
+    def path(self) -> str:
+        return f"selections/{self.name}.parquet"
+
+
 class ShardRecord(_Record):
-    """One tar and its sidecar."""
+    """One tar and its sidecar.
+
+    Attributes:
+        num_rows: of the sidecar.
+        num_samples: that a reader of this version sees: all of the tar's, or those of the selection.
+        address: of a tar that lies elsewhere and was indexed where it is; "" for `shards/{name}.tar`.
+    """
 
     name: str
     num_rows: int
@@ -43,6 +70,13 @@ class ShardRecord(_Record):
     tar_sha256: str
     sidecar_size_bytes: int
     sidecar_sha256: str
+    selection: Selection | None = None
+    address: str = ""
+
+    @property
+    def tar_samples(self) -> int:
+        """Samples in the tar, chosen or not."""
+        return self.num_samples if self.selection is None else self.selection.tar_samples
 
     @property
     def tar_path(self) -> str:
@@ -103,10 +137,11 @@ class Manifest(_Record):
 
     @cached_property
     def identity(self) -> str:
-        """sha256 over the shards' names and counts: equal where every sample has the same index."""
+        """sha256 over the shards' names, counts and selections: equal where every sample has the same index."""
         digest = hashlib.sha256()
         for shard in self.shards:
-            digest.update(f"{shard.name} {shard.num_samples}\n".encode())
+            chosen = "" if shard.selection is None else f" {shard.selection.name}"
+            digest.update(f"{shard.name} {shard.num_samples}{chosen}\n".encode())
         return digest.hexdigest()
 
 
@@ -193,14 +228,50 @@ def read_sidecar(storage: Storage, shard: ShardRecord, columns: Sequence[str] | 
     Raises:
         ManifestError: the sidecar is missing or is not the one that the manifest names.
     """
-    address = storage.address(shard.sidecar_path)
-    try:
-        data = storage.read(shard.sidecar_path)
-    except FileNotFoundError:
-        raise ManifestError(f"{address}: the manifest names this sidecar and it is gone; restore it") from None
-    if hashlib.sha256(data).hexdigest() != shard.sidecar_sha256:
-        raise ManifestError(f"{address}: its sha256 is not the manifest's; the sidecar was changed, restore it")
+    data = _read_checked(storage, shard.sidecar_path, shard.sidecar_sha256, "sidecar")
     return pq.read_table(io.BytesIO(data), columns=None if columns is None else list(columns))
+
+
+def locate_tar(storage: Storage, shard: ShardRecord) -> tuple[Storage, str]:
+    """(storage, path) of a shard's tar: in the data set, or where it was indexed."""
+    if not shard.address:
+        return storage, shard.tar_path
+    folder, _, name = shard.address.rpartition("/")
+    return _storage_at(folder), name
+
+
+@lru_cache(maxsize=1024)
+def _storage_at(uri: str) -> Storage:
+    return open_storage(uri)
+
+
+def read_samples(storage: Storage, shard: ShardRecord, columns: Sequence[str]) -> pa.Table:
+    """The sidecar's rows of the samples that this version holds, in their order. Raises ManifestError."""
+    table = read_sidecar(storage, shard, [*dict.fromkeys([*columns, "status"])])
+    table = table.filter(pc.equal(table["status"], "success")).select(list(columns))
+    if table.num_rows != shard.tar_samples:
+        raise ManifestError(
+            f"{storage.address(shard.sidecar_path)}: holds {table.num_rows} samples, and the manifest says "
+            f"{shard.tar_samples}; restore the sidecar"
+        )
+    return table if shard.selection is None else table.take(read_selection(storage, shard.selection))
+
+
+def read_selection(storage: Storage, selection: Selection) -> pa.Array:
+    """Places among the tar's samples, int32, ascending. Raises ManifestError."""
+    data = _read_checked(storage, selection.path, selection.sha256, "selection")
+    return pq.read_table(io.BytesIO(data))["position"].combine_chunks()
+
+
+def _read_checked(storage: Storage, path: str, sha256: str, kind: str) -> bytes:
+    address = storage.address(path)
+    try:
+        data = storage.read(path)
+    except FileNotFoundError:
+        raise ManifestError(f"{address}: the manifest names this {kind} and it is gone; restore it") from None
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise ManifestError(f"{address}: its sha256 is not the manifest's; the {kind} was changed, restore it")
+    return data
 
 
 def _sorted(partitions: Iterable[PartitionRecord]) -> tuple[PartitionRecord, ...]:

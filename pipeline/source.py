@@ -69,12 +69,13 @@ def read_batches(table: str, first_row: int = 0, batch_rows: int = BATCH_ROWS) -
         else:
             batches = _open_text(filesystem, path)
         for batch in batches:
+            _ = batch.schema.names  # raises here, where it is expected, for names that are no text
             if first_row >= batch.num_rows:
                 first_row -= batch.num_rows
                 continue
             yield batch.slice(first_row)
             first_row = 0
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, FileNotFoundError):
             raise InputError(f"ingest.input={table}: there is no such table; give one that exists") from None
         reason = " ".join(str(error).split())

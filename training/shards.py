@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.manifest import Manifest, ManifestError, read_sidecar
+from pipeline.manifest import Manifest, ManifestError, locate_tar, read_samples, read_sidecar
 from pipeline.storage import Storage
 
 _PLACES = ("jpg_offset", "jpg_size", "txt_offset", "txt_size")
@@ -35,10 +34,20 @@ class _ShardIndex:
     """Where the samples of one shard lie in its tar; arrays have one entry a sample, in the tar's order."""
 
     keys: list[str]
+    captions: list[str] | None
     jpg_offset: NDArray[np.int64]
     jpg_size: NDArray[np.int64]
     txt_offset: NDArray[np.int64]
     txt_size: NDArray[np.int64]
+
+    def span(self, first: int, stop: int) -> tuple[int, int]:
+        """[begin, end) in the tar of what samples [first, stop) need."""
+        run = slice(first, stop)
+        begin, end = int(self.jpg_offset[run].min()), int((self.jpg_offset[run] + self.jpg_size[run]).max())
+        if self.captions is None:
+            begin = min(begin, int(self.txt_offset[run].min()))
+            end = max(end, int((self.txt_offset[run] + self.txt_size[run]).max()))
+        return begin, end
 
 
 class ShardReader:
@@ -56,42 +65,42 @@ class ShardReader:
             ManifestError: the shard is missing, short, or not the one that the manifest names.
         """
         index, record = self._index(shard), self.manifest.shards[shard]
-        begin = int(min(index.jpg_offset[first], index.txt_offset[first]))
-        last, address = stop - 1, self.storage.address(record.tar_path)
-        end = int(max(index.jpg_offset[last] + index.jpg_size[last], index.txt_offset[last] + index.txt_size[last]))
+        begin, end = index.span(first, stop)
+        storage, path = locate_tar(self.storage, record)
         try:
-            data = self.storage.read_range(record.tar_path, begin, end - begin)
+            data = storage.read_range(path, begin, end - begin)
         except FileNotFoundError:
-            raise ManifestError(f"{address}: the manifest names this shard and it is gone; restore it") from None
+            raise ManifestError(f"{storage.address(path)}: the manifest names this shard and it is gone; restore it") from None
         if len(data) != end - begin:
             raise ManifestError(
-                f"{address}: ends at byte {begin + len(data)} of {record.tar_size_bytes}; the shard was cut, restore it"
+                f"{storage.address(path)}: ends at byte {begin + len(data)} of {record.tar_size_bytes}; the shard was cut, "
+                "restore it"
             )
 
         def member(offset: NDArray[np.int64], size: NDArray[np.int64], at: int) -> bytes:
             start = int(offset[at]) - begin
             return data[start : start + int(size[at])]
 
+        def caption(at: int) -> str:
+            if index.captions is not None:
+                return index.captions[at]
+            return member(index.txt_offset, index.txt_size, at).decode("utf-8", "replace")
+
         return [
-            RawSample(
-                key=index.keys[at],
-                image=member(index.jpg_offset, index.jpg_size, at),
-                caption=member(index.txt_offset, index.txt_size, at).decode("utf-8", "replace"),
-            )
-            for at in range(first, stop)
+            RawSample(index.keys[at], member(index.jpg_offset, index.jpg_size, at), caption(at)) for at in range(first, stop)
         ]
 
     def columns(self, shard: int, names: Sequence[str]) -> pa.Table:
         """Sidecar columns of a shard's samples, in the tar's order. Raises ManifestError for a column that is not there."""
         record = self.manifest.shards[shard]
-        table = read_sidecar(self.storage, record)
-        missing = [name for name in names if name not in table.column_names]
+        there = read_sidecar(self.storage, record)
+        missing = [name for name in names if name not in there.column_names]
         if missing:
             raise ManifestError(
-                f"column {missing[0]}: {self.storage.address(record.sidecar_path)} has {', '.join(table.column_names)}; "
+                f"column {missing[0]}: {self.storage.address(record.sidecar_path)} has {', '.join(there.column_names)}; "
                 "name one of them"
             )
-        return table.filter(pc.equal(table["status"], "success")).select(list(names))
+        return read_samples(self.storage, record, names)
 
     def mean_sample_bytes(self) -> float:
         """Of the tars, headers and padding included."""
@@ -100,12 +109,8 @@ class ShardReader:
 
     def _read_index(self, shard: int) -> _ShardIndex:
         record = self.manifest.shards[shard]
-        table = read_sidecar(self.storage, record, ["key", "status", *_PLACES])
-        table = table.filter(pc.equal(table["status"], "success"))
-        if table.num_rows != record.num_samples:
-            raise ManifestError(
-                f"{self.storage.address(record.sidecar_path)}: holds {table.num_rows} samples, and the manifest says "
-                f"{record.num_samples}; restore the sidecar"
-            )
-        places: dict[str, Any] = {name: table[name].to_numpy() for name in _PLACES}
-        return _ShardIndex(keys=table["key"].to_pylist(), **places)
+        table = read_samples(self.storage, record, ["key", "caption", *_PLACES])
+        held_elsewhere = table["txt_offset"].null_count > 0  # tars that others wrote may keep captions in their json
+        places: dict[str, Any] = {name: table[name].fill_null(0).to_numpy() for name in _PLACES}
+        captions = table["caption"].to_pylist() if held_elsewhere else None
+        return _ShardIndex(keys=table["key"].to_pylist(), captions=captions, **places)

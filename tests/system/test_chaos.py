@@ -1,0 +1,146 @@
+"""Ingestion that is killed, raced and cut off: in the end every row is there once, and nothing torn was ever visible."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+
+import boto3
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.config import FetchConfig, ImageConfig, IngestConfig
+from pipeline.manifest import commit, read_manifest
+from pipeline.partition import ingest_partition
+from pipeline.plan import plan_ingest
+from pipeline.storage import open_storage
+from tests.support.chaos import ROOT, VICTIMS, Chaos, PersistentS3, Watcher, check_data_set
+from tests.support.flaky_s3 import flaky_s3
+
+NUM_ROWS = 240
+
+
+def write_table(path, web, draw_shape, num_rows=NUM_ROWS):
+    """Rows of which one in ten is dead."""
+    pictures = [draw_shape("red", "disc", number) for number in range(8)]
+    rows = []
+    for number in range(num_rows):
+        url = f"{web.address}/gone/{number}" if number % 10 == 5 else web.put(f"/{number}.png", pictures[number % 8])
+        rows.append({"url": url, "caption": f"picture {number}", "n": number})
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return str(path)
+
+
+@pytest.fixture
+def fire(ray_session, tmp_path, s3_environment, monkeypatch):
+    """An S3 server that survives SIGKILL, and what a job needs to join the shared Ray and to reach that server."""
+    import ray
+
+    from tests.conftest import free_port
+
+    server = PersistentS3(tmp_path / "s3", free_port())
+    settings = s3_environment | {"AWS_ENDPOINT_URL": server.address}
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    boto3.client("s3").create_bucket(Bucket="fire")
+    environment = os.environ | settings | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    environment |= {"RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": {"env_vars": settings}})}
+    environment |= {"RAY_OVERRIDE_JOB_RUNTIME_ENV": "1"}
+    yield server, environment, str(ray._private.worker._global_node.get_session_dir_path())
+    server.kill()
+
+
+def chaos_of(fire, table, uri) -> Chaos:
+    server, environment, session = fire
+    settings = [
+        f"ingest.input={table}",
+        f"ingest.output={uri}",
+        "ingest.partition_size_rows=20",
+        "ingest.commit_every_s=1",
+        "ingest.fetch.allow_addresses=[127.0.0.1/32]",
+        "ingest.image.size_px=32",
+    ]
+    return Chaos([sys.executable, str(ROOT / "jobs" / "ingest.py"), *settings], environment, server, session)
+
+
+def test_a_job_a_worker_and_the_s3_server_are_killed_and_every_row_is_there_once(fire, web, tmp_path, draw_shape):
+    table, uri = write_table(tmp_path / "t.parquet", web, draw_shape), "s3://fire/set"
+    chaos = chaos_of(fire, table, uri)
+    with Watcher(open_storage(uri)) as watcher:
+        chaos.run(list(VICTIMS), random.Random(1), longest_s=6)
+    watcher.look()
+    assert watcher.torn == []
+    assert watcher.looks > 10
+    check_data_set(uri, NUM_ROWS)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(7200)
+def test_two_hundred_kills(fire, web, tmp_path, draw_shape):
+    table, rng, kills, sets = write_table(tmp_path / "t.parquet", web, draw_shape), random.Random(0), 0, 0
+    killed = dict.fromkeys(VICTIMS, 0)
+    while kills < 200:
+        uri = f"s3://fire/set-{sets}"
+        chaos = chaos_of(fire, table, uri)
+        with Watcher(open_storage(uri)) as watcher:
+            chaos.run([rng.choice(VICTIMS) for _ in range(8)], rng, longest_s=7)
+        watcher.look()
+        assert watcher.torn == []
+        check_data_set(uri, NUM_ROWS)
+        for victim, count in chaos.killed.items():
+            killed[victim] += count
+        sets, kills = sets + 1, kills + chaos.killed.total()
+        print(f"{kills} kills, {sets} data sets, {killed}", flush=True)
+
+
+def test_two_ingestions_of_one_table_at_the_same_time_end_well(ray_session, web, bucket, tmp_path, draw_shape, s3_environment):
+    import ray
+
+    table, uri = write_table(tmp_path / "t.parquet", web, draw_shape), f"{bucket}/set"
+    command = [sys.executable, str(ROOT / "jobs" / "ingest.py"), f"ingest.input={table}", f"ingest.output={uri}"]
+    command += ["ingest.fetch.allow_addresses=[127.0.0.1/32]", "ingest.num_workers=1"]
+    environment = os.environ | s3_environment | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    jobs = [
+        subprocess.Popen(
+            [*command, f"ingest.partition_size_rows={rows}"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        for rows in (30, 50)
+    ]
+    for job in jobs:
+        output, _ = job.communicate(timeout=180)
+        assert job.returncode == 0, output.decode()
+    check_data_set(uri, NUM_ROWS)
+
+
+def test_a_flaky_s3_gives_the_same_manifest_as_a_healthy_one(web, bucket, s3_endpoint, tmp_path, draw_shape, monkeypatch):
+    table = write_table(tmp_path / "t.csv.parquet", web, draw_shape, 100)
+
+    def ingest(output):
+        config = IngestConfig(
+            input=table,
+            output=output,
+            partition_size_rows=10,
+            fetch=FetchConfig(allow_addresses=("127.0.0.1/32",)),
+            image=ImageConfig(size_px=32),
+        )
+        storage = open_storage(output)
+        for _ in range(2):
+            plan = plan_ingest(config)
+            commit(storage, [*plan.adopted, *(ingest_partition(spec, config) for spec in plan.partitions)])
+        return read_manifest(storage)
+
+    healthy = ingest(f"{bucket}/healthy")
+    with flaky_s3(s3_endpoint) as flaky:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", flaky.address)
+        shaken = ingest(f"{bucket}/shaken")
+        check_data_set(f"{bucket}/shaken", 100)
+    assert flaky.refused >= 10
+    assert flaky.cut >= 3
+
+    def content(manifest):
+        # a sidecar's bytes hold no time, but the statistics do, and they are not in the manifest
+        return manifest.partitions
+
+    assert content(shaken) == content(healthy)
