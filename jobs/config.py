@@ -20,13 +20,17 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from model.config import get_architecture
-from pipeline.config import IngestConfig
+from pipeline.config import CurateConfig, IndexConfig, IngestConfig
 from training.config import ConfigError, TrainingConfig
 
 RECIPES = Path(__file__).parent / "recipes"
 LOCATIONS = (
     "ingest.input",
     "ingest.output",
+    "curate.data",
+    "curate.exclude_hashes",
+    "index.input",
+    "index.output",
     "data.uri",
     "run.dir",
     "evaluation.retrieval_uri",
@@ -36,9 +40,11 @@ LOCATIONS = (
 
 
 class Config(TrainingConfig):
-    """The whole tree: what training needs (training/config.py), and ingestion's section."""
+    """The whole tree: what training needs (training/config.py), and the pipeline's sections."""
 
     ingest: IngestConfig = IngestConfig()
+    curate: CurateConfig = CurateConfig()
+    index: IndexConfig = IndexConfig()
 
 
 def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:

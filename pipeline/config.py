@@ -92,3 +92,38 @@ class IngestConfig(Section):
     fetch: FetchConfig = FetchConfig()
     image: ImageConfig = ImageConfig()
     caption: CaptionConfig = CaptionConfig()
+
+
+class CurateConfig(Section):
+    """`curate.*`: a new version of a data set from a choice of its samples. Rules count what they drop, in this order."""
+
+    data: str = ""
+    """Root of the data set."""
+    version: int | Literal["latest"] = "latest"
+    """The version that is chosen from."""
+    min_side_px: int = Field(0, ge=0)
+    """Shorter side of the original picture."""
+    max_aspect_ratio: float | None = Field(None, ge=1)
+    min_caption_characters: int = Field(0, ge=0)
+    max_caption_characters: int | None = Field(None, ge=1)
+    min_caption_words: int = Field(0, ge=0)
+    exclude_hashes: str = ""
+    """A text file with a sha256 a line, of stored or of original pictures, e.g. those of an evaluation set."""
+    where: str = ""
+    """A condition on the sidecar's columns, in pandas' words, e.g. "width >= 300 and lang == 'en'"."""
+    sample_share: float = Field(1.0, gt=0, le=1)
+    """Keep so large a share of what is left, by a hash of (seed, key)."""
+    seed: int = Field(0, ge=0)
+    drop_duplicates: bool = False
+    """Of equal pictures (sha256 as stored) in the whole data set the first stays."""
+
+
+class IndexConfig(Section):
+    """`index.*`: WebDataset tars that others wrote -> a data set that reads them where they lie."""
+
+    input: str = ""
+    """Tar, folder or glob of tars; local or s3://."""
+    output: str = ""
+    """Root of the data set: sidecars and manifests, no pictures."""
+    caption_key: str = ""
+    """The key of the json member that is the caption; "": the txt member, or `caption` in the json where there is none."""

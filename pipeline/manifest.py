@@ -205,6 +205,29 @@ def commit(storage: Storage, records: Iterable[PartitionRecord]) -> Manifest:
             return manifest
 
 
+def commit_choice(storage: Storage, base: Manifest, chosen: Iterable[PartitionRecord]) -> Manifest:
+    """Puts a version in which partitions of `base` have other shards, and returns it.
+
+    What another run has added since stays. Raises ManifestError where another run has changed the same partitions.
+    """
+    replaced, before = {record.id: record for record in chosen}, {record.id: record for record in base.partitions}
+    while True:
+        latest = read_manifest(storage)
+        for record in latest.partitions:
+            if record.id in replaced and record.shards != before[record.id].shards:
+                raise ManifestError(
+                    f"{storage.uri}: version {latest.version} has changed what was chosen from version {base.version}; "
+                    "choose again, from the latest version"
+                )
+        manifest = Manifest(
+            version=latest.version + 1,
+            created=datetime.now(UTC).replace(microsecond=0),
+            partitions=tuple(replaced[record.id] if record.id in replaced else record for record in latest.partitions),
+        )
+        if storage.write_if_absent(_path(manifest.version), manifest.model_dump_json(indent=1).encode()):
+            return manifest
+
+
 def _without_overlaps(held: Iterable[PartitionRecord], records: list[PartitionRecord]) -> list[PartitionRecord]:
     """The records whose rows neither `held` nor a record before them has."""
     ranges: dict[str, list[tuple[int, int]]] = defaultdict(list)

@@ -77,14 +77,14 @@ async def _ingest_rows(
             claim.settle(0)
             counts[row.reason] += 1
             if writer.tar_size_bytes >= config.shard_size_bytes:
-                shards.append(await asyncio.to_thread(_publish, writer, storage, folder))
+                shards.append(await asyncio.to_thread(publish, writer, storage, folder))
                 writer = None
         if writer is not None:
-            shards.append(await asyncio.to_thread(_publish, writer, storage, folder))
+            shards.append(await asyncio.to_thread(publish, writer, storage, folder))
     return shards, counts
 
 
-def _publish(writer: ShardWriter, storage: Storage, folder: Path) -> ShardRecord:
+def publish(writer: ShardWriter, storage: Storage, folder: Path) -> ShardRecord:
     """Tar, then sidecar, then statistics: who sees the later one may rely on the earlier."""
     shard = writer.close()
     for path in (shard.tar_path, shard.sidecar_path, shard.stats_path):

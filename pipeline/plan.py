@@ -70,7 +70,7 @@ class TableNote(BaseModel):
 
 def note_path(table: str, fingerprint: str) -> str:
     """Where a table's note lies."""
-    return f"{INPUTS}{_short_hash([table, fingerprint])}.json"
+    return f"{INPUTS}{short_hash([table, fingerprint])}.json"
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def options_fingerprint(config: IngestConfig) -> str:
     """16 hex digits over the options that change the bytes of a shard."""
     columns = [config.url_column, config.caption_column, config.bytes_column]
     options = {"columns": columns, "image": config.image.model_dump(), "caption": config.caption.model_dump()}
-    return _short_hash(options)
+    return short_hash(options)
 
 
 class _Planner:
@@ -170,7 +170,7 @@ class _Planner:
 
     def _add(self, table: str, first_row: int, chunk: pa.Table, digest: str) -> None:
         identity = [table, first_row, chunk.num_rows, digest, self._fingerprint]
-        partition = _short_hash(identity)
+        partition = short_hash(identity)
         path = partition_path(partition)
         if path in self._finished:
             self.adopted.append(PartitionRecord.model_validate_json(self._storage.read(path)))
@@ -235,6 +235,6 @@ def _edited(table: str, record: PartitionRecord) -> InputError:
     )
 
 
-def _short_hash(content: object) -> str:
+def short_hash(content: object) -> str:
     """16 hex digits."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

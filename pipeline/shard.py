@@ -47,6 +47,7 @@ COLUMNS = pa.schema(
     ]
 )
 """docs/decisions/0001-manifest.md, in the order of the file; the input's other columns follow."""
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class ShardWriter:
     def __init__(self, name_prefix: str, image_format: str, started: datetime, folder: Path) -> None:
         """
         Args:
-            name_prefix: `{partition}-{n:03d}`; the tar's hash completes the name.
+            name_prefix: `{partition}-{n:03d}`; the hashes of tar and sidecar complete the name.
             started: when the work on these rows began; for the statistics.
             folder: where the three files are written, in the end under their final names.
         """
@@ -87,23 +88,30 @@ class ShardWriter:
     def add(self, row: Row) -> None:
         """Writes a row: a success goes into the tar, every row into the sidecar."""
         record = _metadata(row)
+        members = {}
+        if isinstance(row.outcome, Picture):
+            metadata = json.dumps(record, default=str).encode()
+            members = {self._format: row.outcome.data, "json": metadata, "txt": row.caption.encode()}
+        self.add_record(record, members)
+
+    def add_record(self, record: dict[str, Any], members: dict[str, bytes]) -> None:
+        """Writes a row of a sidecar, and its sample's members by extension; none where the row is no sample."""
         self.num_rows += 1
-        self._reasons[row.reason] += 1
-        if isinstance(row.outcome, Failure):
-            self._failures[row.outcome.status] += 1
-        else:
-            record |= self._write_sample(row, row.outcome.data, json.dumps(record, default=str).encode())
-        self._records.append(record)
+        self._reasons[record["reason"]] += 1
+        if record["status"] != "success":
+            self._failures[record["status"]] += 1
+        self._records.append(record | self._write_sample(record["key"], members))
 
     def close(self) -> ShardRecord:
         """Completes the three files and returns what the manifest says of them; a shard without a success has no tar."""
         num_samples = self.num_rows - self._failures.total()
         self._write(bytes(-(self.tar_size_bytes + 1024) % tarfile.RECORDSIZE + 1024))  # two empty blocks, then to a full record
         self._file.close()
-        digest = self._digest.hexdigest()
-        name = f"{self._name_prefix}-{digest[:12]}"
-        sidecar = self._folder / f"{name}.parquet"
-        pq.write_table(_sidecar(self._records), sidecar, compression="zstd")
+        part = self._folder / f"{self._name_prefix}.parquet.part"
+        pq.write_table(sidecar_table(self._records), part, compression="zstd")
+        digest, sidecar_digest = self._digest.hexdigest(), hashlib.sha256(part.read_bytes()).hexdigest()
+        name = f"{self._name_prefix}-{digest[:12]}-{sidecar_digest[:8]}"
+        sidecar = part.rename(self._folder / f"{name}.parquet")
         (self._folder / f"{name}_stats.json").write_text(json.dumps(self._statistics(), indent=1))
         if num_samples:
             self._path.rename(self._folder / f"{name}.tar")
@@ -116,16 +124,17 @@ class ShardWriter:
             tar_size_bytes=self.tar_size_bytes if num_samples else 0,
             tar_sha256=digest if num_samples else "",
             sidecar_size_bytes=sidecar.stat().st_size,
-            sidecar_sha256=hashlib.sha256(sidecar.read_bytes()).hexdigest(),
+            sidecar_sha256=sidecar_digest,
         )
 
-    def _write_sample(self, row: Row, image: bytes, metadata: bytes) -> dict[str, int]:
+    def _write_sample(self, key: str, members: dict[str, bytes]) -> dict[str, int]:
         """The sample's members, sorted by extension as every reader expects; returns where their data lies."""
         places: dict[str, int] = {}
-        for extension, data in sorted(((self._format, image), ("json", metadata), ("txt", row.caption.encode()))):
-            self._write(_member_header(f"{row.key}.{extension}", len(data)))
-            column = "jpg" if extension == self._format else extension
-            places |= {f"{column}_offset": self.tar_size_bytes, f"{column}_size": len(data)}
+        for extension, data in sorted(members.items()):
+            self._write(_member_header(f"{key}.{extension}", len(data)))
+            column = "jpg" if extension in IMAGE_EXTENSIONS else extension
+            if column in ("jpg", "json", "txt"):
+                places |= {f"{column}_offset": self.tar_size_bytes, f"{column}_size": len(data)}
             self._write(data)
             self._write(bytes(-len(data) % tarfile.BLOCKSIZE))
         return places
@@ -206,7 +215,7 @@ def _metadata(row: Row) -> dict[str, Any]:
     return own | extra
 
 
-def _sidecar(records: list[dict[str, Any]]) -> pa.Table:
+def sidecar_table(records: list[dict[str, Any]]) -> pa.Table:
     """All rows; the fixed columns first, then the input's others."""
     types = dict(zip(COLUMNS.names, COLUMNS.types, strict=True))
     names = dict.fromkeys([*types, *(name for record in records for name in record)])

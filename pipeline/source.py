@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from pyarrow.fs import FileSystem, LocalFileSystem, S3FileSystem
 
 from pipeline.config import IngestConfig
-from pipeline.storage import LocalStorage, Storage, open_storage
+from pipeline.storage import Storage, open_storage
 from pipeline.types import InputError
 
 SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".ndjson")
@@ -27,33 +27,43 @@ BATCH_ROWS = 16_384
 
 
 def list_tables(pattern: str) -> list[str]:
-    """Addresses of the tables that a file, folder or glob names, sorted.
+    """Addresses of the tables that a file, folder or glob names, sorted. Raises InputError where it names none."""
+    return list_files(pattern, SUFFIXES, "ingest.input")
+
+
+def list_files(pattern: str, suffixes: tuple[str, ...], key: str) -> list[str]:
+    """Addresses of the files with one of the endings that a file, folder or glob names, sorted.
+
+    Args:
+        key: of the configuration, for the message.
 
     Raises:
         InputError: it names none.
     """
     if not pattern:
-        raise InputError("ingest.input: is empty; name a table, a folder or a glob of tables")
-    root, _, wanted = _split_glob(pattern)
+        raise InputError(f"{key}: is empty; name a file, a folder or a glob ({', '.join(suffixes)})")
+    root, wanted = _split_glob(pattern)
     storage = open_storage(root)
-    if wanted is None:
-        if storage.exists(""):
-            return [_checked(storage.uri)]
-        parent, name = _parent(storage)
-        if isinstance(storage, LocalStorage):
-            found = [item.path for item in storage.list("")] if storage.root.is_dir() else []
-        elif parent is not None and parent.exists(name):
-            return [_checked(storage.uri)]
-        else:
-            found = [item.path for item in storage.list("")]
-        tables = [path for path in found if path.endswith(SUFFIXES)]
+    if wanted is not None:
+        found = [storage.address(item.path) for item in storage.list("") if fnmatch.fnmatch(item.path, wanted)]
+    elif _is_file(storage):
+        found = [storage.uri]
     else:
-        tables = [item.path for item in storage.list("") if fnmatch.fnmatch(item.path, wanted)]
-    if not tables:
+        found = [storage.address(item.path) for item in storage.list("") if item.path.endswith(suffixes)]
+    if not found:
         raise InputError(
-            f"ingest.input={pattern}: there is no table ({', '.join(SUFFIXES)}); give a file, a folder or a glob that has some"
+            f"{key}={pattern}: there is no such file ({', '.join(suffixes)}); give a file, a folder or a glob that has some"
         )
-    return [_checked(storage.address(path)) for path in sorted(tables)]
+    for address in found:
+        if not address.endswith(suffixes):
+            raise InputError(f"{key}={address}: is no file of a kind that is read; use {', '.join(suffixes)}")
+    return sorted(found)
+
+
+def _is_file(storage: Storage) -> bool:
+    """Whether an address is that of a file or object itself."""
+    folder, _, name = storage.uri.rpartition("/")
+    return folder not in ("s3:/", "s3:") and open_storage(folder or "/").exists(name)
 
 
 def read_batches(table: str, first_row: int = 0, batch_rows: int = BATCH_ROWS) -> Iterator[pa.RecordBatch]:
@@ -165,27 +175,13 @@ def _to_dicts(batch: pa.RecordBatch) -> list[dict[str, Any]]:
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
-def _split_glob(pattern: str) -> tuple[str, str, str | None]:
-    """(folder before the first wild card, pattern, what follows relative to the folder or None)."""
+def _split_glob(pattern: str) -> tuple[str, str | None]:
+    """(folder before the first wild card, the pattern relative to it; None where there is no wild card)."""
     wild = re.search(r"[*?\[]", pattern)
     if wild is None:
-        return pattern, pattern, None
+        return pattern, None
     folder = pattern[: wild.start()].rpartition("/")[0]
-    return folder or ".", pattern, pattern[len(folder) + 1 :] if folder else pattern
-
-
-def _parent(storage: Storage) -> tuple[Storage | None, str]:
-    """The storage that an s3 address lies in, to ask for it as an object."""
-    root, _, name = storage.uri.rpartition("/")
-    if root in ("s3:/", "s3:", ""):
-        return None, ""
-    return open_storage(root), name
-
-
-def _checked(table: str) -> str:
-    if not table.endswith(SUFFIXES):
-        raise InputError(f"ingest.input={table}: is no table that is read; use {', '.join(SUFFIXES)}")
-    return table
+    return folder or ".", pattern[len(folder) + 1 :] if folder else pattern
 
 
 def is_seekable(table: str) -> bool:

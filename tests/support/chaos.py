@@ -85,7 +85,7 @@ class Watcher:
         for item in self.storage.list("shards/"):
             if item.path.endswith(".tar") and item.path not in self._seen:
                 digest = hashlib.sha256(self.storage.read(item.path)).hexdigest()
-                if digest[:12] != item.path.removesuffix(".tar").rpartition("-")[2]:
+                if digest[:12] != item.path.split("-")[2]:
                     self.torn.append(item.path)
                 self._seen.add(item.path)
         for item in (*self.storage.list("manifests/"), *self.storage.list("partitions/")):

@@ -1,0 +1,187 @@
+"""A new version of a data set from a choice of its samples; no picture is read or rewritten.
+
+    python jobs/curate.py curate.data=data/pairs curate.min_side_px=200 curate.max_aspect_ratio=3 curate.drop_duplicates=true
+    python jobs/curate.py curate.data=data/pairs curate.exclude_hashes=evaluation_hashes.txt "curate.where=lang == 'en'"
+    python jobs/curate.py curate.data=data/pairs --materialize             rewrite what is left into compact shards
+    python jobs/curate.py curate.data=data/pairs --remove urls.txt         take samples down: keys or URLs, one a line
+    python jobs/curate.py curate.data=data/pairs --remove urls.txt --purge --runs runs     and rewrite the shards that hold them
+
+Each drop is counted by its reason. Earlier versions stay as they are, but for those that held what was purged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from jobs.command import connect_ray, parser, run
+from jobs.config import Config
+from pipeline.types import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pipeline.curate import Rules
+    from pipeline.manifest import Manifest, PartitionRecord, ShardRecord
+    from pipeline.storage import Storage
+
+
+def job(config: Config, options: argparse.Namespace) -> None:
+    from pipeline.curate import judge, read_rules
+    from pipeline.manifest import commit_choice, read_manifest
+    from pipeline.storage import open_storage
+
+    if not config.curate.data:
+        raise InputError("curate.data: is empty; name the folder or the s3://bucket/prefix of a data set")
+    if options.purge and not options.remove:
+        raise InputError("--purge: there is nothing to purge; name what is taken down with --remove FILE")
+    storage = open_storage(config.curate.data)
+    base = read_manifest(storage, config.curate.version)
+    rules = read_rules(config.curate, options.remove)
+    if base.num_samples:  # a condition that cannot be asked is refused here, before Ray starts
+        judge(storage, next(shard for shard in base.shards if shard.num_samples), rules)
+    connect_ray()
+    manifest = commit_choice(storage, base, _choose(storage, base, rules))
+    print(_summary(base, manifest))
+    if options.materialize:
+        manifest = commit_choice(storage, manifest, _materialize(storage, manifest, config.ingest.shard_size_bytes))
+        print(f"{storage.uri} version {manifest.version}: {manifest.num_samples:,} samples in {_tars(manifest)} compact shards")
+    if options.remove:
+        _take_down(storage, rules, options)
+
+
+def _choose(storage: Storage, base: Manifest, rules: Rules) -> list[PartitionRecord]:
+    """The partitions that change, with their shards' selections. Duplicates meet where their hashes begin alike."""
+    import ray
+
+    from pipeline.curate import DUPLICATE, duplicates, judge, select
+
+    shards = base.shards
+
+    def verdicts_of(batch: dict[str, Any]) -> dict[str, Any]:
+        rows: dict[str, list[Any]] = {"shard": [], "position": [], "sha256": [], "bucket": [], "verdict": []}
+        for shard in batch["id"].tolist():
+            verdicts, hashes = judge(storage, shards[shard], rules)
+            rows["shard"] += [shard] * len(verdicts)
+            rows["position"] += range(len(verdicts))
+            rows["sha256"] += hashes
+            rows["bucket"] += [digest[:2] for digest in hashes]
+            rows["verdict"] += verdicts
+        return rows
+
+    def mark(group: pd.DataFrame) -> pd.DataFrame:
+        kept = group[group["verdict"] == ""]
+        again = duplicates(kept, "sha256", ("shard", "position"))
+        group.loc[again.index[again.astype(bool)], "verdict"] = DUPLICATE
+        return group
+
+    def selected(group: pd.DataFrame) -> dict[str, list[Any]]:
+        shard = int(group["shard"].iloc[0])
+        record = select(storage, shards[shard], group.sort_values("position")["verdict"].tolist())
+        return {"shard": [shard], "record": [record.model_dump_json()]}
+
+    _quiet()
+    stream = ray.data.range(len(shards), override_num_blocks=max(1, min(len(shards), 1000))).map_batches(verdicts_of)
+    if rules.config.drop_duplicates:
+        stream = stream.groupby("bucket").map_groups(mark, batch_format="pandas")
+    chosen = stream.groupby("shard").map_groups(selected, batch_format="pandas")
+    return _replace_shards(base, {row["shard"]: row["record"] for row in chosen.iter_rows()})
+
+
+def _replace_shards(base: Manifest, records: dict[int, str]) -> list[PartitionRecord]:
+    from pipeline.manifest import ShardRecord
+
+    number, changed = 0, []
+    for partition in base.partitions:
+        shards = []
+        for shard in partition.shards:
+            shards.append(ShardRecord.model_validate_json(records[number]) if number in records else shard)
+            number += 1
+        if tuple(shards) != partition.shards:
+            changed.append(partition.model_copy(update={"shards": tuple(shards)}))
+    return changed
+
+
+def _materialize(storage: Storage, manifest: Manifest, shard_size_bytes: int) -> list[PartitionRecord]:
+    """Compact shards of neighbouring partitions, whose records they replace: the first of a group has them, the others none."""
+    import ray
+
+    from pipeline.manifest import ShardRecord
+    from pipeline.rewrite import group_partitions, rewrite
+
+    groups = group_partitions(manifest, shard_size_bytes)
+    _quiet()
+
+    def rewritten(row: dict[str, Any]) -> dict[str, Any]:
+        group = groups[row["id"]]
+        shards = [shard for partition in group for shard in partition.shards]
+        return {"group": row["id"], "shards": [rewrite(storage, shards, f"{group[0].id}-000").model_dump_json()]}
+
+    changed = []
+    for row in ray.data.range(len(groups), override_num_blocks=max(1, min(len(groups), 1000))).map(rewritten).iter_rows():
+        first, *others = groups[row["group"]]
+        shards = tuple(ShardRecord.model_validate_json(shard) for shard in row["shards"])
+        changed.append(first.model_copy(update={"shards": shards}))
+        changed += [partition.model_copy(update={"shards": ()}) for partition in others]
+    return changed
+
+
+def _take_down(storage: Storage, rules: Rules, options: argparse.Namespace) -> None:
+    """Says who has had the samples that were removed, and rewrites the shards that hold their bytes when asked."""
+    from pipeline.takedown import find_holders, purge, runs_on
+
+    holders = find_holders(storage, rules)
+    if options.purge:
+        manifest = purge(storage, rules, holders)
+        print(f"{storage.uri} version {manifest.version}: no object holds them any more")
+    for version in holders.versions:
+        gone = "; it can no longer be read" if options.purge else ""
+        print(f"version {version} had some of them{gone}")
+    for run_name, version in runs_on(options.runs, storage.uri, holders.versions) if options.runs else ():
+        print(f"run {run_name} was trained on version {version}, which had some of them")
+
+
+def _summary(base: Manifest, manifest: Manifest) -> str:
+    drops = _drops(manifest.shards)
+    drops.subtract(_drops(base.shards))
+    lines = [f"{base.num_samples:,} samples in version {base.version}"]
+    lines += [f"  {reason:20} {-count:>+10,}" for reason, count in sorted(drops.items()) if count]
+    lines.append(f"{manifest.num_samples:,} samples in version {manifest.version}")
+    return "\n".join(lines)
+
+
+def _drops(shards: tuple[ShardRecord, ...]) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for shard in shards:
+        counts.update(shard.selection.drops if shard.selection else {})
+    return counts
+
+
+def _tars(manifest: Manifest) -> int:
+    return sum(shard.num_samples > 0 for shard in manifest.shards)
+
+
+def _quiet() -> None:
+    import logging
+
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = True
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def arguments() -> argparse.ArgumentParser:
+    result = parser(__doc__)
+    result.add_argument("--materialize", action="store_true", help="rewrite what is left into compact shards")
+    result.add_argument("--remove", metavar="FILE", help="keys or URLs of samples that are taken down, one a line")
+    result.add_argument("--purge", action="store_true", help="with --remove: rewrite or delete every object that holds them")
+    result.add_argument("--runs", metavar="DIR", help="with --remove: name the runs in there that were trained on them")
+    return result
+
+
+if __name__ == "__main__":
+    sys.exit(run(arguments(), job))

@@ -1,0 +1,52 @@
+"""Makes WebDataset tars that others wrote (img2dataset's, LAION's, any) a data set, without copying them.
+
+    python jobs/index.py index.input=laion/shards index.output=data/laion
+    python jobs/index.py index.input='s3://BUCKET/cc12m/*.tar' index.output=s3://BUCKET/cc12m-index index.caption_key=caption
+    python jobs/train.py --config vit_b_32 data.uri=data/laion
+
+Each tar is read once; training then reads pictures from where they lie. Run it again when there are new tars: the others are
+skipped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from jobs.command import connect_ray, parser, run
+from jobs.config import Config
+
+
+def job(config: Config, options: argparse.Namespace) -> None:
+    from pipeline.index import plan_index
+    from pipeline.manifest import PartitionRecord, commit, list_versions, read_manifest
+    from pipeline.storage import open_storage
+
+    index = config.index
+    storage = open_storage(index.output) if index.output else None
+    manifest = read_manifest(storage) if storage is not None and list_versions(storage) else None
+    tars = plan_index(index, manifest)
+    assert storage is not None  # plan_index has refused an empty one
+    if not tars:
+        print(f"nothing to do: {storage.uri} holds all these tars")
+        return
+    storage.check_writable()
+    connect_ray()
+    import ray
+    from tqdm import tqdm
+
+    def indexed(row: dict[str, Any]) -> dict[str, Any]:
+        from pipeline.index import index_tar
+
+        return {"record": index_tar(row["tar"], index).model_dump_json()}
+
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    stream = ray.data.from_items([{"tar": tar} for tar in tars], override_num_blocks=len(tars)).map(indexed)
+    rows = tqdm(stream.iter_rows(), total=len(tars), unit="tars", desc="index")
+    manifest = commit(storage, [PartitionRecord.model_validate_json(row["record"]) for row in rows])
+    print(f"{storage.uri} version {manifest.version}: {manifest.num_samples:,} samples in {len(manifest.shards):,} tars")
+
+
+if __name__ == "__main__":
+    sys.exit(run(parser(__doc__), job))
