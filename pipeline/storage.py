@@ -336,7 +336,7 @@ class S3Storage(Storage):
             code = error.response["Error"]["Code"]
             if code in ("NoSuchKey", "404"):
                 raise FileNotFoundError(f"{self.address(path)}: there is no such object") from error
-            if code == "InvalidRange":
+            if code in ("InvalidRange", "416"):
                 raise _BeyondEndError from error
             if code == "NoSuchBucket":
                 raise StorageError(f"s3://{self.bucket}: there is no such bucket; create it or correct the name") from error

@@ -125,9 +125,12 @@ class Chaos:
         raise AssertionError(f"the job does not come through when nothing is killed:\n{output}")
 
     def _kill(self, victim: str, job: "subprocess.Popen[str]", after_s: float) -> None:
-        time.sleep(after_s)
-        if job.poll() is not None:
-            return
+        while victim == "worker" and not self._workers() and job.poll() is None:
+            time.sleep(0.1)  # a moment of its own life, since most of the job's is spent on starting it
+        time.sleep(after_s / 3 if victim == "worker" else after_s)
+        workers = self._workers()
+        if job.poll() is not None or (victim == "worker" and not workers):
+            return  # it was done before
         if victim == "job":
             job.kill()
         elif victim == "server":
@@ -135,9 +138,6 @@ class Chaos:
             time.sleep(0.5)
             self.server.start()
         else:
-            workers = self._workers()
-            if not workers:
-                return
             os.kill(workers[0], signal.SIGKILL)
         self.killed[victim] += 1
 

@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 
 import boto3
 import pyarrow as pa
@@ -22,12 +23,23 @@ from tests.support.flaky_s3 import flaky_s3
 NUM_ROWS = 240
 
 
-def write_table(path, web, draw_shape, num_rows=NUM_ROWS):
-    """Rows of which one in ten is dead."""
+def write_table(path, web, draw_shape, num_rows=NUM_ROWS, slow_s=0.0):
+    """Rows of which one in ten is dead; the others' pictures take their time."""
     pictures = [draw_shape("red", "disc", number) for number in range(8)]
+
+    def page(picture):
+        def answer(handler):
+            time.sleep(slow_s)
+            handler.send_response(200)
+            handler.send_header("Content-Length", str(len(picture)))
+            handler.end_headers()
+            handler.wfile.write(picture)
+
+        return answer
+
     rows = []
     for number in range(num_rows):
-        url = f"{web.address}/gone/{number}" if number % 10 == 5 else web.put(f"/{number}.png", pictures[number % 8])
+        url = f"{web.address}/gone/{number}" if number % 10 == 5 else web.put(f"/{number}.png", page(pictures[number % 8]))
         rows.append({"url": url, "caption": f"picture {number}", "n": number})
     pq.write_table(pa.Table.from_pylist(rows), path)
     return str(path)
@@ -65,30 +77,33 @@ def chaos_of(fire, table, uri) -> Chaos:
     return Chaos([sys.executable, str(ROOT / "jobs" / "ingest.py"), *settings], environment, server, session)
 
 
-def test_a_job_a_worker_and_the_s3_server_are_killed_and_every_row_is_there_once(fire, web, tmp_path, draw_shape):
-    table, uri = write_table(tmp_path / "t.parquet", web, draw_shape), "s3://fire/set"
+def under_fire(fire, table, uri, victims, rng) -> Chaos:
+    """Makes a data set while some of its makers are killed, and checks it."""
     chaos = chaos_of(fire, table, uri)
     with Watcher(open_storage(uri)) as watcher:
-        chaos.run(list(VICTIMS), random.Random(1), longest_s=6)
+        chaos.run(victims, rng, longest_s=6)
     watcher.look()
     assert watcher.torn == []
-    assert watcher.looks > 10
+    assert watcher.looks > 5
     check_data_set(uri, NUM_ROWS)
+    return chaos
+
+
+@pytest.mark.parametrize("victim", VICTIMS)
+def test_what_is_killed_costs_no_row_and_doubles_none(fire, web, tmp_path, draw_shape, victim):
+    table = write_table(tmp_path / "t.parquet", web, draw_shape, slow_s=0.4)
+    chaos = under_fire(fire, table, "s3://fire/set", [victim], random.Random(1))
+    assert chaos.killed == {victim: 1}
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(7200)
 def test_two_hundred_kills(fire, web, tmp_path, draw_shape):
-    table, rng, kills, sets = write_table(tmp_path / "t.parquet", web, draw_shape), random.Random(0), 0, 0
+    table, rng, kills, sets = write_table(tmp_path / "t.parquet", web, draw_shape, slow_s=0.4), random.Random(0), 0, 0
     killed = dict.fromkeys(VICTIMS, 0)
     while kills < 200:
-        uri = f"s3://fire/set-{sets}"
-        chaos = chaos_of(fire, table, uri)
-        with Watcher(open_storage(uri)) as watcher:
-            chaos.run([rng.choice(VICTIMS) for _ in range(8)], rng, longest_s=7)
-        watcher.look()
-        assert watcher.torn == []
-        check_data_set(uri, NUM_ROWS)
+        victims = [rng.choice(("job", "server")) for _ in range(rng.randint(0, 2))] + [rng.choice(VICTIMS)]
+        chaos = under_fire(fire, table, f"s3://fire/set-{sets}", victims, rng)
         for victim, count in chaos.killed.items():
             killed[victim] += count
         sets, kills = sets + 1, kills + chaos.killed.total()
@@ -115,7 +130,7 @@ def test_two_ingestions_of_one_table_at_the_same_time_end_well(ray_session, web,
 
 
 def test_a_flaky_s3_gives_the_same_manifest_as_a_healthy_one(web, bucket, s3_endpoint, tmp_path, draw_shape, monkeypatch):
-    table = write_table(tmp_path / "t.csv.parquet", web, draw_shape, 100)
+    table = write_table(tmp_path / "t.csv.parquet", web, draw_shape, 60)
 
     def ingest(output):
         config = IngestConfig(
@@ -135,12 +150,8 @@ def test_a_flaky_s3_gives_the_same_manifest_as_a_healthy_one(web, bucket, s3_end
     with flaky_s3(s3_endpoint) as flaky:
         monkeypatch.setenv("AWS_ENDPOINT_URL", flaky.address)
         shaken = ingest(f"{bucket}/shaken")
-        check_data_set(f"{bucket}/shaken", 100)
-    assert flaky.refused >= 10
-    assert flaky.cut >= 3
+        check_data_set(f"{bucket}/shaken", 60)
+    assert flaky.refused >= 5
+    assert flaky.cut >= 2
 
-    def content(manifest):
-        # a sidecar's bytes hold no time, but the statistics do, and they are not in the manifest
-        return manifest.partitions
-
-    assert content(shaken) == content(healthy)
+    assert shaken.partitions == healthy.partitions
