@@ -34,6 +34,8 @@ $(VENV)/.installed-demo: $(BIN)/python $(PROJECT)
 
 $(VENV)/.installed-test: $(BIN)/python $(PROJECT)
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[test]'
+	$(PYTHON) -m venv $(VENV)/ministack  # an S3 server that survives SIGKILL; it pins packages that ours need newer
+	$(VENV)/ministack/bin/python -m pip install --disable-pip-version-check -q ministack==1.5.33
 	@touch $@
 
 clean:

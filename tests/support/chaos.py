@@ -13,7 +13,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -111,28 +112,42 @@ class Chaos:
     session: str
     killed: Counter[str] = field(default_factory=Counter)
 
-    def run(self, victims: list[str], rng: random.Random, longest_s: float) -> str:
-        """Runs the job until it succeeds; for each victim one run has it killed at a random moment. Returns the last output."""
-        for victim in [*victims, "", "", ""]:
-            job = subprocess.Popen(
-                self.command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
-            )
-            if victim:
-                self._kill(victim, job, rng.uniform(0.5, longest_s))
-            output, _ = job.communicate(timeout=180)
-            if job.returncode == 0 and not victim:
-                return output
-        raise AssertionError(f"the job does not come through when nothing is killed:\n{output}")
+    def run(self, victims: Iterable[str], rng: random.Random, longest_s: float) -> None:
+        """Runs the job again and again, and kills one victim after the other while it runs; the last run is left in peace."""
+        left, job = deque(victims), self._start()
+        while left:
+            if job.poll() is not None:
+                if job.returncode == 0:
+                    break  # it came through in spite of all
+                job = self._start()
+            if self._kill(left[0], job, rng.uniform(0.3, longest_s)):
+                left.popleft()
+        self._wait(job)
+        output = self._wait(self._start(), must_succeed=True)
+        assert "Traceback" not in output
 
-    def _kill(self, victim: str, job: "subprocess.Popen[str]", after_s: float) -> None:
+    def _start(self) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            self.command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
+        )
+
+    def _wait(self, job: "subprocess.Popen[str]", must_succeed: bool = False) -> str:
+        output, _ = job.communicate(timeout=180)
+        if must_succeed:
+            assert job.returncode == 0, f"the job does not come through when nothing is killed:\n{output}"
+        return output
+
+    def _kill(self, victim: str, job: "subprocess.Popen[str]", after_s: float) -> bool:
+        """Whether it was there to be killed."""
         while victim == "worker" and not self._workers() and job.poll() is None:
-            time.sleep(0.1)  # a moment of its own life, since most of the job's is spent on starting it
-        time.sleep(after_s / 3 if victim == "worker" else after_s)
+            time.sleep(0.1)
+        time.sleep(after_s)
         workers = self._workers()
         if job.poll() is not None or (victim == "worker" and not workers):
-            return  # it was done before
+            return False
         if victim == "job":
             job.kill()
+            job.communicate()
         elif victim == "server":
             self.server.kill()
             time.sleep(0.5)
@@ -140,6 +155,7 @@ class Chaos:
         else:
             os.kill(workers[0], signal.SIGKILL)
         self.killed[victim] += 1
+        return True
 
     def _workers(self) -> list[int]:
         found = []

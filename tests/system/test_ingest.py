@@ -1,6 +1,7 @@
 """Ingestion on a real Ray: every row once with its reason, nothing twice, locally and on S3."""
 
 import io
+import json
 
 import pytest
 from PIL import Image
@@ -89,3 +90,55 @@ def test_a_run_that_died_before_its_commit_is_finished_by_the_next(web, tmp_path
     assert len(web.requests) == asked
     assert again.counts == {"success": 21, "http_404": 3, "not_an_image": 3, "decode": 3}
     assert read_manifest(open_storage(str(output))).partitions == manifest.partitions
+
+
+def command_line(capsys, *words):
+    """(exit code, what it printed)."""
+    from jobs.command import run
+    from jobs.ingest import arguments, job
+
+    code = run(arguments(), job, list(words))
+    return code, "".join(capsys.readouterr())
+
+
+def test_the_commands_around_an_ingestion(web, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    table, output = tmp_path / "t.csv", tmp_path / "out"
+    write_table(table, web, 0, 30)
+    where = [f"ingest.input={table}", f"ingest.output={output}", "ingest.fetch.allow_addresses=[127.0.0.1/32]"]
+
+    code, text = command_line(capsys, *where, "--dry-run")
+    assert code == 0
+    assert "30 rows to fetch, in 1 partitions of 1 tables" in text
+    assert not output.exists()
+    assert web.requests == []
+
+    summary = tmp_path / "summary.json"
+    code, text = command_line(capsys, *where, "--summary", str(summary), "--wandb", "tracking.wandb_mode=offline")
+    assert code == 0
+    assert json.loads(summary.read_text())["counts"] == {"success": 21, "http_404": 3, "not_an_image": 3, "decode": 3}
+    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb")), "the progress was sent to W&B"
+
+    for number in range(0, 30):
+        web.put(f"/gone/{number}", png(number))
+    code, text = command_line(capsys, *where, "--retry-failed", "http_404")
+    assert code == 0
+    assert "success                       3" in text
+    assert "nothing to do" in command_line(capsys, *where, "--retry-failed", "http_404")[1]
+    assert "nothing to do" in command_line(capsys, *where)[1]
+
+    assert command_line(capsys, *where, "--verify")[0] == 0
+    shard = next(item for item in (output / "shards").glob("*.tar"))
+    data = bytearray(shard.read_bytes())
+    data[1000] ^= 1
+    shard.write_bytes(data)
+    code, text = command_line(capsys, *where, "--verify")
+    assert code == 1
+    assert f"{shard.name}: its sha256 is not the manifest's" in text
+
+    (output / "shards" / "0123456789abcdef-000-orphan.tar").write_bytes(b"x")
+    code, text = command_line(capsys, *where, "--clean")
+    assert "0 objects removed" in text, "it is young"
+    code, text = command_line(capsys, *where, "--clean", "--older-than-h", "0")
+    assert "0123456789abcdef-000-orphan.tar" in text
+    assert shard.exists()

@@ -2,6 +2,8 @@
 
 import asyncio
 import gzip
+import os
+import threading
 import time
 
 import pytest
@@ -121,10 +123,11 @@ def test_a_clear_no_is_asked_once(web, status):
     assert web.hits("/no") == 1
 
 
-def test_a_busy_server_is_asked_again_after_the_time_it_names(web):
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_busy_server_is_asked_again_after_the_time_it_names(web, status):
     def busy_once(handler) -> None:
         first = web.hits("/busy") == 1
-        answer(503, Retry_After="1")(handler) if first else answer(200, b"now")(handler)
+        answer(status, Retry_After="1")(handler) if first else answer(200, b"now")(handler)
 
     began = time.monotonic()
     assert fetch(web.put("/busy", busy_once)) == Fetched(b"now")
@@ -203,3 +206,74 @@ def test_an_opt_out_header_is_obeyed_before_the_body(web):
 )
 def test_opt_out_directives_and_their_scope(values, expected):
     assert opt_out(values) == expected
+
+
+class Rebinding:
+    """A resolver that answers differently the second time: with this machine."""
+
+    def __init__(self) -> None:
+        self.answers = iter(["192.0.2.1", "127.0.0.1", "127.0.0.1", "127.0.0.1"])
+
+    async def resolve(self, host, port=0, family=0):
+        address = next(self.answers)
+        return [{"hostname": host, "host": address, "port": port, "family": 2, "proto": 0, "flags": 0}]
+
+    async def close(self):
+        pass
+
+
+def test_a_name_that_resolves_inward_or_rebinds_is_refused_where_the_socket_is_made(web, monkeypatch):
+    port = web.address.rpartition(":")[2]
+    web.put("/secret", b"secret")
+    resolver = Rebinding()
+    monkeypatch.setattr("pipeline.download.CachingResolver", lambda: resolver)
+    reasons = [reason(f"http://rebinding.example:{port}/secret", allow_addresses=()) for _ in range(2)]
+    assert reasons == ["address_refused", "address_refused"]
+    assert web.requests == []
+
+
+@pytest.fixture
+def tls_web(tmp_path):
+    """A server whose certificate is signed by an authority of its own; (address, the authority's file)."""
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+    from jobs.benchmark_server import certificate
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"ok")
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.socket = certificate(tmp_path).wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    yield f"https://127.0.0.1:{server.server_port}", str(tmp_path / "ca.pem")
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused(tls_web):
+    assert reason(tls_web[0]) == "tls"
+
+
+def test_a_certificate_of_a_trusted_authority_is_accepted(tls_web, monkeypatch):
+    import subprocess
+    import sys
+
+    address, authority = tls_web
+    # in a process of its own: trust is read once
+    code = (
+        "import asyncio\nfrom pipeline.config import FetchConfig\nfrom pipeline.download import Fetcher\n"
+        "async def work():\n"
+        "    async with Fetcher(FetchConfig(allow_addresses=('127.0.0.1/32',))) as fetcher:\n"
+        f"        return await fetcher.fetch('{address}/')\n"
+        "print(asyncio.run(work()))\n"
+    )
+    environment = os.environ | {"SSL_CERT_FILE": authority}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "Fetched(body=b'ok')\n"
