@@ -3,6 +3,7 @@
     python jobs/benchmark.py ingest                 images per CPU-second and per second against img2dataset, HTTP and HTTPS
     python jobs/benchmark.py ingest --scheme http   the same, shorter
     python jobs/benchmark.py ingest-yield           successes on a server that misbehaves
+    python jobs/benchmark.py ingest-plan            the driver's memory for one and for ten million rows
 
 Needs the `test` extra (the peers are in it) and a machine that does nothing else.
 """
@@ -25,12 +26,16 @@ def main(argv: list[str] | None = None) -> int:
     ingest.add_argument("--scheme", choices=("http", "https", "both"), default="both")
     misbehaving = commands.add_parser("ingest-yield", help="ingestion's yield on a server that misbehaves")
     misbehaving.add_argument("--rows", type=int, default=2_000)
+    planning = commands.add_parser("ingest-plan", help="the driver's memory")
+    planning.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 10_000_000])
     options = parser.parse_args(argv)
     if options.command == "ingest":
         for scheme in ("http", "https") if options.scheme == "both" else (options.scheme,):
             print(benchmark_ingest.run(scheme, options.small_rows, options.rows, options.repeats), flush=True)
-    else:
+    elif options.command == "ingest-yield":
         print(benchmark_ingest.run_yield(options.rows))
+    else:
+        print(benchmark_ingest.run_plan(tuple(options.rows)))
     return 0
 
 

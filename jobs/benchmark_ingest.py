@@ -110,6 +110,40 @@ def run_yield(rows: int) -> str:
     return "\n".join(lines)
 
 
+def run_plan(sizes: tuple[int, ...]) -> str:
+    """Seconds and memory of the driver that plans generated tables."""
+    lines = [f"{'rows':>12}{'seconds':>10}{'driver MiB':>12}"]
+    for rows in sizes:
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            _write_large_table(folder / "table.parquet", rows)
+            command = [sys.executable, str(ROOT / "jobs" / "ingest.py"), f"ingest.input={folder / 'table.parquet'}"]
+            began = time.perf_counter()
+            process = subprocess.Popen([*command, f"ingest.output={folder / 'out'}", "--dry-run"], stdout=subprocess.DEVNULL)
+            _, status, usage = os.wait4(process.pid, 0)
+            if status != 0:
+                raise RuntimeError(f"planning {rows:,} rows failed; its words are above")
+            lines.append(f"{rows:>12,}{time.perf_counter() - began:>10.1f}{usage.ru_maxrss / 1024:>12.0f}")
+    return "\n".join(lines)
+
+
+def _write_large_table(path: Path, rows: int, chunk_rows: int = 250_000) -> None:
+    writer = None
+    for first in range(0, rows, chunk_rows):
+        numbers = range(first, min(first + chunk_rows, rows))
+        table = pa.table(
+            {
+                "url": [f"https://images.example.com/{number % 9973}/{number}.jpg?size=large" for number in numbers],
+                "caption": [f"a photograph of thing number {number} in a place" for number in numbers],
+                "width": pa.array(numbers),
+            }
+        )
+        writer = writer or pq.ParquetWriter(path, table.schema)
+        writer.write_table(table)
+    assert writer is not None
+    writer.close()
+
+
 @dataclass(frozen=True)
 class _Server:
     folder: Path
