@@ -155,7 +155,7 @@ def _caption(members: dict[str, tuple[tarfile.TarInfo, bytes]], metadata: dict[s
 def _fits(name: str, value: object) -> bool:
     """Whether a value of the json may stand in a column of ours."""
     text = str(COLUMNS.field(name).type) == "string"
-    return isinstance(value, str) if text else isinstance(value, int)
+    return isinstance(value, str) if text else isinstance(value, int) and 0 <= value < 2**31
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:

@@ -165,9 +165,11 @@ def _member_header(name: str, size_bytes: int) -> bytes:
 
     tarfile's own take 15 us each, three times a sample; so it makes a template, in which name, size and checksum are filled in.
     """
+    if len(name) > 100 or not name.isascii():  # not ours: of a tar that is rewritten
+        member = tarfile.TarInfo(name)
+        member.size, member.mode = size_bytes, 0o444
+        return member.tobuf(tarfile.PAX_FORMAT)
     own = name.encode("ascii").ljust(100, b"\0")
-    if len(own) > 100:
-        raise ValueError(f"{name}: the name of a tar member has at most 100 characters")
     size = b"%011o\0" % size_bytes
     checksum = b"%06o\0 " % (sum(own) + sum(size) + _TEMPLATE_SUM)
     return b"".join((own, _TEMPLATE[100:124], size, _TEMPLATE[136:148], checksum, _TEMPLATE[156:]))
@@ -219,6 +221,15 @@ def sidecar_table(records: list[dict[str, Any]]) -> pa.Table:
     """All rows; the fixed columns first, then the input's others."""
     types = dict(zip(COLUMNS.names, COLUMNS.types, strict=True))
     names = dict.fromkeys([*types, *(name for record in records for name in record)])
-    return pa.table(
-        {name: pa.array([record[name] if name in record else None for record in records], types.get(name)) for name in names}
-    )
+    columns = {name: [record[name] if name in record else None for record in records] for name in names}
+    return pa.table({name: _column(values, types[name] if name in types else None) for name, values in columns.items()})
+
+
+def _column(values: list[Any], kind: pa.DataType | None) -> pa.Array:
+    """A column of one type; where a foreign column's values have several, of their JSON."""
+    try:
+        return pa.array(values, kind)
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        if kind is not None:
+            raise
+        return pa.array([None if value is None else json.dumps(value, default=str) for value in values])

@@ -221,3 +221,45 @@ def test_tars_of_any_order_with_captions_in_json_are_read_right(tmp_path):
     ]
     rows = read_sidecar(storage, manifest.shards[0]).to_pylist()
     assert [row["score"] for row in rows] == [0.0, 0.5, 1.0, 1.5, 2.0]
+
+
+def test_tars_that_somebody_has_filled_carelessly_are_indexed_and_made_ours(tmp_path):
+    from pipeline.config import IndexConfig
+    from pipeline.index import index_tar
+    from pipeline.rewrite import rewrite
+
+    keys = ["plain", "ümläut/" + "long" * 40, "c", "d"]
+    metadata = [b'{"caption": "a", "score": 1, "width": 99999999999}', b'{"caption": "b", "score": "high"}', b"no json", b"[]"]
+    with tarfile.open(tmp_path / "t.tar", "w") as tar:
+        for number, (key, content) in enumerate(zip(keys, metadata, strict=True)):
+            for extension, data in (("JPG", png(20, 10, number)), ("json", content)):
+                info = tarfile.TarInfo(f"{key}.{extension}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    config = IndexConfig(input=str(tmp_path / "t.tar"), output=str(tmp_path / "index"))
+    record = index_tar(config.input, config)
+    assert record.counts == {"empty_caption": 2, "success": 2}
+    storage = open_storage(config.output)
+    shard = rewrite(storage, list(record.shards), f"{record.id}-000")
+    manifest = commit(storage, [record.model_copy(update={"shards": (shard,)})])
+    assert [sample.key for sample in ShardReader(storage, manifest).read(0, 0, 2)] == keys[:2]
+    assert [row["score"] for row in read_sidecar(storage, shard).to_pylist()] == ["1", '"high"', None, None]
+    with tarfile.open(storage.root / shard.tar_path) as tar:
+        assert [name.rpartition(".")[0] for name in tar.getnames()[::2]] == keys[:2]
+
+
+def test_a_cut_tar_is_refused_by_name(tmp_path):
+    from pipeline.config import IndexConfig
+    from pipeline.index import index_tar
+    from pipeline.types import InputError
+
+    with tarfile.open(tmp_path / "t.tar", "w") as tar:
+        info = tarfile.TarInfo("a.jpg")
+        info.size = 100_000
+        tar.addfile(info, io.BytesIO(bytes(100_000)))
+    (tmp_path / "cut.tar").write_bytes((tmp_path / "t.tar").read_bytes()[:50_000])
+    (tmp_path / "none.tar").write_bytes(b"no tar at all" * 1000)
+    for name in ("cut.tar", "none.tar"):
+        config = IndexConfig(input=str(tmp_path / name), output=str(tmp_path / "index"))
+        with pytest.raises(InputError, match=f"{name}: is no whole tar"):
+            index_tar(config.input, config)
