@@ -57,7 +57,20 @@ def test_the_same_samples_give_the_same_bytes_and_name(shard, tmp_path_factory):
     again = write_shard(rows(), "abc-000", "png", datetime.now(UTC), other)
     assert again == record
     assert (other / f"{record.name}.tar").read_bytes() == (folder / f"{record.name}.tar").read_bytes()
-    assert record.name == f"abc-000-{record.tar_sha256[:12]}"
+    assert record.name == f"abc-000-{record.tar_sha256[:12]}-{record.sidecar_sha256[:8]}"
+
+
+def test_attempts_that_differ_in_a_reason_alone_have_other_names(shard, tmp_path_factory):
+    record, _ = shard
+    changed = [
+        Row(row.key, row.url, row.caption, Failure("failed_to_download", "timeout", "later"))
+        if row.reason != "success"
+        else row
+        for row in rows()
+    ]
+    again = write_shard(changed, "abc-000", "png", STARTED, tmp_path_factory.mktemp("other"))
+    assert again.tar_sha256 == record.tar_sha256
+    assert again.name != record.name, "or the one's sidecar would be put in the place of the other's"
 
 
 def test_offsets_point_at_exactly_the_members_data(shard):
