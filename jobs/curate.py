@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.command import connect_ray, parser, run
 from jobs.config import Config
+from pipeline.config import CurateConfig
 from pipeline.types import InputError
 
 if TYPE_CHECKING:
@@ -37,13 +38,15 @@ def job(config: Config, options: argparse.Namespace) -> None:
         raise InputError("curate.data: is empty; name the folder or the s3://bucket/prefix of a data set")
     if options.purge and not options.remove:
         raise InputError("--purge: there is nothing to purge; name what is taken down with --remove FILE")
+    if config.curate == CurateConfig(data=config.curate.data) and not (options.remove or options.materialize):
+        raise InputError("curate: no rule is set; set some of curate.* (see --help), or --materialize or --remove")
     storage = open_storage(config.curate.data)
     base = read_manifest(storage, config.curate.version)
     rules = read_rules(config.curate, options.remove)
     if base.num_samples:  # a condition that cannot be asked is refused here, before Ray starts
         judge(storage, next(shard for shard in base.shards if shard.num_samples), rules)
     connect_ray()
-    manifest = commit_choice(storage, base, _choose(storage, base, rules))
+    manifest = commit_choice(storage, base, [] if rules.are_empty else _choose(storage, base, rules))
     print(_summary(base, manifest))
     if options.materialize:
         manifest = commit_choice(storage, manifest, _materialize(storage, manifest, config.ingest.shard_size_bytes))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -34,7 +34,12 @@ class Rules:
 
     config: CurateConfig
     excluded_hashes: frozenset[str] = frozenset()
-    removed: frozenset[str] = field(default_factory=frozenset)
+    removed: frozenset[str] = frozenset()
+
+    @property
+    def are_empty(self) -> bool:
+        config = self.config
+        return not self.removed and config == CurateConfig(data=config.data, version=config.version, seed=config.seed)
 
 
 def read_rules(config: CurateConfig, remove: str | None = None) -> Rules:

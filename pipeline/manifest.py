@@ -208,11 +208,16 @@ def commit(storage: Storage, records: Iterable[PartitionRecord]) -> Manifest:
 def commit_choice(storage: Storage, base: Manifest, chosen: Iterable[PartitionRecord]) -> Manifest:
     """Puts a version in which partitions of `base` have other shards, and returns it.
 
-    What another run has added since stays. Raises ManifestError where another run has changed the same partitions.
+    What another run has added since stays. Without a change the latest version is returned.
+
+    Raises:
+        ManifestError: another run has changed the same partitions.
     """
     replaced, before = {record.id: record for record in chosen}, {record.id: record for record in base.partitions}
     while True:
         latest = read_manifest(storage)
+        if not replaced:
+            return latest
         for record in latest.partitions:
             if record.id in replaced and record.shards != before[record.id].shards:
                 raise ManifestError(

@@ -73,6 +73,17 @@ def test_no_spelling_of_a_private_address_is_reached_by_default(web, host):
     assert web.requests == []
 
 
+@pytest.mark.parametrize(
+    "host",
+    [
+        *["10.0.0.1", "172.16.0.1", "192.168.0.1", "100.64.0.1", "169.254.169.254", "0.1.2.3", "224.0.0.1", "240.0.0.1"],
+        *["[fd00:ec2::254]", "[fe80::1]", "[fc00::1]", "[64:ff9b::7f00:1]", "[2002:7f00:1::]", "[::ffff:10.0.0.1]"],
+    ],
+)
+def test_addresses_of_private_networks_are_refused_by_the_guard(host):
+    assert reason(f"http://{host}/", allow_addresses=()) == "address_refused"
+
+
 def test_plain_loopback_is_refused_by_the_guard_itself(web):
     assert reason(web.put("/a", b"x"), allow_addresses=()) == "address_refused"
 
@@ -138,6 +149,17 @@ def test_a_busy_server_is_asked_again_after_the_time_it_names(web, status):
 def test_a_server_that_stays_busy_ends_with_its_status(web):
     assert reason(web.put("/busy", answer(503, Retry_After="0"))) == "http_503"
     assert web.hits("/busy") == 3
+
+
+def test_a_server_in_trouble_is_asked_again_after_growing_pauses(web):
+    began = time.monotonic()
+    assert reason(web.put("/trouble", answer(500))) == "http_500"
+    assert web.hits("/trouble") == 3
+    assert 0.7 < time.monotonic() - began < 3, "half to one and a half of 0.5 s, then of 1 s"
+
+
+def test_what_a_server_says_of_the_type_is_not_asked(web):
+    assert fetch(web.put("/a", answer(200, b"picture", Content_Type="text/html"))) == Fetched(b"picture")
 
 
 def test_a_drip_ends_at_the_deadline(web):
