@@ -15,11 +15,13 @@ Endpoint and keys of S3 come from the environment (AWS_ENDPOINT_URL, ...).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jobs.command import EXIT_FAILED, connect_ray, parser, run
 from jobs.config import Config
@@ -49,7 +51,8 @@ def job(config: Config, options: argparse.Namespace) -> int:
         connect_ray()
     from pipeline.ingest import run_ingest
 
-    summary = run_ingest(ingest, plan, _wandb_log(config) if options.wandb and plan.partitions else None)
+    with _wandb_log(config, wanted=options.wandb and bool(plan.partitions)) as log:
+        summary = run_ingest(ingest, plan, log)
     print(summary)
     if options.summary:
         Path(options.summary).write_text(json.dumps(asdict(summary), indent=1), encoding="utf-8")
@@ -105,13 +108,27 @@ def _output(config: IngestConfig) -> str:
     return config.output
 
 
-def _wandb_log(config: Config) -> Log | None:
+@contextlib.contextmanager
+def _wandb_log(config: Config, wanted: bool) -> Iterator[Log | None]:
     """The job's progress as a W&B run; trouble with W&B stops no ingestion."""
-    try:
+    wandb_run: Any = _start_wandb(config) if wanted else None
+
+    def log(state: dict[str, float]) -> None:
+        with _complaints():
+            wandb_run.log(state)
+
+    yield None if wandb_run is None else log
+    if wandb_run is not None:
+        with _complaints():
+            wandb_run.finish()
+
+
+def _start_wandb(config: Config) -> Any:
+    tracking = config.tracking
+    with _complaints():
         import wandb
 
-        tracking = config.tracking
-        wandb_run = wandb.init(
+        return wandb.init(
             project=tracking.wandb_project,
             entity=tracking.wandb_entity,
             mode=tracking.wandb_mode,
@@ -119,17 +136,16 @@ def _wandb_log(config: Config) -> Log | None:
             config=config.ingest.model_dump(mode="json"),
             settings=wandb.Settings(silent=True, console="off"),
         )
+    return None
+
+
+@contextlib.contextmanager
+def _complaints() -> Iterator[None]:
+    """What W&B raises is said, and that is all."""
+    try:
+        yield
     except Exception as error:
-        print(f"W&B did not start ({error}); going on without", file=sys.stderr)
-        return None
-
-    def log(state: dict[str, float]) -> None:
-        try:
-            wandb_run.log(state)
-        except Exception as error:
-            print(f"W&B: {error}", file=sys.stderr)
-
-    return log
+        print(f"W&B: {error}; the ingestion goes on", file=sys.stderr)
 
 
 def arguments() -> argparse.ArgumentParser:

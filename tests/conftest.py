@@ -196,7 +196,7 @@ def make_data_set() -> Callable[..., str]:
             records.append(
                 PartitionRecord(
                     id=partition,
-                    input_path="drawn",
+                    input_path=f"drawn-{seed}",
                     first_row=shard_number * 1000,
                     num_rows=count + 1,
                     rows_sha256="",

@@ -121,6 +121,7 @@ def _start_wandb(
             name=run_name,
             id=run_id,
             resume="allow",
+            reinit="create_new",  # a run that somebody else has open in this process stays theirs
             mode=config.wandb_mode,
             dir=str(folder),
             config=resolved_config,

@@ -39,7 +39,7 @@ def test_ingestion_refuses_bad_input_before_ray_starts(table, tmp_path, bucket, 
     cases = {
         ("ingest.inputs=x",): "did you mean ingest.input?",
         ("ingest.partition_size_rows=many",): "ingest.partition_size_rows='many'",
-        (f"ingest.input={tmp_path}/none.parquet", out): "there is no table",
+        (f"ingest.input={tmp_path}/none.parquet", out): "there is no such file",
         (f"ingest.input={tmp_path}/broken.parquet", out): "cannot be read",
         (f"ingest.input={table}", out, "ingest.url_column=link"): "has the columns url, caption",
         (f"ingest.input={table}",): "ingest.output: is empty",

@@ -76,7 +76,7 @@ def test_an_input_that_names_no_table_is_refused(tmp_path, name):
 
 def test_a_file_of_another_kind_is_refused(tmp_path):
     (tmp_path / "t.xlsx").write_bytes(b"")
-    with pytest.raises(InputError, match="is no table that is read"):
+    with pytest.raises(InputError, match="is no file of a kind that is read"):
         list_tables(str(tmp_path / "t.xlsx"))
 
 

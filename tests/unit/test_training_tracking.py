@@ -38,6 +38,17 @@ def test_an_offline_run_of_wandb_is_written_beside_the_record(tmp_path):
     assert list(tmp_path.glob("wandb/offline-run-*-name-1234/run-name-1234.wandb"))
 
 
+def test_a_run_that_is_open_already_is_left_to_its_owner(tmp_path):
+    import wandb
+
+    theirs = wandb.init(mode="offline", dir=tmp_path / "theirs", settings=wandb.Settings(silent=True, console="off"))
+    with Tracker(TrackingConfig(wandb_mode="offline"), "name", "name-1234", tmp_path, {}, resume_step=0):
+        pass
+    assert wandb.run is theirs
+    theirs.finish()
+    assert list(tmp_path.glob("wandb/offline-run-*-name-1234/run-name-1234.wandb"))
+
+
 @pytest.mark.parametrize("moment", ["init", "log"])
 def test_a_broken_wandb_does_not_stop_the_record(tmp_path, monkeypatch, moment):
     import wandb
