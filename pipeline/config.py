@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class Section(BaseModel):
@@ -66,6 +66,11 @@ class ImageConfig(Section):
     """Pictures with more are refused from their header, before any decode."""
     min_side_px: int = Field(0, ge=0)
     max_aspect_ratio: float | None = Field(None, ge=1)
+
+    @field_validator("resize_mode", mode="before")
+    @classmethod
+    def _yaml_reads_no_as_false(cls, value: Any) -> Any:
+        return "no" if value is False else value
 
 
 class IngestConfig(Section):

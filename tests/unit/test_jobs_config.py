@@ -50,6 +50,10 @@ def test_a_key_in_the_wrong_section_is_found_by_its_last_part():
         load_config("debug_cpu", ["train.learning_rate=1"])
 
 
+def test_a_resize_mode_of_no_is_not_read_as_false():
+    assert load_config("default", ["ingest.image.resize_mode=no"]).ingest.image.resize_mode == "no"
+
+
 def test_a_missing_recipe_names_those_that_exist():
     with pytest.raises(ConfigError, match="debug_cpu"):
         load_config("no_such_recipe")
