@@ -6,8 +6,10 @@ import html
 import re
 
 import ftfy
+import numpy as np
 import torch
 from instant_clip_tokenizer import Tokenizer
+from numpy.typing import NDArray
 from torch import Tensor
 
 START_OF_TEXT = 49406
@@ -31,7 +33,11 @@ def tokenize(texts: list[str], context_length: int = 77) -> Tensor:
 
     Each row is start-of-text, the caption, end-of-text; a longer caption is cut and keeps end-of-text last.
     """
+    return torch.from_numpy(token_ids(texts, context_length).astype(np.int64))
+
+
+def token_ids(texts: list[str], context_length: int = 77) -> NDArray[np.uint16]:
+    """What `tokenize` gives, as uint16."""
     if not texts:
-        return torch.zeros(0, context_length, dtype=torch.int64)
-    ids_BL = _TOKENIZER.tokenize_batch([clean(text) for text in texts], context_length=context_length)
-    return torch.from_numpy(ids_BL.astype("int64"))
+        return np.zeros((0, context_length), dtype=np.uint16)
+    return _TOKENIZER.tokenize_batch([clean(text) for text in texts], context_length=context_length)

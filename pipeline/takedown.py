@@ -127,7 +127,7 @@ def runs_on(runs_uri: str, data_uri: str, versions: list[int]) -> Iterator[tuple
     found = set()
     for item in storage.list(""):
         if item.path.endswith("/checkpoint.json"):
-            record = json.loads(storage.read(item.path))["manifest"]
-            if record["uri"] == data_uri and record["version"] in versions:
-                found.add((item.path.partition("/")[0], record["version"]))
+            for one in json.loads(storage.read(item.path))["data_sets"]:
+                if one["uri"] == data_uri and one["version"] in versions:
+                    found.add((item.path.partition("/")[0], one["version"]))
     yield from sorted(found)

@@ -6,7 +6,7 @@ checkpoints/step_00000030/state.safetensors    optimizer moments and random stat
 checkpoints/step_00000030/checkpoint.json      written last: without it the folder is no checkpoint
 ```
 
-checkpoint.json holds the position (step, samples seen), what identifies the sample order and the manifest, the resolved
+checkpoint.json holds the position (step, samples seen), what identifies the sample order and the data sets, the resolved
 configuration, package versions, and size and sha256 of the other two files.
 """
 
@@ -31,7 +31,7 @@ from training.config import ConfigError
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MODEL, STATE, RECORD = "model.safetensors", "state.safetensors", "checkpoint.json"
 
 
@@ -54,14 +54,14 @@ class Checkpoint:
 
     Attributes:
         order: what identifies the sample order (`SampleOrder.identity`).
-        manifest: uri, version and identity of the data set.
+        data_sets: uri, version and identity of each.
         config: the resolved configuration that wrote it.
     """
 
     folder: str
     position: Position
     order: dict[str, Any]
-    manifest: dict[str, Any]
+    data_sets: list[dict[str, Any]]
     config: dict[str, Any]
     files: dict[str, dict[str, Any]]
 
@@ -80,7 +80,7 @@ class CheckpointStore:
         optimizer: torch.optim.Optimizer,
         position: Position,
         order: dict[str, Any],
-        manifest: dict[str, Any],
+        data_sets: list[dict[str, Any]],
         config: dict[str, Any],
     ) -> str:
         """Writes a checkpoint and removes those that `keep_last` no longer covers. Returns its folder."""
@@ -100,7 +100,7 @@ class CheckpointStore:
             "format_version": FORMAT_VERSION,
             "position": asdict(position),
             "order": order,
-            "manifest": manifest,
+            "data_sets": data_sets,
             "config": config,
             "files": files,
             "packages": {package: version(package) for package in ("rayclip", "torch", "ray", "numpy")},
@@ -157,7 +157,7 @@ class CheckpointStore:
             folder=folder,
             position=Position(**record["position"]),
             order=record["order"],
-            manifest=record["manifest"],
+            data_sets=record["data_sets"],
             config=record["config"],
             files=record["files"],
         )

@@ -6,6 +6,7 @@ Every section is frozen and refuses unknown keys. Units sit in the names: `_step
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -37,23 +38,73 @@ class ModelConfig(Section):
     """A row of model/config.py."""
 
 
+class MixturePart(Section):
+    """`data.mixture[n].*`: one data set of several."""
+
+    uri: str
+    version: int | Literal["latest"] = "latest"
+    weight: float = Field(1.0, gt=0)
+    """How often an epoch shows it: 1 once, 2.5 twice and another half of it, 0.1 a tenth."""
+
+
 class DataConfig(Section):
     """`data.*`: which data set, and the order in which its samples come (see training/sample_order.py)."""
 
     uri: str = ""
     """Root of a data set that jobs/ingest.py wrote: a local folder or s3://bucket/prefix."""
     version: int | Literal["latest"] = "latest"
-    num_streams: int = Field(8, ge=1)
-    """Streams that a step draws from: more mix better and cost memory. Part of the order's identity."""
-    block_size_samples: int = Field(1024, ge=1)
-    """Samples that are shuffled together within a stream. Part of the order's identity."""
+    mixture: tuple[MixturePart, ...] = ()
+    """Several data sets with weights, instead of uri and version."""
+    captions: tuple[str, ...] = Field(("caption",), min_length=1)
+    """Where captions come from: `caption`, another column of the sidecar (a string or a list of them), or `json.KEY`. Of
+    several a seeded choice is made for each sample and epoch."""
+    num_streams: int = Field(64, ge=1)
+    """Streams that a step draws from; several times the number of workers. Part of the order's identity."""
+    block_size_samples: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Samples that are shuffled together within a stream; auto: all streams together hold 32 global batches. More mix better
+    and cost memory. Part of the order's identity."""
+    run_size_samples: int = Field(16, ge=1)
+    """Neighbours in a shard that are read at a time: fewer mix better, more make larger reads. Part of the order's identity."""
+    shuffle_shards: int = Field(16, ge=1)
+    """Shards whose runs are permuted together. Part of the order's identity."""
     prefetch_bytes: int = Field(1 << 30, ge=1)
     """Upper bound on undecoded bytes that one rank holds."""
     prefetch_batches: int = Field(2, ge=1)
     """Decoded batches that wait for the model."""
-    decode_threads: int = Field(1, ge=1)
+    read_threads: int = Field(8, ge=1)
+    """Reads that are under way at a time."""
+    decode_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """Processes that decode, augment and tokenize; 0: a thread of the training process. auto: 0 on a CPU, and one less than
+    the worker's CPUs on a GPU."""
+    cache_dir: str = ""
+    """Local folder where what was read from object storage is kept for later epochs; the ranks of a node share it."""
+    cache_bytes: int = Field(100 << 30, ge=1)
+    on_damage: Literal["fail", "skip"] = "fail"
+    """What to do about a sample that is missing, changed or cannot be decoded; skip: another one takes its place."""
+    max_skipped_samples: int = Field(1000, ge=0)
+    """With on_damage=skip: how many one rank may skip before the run fails all the same."""
+    stall_warning_s: float = Field(30.0, gt=0)
+    """A step that waits longer for its data says what it waits for, again and again."""
     crop_scale_min: float = Field(0.9, gt=0, le=1)
     """Smallest share of the picture's area that the random resized crop keeps."""
+
+    @model_validator(mode="after")
+    def _one_way_to_name_the_data(self) -> DataConfig:
+        if self.mixture and self.uri:
+            raise ValueError(f"uri={self.uri}: mixture names data sets too; give one of the two")
+        return self
+
+    @property
+    def parts(self) -> tuple[MixturePart, ...]:
+        """The data sets, whichever way they were named."""
+        return self.mixture or (MixturePart(uri=self.uri, version=self.version),)
+
+    def with_versions(self, versions: Sequence[int]) -> DataConfig:
+        """The same, with the version of each part pinned."""
+        if not self.mixture:
+            return self.model_copy(update={"version": versions[0]})
+        parts = (part.model_copy(update={"version": one}) for part, one in zip(self.mixture, versions, strict=True))
+        return self.model_copy(update={"mixture": tuple(parts)})
 
 
 class TrainConfig(Section):

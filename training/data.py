@@ -1,20 +1,22 @@
 """A rank's batches, in the global order, from where a run stopped.
 
-In: a data set version, its `SampleOrder` and this rank's `World`. Out: `Batch`es of decoded, augmented pictures and token ids,
-prepared by a thread ahead of the model. A block of the order is read with a range read for each shard that it touches, by the
-ranks that need it, when they first need it; so a resume reads nothing that it skips.
+In: data sets, their `SampleOrder` and this rank's `World`. Out: `Batch`es of decoded, augmented pictures and token ids. A
+thread prepares them ahead of the model: `SampleFetcher` reads, `Decoder` decodes, several batches at a time are on their way.
+A batch is a function of (manifests, seed, epoch, step): of the number of ranks, of workers and of the steps before it nothing
+depends.
 """
 
 from __future__ import annotations
 
+import collections
 import itertools
 import logging
 import queue
 import random
 import threading
 import time
+import zlib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,18 +25,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.preprocess import decode_image, eval_crop, train_crop
-from model.tokenizer import tokenize
-from pipeline.manifest import Manifest
+from model.decode import load_eval_image
+from model.tokenizer import token_ids
+from pipeline.manifest import Manifest, ManifestError
 from pipeline.storage import Storage
-from training.config import ConfigError, DataConfig
+from training.config import DataConfig
+from training.data_sets import DataSet
+from training.decoding import Decoded, Decoder, Encoded, PendingBatch, Transform, cut_to_longest, decode, stack_texts
 from training.distributed import World, slice_bounds
+from training.fetcher import Sample, SampleFetcher
 from training.sample_order import SampleOrder
 from training.shards import RawSample, ShardReader
 
 logger = logging.getLogger(__name__)
 
-STALL_WARNING_S = 30.0
+SUBSTITUTES_TRIED = 100
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class Batch:
     """A rank's slice of one step.
 
     Attributes:
-        images: uint8 (B, 3, H, W), augmented, not normalised.
+        images: uint8 (B, 3, H, W), augmented, not normalised; its memory is laid out as (B, H, W, 3).
         texts: int64 (B, L), cut to the slice's longest caption.
         keys: of the samples, in order.
     """
@@ -54,71 +59,98 @@ class Batch:
     step: int
 
 
+@dataclass(frozen=True)
+class _OnItsWay:
+    """A batch that is being decoded."""
+
+    epoch: int
+    step: int
+    indices: list[int]
+    samples: list[RawSample]
+    pending: PendingBatch
+
+
 class TrainLoader:
-    """Iterates over a rank's batches for ever, epoch after epoch, starting after `start_samples_seen`."""
+    """Iterates over a rank's batches for ever, epoch after epoch, starting after `samples_seen`."""
 
     def __init__(
         self,
-        storage: Storage,
-        manifest: Manifest,
+        data_sets: Sequence[DataSet],
         order: SampleOrder,
         world: World,
         image_size_px: int,
         context_length: int,
         config: DataConfig,
-        start_samples_seen: int,
+        samples_seen: int,
     ) -> None:
         """Raises ConfigError where the order's blocks would not fit into `data.prefetch_bytes`."""
         self.order, self.world, self.config = order, world, config
-        self.image_size_px, self.context_length = image_size_px, context_length
         self.wait_s = 0.0
         """Seconds that the consumer has waited for batches so far."""
-        self._reader = ShardReader(storage, manifest)
-        self._check_budget()
-        self._start = order.locate(start_samples_seen)
-        self._slice = slice(*slice_bounds(order.global_batch_size, world.rank, world.world_size))
-        self._blocks: dict[tuple[int, int, int], dict[int, RawSample]] = {}
-        self._doing = "starting"
+        self.skipped_samples = 0
+        """Samples of this rank that others have taken the place of so far."""
+        bounds = slice_bounds(order.global_batch_size, world.rank, world.world_size)
+        self._fetcher = SampleFetcher(data_sets, order, bounds, config, samples_seen)
+        self._transform = Transform(image_size_px, context_length, config.crop_scale_min)
+        self._decoder = Decoder(self._transform, bounds[1] - bounds[0], decode_workers(config, world.device))
+        self._bounds = bounds
+        self._start = order.locate(samples_seen)
         self._queue: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=config.prefetch_batches)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._produce, name="train-loader", daemon=True)
         self._thread.start()
 
     def __iter__(self) -> Iterator[Batch]:
+        """Batches on the rank's device."""
+        device = self.world.device
+        stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         while True:
             began = time.perf_counter()
             item = self._next()
             self.wait_s += time.perf_counter() - began
             if isinstance(item, BaseException):
                 raise item
-            yield item
+            yield item if stream is None else _copy(item, device, stream)
+
+    def fingerprint(self, batch: Batch) -> int:
+        """A number whose sum over ranks tells batches apart by the keys of their samples and their order.
+
+        Below 2**32 times the slice's length, so that float64 holds the sum of 2**20 samples exactly.
+        """
+        first = self._bounds[0]
+        return sum(zlib.crc32(f"{place}/{key}".encode()) for place, key in enumerate(batch.keys, start=first))
 
     def close(self) -> None:
-        """Ends the thread that reads ahead. Safe to call twice."""
+        """Ends the threads and workers that read ahead. Safe to call twice."""
         self._closed.set()
         while self._thread.is_alive():
             self._thread.join(timeout=0.05)
+        self._fetcher.close()
+        self._decoder.close()
 
     def _next(self) -> Batch | BaseException:
-        waited_s = 0.0
+        began = time.monotonic()
         while True:
             try:
-                return self._queue.get(timeout=STALL_WARNING_S)
+                return self._queue.get(timeout=self.config.stall_warning_s)
             except queue.Empty:
-                waited_s += STALL_WARNING_S
-                logger.warning("rank %d waits for data since %.0f s: %s", self.world.rank, waited_s, self._doing)
+                waited_s = time.monotonic() - began
+                reads = self._fetcher.under_way()
+                logger.warning("rank %d has waited %.0f s for data; under way: %s", self.world.rank, waited_s, reads)
 
-    # ----------------------------------------------------------------------------------------------- the reading thread
+    # ------------------------------------------------------------------------------------------- the thread reading ahead
 
     def _produce(self) -> None:
+        on_their_way: collections.deque[_OnItsWay] = collections.deque()
         try:
-            with ThreadPoolExecutor(self.config.decode_threads, thread_name_prefix="decode") as pool:
-                for epoch, step in self._steps():
-                    self._put(self._prepare(epoch, step, pool))
-                    if self._closed.is_set():
-                        return
-        except BaseException as error:  # whatever it is, the consumer must learn of it
-            self._put(error)
+            for epoch, step in self._steps():
+                on_their_way.append(self._begin(epoch, step))
+                if len(on_their_way) > self.config.prefetch_batches:
+                    self._put(self._finish(on_their_way.popleft()))
+                if self._closed.is_set():
+                    return
+        except BaseException as error:  # whatever it is, the consumer must learn of it, after the batches before it
+            self._put_rest(on_their_way, error)
 
     def _steps(self) -> Iterator[tuple[int, int]]:
         first_epoch, first_step = self._start
@@ -134,59 +166,106 @@ class TrainLoader:
             except queue.Full:
                 continue
 
-    def _prepare(self, epoch: int, step: int, pool: ThreadPoolExecutor) -> Batch:
-        everyones = self.order.step_slots(epoch, step)
-        own = everyones[self._slice]
-        raw = []
-        for stream, block, index in zip(own.stream.tolist(), own.block.tolist(), own.index.tolist(), strict=True):
-            raw.append(self._block(epoch, stream, block)[index])
-        # Streams only move forward: what no rank reads in this step is behind us.
-        current = {(epoch, *name) for name in zip(everyones.stream.tolist(), everyones.block.tolist(), strict=True)}
-        for past in self._blocks.keys() - current:
-            del self._blocks[past]
-        self._doing = f"decoding step {step} of epoch {epoch}"
-        pixels = list(pool.map(lambda sample: self._augment(sample, epoch), raw))
-        images = stack_images(pixels)
+    def _put_rest(self, on_their_way: collections.deque[_OnItsWay], error: BaseException) -> None:
+        try:
+            while on_their_way and not self._closed.is_set():
+                self._put(self._finish(on_their_way.popleft()))
+        except BaseException as earlier:
+            error = earlier
+        self._put(error)
+
+    def _begin(self, epoch: int, step: int) -> _OnItsWay:
+        """Reads a batch and hands it to the decoder."""
+        indices = self.order.step_samples(epoch, step, *self._bounds).tolist()
+        found = self._fetcher.step(epoch, step)
+        samples = [self._whole(epoch, index, sample) for index, sample in zip(indices, found, strict=True)]
+        encoded = [self._encoded(epoch, index, sample) for index, sample in zip(indices, samples, strict=True)]
+        return _OnItsWay(epoch, step, indices, samples, self._decoder.submit(encoded))
+
+    def _finish(self, batch: _OnItsWay) -> Batch:
+        decoded = batch.pending.result()
+        texts = decoded.texts
+        for place, problem in decoded.problems.items():
+            index, sample = batch.indices[place], batch.samples[place]
+            self._skip(f"{self._fetcher.address(index)}: sample {sample.key}: {problem}")
+            batch.samples[place], row = self._substitute(batch.epoch, index, decoded.pixels[place : place + 1])
+            texts = stack_texts([texts[:place], row, texts[place + 1 :]])
+        images = self._tensor(decoded)
+        self._decoder.release(decoded)
         return Batch(
-            images=images.pin_memory() if self.world.device.type == "cuda" else images,
-            texts=cut_to_longest(tokenize([sample.caption for sample in raw], self.context_length)),
-            keys=[sample.key for sample in raw],
-            epoch=epoch,
-            step=step,
+            images=images,
+            texts=self._pinned(torch.from_numpy(cut_to_longest(texts).astype(np.int64))),
+            keys=[sample.key for sample in batch.samples],
+            epoch=batch.epoch,
+            step=batch.step,
         )
 
-    def _block(self, epoch: int, stream: int, block: int) -> dict[int, RawSample]:
-        """A block's samples by their global index, read when they are first asked for."""
-        name = (epoch, stream, block)
-        if name not in self._blocks:
-            samples: dict[int, RawSample] = {}
-            for piece in self.order.block_pieces(epoch, stream, block):
-                self._doing = f"reading shard {self._reader.manifest.shards[piece.shard].name}"
-                first = self.order.first_of_shard(piece.shard) + piece.first
-                samples.update(enumerate(self._reader.read(piece.shard, piece.first, piece.stop), start=first))
-            self._blocks[name] = samples
-        return self._blocks[name]
+    def _tensor(self, decoded: Decoded) -> Tensor:
+        """(B, H, W, 3) pixels -> (B, 3, H, W), out of shared memory, into pinned memory for a GPU."""
+        pixels = torch.from_numpy(decoded.pixels)
+        if self._decoder.is_shared and self.world.device.type != "cuda":
+            pixels = pixels.clone()
+        return self._pinned(pixels).permute(0, 3, 1, 2)
 
-    def _augment(self, sample: RawSample, epoch: int) -> NDArray[np.uint8]:
+    def _pinned(self, tensor: Tensor) -> Tensor:
+        """A copy that a GPU can fetch by itself, where there is one."""
+        return tensor.pin_memory() if self.world.device.type == "cuda" else tensor
+
+    def _encoded(self, epoch: int, index: int, sample: RawSample) -> Encoded:
         """Random, and yet a function of (seed, epoch, key): the same at any world size and after any resume."""
-        rng = random.Random(f"{self.order.seed}/{epoch}/{sample.key}")
-        try:
-            image = decode_image(sample.image, self.image_size_px)
-        except ValueError as error:
-            raise ValueError(f"sample {sample.key}: {error}") from error
-        return train_crop(image, self.image_size_px, rng, self.config.crop_scale_min)
+        repeat = self._fetcher.repeat(index)
+        seed = f"{self.order.seed}/{epoch}/{sample.key}" + (f"/{repeat}" if repeat else "")
+        captions = sample.captions
+        caption = captions[0] if len(captions) == 1 else random.Random(f"{seed}/caption").choice(captions)
+        return Encoded(sample.image, caption, seed)
 
-    def _check_budget(self) -> None:
-        """All blocks that a rank may hold at once: those of its streams, its neighbours' at both ends, and the next ones."""
-        streams = min(self.order.num_streams, -(-self.order.num_streams // self.world.world_size) + 2)
-        block = min(self.order.block_size_samples, self.order.stream_length)
-        needed = int(streams * block * self._reader.mean_sample_bytes())
-        if needed > self.config.prefetch_bytes:
-            raise ConfigError(
-                f"data.prefetch_bytes={self.config.prefetch_bytes} is less than the {needed} bytes of the blocks that a rank "
-                f"holds (about {streams} streams of {block} samples); raise it, or lower data.num_streams or "
-                "data.block_size_samples"
+    # ----------------------------------------------------------------------------------------------------- damaged samples
+
+    def _whole(self, epoch: int, index: int, sample: Sample) -> RawSample:
+        """The sample, or another in its place where it is damaged and the configuration allows it."""
+        if isinstance(sample, RawSample):
+            return sample
+        self._skip(sample.problem)
+        return next(self._fetcher.substitutes(epoch, index))
+
+    def _substitute(self, epoch: int, index: int, pixels: NDArray[np.uint8]) -> tuple[RawSample, NDArray[np.uint16]]:
+        """A sample in place of one that cannot be decoded: itself, its pixels (in place) and its token ids."""
+        for sample in itertools.islice(self._fetcher.substitutes(epoch, index), SUBSTITUTES_TRIED):
+            texts, problems = decode([self._encoded(epoch, index, sample)], self._transform, pixels)
+            if not problems:
+                return sample, texts
+        raise ManifestError(f"{self._fetcher.address(index)}: of {SUBSTITUTES_TRIED} other samples none can be decoded")
+
+    def _skip(self, problem: str) -> None:
+        """Counts a damaged sample. Raises ManifestError where none, or no further one, may be skipped."""
+        if self.config.on_damage == "fail":
+            raise ManifestError(f"{problem} (or train without such samples: data.on_damage=skip)")
+        self.skipped_samples += 1
+        if self.skipped_samples > self.config.max_skipped_samples:
+            raise ManifestError(
+                f"data.max_skipped_samples={self.config.max_skipped_samples}: rank {self.world.rank} found one more damaged "
+                f"sample ({problem}); restore the data, or raise the limit"
             )
+        if self.skipped_samples <= 10 or self.skipped_samples % 100 == 0:
+            logger.warning("rank %d skips its sample no. %d: %s", self.world.rank, self.skipped_samples, problem)
+
+
+def _copy(batch: Batch, device: torch.device, stream: torch.cuda.Stream) -> Batch:
+    """The batch on a GPU, copied from pinned memory beside what the GPU is still computing."""
+    with torch.cuda.stream(stream):
+        images, texts = (tensor.to(device, non_blocking=True) for tensor in (batch.images, batch.texts))
+    current = torch.cuda.current_stream(device)
+    current.wait_stream(stream)
+    for tensor in (images, texts):
+        tensor.record_stream(current)
+    return Batch(images, texts, batch.keys, batch.epoch, batch.step)
+
+
+def decode_workers(config: DataConfig, device: torch.device) -> int:
+    """`data.decode_workers`, with auto resolved. Ray gives a worker as many threads as it has CPUs."""
+    if config.decode_workers != "auto":
+        return config.decode_workers
+    return max(1, torch.get_num_threads() - 1) if device.type == "cuda" else 0
 
 
 @dataclass(frozen=True)
@@ -229,21 +308,18 @@ def iterate_evaluation(
             end = min(at + batch_size, last)
             raw = reader.read(shard, at, end)
             captions = [sample.caption for sample in raw]
+            pixels = np.stack([_eval_pixels(sample, image_size_px) for sample in raw])
             yield EvaluationBatch(
-                images=stack_images([eval_crop(decode_image(sample.image, image_size_px), image_size_px) for sample in raw]),
-                texts=cut_to_longest(tokenize(captions, context_length)),
+                images=torch.from_numpy(pixels).permute(0, 3, 1, 2),  # (B, H, W, 3) -> (B, 3, H, W)
+                texts=torch.from_numpy(cut_to_longest(token_ids(captions, context_length)).astype(np.int64)),
                 keys=[sample.key for sample in raw],
                 captions=captions,
                 columns={} if table is None else table.slice(at, end - at).to_pydict(),
             )
 
 
-def stack_images(pixels: list[NDArray[np.uint8]]) -> Tensor:
-    """(H, W, 3) arrays -> uint8 (B, 3, H, W), contiguous."""
-    # (B, H, W, C) -> (B, C, H, W)
-    return torch.from_numpy(np.ascontiguousarray(np.stack(pixels).transpose(0, 3, 1, 2)))
-
-
-def cut_to_longest(texts: Tensor) -> Tensor:
-    """Drops the columns that are padding in every row; exact, since the text tower is causal."""
-    return texts[:, : int((texts != 0).sum(dim=1).max())].contiguous()
+def _eval_pixels(sample: RawSample, image_size_px: int) -> NDArray[np.uint8]:
+    try:
+        return load_eval_image(sample.image, image_size_px)
+    except ValueError as error:
+        raise ManifestError(f"sample {sample.key}: {error}") from None

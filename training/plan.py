@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from model.config import Architecture, get_architecture
-from pipeline.manifest import Manifest, read_manifest
 from pipeline.storage import Storage, open_storage
 from training.checkpoint import Checkpoint, CheckpointStore, Position
 from training.config import ConfigError, TrainingConfig
+from training.data_sets import DataSet, block_size_samples, open_data_sets
 from training.evaluation.runner import check_evaluation
 from training.sample_order import SampleOrder
 
@@ -22,7 +22,7 @@ class RunPlan:
     """Everything that is settled before the first step.
 
     Attributes:
-        config: with `data.version` pinned.
+        config: with the versions of its data sets pinned.
         run: the run's own folder: checkpoints, metrics.jsonl, config.yaml.
         start: where the run goes on; step 0 for a new one.
         total_steps: the schedule's length.
@@ -30,8 +30,7 @@ class RunPlan:
 
     config: TrainingConfig
     architecture: Architecture
-    data: Storage
-    manifest: Manifest
+    data_sets: tuple[DataSet, ...]
     order: SampleOrder
     run: Storage
     checkpoints: CheckpointStore
@@ -47,8 +46,6 @@ def plan_run(config: TrainingConfig) -> RunPlan:
         ValueError: (ConfigError, StorageError, ManifestError) bad input, with value, rule and remedy.
     """
     config = TrainingConfig.model_validate(config.model_dump(include=set(TrainingConfig.model_fields)))
-    if not config.data.uri:
-        raise ConfigError("data.uri: is empty; name a data set that jobs/ingest.py wrote")
     architecture = get_architecture(config.model.name)
     if config.optimizer.warmup_steps and config.train.max_steps and config.optimizer.warmup_steps >= config.train.max_steps:
         raise ConfigError(
@@ -58,20 +55,18 @@ def plan_run(config: TrainingConfig) -> RunPlan:
     run = open_storage(f"{config.run.dir.rstrip('/')}/{config.run.name}")
     checkpoints = CheckpointStore(run, config.checkpoint.keep_last)
     checkpoint = checkpoints.latest()
-    if checkpoint is not None and config.data.version == "latest":
-        pinned = checkpoint.manifest["version"]
-    else:
-        pinned = config.data.version
     check_evaluation(config.evaluation)
-    data = open_storage(config.data.uri)
-    manifest = read_manifest(data, pinned)
-    config = config.model_copy(update={"data": config.data.model_copy(update={"version": manifest.version})})
+    data_sets = open_data_sets(config.data, checkpoint.data_sets if checkpoint is not None else ())
+    pinned = config.data.with_versions([one.manifest.version for one in data_sets])
+    config = config.model_copy(update={"data": pinned})
     order = SampleOrder(
-        shard_counts=tuple(shard.num_samples for shard in manifest.shards),
+        sources=tuple(one.source for one in data_sets),
         seed=config.train.seed,
-        num_streams=config.data.num_streams,
-        block_size_samples=config.data.block_size_samples,
         global_batch_size=config.train.global_batch_size,
+        num_streams=config.data.num_streams,
+        block_size_samples=block_size_samples(config.data, config.train.global_batch_size),
+        run_size_samples=config.data.run_size_samples,
+        shuffle_shards=config.data.shuffle_shards,
     )
     total_steps = config.train.num_epochs * order.steps_per_epoch
     if config.train.max_steps is not None:
@@ -82,23 +77,26 @@ def plan_run(config: TrainingConfig) -> RunPlan:
             f"use at most train.global_batch_size={config.train.global_batch_size} workers"
         )
     if checkpoint is not None:
-        _check_continues(checkpoint, config, order, manifest)
+        _check_continues(checkpoint, config, order, data_sets)
     start = checkpoint.position if checkpoint is not None else Position(step=0, samples_seen=0)
     return RunPlan(
-        config, architecture, data, manifest, order, run, checkpoints, checkpoint, start, total_steps
+        config, architecture, data_sets, order, run, checkpoints, checkpoint, start, total_steps
     )  # fmt: skip
 
 
-def _check_continues(checkpoint: Checkpoint, config: TrainingConfig, order: SampleOrder, manifest: Manifest) -> None:
+def _check_continues(
+    checkpoint: Checkpoint, config: TrainingConfig, order: SampleOrder, data_sets: tuple[DataSet, ...]
+) -> None:
     """Refuses to resume a run whose samples or model would differ from those that its checkpoint has seen."""
     differences = [
         f"{key}={value!r} (the checkpoint has {checkpoint.order.get(key)!r})"
         for key, value in order.identity().items()
         if checkpoint.order.get(key) != value
     ]
-    if manifest.identity != checkpoint.manifest["identity"]:
-        differences.append(f"data={config.data.uri} version {manifest.version} (it has {checkpoint.manifest['uri']} "
-                           f"version {checkpoint.manifest['version']})")  # fmt: skip
+    held = [one["identity"] for one in checkpoint.data_sets]
+    if [one.manifest.identity for one in data_sets] != held:
+        before = ", ".join(f"{one['uri']} version {one['version']}" for one in checkpoint.data_sets)
+        differences.append(f"data={', '.join(map(str, data_sets))} (it has {before})")
     model = checkpoint.config["model"]["name"]
     if model != config.model.name:
         differences.append(f"model.name={config.model.name} (it has {model})")

@@ -86,7 +86,8 @@ class Tracker:
         if self._wandb is None:
             return
         try:
-            self._wandb.log({key: value for key, value in row.items() if key != "step"}, step=row["step"])
+            numbers = {key: value for key, value in row.items() if key != "step" and not isinstance(value, str)}
+            self._wandb.log(numbers, step=row["step"])
         except Exception as error:
             logger.warning("W&B refused step %s (%s); metrics.jsonl has it; W&B is off from here", row["step"], error)
             self._wandb = None

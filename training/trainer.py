@@ -136,10 +136,8 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
 
-        images = normalize_images(batch.images.to(world.device, non_blocking=True))
-        texts = batch.texts.to(world.device, non_blocking=True)
         with self._autocast():
-            image_features, text_features, logit_scale_exp = self.model(images, texts)
+            image_features, text_features, logit_scale_exp = self.model(normalize_images(batch.images), batch.texts)
         result = contrastive_loss(
             image_features, text_features, logit_scale_exp, world, config.global_batch_size, config.loss_tile_size
         )
@@ -152,7 +150,7 @@ class Trainer:
 
         self.position = Position(self.position.step + 1, self.position.samples_seen + config.global_batch_size)
         if self.position.step % config.log_every_steps == 0 or self.position.step == self.plan.total_steps:
-            self._log(result, logit_scale_exp.detach(), grad_norm, rate, batch.epoch, loader.wait_s)
+            self._log(batch, loader, result, logit_scale_exp.detach(), grad_norm, rate)
 
     def _after_step(self) -> None:
         """Evaluation before the checkpoint, so that what a checkpoint covers is whole in the record."""
@@ -177,14 +175,13 @@ class Trainer:
 
     def _open_loader(self) -> TrainLoader:
         return TrainLoader(
-            self.plan.data,
-            self.plan.manifest,
+            self.plan.data_sets,
             self.plan.order,
             self.world,
             image_size_px=self.plan.architecture.image_size_px,
             context_length=self.plan.architecture.context_length,
             config=self.config.data,
-            start_samples_seen=self.position.samples_seen,
+            samples_seen=self.position.samples_seen,
         )
 
     def _evaluate(self) -> None:
@@ -210,11 +207,7 @@ class Trainer:
                 self.optimizer,
                 self.position,
                 order=self.plan.order.identity(),
-                manifest={
-                    "uri": self.plan.data.uri,
-                    "version": self.plan.manifest.version,
-                    "identity": self.plan.manifest.identity,
-                },
+                data_sets=[one.identity() for one in self.plan.data_sets],
                 config=self.config.model_dump(mode="json"),
             )
 
@@ -222,12 +215,12 @@ class Trainer:
 
     def _log(
         self,
+        batch: Batch,
+        loader: TrainLoader,
         result: ContrastiveResult,
         logit_scale_exp: torch.Tensor,
         grad_norm: torch.Tensor,
         rate: float,
-        epoch: int,
-        wait_s: float,
     ) -> None:
         """Global values of one step: one small all-reduce, and the only point where a step waits for the device."""
         shares = (
@@ -236,17 +229,18 @@ class Trainer:
             result.accuracy_image_to_text,
             result.accuracy_text_to_image,
         )
-        local = torch.stack([share.double() for share in shares])
-        image_to_text, text_to_image, right_image, right_text = all_reduce_sum(local, self.world).tolist()
+        counts = torch.tensor([loader.skipped_samples, loader.fingerprint(batch)], dtype=torch.float64)
+        local = torch.cat([torch.stack([share.double() for share in shares]), counts.to(self.world.device)])
+        image_to_text, text_to_image, right_image, right_text, skipped, prints = all_reduce_sum(local, self.world).tolist()
         self.final_loss = (image_to_text + text_to_image) / 2
         if self.tracker is None:
             return
         scale = float(logit_scale_exp)
-        samples_per_s, wait_share = self._clock.lap(self.position, wait_s)
+        samples_per_s, wait_share = self._clock.lap(self.position, loader.wait_s)
         row = {
             "step": self.position.step,
             "samples_seen": self.position.samples_seen,
-            "epoch": epoch,
+            "epoch": batch.epoch,
             "loss": self.final_loss,
             "loss_image_to_text": image_to_text,
             "loss_text_to_image": text_to_image,
@@ -258,6 +252,8 @@ class Trainer:
             "batch_accuracy_text_to_image": right_text,
             "samples_per_s": samples_per_s,
             "data_wait_share": wait_share,
+            "skipped_samples": int(skipped),
+            "batch_fingerprint": f"{int(prints):014x}",
         }
         self.tracker.log(row)
         if self._clock.time_to_speak() or self.position.step in (1, self.plan.total_steps):
@@ -302,7 +298,7 @@ class Trainer:
         else:
             print(f"run {config.run.name!r} starts")
         print(
-            f"{config.model.name} on {plan.data.uri} version {plan.manifest.version}: {plan.manifest.num_samples:,} samples, "
+            f"{config.model.name} on {', '.join(map(str, plan.data_sets))}: {plan.order.epoch_samples:,} samples an epoch, "
             f"{plan.order.steps_per_epoch:,} steps of {config.train.global_batch_size:,} an epoch "
             f"({plan.order.remainder:,} samples left over), {plan.total_steps:,} steps, "
             f"{self.world.world_size} x {self.world.device.type}",

@@ -134,7 +134,7 @@ def test_what_is_taken_down_leaves_no_byte_and_its_holders_are_named(pairs, web,
     (tmp_path / "remove.txt").write_text(f"{url}\n{key}\n")
     run_folder = tmp_path / "runs" / "a" / "checkpoints" / "step_00000001"
     run_folder.mkdir(parents=True)
-    (run_folder / "checkpoint.json").write_text(json.dumps({"manifest": {"uri": storage.uri, "version": 1}}))
+    (run_folder / "checkpoint.json").write_text(json.dumps({"data_sets": [{"uri": storage.uri, "version": 1}]}))
     capsys.readouterr()
     manifest = choose(storage, "--remove", str(tmp_path / "remove.txt"), "--purge", "--runs", str(tmp_path / "runs"))
     output = capsys.readouterr().out

@@ -28,7 +28,7 @@ def model_and_optimizer(seed: int, steps: int = 2):
 
 def save(store, clip, optimizer, step):
     position = Position(step=step, samples_seen=32 * step)
-    return store.save(clip, optimizer, position, {"seed": 1}, {"version": 3, "identity": "x", "uri": "u"}, {"model": {}})
+    return store.save(clip, optimizer, position, {"seed": 1}, [{"version": 3, "identity": "x", "uri": "u"}], {"model": {}})
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -45,7 +45,7 @@ def test_what_is_saved_is_restored_bit_for_bit(store):
     checkpoint = store.latest()
     store.restore(checkpoint, other, other_optimizer)
     assert checkpoint.position == Position(step=7, samples_seen=224)
-    assert checkpoint.manifest["version"] == 3
+    assert checkpoint.data_sets[0]["version"] == 3
     assert all(torch.equal(value, other.state_dict()[key]) for key, value in clip.state_dict().items())
     for mine, theirs in zip(optimizer.param_groups, other_optimizer.param_groups, strict=True):
         for one, two in zip(mine["params"], theirs["params"], strict=True):

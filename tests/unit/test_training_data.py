@@ -6,45 +6,50 @@ import pytest
 import torch
 
 from pipeline.manifest import ManifestError, read_manifest
-from pipeline.storage import LocalStorage, open_storage
+from pipeline.storage import open_storage
 from training.config import ConfigError, DataConfig
 from training.data import TrainLoader, iterate_evaluation
+from training.data_sets import open_data_sets
 from training.distributed import World
 from training.sample_order import SampleOrder
 from training.shards import ShardReader
 
 BATCH = 12
-CONFIG = DataConfig(num_streams=2, block_size_samples=8)
+ORDER = {"seed": 5, "global_batch_size": BATCH, "num_streams": 2, "block_size_samples": 24, "run_size_samples": 4}
 
 
 def world(rank: int = 0, world_size: int = 1) -> World:
     return World(rank, world_size, torch.device("cpu"))
 
 
-def order_of(manifest, **changes) -> SampleOrder:
-    values = {"seed": 5, "num_streams": 2, "block_size_samples": 8, "global_batch_size": BATCH} | changes
-    return SampleOrder(shard_counts=tuple(shard.num_samples for shard in manifest.shards), **values)
+def open_loader(config, rank=0, world_size=1, start=0, **changes) -> TrainLoader:
+    data_sets = open_data_sets(config)
+    order = SampleOrder(sources=tuple(one.source for one in data_sets), **(ORDER | changes))
+    return TrainLoader(data_sets, order, world(rank, world_size), 32, 77, config, start)
 
 
-def batches(uri, count, rank=0, world_size=1, start=0, storage=None, config=CONFIG):
-    storage = storage or open_storage(uri)
-    manifest = read_manifest(open_storage(uri))
-    loader = TrainLoader(storage, manifest, order_of(manifest), world(rank, world_size), 32, 77, config, start)
+def batches(uri, count, rank=0, world_size=1, start=0, **options):
+    config = uri if isinstance(uri, DataConfig) else DataConfig(uri=uri, **options)
+    loader = open_loader(config, rank, world_size, start)
     try:
         return [batch for batch, _ in zip(loader, range(count), strict=False)]
     finally:
         loader.close()
 
 
-def test_the_keys_are_those_of_the_global_order(data_set):
-    storage = open_storage(data_set)
+def keys_of(uri):
+    storage = open_storage(uri)
     manifest = read_manifest(storage)
-    keys = [
-        sample.key
-        for shard, record in enumerate(manifest.shards)
-        for sample in ShardReader(storage, manifest).read(shard, 0, record.num_samples)
-    ]
-    order = order_of(manifest)
+    reader = ShardReader(storage, manifest)
+    return [sample.key for shard, record in enumerate(manifest.shards) for sample in reader.read(shard, 0, record.num_samples)]
+
+
+def order_of(uri) -> SampleOrder:
+    return SampleOrder(sources=tuple(one.source for one in open_data_sets(DataConfig(uri=uri))), **ORDER)
+
+
+def test_the_keys_are_those_of_the_global_order(data_set):
+    keys, order = keys_of(data_set), order_of(data_set)
     for number, batch in enumerate(batches(data_set, 8)):
         epoch, step = divmod(number, order.steps_per_epoch)
         assert (batch.epoch, batch.step) == (epoch, step)
@@ -75,7 +80,7 @@ def test_a_resume_goes_on_bit_for_bit(data_set):
 
 
 def test_the_same_picture_is_cropped_otherwise_in_the_next_epoch(data_set):
-    steps = order_of(read_manifest(open_storage(data_set))).steps_per_epoch
+    steps = order_of(data_set).steps_per_epoch
     seen = {}
     for batch in batches(data_set, 2 * steps):
         for key, image in zip(batch.keys, batch.images, strict=True):
@@ -85,51 +90,43 @@ def test_the_same_picture_is_cropped_otherwise_in_the_next_epoch(data_set):
     assert sum(not torch.equal(*images) for images in twice) > len(twice) // 2
 
 
-class CountingStorage(LocalStorage):
-    """Counts the bytes of range reads."""
-
-    def __init__(self, folder):
-        super().__init__(folder)
-        self.bytes_read = 0
-
-    def read_range(self, path, start, length):
-        self.bytes_read += length
-        return super().read_range(path, start, length)
-
-
-def test_a_resume_reads_nothing_that_it_skips(make_data_set, tmp_path, monkeypatch):
-    uri = make_data_set(str(tmp_path / "set"), (40, 25, 55))
-    order = order_of(read_manifest(open_storage(uri)))
-    assert order.steps_per_epoch == 10
+def reads_of(monkeypatch, *arguments, **options):
+    """(shard, position) of every sample that was read, by a loader that gives out so many batches."""
     reads = []
-    read = ShardReader.read
-    monkeypatch.setattr(ShardReader, "read", lambda self, *piece: (reads.append(piece), read(self, *piece))[1])
-    batches(uri, 2, start=4 * BATCH)
+    read_run = ShardReader.read_run
 
-    def pieces(steps):
-        slots = [order.step_slots(0, step) for step in steps]
-        names = {name for slot in slots for name in zip(slot.stream.tolist(), slot.block.tolist(), strict=True)}
-        return {(piece.shard, piece.first, piece.stop) for name in names for piece in order.block_pieces(0, *name)}
+    def recorded(self, shard, positions, run=None):
+        reads.extend((shard, position) for position in positions)
+        return read_run(self, shard, positions, run)
 
-    ahead = 2 + CONFIG.prefetch_batches + 1
-    assert pieces(range(4, 6)) <= set(reads) <= pieces(range(4, 4 + ahead))
-    assert len(reads) == len(set(reads)), "nothing is read twice"
-    assert pieces(range(4)) - set(reads), "there was something to skip"
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardReader, "read_run", recorded)
+        batches(*arguments, **options)
+    return reads
 
 
-def test_ranks_do_not_read_each_others_blocks(data_set):
-    def read_by(rank, world_size):
-        storage = CountingStorage(data_set)
-        batches(data_set, 5, rank, world_size, storage=storage)
-        return storage.bytes_read
+def test_a_resume_reads_nothing_that_it_skips_and_nothing_twice(make_data_set, tmp_path, monkeypatch):
+    uri = make_data_set(str(tmp_path / "set"), (240, 95, 265))
+    order = order_of(uri)
+    assert order.steps_per_epoch == 50
+    reads = reads_of(monkeypatch, uri, 2, start=4 * BATCH)
+    seen = {order.locate_sample(index) for step in range(4) for index in order.step_samples(0, step).tolist()}
+    due = {order.locate_sample(index) for step in (4, 5) for index in order.step_samples(0, step).tolist()}
+    assert due <= set(reads)
+    assert not seen & set(reads)
+    assert len(reads) == len(set(reads))
 
-    assert read_by(0, 2) + read_by(1, 2) <= 1.3 * read_by(0, 1)
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_read_no_sample_in_common(make_data_set, tmp_path, monkeypatch, world_size):
+    uri = make_data_set(str(tmp_path / "set"), (240, 95, 265))
+    ranks = [set(reads_of(monkeypatch, uri, 20, rank, world_size)) for rank in range(world_size)]
+    assert sum(len(reads) for reads in ranks) == len(set.union(*ranks))
 
 
 def test_close_ends_the_threads_even_in_mid_epoch(data_set):
     before = threading.active_count()
-    manifest = read_manifest(open_storage(data_set))
-    loader = TrainLoader(open_storage(data_set), manifest, order_of(manifest), world(), 32, 77, CONFIG, 0)
+    loader = open_loader(DataConfig(uri=data_set))
     next(iter(loader))
     loader.close()
     loader.close()
@@ -161,7 +158,7 @@ def test_a_changed_sidecar_is_named(make_data_set, tmp_path):
 
 def test_blocks_beyond_the_budget_are_refused(data_set):
     with pytest.raises(ConfigError, match=r"data\.prefetch_bytes=1000 is less than the \d+ bytes"):
-        batches(data_set, 1, config=DataConfig(num_streams=2, block_size_samples=8, prefetch_bytes=1000))
+        batches(data_set, 1, prefetch_bytes=1000)
 
 
 @pytest.mark.parametrize("world_size", [1, 3])

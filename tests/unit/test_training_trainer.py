@@ -17,7 +17,8 @@ from training.trainer import Trainer, train
 
 ALONE = World(rank=0, world_size=1, device=torch.device("cpu"))
 EXACT = ("step", "samples_seen", "epoch", "loss", "loss_image_to_text", "loss_text_to_image", "logit_scale", "temperature",
-         "learning_rate", "grad_norm", "batch_accuracy_image_to_text", "batch_accuracy_text_to_image")  # fmt: skip
+         "learning_rate", "grad_norm", "batch_accuracy_image_to_text", "batch_accuracy_text_to_image", "skipped_samples",
+         "batch_fingerprint")  # fmt: skip
 
 
 def config_of(data_set: str, folder, *overrides: str) -> Config:
@@ -164,9 +165,9 @@ def test_a_run_keeps_its_version_of_a_growing_data_set(make_data_set, tmp_path):
     config = config_of(uri, tmp_path)
     train(config, ALONE)
     make_data_set(uri, (40,), seed=2)
-    assert plan_run(config).manifest.version == 1
+    assert plan_run(config).data_sets[0].manifest.version == 1
     fresh = config_of(uri, tmp_path, "run.name=fresh")
-    assert plan_run(fresh).manifest.version == 2
+    assert plan_run(fresh).data_sets[0].manifest.version == 2
 
 
 @pytest.mark.parametrize(

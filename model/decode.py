@@ -1,0 +1,161 @@
+"""Encoded pictures to uint8 pixels of the size that the image encoder takes (paper, section 2.4).
+
+JPEGs are decoded by libjpeg-turbo (simplejpeg), at a half, a quarter or an eighth of their size where twice the target is left;
+everything else, and JPEGs that are rotated or CMYK, by Pillow. Resized by torch's antialiased bicubic filter, which is Pillow's
+filter in vector instructions and differs from it by two levels at most (docs/decisions/0004-decoding.md).
+
+Augmentation takes its randomness from the caller, so that a sample's crop can be a function of (seed, epoch, key).
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import random
+from typing import NamedTuple
+
+import numpy as np
+import simplejpeg
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch.nn.functional import interpolate
+
+MARGIN = 2
+"""A JPEG is decoded at a reduced scale only while both sides stay at least this many times the target."""
+Pixels = NDArray[np.uint8]
+"""(H, W, 3), RGB."""
+
+
+class _Box(NamedTuple):
+    """A part of a picture, in its pixels."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+def load_train_image(data: bytes, size_px: int, rng: random.Random, scale_min: float = 0.9) -> Pixels:
+    """A random resized crop, (size_px, size_px, 3).
+
+    Its area is a share in [scale_min, 1] of the picture's, its aspect ratio log-uniform in [3/4, 4/3].
+
+    Raises:
+        ValueError: the data cannot be decoded; the message says why.
+    """
+    opened = _Opened(data)
+    box = _random_box(opened.width, opened.height, rng, scale_min)
+    divisor = opened.divisor(min(box.width, box.height), size_px)
+    box = _Box(*(max(1, round(side / divisor)) if place > 1 else side // divisor for place, side in enumerate(box)))
+    pixels = opened.decode(divisor)
+    crop = pixels[box.top : box.top + box.height, box.left : box.left + box.width]
+    return resize(crop, size_px, size_px)
+
+
+def load_eval_image(data: bytes, size_px: int) -> Pixels:
+    """The short side resized to size_px, then the centre, (size_px, size_px, 3). Raises ValueError as above."""
+    opened = _Opened(data)
+    pixels = opened.decode(opened.divisor(min(opened.width, opened.height), size_px))
+    return eval_crop(pixels, size_px, opened.width, opened.height)
+
+
+def eval_crop(pixels: Pixels, size_px: int, width: int, height: int) -> Pixels:
+    """The evaluation crop of a picture of width x height, which may have been decoded at a reduced scale."""
+    short = min(width, height)
+    width, height = (size_px if side == short else int(size_px * side / short) for side in (width, height))
+    pixels = resize(pixels, width, height)
+    left, top = round((width - size_px) / 2), round((height - size_px) / 2)
+    return pixels[top : top + size_px, left : left + size_px]
+
+
+def resize(pixels: Pixels, width: int, height: int) -> Pixels:
+    """Antialiased bicubic, as Pillow's: (height, width, 3)."""
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    # (H, W, 3) -> (1, 3, H, W), a view that stays channels-last
+    image_1CHW = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    resized_1CHW = interpolate(image_1CHW, (height, width), mode="bicubic", antialias=True)
+    return resized_1CHW[0].permute(1, 2, 0).numpy()
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any of Pillow's modes to RGB: transparency on white, 16 bits scaled to 8."""
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I"):
+        # 16-bit grey; Pillow's own conversion would clip it to white.
+        return Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) // 257).astype(np.uint8)).convert("RGB")
+    if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        paper = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+        return Image.alpha_composite(paper, layer).convert("RGB")
+    return image.convert("RGB")
+
+
+class _Opened:
+    """A picture whose size is known. JPEGs are decoded later; anything else is decoded already."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data, self._pixels = data, None
+        if data[:2] == b"\xff\xd8" and not _has_exif(data):
+            with _said_as_value_error():
+                self.height, self.width, colours, _ = simplejpeg.decode_jpeg_header(data)
+            if colours in ("YCbCr", "Gray", "RGB"):
+                return
+        with _said_as_value_error():
+            image: Image.Image = Image.open(io.BytesIO(data))
+            self._pixels = np.array(to_rgb(ImageOps.exif_transpose(image)))
+        self.height, self.width = self._pixels.shape[:2]
+
+    def divisor(self, side: int, size_px: int) -> int:
+        """The largest of 1, 2, 4 and 8 by which a JPEG may be reduced: `side` must stay MARGIN times size_px."""
+        if self._pixels is not None:
+            return 1
+        return next(divisor for divisor in (8, 4, 2, 1) if divisor == 1 or side >= MARGIN * size_px * divisor)
+
+    def decode(self, divisor: int) -> Pixels:
+        if self._pixels is not None:
+            return self._pixels
+        with _said_as_value_error():
+            width, height = (-(-side // divisor) for side in (self.width, self.height))
+            return simplejpeg.decode_jpeg(self._data, "RGB", min_height=height, min_width=width, min_factor=1)
+
+
+class _said_as_value_error:  # noqa: N801 (read as a statement)
+    """What decoders raise on broken data, as a ValueError."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception):
+            raise ValueError(f"the picture cannot be decoded: {' '.join(str(error).split())}") from error
+
+
+def _has_exif(data: bytes) -> bool:
+    """Whether a JPEG has an Exif segment before its image, which may say that it lies on its side."""
+    at = 2
+    while at + 10 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
+        if data[at + 1] == 0xE1 and data[at + 4 : at + 8] == b"Exif":
+            return True
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return False
+
+
+def _random_box(width: int, height: int, rng: random.Random, scale_min: float) -> _Box:
+    """The sampling rule of torchvision's RandomResizedCrop."""
+    low, high = 3 / 4, 4 / 3
+    for _ in range(10):
+        area = width * height * rng.uniform(scale_min, 1.0)
+        ratio = math.exp(rng.uniform(math.log(low), math.log(high)))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return _Box(rng.randint(0, width - w), rng.randint(0, height - h), w, h)
+    # No box fits, as in a very wide picture: the largest centred one within the ratios.
+    w, h = width, height
+    if width / height < low:
+        h = round(w / low)
+    elif width / height > high:
+        w = round(h * high)
+    return _Box((width - w) // 2, (height - h) // 2, w, h)

@@ -1,0 +1,68 @@
+"""The data sets that a run draws from: one, or a mixture of several with weights.
+
+In: `data.*` of the configuration. Out: each one's storage, its pinned manifest and its weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.manifest import Manifest, read_manifest
+from pipeline.storage import Storage, open_storage
+from training.config import ConfigError, DataConfig
+from training.sample_order import Source
+
+BATCHES_HELD = 32
+"""`data.block_size_samples=auto` holds so many global batches in all blocks together (docs/decisions/0005-sample-order.md)."""
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """One version of a data set, opened."""
+
+    storage: Storage
+    manifest: Manifest
+    weight: float = 1.0
+
+    @property
+    def source(self) -> Source:
+        """Its part of the sample order."""
+        return Source(tuple(shard.num_samples for shard in self.manifest.shards), self.weight)
+
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint remembers of it; equal `identity` means that every sample has the same index."""
+        return {"uri": self.storage.uri, "version": self.manifest.version, "identity": self.manifest.identity}
+
+    def __str__(self) -> str:
+        weight = "" if self.weight == 1 else f" x {self.weight:g}"
+        return f"{self.storage.uri} version {self.manifest.version}{weight}"
+
+
+def open_data_sets(config: DataConfig, held: Sequence[dict[str, Any]] = ()) -> tuple[DataSet, ...]:
+    """Opens what `data.uri` or `data.mixture` names.
+
+    Args:
+        held: what the run's checkpoint remembers of them; `latest` means its versions then.
+
+    Raises:
+        ConfigError: no data set is named.
+        ManifestError: there is no such data set, or no such version.
+    """
+    opened = []
+    for number, part in enumerate(config.parts):
+        if not part.uri:
+            raise ConfigError("data.uri: is empty; name a data set that jobs/ingest.py wrote")
+        storage, version = open_storage(part.uri), part.version
+        if version == "latest" and number < len(held) and held[number]["uri"] == storage.uri:
+            version = held[number]["version"]
+        opened.append(DataSet(storage, read_manifest(storage, version), part.weight))
+    return tuple(opened)
+
+
+def block_size_samples(config: DataConfig, global_batch_size: int) -> int:
+    """`data.block_size_samples`, with auto resolved."""
+    if config.block_size_samples == "auto":
+        return max(config.run_size_samples, BATCHES_HELD * global_batch_size // config.num_streams)
+    return config.block_size_samples
