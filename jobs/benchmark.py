@@ -4,6 +4,7 @@
     python jobs/benchmark.py ingest --scheme http   the same, shorter
     python jobs/benchmark.py ingest-yield           successes on a server that misbehaves
     python jobs/benchmark.py ingest-plan            the driver's memory for one and for ten million rows
+    python jobs/benchmark.py data                   the training stream against webdataset and Ray Data: cost, memory, mixing
 
 Needs the `test` extra (the peers are in it) and a machine that does nothing else.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from jobs import benchmark_ingest
+from jobs import benchmark_data, benchmark_ingest
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,12 +29,17 @@ def main(argv: list[str] | None = None) -> int:
     misbehaving.add_argument("--rows", type=int, default=2_000)
     planning = commands.add_parser("ingest-plan", help="the driver's memory")
     planning.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 10_000_000])
+    data = commands.add_parser("data", help="the training stream's cost, memory, time to the first batch, and mixing")
+    data.add_argument("--samples", type=int, default=12_000)
+    data.add_argument("--repeats", type=int, default=3, help="of the whole comparison (default: %(default)s)")
     options = parser.parse_args(argv)
     if options.command == "ingest":
         for scheme in ("http", "https") if options.scheme == "both" else (options.scheme,):
             print(benchmark_ingest.run(scheme, options.small_rows, options.rows, options.repeats), flush=True)
     elif options.command == "ingest-yield":
         print(benchmark_ingest.run_yield(options.rows))
+    elif options.command == "data":
+        print(benchmark_data.run(options.samples, options.repeats))
     else:
         print(benchmark_ingest.run_plan(tuple(options.rows)))
     return 0

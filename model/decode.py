@@ -19,7 +19,6 @@ import simplejpeg
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from torch.nn.functional import interpolate
 
 MARGIN = 2
 """A JPEG is decoded at a reduced scale only while both sides stay at least this many times the target."""
@@ -36,10 +35,13 @@ class _Box(NamedTuple):
     height: int
 
 
-def load_train_image(data: bytes, size_px: int, rng: random.Random, scale_min: float = 0.9) -> Pixels:
+def load_train_image(
+    data: bytes | memoryview, size_px: int, rng: random.Random, scale_min: float = 0.9, out: Pixels | None = None
+) -> Pixels:
     """A random resized crop, (size_px, size_px, 3).
 
-    Its area is a share in [scale_min, 1] of the picture's, its aspect ratio log-uniform in [3/4, 4/3].
+    Its area is a share in [scale_min, 1] of the picture's, its aspect ratio log-uniform in [3/4, 4/3]. Written into
+    `out` where that is given.
 
     Raises:
         ValueError: the data cannot be decoded; the message says why.
@@ -50,7 +52,7 @@ def load_train_image(data: bytes, size_px: int, rng: random.Random, scale_min: f
     box = _Box(*(max(1, round(side / divisor)) if place > 1 else side // divisor for place, side in enumerate(box)))
     pixels = opened.decode(divisor)
     crop = pixels[box.top : box.top + box.height, box.left : box.left + box.width]
-    return resize(crop, size_px, size_px)
+    return resize(crop, size_px, size_px, out)
 
 
 def load_eval_image(data: bytes, size_px: int) -> Pixels:
@@ -69,14 +71,19 @@ def eval_crop(pixels: Pixels, size_px: int, width: int, height: int) -> Pixels:
     return pixels[top : top + size_px, left : left + size_px]
 
 
-def resize(pixels: Pixels, width: int, height: int) -> Pixels:
-    """Antialiased bicubic, as Pillow's: (height, width, 3)."""
-    if pixels.shape[:2] == (height, width):
-        return pixels
-    # (H, W, 3) -> (1, 3, H, W), a view that stays channels-last
-    image_1CHW = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-    resized_1CHW = interpolate(image_1CHW, (height, width), mode="bicubic", antialias=True)
-    return resized_1CHW[0].permute(1, 2, 0).numpy()
+def resize(pixels: Pixels, width: int, height: int, out: Pixels | None = None) -> Pixels:
+    """Antialiased bicubic, as Pillow's: (height, width, 3), into `out` where that is given."""
+    if out is None:
+        out = np.empty((height, width, 3), dtype=np.uint8)
+    if pixels.shape == out.shape:
+        out[:] = pixels
+        return out
+    # (H, W, 3) -> (1, 3, H, W), channels-last and contiguous on both sides, or torch transposes there and back. What
+    # torch.nn.functional.interpolate(mode="bicubic", antialias=True) calls, which cannot write where it is told to.
+    from_1CHW = torch.from_numpy(pixels).permute(2, 0, 1)[None].contiguous(memory_format=torch.channels_last)
+    to_1CHW = torch.from_numpy(out).permute(2, 0, 1)[None]
+    torch.ops.aten._upsample_bicubic2d_aa.out(from_1CHW, [height, width], False, None, None, out=to_1CHW)
+    return out
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -96,7 +103,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 class _Opened:
     """A picture whose size is known. JPEGs are decoded later; anything else is decoded already."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes | memoryview) -> None:
         self._data, self._pixels = data, None
         if data[:2] == b"\xff\xd8" and not _has_exif(data):
             with _said_as_value_error():
@@ -133,7 +140,7 @@ class _said_as_value_error:  # noqa: N801 (read as a statement)
             raise ValueError(f"the picture cannot be decoded: {' '.join(str(error).split())}") from error
 
 
-def _has_exif(data: bytes) -> bool:
+def _has_exif(data: bytes | memoryview) -> bool:
     """Whether a JPEG has an Exif segment before its image, which may say that it lies on its side."""
     at = 2
     while at + 10 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:

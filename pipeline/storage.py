@@ -131,8 +131,11 @@ class LocalStorage(Storage):
         return self.local_path(path).read_bytes()
 
     def read_range(self, path: str, start: int, length: int) -> bytes:
-        with self.local_path(path).open("rb") as file:
-            return os.pread(file.fileno(), length, start)
+        file = os.open(f"{self.root}/{path}", os.O_RDONLY)
+        try:
+            return os.pread(file, length, start)
+        finally:
+            os.close(file)
 
     def write(self, path: str, data: bytes) -> None:
         with self._temporary(path) as temporary:

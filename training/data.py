@@ -31,7 +31,7 @@ from pipeline.manifest import Manifest, ManifestError
 from pipeline.storage import Storage
 from training.config import DataConfig
 from training.data_sets import DataSet
-from training.decoding import Decoded, Decoder, Encoded, PendingBatch, Transform, cut_to_longest, decode, stack_texts
+from training.decoding import Decoder, Encoded, PendingBatch, Transform, cut_to_longest, decode, stack_texts
 from training.distributed import World, slice_bounds
 from training.fetcher import Sample, SampleFetcher
 from training.sample_order import SampleOrder
@@ -92,7 +92,7 @@ class TrainLoader:
         bounds = slice_bounds(order.global_batch_size, world.rank, world.world_size)
         self._fetcher = SampleFetcher(data_sets, order, bounds, config, samples_seen)
         self._transform = Transform(image_size_px, context_length, config.crop_scale_min)
-        self._decoder = Decoder(self._transform, bounds[1] - bounds[0], decode_workers(config, world.device))
+        self._decoder = Decoder(self._transform, decode_workers(config, world.device))
         self._bounds = bounds
         self._start = order.locate(samples_seen)
         self._queue: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=config.prefetch_batches)
@@ -190,22 +190,14 @@ class TrainLoader:
             self._skip(f"{self._fetcher.address(index)}: sample {sample.key}: {problem}")
             batch.samples[place], row = self._substitute(batch.epoch, index, decoded.pixels[place : place + 1])
             texts = stack_texts([texts[:place], row, texts[place + 1 :]])
-        images = self._tensor(decoded)
-        self._decoder.release(decoded)
+        pixels = torch.from_numpy(decoded.pixels)
         return Batch(
-            images=images,
+            images=self._pinned(pixels).permute(0, 3, 1, 2),  # (B, H, W, 3) -> (B, 3, H, W)
             texts=self._pinned(torch.from_numpy(cut_to_longest(texts).astype(np.int64))),
             keys=[sample.key for sample in batch.samples],
             epoch=batch.epoch,
             step=batch.step,
         )
-
-    def _tensor(self, decoded: Decoded) -> Tensor:
-        """(B, H, W, 3) pixels -> (B, 3, H, W), out of shared memory, into pinned memory for a GPU."""
-        pixels = torch.from_numpy(decoded.pixels)
-        if self._decoder.is_shared and self.world.device.type != "cuda":
-            pixels = pixels.clone()
-        return self._pinned(pixels).permute(0, 3, 1, 2)
 
     def _pinned(self, tensor: Tensor) -> Tensor:
         """A copy that a GPU can fetch by itself, where there is one."""
@@ -217,7 +209,7 @@ class TrainLoader:
         seed = f"{self.order.seed}/{epoch}/{sample.key}" + (f"/{repeat}" if repeat else "")
         captions = sample.captions
         caption = captions[0] if len(captions) == 1 else random.Random(f"{seed}/caption").choice(captions)
-        return Encoded(sample.image, caption, seed)
+        return Encoded(sample.image, caption, seed, sample.sha256)
 
     # ----------------------------------------------------------------------------------------------------- damaged samples
 

@@ -13,10 +13,11 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.shared_memory import SharedMemory
 
 import numpy as np
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 
 from model.decode import load_train_image
 from model.tokenizer import token_ids
+from training.shards import CHANGED, is_changed
 
 CHUNK_SAMPLES = 16
 """A worker gets so many at a time: enough that handing them over is cheap, and few enough that all workers have some."""
@@ -40,11 +42,13 @@ class Encoded:
 
     Attributes:
         seed: of the crop.
+        sha256: the first bytes of the picture's; empty where nobody knows.
     """
 
-    image: bytes
+    image: bytes | memoryview
     caption: str
     seed: str
+    sha256: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class Decoded:
     Attributes:
         pixels: uint8 (B, size, size, 3).
         texts: token ids, uint16 (B, L), zero-padded, cut to the longest.
-        problems: place in the batch -> why its picture cannot be decoded; its pixels mean nothing.
+        problems: place in the batch -> what is wrong with its picture; its pixels mean nothing.
     """
 
     pixels: NDArray[np.uint8]
@@ -78,23 +82,27 @@ def decode(
     problems: dict[int, str] = {}
     for place, sample in enumerate(samples):
         rng = random.Random(sample.seed)
+        if is_changed(sample.image, sample.sha256):
+            problems[place] = CHANGED
+            continue
         try:
-            pixels[place] = load_train_image(sample.image, transform.image_size_px, rng, transform.crop_scale_min)
+            load_train_image(sample.image, transform.image_size_px, rng, transform.crop_scale_min, pixels[place])
         except ValueError as error:
             problems[place] = str(error)
     return cut_to_longest(token_ids([sample.caption for sample in samples], transform.context_length)), problems
 
 
+Part = tuple[NDArray[np.uint16], dict[int, str]]
+
+
 class PendingBatch:
     """A batch that is being decoded."""
 
-    def __init__(
-        self, pixels: NDArray[np.uint8], parts: list[tuple[int, Future[tuple[NDArray[np.uint16], dict[int, str]]]]]
-    ) -> None:
-        self._pixels, self._parts = pixels, parts
+    def __init__(self, pixels: NDArray[np.uint8], parts: list[tuple[int, Future[Part]]], done: Callable[[], object]) -> None:
+        self._pixels, self._parts, self._done = pixels, parts, done
 
     def result(self) -> Decoded:
-        """Waits for it. `pixels` may be shared memory, which `Decoder.release` takes back. Raises DecodeError."""
+        """Waits for it. Raises DecodeError."""
         texts: list[NDArray[np.uint16]] = []
         problems: dict[int, str] = {}
         try:
@@ -106,22 +114,19 @@ class PendingBatch:
             raise DecodeError(
                 "a decode worker died; if the machine ran out of memory, lower data.decode_workers or data.prefetch_bytes"
             ) from None
+        self._done()
         return Decoded(self._pixels, stack_texts(texts), problems)
 
 
 class Decoder:
     """Decodes batches, one thread or several processes at work."""
 
-    def __init__(self, transform: Transform, batch_size: int, num_workers: int) -> None:
+    def __init__(self, transform: Transform, num_workers: int) -> None:
         """Args:
-        batch_size: the most samples of one batch.
         num_workers: processes; 0 decodes in a thread of this one.
         """
         self._transform = transform
-        self._shape = (batch_size, transform.image_size_px, transform.image_size_px, 3)
-        self._num_workers = num_workers
-        self._shared: dict[int, SharedMemory] = {}  # by the address of the array that lies in it
-        self._free: list[NDArray[np.uint8]] = []
+        self._blocks = _SharedBlocks()
         self._pool: Executor
         if num_workers:
             context = multiprocessing.get_context("spawn")  # forking a process that has threads or a GPU is not safe
@@ -131,48 +136,64 @@ class Decoder:
 
     def submit(self, samples: Sequence[Encoded]) -> PendingBatch:
         """Starts to decode a batch."""
-        if not self.is_shared:
-            pixels = np.empty((len(samples), *self._shape[1:]), dtype=np.uint8)
-            return PendingBatch(pixels, [(0, self._pool.submit(decode, samples, self._transform, pixels))])
-        buffer = self._free.pop() if self._free else self._share()
-        name = self._shared[buffer.ctypes.data].name
-        parts = []
+        shape = (len(samples), self._transform.image_size_px, self._transform.image_size_px, 3)
+        if isinstance(self._pool, ThreadPoolExecutor):
+            pixels = np.empty(shape, dtype=np.uint8)
+            return PendingBatch(pixels, [(0, self._pool.submit(decode, samples, self._transform, pixels))], lambda: None)
+        into = self._blocks.take(int(np.prod(shape)))
+        pixels = np.ndarray(shape, dtype=np.uint8, buffer=into.buf)
+        weakref.finalize(pixels, self._blocks.give_back, into)  # when nobody holds the batch any more
+        source = self._blocks.take(sum(len(sample.image) for sample in samples))
+        parts, begin = [], 0
         for first in range(0, len(samples), CHUNK_SAMPLES):
             chunk = samples[first : first + CHUNK_SAMPLES]
-            parts.append((first, self._pool.submit(_decode_shared, chunk, self._transform, name, self._shape, first)))
-        return PendingBatch(buffer[: len(samples)], parts)
-
-    def release(self, decoded: Decoded) -> None:
-        """Takes back a batch's pixels, which may be overwritten from here."""
-        if self.is_shared:
-            address = decoded.pixels.ctypes.data
-            self._free.append(np.ndarray(self._shape, dtype=np.uint8, buffer=self._shared[address].buf))
+            task = _Task(source.name, begin, [len(sample.image) for sample in chunk], into.name, shape, first)
+            for sample in chunk:
+                _memory(source)[begin : begin + len(sample.image)] = sample.image
+                begin += len(sample.image)
+            without = [replace(sample, image=b"") for sample in chunk]
+            parts.append((first, self._pool.submit(_decode_shared, task, without, self._transform)))
+        return PendingBatch(pixels, parts, lambda: self._blocks.give_back(source))
 
     def close(self) -> None:
         """Ends the workers."""
         self._pool.shutdown(wait=True, cancel_futures=True)
-        self._free.clear()
-        for memory in self._shared.values():
-            memory.unlink()
-        for memory in self._shared.values():
-            _close(memory)
-        self._shared.clear()
-
-    @property
-    def is_shared(self) -> bool:
-        """Whether a batch's pixels lie in memory that `release` gives to another batch."""
-        return self._num_workers > 0
+        self._blocks.close()
 
     def worker_ids(self) -> list[int]:
         """Process ids of the workers; none where a thread decodes."""
         processes = self._pool._processes if isinstance(self._pool, ProcessPoolExecutor) else None
         return sorted(processes or ())
 
-    def _share(self) -> NDArray[np.uint8]:
-        memory = SharedMemory(create=True, size=int(np.prod(self._shape)))
-        buffer: NDArray[np.uint8] = np.ndarray(self._shape, dtype=np.uint8, buffer=memory.buf)
-        self._shared[buffer.ctypes.data] = memory
-        return buffer
+
+class _SharedBlocks:
+    """Shared memory that is used again: pictures go to the workers in it, and pixels come back."""
+
+    def __init__(self) -> None:
+        self._all: list[SharedMemory] = []
+        self._free: list[SharedMemory] = []
+        self._lock = threading.Lock()
+
+    def take(self, size: int) -> SharedMemory:
+        """A block of at least so many bytes, and of not many more."""
+        with self._lock:
+            for place, block in enumerate(self._free):
+                if size <= block.size <= 2 * size:
+                    return self._free.pop(place)
+            block = SharedMemory(create=True, size=int(1.25 * size) + 1)
+            self._all.append(block)
+            return block
+
+    def give_back(self, block: SharedMemory) -> None:
+        with self._lock:
+            self._free.append(block)
+
+    def close(self) -> None:
+        for block in self._all:
+            block.unlink()
+            with contextlib.suppress(BufferError):  # a batch that somebody still holds keeps its memory until it goes
+                block.close()
+        self._all.clear()
 
 
 def stack_texts(parts: Sequence[NDArray[np.uint16]]) -> NDArray[np.uint16]:
@@ -191,13 +212,41 @@ def cut_to_longest(texts: NDArray[np.uint16]) -> NDArray[np.uint16]:
 _ATTACHED: dict[str, SharedMemory] = {}
 
 
-def _decode_shared(
-    samples: Sequence[Encoded], transform: Transform, name: str, shape: tuple[int, ...], first: int
-) -> tuple[NDArray[np.uint16], dict[int, str]]:
+@dataclass(frozen=True)
+class _Task:
+    """Where a worker finds its pictures, and where their pixels go.
+
+    Attributes:
+        source, begin, sizes: the block that holds the pictures, where the first begins, and their sizes in bytes.
+        into, shape, first: the block and shape of the whole batch, and the first row.
+    """
+
+    source: str
+    begin: int
+    sizes: list[int]
+    into: str
+    shape: tuple[int, ...]
+    first: int
+
+
+def _decode_shared(task: _Task, samples: Sequence[Encoded], transform: Transform) -> Part:
+    source, begin, whole = _memory(_attach(task.source)), task.begin, []
+    for sample, size in zip(samples, task.sizes, strict=True):
+        whole.append(replace(sample, image=source[begin : begin + size]))
+        begin += size
+    pixels: NDArray[np.uint8] = np.ndarray(task.shape, dtype=np.uint8, buffer=_attach(task.into).buf)
+    return decode(whole, transform, pixels[task.first : task.first + len(whole)])
+
+
+def _attach(name: str) -> SharedMemory:
     if name not in _ATTACHED:
         _ATTACHED[name] = SharedMemory(name)
-    pixels: NDArray[np.uint8] = np.ndarray(shape, dtype=np.uint8, buffer=_ATTACHED[name].buf)
-    return decode(samples, transform, pixels[first : first + len(samples)])
+    return _ATTACHED[name]
+
+
+def _memory(block: SharedMemory) -> memoryview:
+    assert block.buf is not None  # it is open
+    return block.buf
 
 
 def _start_worker(parent: int) -> None:
@@ -211,8 +260,3 @@ def _end_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
-
-
-def _close(memory: SharedMemory) -> None:
-    with contextlib.suppress(BufferError):  # a batch that somebody still holds keeps its memory until it goes
-        memory.close()

@@ -1,7 +1,7 @@
 """Samples by their place in a data set: sidecars say where a sample's bytes lie, range reads fetch neighbours together.
 
-In: a manifest, a shard, and positions in it. Out: undecoded samples, each checked against the sha256 that ingestion has
-recorded. What is missing, short or changed is named, sample by sample.
+In: a manifest, a shard, and positions in it. Out: undecoded samples, each with the sha256 that ingestion has recorded. What is
+missing, short or changed is named, sample by sample.
 """
 
 from __future__ import annotations
@@ -34,15 +34,30 @@ _HASH_BYTES = 8
 
 @dataclass(frozen=True)
 class RawSample:
-    """One pair as it is stored: the encoded picture, and the captions that it may be shown with (one or more)."""
+    """One pair as it is stored.
+
+    Attributes:
+        image: the encoded picture.
+        captions: that it may be shown with, one or more.
+        sha256: the first bytes of the picture's, as ingestion recorded it; empty where it did not.
+    """
 
     key: str
     image: bytes
     captions: tuple[str, ...]
+    sha256: bytes = b""
 
     @property
     def caption(self) -> str:
         return self.captions[0]
+
+
+CHANGED = "the picture has not the sha256 of its sidecar; the shard was changed, restore it"
+
+
+def is_changed(image: bytes | memoryview, sha256: bytes) -> bool:
+    """Whether a picture is another than the one that was stored."""
+    return sha256 != hashlib.sha256(image).digest()[: len(sha256)]
 
 
 @dataclass(frozen=True)
@@ -109,11 +124,15 @@ class ShardReader:
         for sample in self.read_run(shard, range(first, stop)):
             if isinstance(sample, Damage):
                 raise ManifestError(sample.problem)
+            if is_changed(sample.image, sample.sha256):
+                raise ManifestError(f"{self.address(shard)}: sample {sample.key}: {CHANGED}")
             samples.append(sample)
         return samples
 
     def read_run(self, shard: int, positions: Sequence[int], run: range | None = None) -> list[RawSample | Damage]:
-        """Samples of a shard by their positions, ascending. Raises StorageError for trouble that is not the shard's own.
+        """Samples of a shard by their positions, ascending; their sha256 is for the caller to check.
+
+        Raises StorageError for trouble that is not the shard's own.
 
         Args:
             run: the neighbours that a cache keeps together; `positions` are among them.
@@ -130,12 +149,7 @@ class ShardReader:
             return [gone] * len(positions)
         except ManifestError as error:  # the sidecar
             return [Damage(str(error))] * len(positions)
-        samples = [self._sample(index, parts, position) for position in positions]
-        if self.cache is not None and any(isinstance(sample, Damage) for sample in samples):
-            # What a cache gave, or what it was given, is not what ingestion wrote: look at the source.
-            fresh = {begin: storage.read_range(path, begin, end - begin) for begin, end in ranges}
-            samples = [self._sample(index, fresh, position) for position in positions]
-        return [self._explained(sample, storage.address(path)) for sample in samples]
+        return [self._sample(index, parts, position, storage.address(path)) for position in positions]
 
     def columns(self, shard: int, names: Sequence[str]) -> pa.Table:
         """Sidecar columns of a shard's samples, in the tar's order. Raises ManifestError for a column that is not there."""
@@ -167,8 +181,8 @@ class ShardReader:
 
         return fetch() if self.cache is None else self.cache.get(f"{tar_sha256}/{begin}-{end}", fetch)
 
-    def _sample(self, index: _ShardIndex, parts: dict[int, bytes], position: int) -> RawSample | Damage:
-        begin = max(start for start in parts if start <= index.span(position)[0])
+    def _sample(self, index: _ShardIndex, parts: dict[int, bytes], position: int, address: str) -> RawSample | Damage:
+        begin = max(start for start in parts if start <= index.span(position)[0]) if len(parts) > 1 else next(iter(parts))
         data, key = parts[begin], index.key(position)
 
         def member(name: str) -> bytes:
@@ -179,14 +193,11 @@ class ShardReader:
             return content
 
         try:
-            image = member("jpg")
-            if index.hashes is not None and hashlib.sha256(image).digest()[:_HASH_BYTES] != index.hashes[position].tobytes():
-                raise _DamagedError(
-                    f"the picture of sample {key} has not the sha256 of its sidecar; the shard was changed, restore it"
-                )
-            return RawSample(key, image, self._alternatives(index, member, position, key))
+            captions = self._alternatives(index, member, position, key)
+            digest = index.hashes[position].tobytes() if index.hashes is not None else b""
+            return RawSample(key, member("jpg"), captions, digest)
         except _DamagedError as error:
-            return Damage(str(error))
+            return Damage(f"{address}: {error}")
 
     def _alternatives(self, index: _ShardIndex, member: Any, position: int, key: str) -> tuple[str, ...]:
         """A sample's captions, from all that `data.captions` names."""
@@ -205,10 +216,6 @@ class ShardReader:
                 f"sample {key} has no caption in {', '.join(self._captions)}; name another place in data.captions"
             )
         return captions
-
-    @staticmethod
-    def _explained(sample: RawSample | Damage, address: str) -> RawSample | Damage:
-        return sample if isinstance(sample, RawSample) else Damage(f"{address}: {sample.problem}")
 
     def _index(self, shard: int) -> _ShardIndex:
         with self._lock:
