@@ -22,7 +22,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 SIDES = ("raw", "raw-webdataset", "raw-ray", "decoded", "decoded-webdataset", "one-worker", "decoder")
-SHARD_SAMPLES, WARM_UP, BATCH, SIZE_PX, SHORT_SIDE_PX = 1_000, 1_024, 256, 224, 256
+SHARD_SAMPLES, WARM_UP, BATCH, SIZE_PX, SHORT_SIDE_PX = 1_000, 4_096, 256, 224, 256
 PREFETCH_BYTES = 512 << 20
 
 
@@ -225,8 +225,10 @@ def _index(tars: str, output: str) -> None:
 
 def _child(side: str, address: str, samples: int, server: _Server) -> dict[str, float]:
     command = [sys.executable, str(Path(__file__)), side, address, str(samples), str(server.process.pid)]
-    output = subprocess.run(command, env=server.environment, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
-    result: dict[str, float] = json.loads(output.splitlines()[-1])
+    done = subprocess.run(command, env=server.environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(done.stderr)
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return result
 
 

@@ -126,7 +126,7 @@ def ray_session(s3_endpoint: str) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (S3_ENVIRONMENT | {"AWS_ENDPOINT_URL": s3_endpoint}).items():
             patch.setenv(name, value)
-        ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=True)
+        ray.init(address="local", num_cpus=4, include_dashboard=False, logging_level="ERROR", log_to_driver=True)
     yield
     ray.shutdown()
 

@@ -42,18 +42,11 @@ class RangeCache:
     def get(self, name: str, fetch: Callable[[], bytes]) -> bytes:
         """The bytes of `name`, from the folder or, where it has none or damaged ones, from `fetch`, which are kept then."""
         path = self.folder / name
-        try:
-            content = path.read_bytes()
-        except OSError:
-            content = b""
-        body, checksum = content[:-_CHECKSUM_BYTES], content[-_CHECKSUM_BYTES:]
-        if len(content) > _CHECKSUM_BYTES and _checksum(body) == checksum:
+        body = _read(path)
+        if body is not None:
             self.hits += 1
             return body
-        if content:
-            self.damaged += 1
-            logger.warning("%s is damaged; it is fetched anew", path)
-            self._remove(path)
+        self._drop_damaged(path)
         self.misses += 1
         body = fetch()
         self._keep(path, body)
@@ -74,11 +67,16 @@ class RangeCache:
             finally:
                 temporary.unlink(missing_ok=True)
 
-    def _remove(self, path: Path) -> None:
+    def _drop_damaged(self, path: Path) -> None:
+        """Removes an entry that is there and is damaged, still: another rank may have put a whole one meanwhile."""
+        if not path.exists():
+            return
         with contextlib.suppress(OSError), self._usage() as usage:
-            size = path.stat().st_size
-            path.unlink()
-            usage.bytes -= size
+            if _read(path) is None:
+                logger.warning("%s is damaged; it is fetched anew", path)
+                self.damaged += 1
+                usage.bytes -= path.stat().st_size
+                path.unlink()
 
     def _make_room(self, wanted: Collection[str]) -> int:
         """Where over nine tenths are used, removes what is not wanted, oldest first, down to half. Returns the bytes in use."""
@@ -113,6 +111,16 @@ class RangeCache:
 class _Usage:
     def __init__(self, used: int) -> None:
         self.bytes = used
+
+
+def _read(path: Path) -> bytes | None:
+    """An entry's bytes; None where there is none, or a damaged one."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    body, checksum = content[:-_CHECKSUM_BYTES], content[-_CHECKSUM_BYTES:]
+    return body if len(content) > _CHECKSUM_BYTES and _checksum(body) == checksum else None
 
 
 def _checksum(body: bytes) -> bytes:

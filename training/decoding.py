@@ -6,7 +6,6 @@ through shared memory; a worker whose parent is gone ends itself.
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
 import random
@@ -30,6 +29,9 @@ from training.shards import CHANGED, is_changed
 
 CHUNK_SAMPLES = 16
 """A worker gets so many at a time: enough that handing them over is cheap, and few enough that all workers have some."""
+
+
+_DIED = "a decode worker died; if the machine ran out of memory, lower data.decode_workers or data.prefetch_bytes"
 
 
 class DecodeError(RuntimeError):
@@ -111,9 +113,7 @@ class PendingBatch:
                 texts.append(ids)
                 problems |= {first + place: problem for place, problem in found.items()}
         except BrokenProcessPool:
-            raise DecodeError(
-                "a decode worker died; if the machine ran out of memory, lower data.decode_workers or data.prefetch_bytes"
-            ) from None
+            raise DecodeError(_DIED) from None
         self._done()
         return Decoded(self._pixels, stack_texts(texts), problems)
 
@@ -141,8 +141,9 @@ class Decoder:
             pixels = np.empty(shape, dtype=np.uint8)
             return PendingBatch(pixels, [(0, self._pool.submit(decode, samples, self._transform, pixels))], lambda: None)
         into = self._blocks.take(int(np.prod(shape)))
-        pixels = np.ndarray(shape, dtype=np.uint8, buffer=into.buf)
-        weakref.finalize(pixels, self._blocks.give_back, into)  # when nobody holds the batch any more
+        memory = np.frombuffer(_memory(into), dtype=np.uint8, count=int(np.prod(shape)))
+        weakref.finalize(memory, self._blocks.give_back, into)  # when nobody holds the batch any more
+        pixels = memory.reshape(shape)
         source = self._blocks.take(sum(len(sample.image) for sample in samples))
         parts, begin = [], 0
         for first in range(0, len(samples), CHUNK_SAMPLES):
@@ -152,7 +153,10 @@ class Decoder:
                 _memory(source)[begin : begin + len(sample.image)] = sample.image
                 begin += len(sample.image)
             without = [replace(sample, image=b"") for sample in chunk]
-            parts.append((first, self._pool.submit(_decode_shared, task, without, self._transform)))
+            try:
+                parts.append((first, self._pool.submit(_decode_shared, task, without, self._transform)))
+            except BrokenProcessPool:
+                raise DecodeError(_DIED) from None
         return PendingBatch(pixels, parts, lambda: self._blocks.give_back(source))
 
     def close(self) -> None:
@@ -191,8 +195,10 @@ class _SharedBlocks:
     def close(self) -> None:
         for block in self._all:
             block.unlink()
-            with contextlib.suppress(BufferError):  # a batch that somebody still holds keeps its memory until it goes
+            try:
                 block.close()
+            except BufferError:  # somebody still holds a batch, whose memory goes with it
+                block.close = lambda: None  # type: ignore[method-assign]
         self._all.clear()
 
 
@@ -234,7 +240,7 @@ def _decode_shared(task: _Task, samples: Sequence[Encoded], transform: Transform
     for sample, size in zip(samples, task.sizes, strict=True):
         whole.append(replace(sample, image=source[begin : begin + size]))
         begin += size
-    pixels: NDArray[np.uint8] = np.ndarray(task.shape, dtype=np.uint8, buffer=_attach(task.into).buf)
+    pixels: NDArray[np.uint8] = np.ndarray(task.shape, dtype=np.uint8, buffer=_memory(_attach(task.into)))
     return decode(whole, transform, pixels[task.first : task.first + len(whole)])
 
 

@@ -1,8 +1,9 @@
-"""A proxy in front of an S3 server: answers 503 to one request in `every_503`, cuts one body in `every_cut` short."""
+"""A proxy in front of an S3 server: delays, answers 503 to one request in `every_503`, cuts one body in `every_cut` short."""
 
 import http.client
 import itertools
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ class FlakyS3:
 
 
 @contextmanager
-def flaky_s3(endpoint: str, every_503: int = 10, every_cut: int = 20) -> Iterator[FlakyS3]:
+def flaky_s3(endpoint: str, every_503: int = 10, every_cut: int = 20, delay_s: float = 0.0) -> Iterator[FlakyS3]:
     target, state = urlsplit(endpoint), FlakyS3()
     lock, requests, bodies = threading.Lock(), itertools.count(1), itertools.count(1)
 
@@ -32,6 +33,7 @@ def flaky_s3(endpoint: str, every_503: int = 10, every_cut: int = 20) -> Iterato
 
         def forward(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            time.sleep(delay_s)
             with lock:
                 state.requests = next(requests)
                 refuse = state.requests % every_503 == 0

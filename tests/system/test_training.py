@@ -4,15 +4,15 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
 from jobs.config import load_config
-from training.distributed import World
 from training.tracking import read_metrics
-from training.trainer import train
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -27,16 +27,34 @@ def losses(folder):
     return torch.tensor([[row["loss"], row["loss_image_to_text"], row["temperature"]] for row in rows], dtype=torch.float64)
 
 
-def test_one_and_two_workers_have_the_same_loss_at_every_step(data_set, tmp_path):
+def samples(folder):
+    """What tells the ordered keys of every step apart."""
+    rows = [row for row in read_metrics(folder / "debug_cpu" / "metrics.jsonl") if "loss" in row]
+    prints = [row["batch_fingerprint"] for row in rows]
+    assert len(set(prints)) == len(prints)
+    return prints
+
+
+@pytest.fixture(scope="module")
+def one_worker(data_set, tmp_path_factory):
+    """The record of 30 steps on one worker, undisturbed."""
     from training.worker import run_training
 
-    for workers in (1, 2):
-        result = run_training(config_of(data_set, tmp_path / f"{workers}", f"cluster.num_workers={workers}"))
-        assert (result.step, result.samples_seen) == (30, 30 * 32)
-    one, two = losses(tmp_path / "1"), losses(tmp_path / "2")
-    assert len(one) == 30
-    torch.testing.assert_close(two, one, rtol=1e-4, atol=0)
-    assert one[-1, 0] < one[0, 0]
+    folder = tmp_path_factory.mktemp("one")
+    result = run_training(config_of(data_set, folder))
+    assert (result.step, result.samples_seen) == (30, 30 * 32)
+    assert len(losses(folder)) == 30
+    assert losses(folder)[-1, 0] < losses(folder)[0, 0]
+    return folder
+
+
+@pytest.mark.parametrize("workers", [2, 3, 4])
+def test_any_number_of_workers_has_the_same_samples_and_the_same_loss_at_every_step(data_set, tmp_path, one_worker, workers):
+    from training.worker import run_training
+
+    run_training(config_of(data_set, tmp_path, f"cluster.num_workers={workers}"))
+    assert samples(tmp_path) == samples(one_worker)
+    torch.testing.assert_close(losses(tmp_path), losses(one_worker), rtol=1e-4, atol=0)
 
 
 def worker_processes() -> list[int]:
@@ -61,7 +79,7 @@ def kill_a_worker_at(step: int, metrics: Path, killed: list[int]) -> None:
     """Waits until the record shows the step, then kills one worker."""
     while True:
         rows = read_metrics(metrics)
-        if rows and rows[-1]["step"] >= step:
+        if rows and rows[-1]["step"] >= step and worker_processes():
             victim = worker_processes()[-1]
             os.kill(victim, signal.SIGKILL)
             killed.append(rows[-1]["step"])
@@ -69,18 +87,42 @@ def kill_a_worker_at(step: int, metrics: Path, killed: list[int]) -> None:
         time.sleep(0.005)
 
 
-def test_a_worker_killed_in_mid_run_changes_no_loss(data_set, tmp_path, capfd):
+@contextmanager
+def killing(step: int, folder: Path) -> Iterator[list[int]]:
+    """Kills one worker once the record shows the step; gives the steps at which that happened."""
+    killed: list[int] = []
+    metrics = folder / "debug_cpu" / "metrics.jsonl"
+    killer = threading.Thread(target=kill_a_worker_at, args=(step, metrics, killed), daemon=True)
+    killer.start()
+    yield killed
+    killer.join(timeout=10)
+    assert killed, "the kill came before the end"
+
+
+def test_a_run_that_goes_from_two_workers_to_one_and_to_three_through_kills_is_the_same_run(data_set, tmp_path, one_worker):
+    from ray.train import TrainingFailedError
+
+    from training.worker import run_training
+
+    overrides = ("checkpoint.every_steps=2", "cluster.max_failures=0")
+    for workers, step in ((2, 5), (1, 14)):
+        with killing(step, tmp_path) as killed, pytest.raises(TrainingFailedError):
+            run_training(config_of(data_set, tmp_path, *overrides, f"cluster.num_workers={workers}"))
+        assert killed[0] < 30
+    assert run_training(config_of(data_set, tmp_path, *overrides, "cluster.num_workers=3")).step == 30
+    assert samples(tmp_path) == samples(one_worker)
+    torch.testing.assert_close(losses(tmp_path), losses(one_worker), rtol=1e-4, atol=0)
+
+
+def test_a_worker_killed_in_mid_run_changes_no_bit_of_a_loss(data_set, tmp_path, capfd):
     from training.worker import run_training
 
     overrides = ("train.max_steps=80", "checkpoint.every_steps=10", "cluster.num_workers=2")
-    train(config_of(data_set, tmp_path / "undisturbed", *overrides), World(0, 1, torch.device("cpu")))
-    killed: list[int] = []
-    metrics = tmp_path / "killed" / "debug_cpu" / "metrics.jsonl"
-    killer = threading.Thread(target=kill_a_worker_at, args=(13, metrics, killed), daemon=True)
-    killer.start()
-    result = run_training(config_of(data_set, tmp_path / "killed", *overrides))
-    assert killed, "the kill came before the end"
+    run_training(config_of(data_set, tmp_path / "undisturbed", *overrides))
+    with killing(13, tmp_path / "killed") as killed:
+        result = run_training(config_of(data_set, tmp_path / "killed", *overrides))
     assert killed[0] < 80
     assert result.step == 80
     assert "resumes from checkpoints/step_000000" in capfd.readouterr().out
-    torch.testing.assert_close(losses(tmp_path / "killed"), losses(tmp_path / "undisturbed"), rtol=1e-4, atol=0)
+    assert samples(tmp_path / "killed") == samples(tmp_path / "undisturbed")
+    assert torch.equal(losses(tmp_path / "killed"), losses(tmp_path / "undisturbed"))
