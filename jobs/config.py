@@ -32,11 +32,13 @@ LOCATIONS = (
     "index.input",
     "index.output",
     "data.uri",
+    "data.cache_dir",
+    "data.mixture.uri",
     "run.dir",
     "evaluation.retrieval_uri",
     "evaluation.zero_shot.uri",
 )
-"""Keys that hold a path or an address."""
+"""Keys that hold a path or an address; a list of sections on the way means every one of them."""
 
 
 class Config(TrainingConfig):
@@ -111,12 +113,19 @@ def with_absolute_paths(config: Config) -> Config:
     tree = config.model_dump()
     for location in LOCATIONS:
         *parents, key = location.split(".")
-        node: Any = tree
-        for parent in parents:
-            node = node[parent] if node is not None else None
-        if node is not None and node[key] and "://" not in node[key]:
-            node[key] = str(Path(node[key]).expanduser().absolute())
+        for node in _nodes(tree, parents):
+            if node[key] and "://" not in node[key]:
+                node[key] = str(Path(node[key]).expanduser().absolute())
     return Config.model_validate(tree)
+
+
+def _nodes(tree: Any, parents: Sequence[str]) -> list[dict[str, Any]]:
+    """The sections at a path: none where one on the way is unset, several where it is a list."""
+    nodes = [tree]
+    for parent in parents:
+        found = [node[parent] for node in nodes if node[parent] is not None]
+        nodes = [inner for node in found for inner in (node if isinstance(node, list | tuple) else [node])]
+    return nodes
 
 
 def key_names(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:

@@ -79,6 +79,10 @@ def test_local_paths_become_absolute_and_addresses_stay(tmp_path, monkeypatch):
     config = load_config("debug_cpu", ["data.uri=data/x", "run.dir=s3://bucket/runs"])
     assert config.data.uri == str(tmp_path / "data" / "x")
     assert config.run.dir == "s3://bucket/runs"
+    mixture = "data.mixture=[{uri: a}, {uri: s3://bucket/b, weight: 0.5}]"
+    config = load_config("debug_cpu", [mixture, "data.cache_dir=cache"])
+    assert [part.uri for part in config.data.parts] == [str(tmp_path / "a"), "s3://bucket/b"]
+    assert config.data.cache_dir == str(tmp_path / "cache")
 
 
 def test_units_sit_in_the_keys_and_sections_are_frozen():
