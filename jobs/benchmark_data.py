@@ -147,7 +147,7 @@ class _Server:
 
     def __init__(self, process: subprocess.Popen[bytes], address: str) -> None:
         self.process, self.address = process, address
-        keys = {"AWS_ACCESS_KEY_ID": "benchmark", "AWS_SECRET_ACCESS_KEY": "benchmark", "AWS_DEFAULT_REGION": "us-east-1"}
+        keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
         self.environment = os.environ | keys | {"AWS_ENDPOINT_URL": address, "RAY_AUTH_MODE": "disabled"}
 
 

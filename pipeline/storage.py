@@ -18,11 +18,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pipeline.presigned import PresignedReads
 from pipeline.types import InputError
 
 PART_SUFFIX = ".part"
 """Of files that are being written; they are never listed."""
 BODY_ATTEMPTS = 4
+CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 5, 60
 
 
 class StorageError(InputError):
@@ -227,9 +229,10 @@ class S3Storage(Storage):
         self.bucket, _, prefix = self.uri.removeprefix("s3://").partition("/")
         self.prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
         self._client: Any = None
+        self._presigned: PresignedReads | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_client": None}
+        return self.__dict__ | {"_client": None, "_presigned": None}
 
     @property
     def client(self) -> Any:
@@ -239,8 +242,17 @@ class S3Storage(Storage):
             from botocore.config import Config
 
             retries = {"mode": "standard", "max_attempts": 5}
-            self._client = boto3.client("s3", config=Config(connect_timeout=5, read_timeout=60, retries=retries))
+            config = Config(
+                connect_timeout=CONNECT_TIMEOUT_S, read_timeout=READ_TIMEOUT_S, retries=retries, signature_version="s3v4"
+            )
+            self._client = boto3.client("s3", config=config)
         return self._client
+
+    @property
+    def presigned(self) -> PresignedReads:
+        if self._presigned is None:
+            self._presigned = PresignedReads(self.client, self.bucket, CONNECT_TIMEOUT_S, READ_TIMEOUT_S)
+        return self._presigned
 
     def read(self, path: str) -> bytes:
         return self._get(path, {})
@@ -248,6 +260,9 @@ class S3Storage(Storage):
     def read_range(self, path: str, start: int, length: int) -> bytes:
         if length == 0:
             return b""
+        data = self.presigned.read_range(self.prefix + path, start, length)
+        if data is not None:
+            return data
         try:
             return self._get(path, {"Range": f"bytes={start}-{start + length - 1}"})
         except _BeyondEndError:

@@ -345,7 +345,7 @@ def test_s3_that_is_gone_ends_the_run_and_names_the_shard(make_data_set, bucket,
     loader = open_loader(DataConfig(uri=uri))
     iterator = iter(loader)
     next(iterator)
-    monkeypatch.setattr("pipeline.storage.S3Storage._get", _unreachable)
+    monkeypatch.setattr("pipeline.storage.S3Storage.read_range", _unreachable)
     with pytest.raises(StorageError, match=r"s3://.*shards/.*: S3 cannot be reached"):
         collections.deque(itertools.islice(iterator, 100))
     loader.close()
