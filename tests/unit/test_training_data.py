@@ -351,7 +351,7 @@ def test_s3_that_is_gone_ends_the_run_and_names_the_shard(make_data_set, bucket,
     loader.close()
 
 
-def _unreachable(self, path, options):
+def _unreachable(self, path, start, length):
     from botocore.exceptions import EndpointConnectionError
 
     with self._errors(path):
