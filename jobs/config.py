@@ -129,10 +129,10 @@ def _nodes(tree: Any, parents: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def key_names(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
-    """Every dotted key of the tree."""
+    """Every dotted key of the tree that can be set; a list of sections is one."""
     for name, field in section.model_fields.items():
         inner = _section_of(field.annotation)
-        if inner is None:
+        if inner is None or field.annotation == tuple[inner, ...]:  # type: ignore[valid-type]
             yield prefix + name
         else:
             yield from key_names(inner, f"{prefix}{name}.")

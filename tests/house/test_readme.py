@@ -1,6 +1,7 @@
 """Every path and command in the README exists."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -45,7 +46,7 @@ def test_every_job_that_is_shown_answers_help():
 
 @pytest.mark.parametrize("line", [line for line in COMMANDS if re.search(r"\bjobs/", line)])
 def test_the_recipe_and_every_key_of_a_command_exist(line):
-    overrides = re.findall(r"\b([a-z_]+\.[a-z_.]+)=(\S+)", line)
+    overrides = [word.split("=", 1) for word in shlex.split(line) if re.match(r"[a-z_]+\.[a-z_.]+=", word)]
     known = set(key_names())
     assert {key for key, _ in overrides} <= known
     recipe = re.search(r"--config (\S+)", line)

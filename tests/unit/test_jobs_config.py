@@ -86,7 +86,7 @@ def test_local_paths_become_absolute_and_addresses_stay(tmp_path, monkeypatch):
 
 
 def test_units_sit_in_the_keys_and_sections_are_frozen():
-    assert "ingest.fetch.total_timeout_s" in set(key_names())
+    assert {"ingest.fetch.total_timeout_s", "data.mixture"} < set(key_names())
     with pytest.raises(ValueError, match="frozen"):
         Config().train.seed = 1
 
