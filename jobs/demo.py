@@ -109,13 +109,14 @@ def _training_config(config: Config, seed: int | None, uris: dict[str, str]) -> 
 def _evaluate(config: Config, run_storage: Storage, uris: dict[str, str]) -> tuple[Figures, Path]:
     """(figures, folder of the pictures): from the last checkpoint, as anyone would load it."""
     from jobs import demo_report
-    from model.clip import build_clip
+    from model.clip import CLIP
     from training.checkpoint import CheckpointStore
+    from training.plan import architecture_of
 
     store = CheckpointStore(run_storage, config.checkpoint.keep_last)
     checkpoint = store.latest()
     assert checkpoint is not None  # training has just written one
-    clip = build_clip(config.model.name)
+    clip = CLIP(architecture_of(config))
     store.restore(checkpoint, clip)
     encoded = demo_report.encode(clip.eval(), uris)
     folder = run_storage.local_path("") or Path("runs").absolute() / f"{config.run.name}-pictures"

@@ -48,16 +48,17 @@ def job(config: Config, options: argparse.Namespace) -> None:
 
 def _from_run(config: Config) -> tuple[CLIP, EvaluationConfig]:
     """The model of a run's last checkpoint, and what to evaluate it on: the command line's wish, else the run's own."""
-    from model.clip import build_clip
+    from model.clip import CLIP
     from pipeline.storage import open_storage
     from training.checkpoint import CheckpointStore
+    from training.plan import architecture_of
 
     store = CheckpointStore(open_storage(f"{config.run.dir.rstrip('/')}/{config.run.name}"), config.checkpoint.keep_last)
     checkpoint = store.latest()
     if checkpoint is None:
         raise ConfigError(f"run.name={config.run.name}: {store.storage.uri} holds no checkpoint; name a run that was trained")
     trained = TrainingConfig.model_validate(checkpoint.config)
-    clip = build_clip(trained.model.name)
+    clip = CLIP(architecture_of(trained))
     store.restore(checkpoint, clip)
     print(f"{trained.model.name} of {store.storage.uri}/{checkpoint.folder}, {checkpoint.position.samples_seen:,} samples seen")
     wished = config.evaluation

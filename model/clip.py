@@ -23,11 +23,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import Architecture, get_architecture
-from model.layers import ResidualAttentionBlock, Transformer
+from model.layers import Captions, ResidualAttentionBlock, Transformer
 from model.resnet import Bottleneck, ModifiedResNet
 from model.vit import VisionTransformer
 
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
+SIGMOID_LOGIT_SCALE, SIGMOID_LOGIT_BIAS = math.log(10), -10.0
+"""Where SigLIP starts (arXiv 2303.15343, section 3.2): as if nearly all pairs were negatives, which they are."""
 
 
 class CLIP(nn.Module):
@@ -52,12 +54,13 @@ class CLIP(nn.Module):
                 row.embed_dim,
                 row.activation,
             )
-        self.transformer = Transformer(row.text_width, row.text_layers, row.text_heads, row.activation, causal=True)
+        self.transformer = Transformer(row.text_width, row.text_layers, row.text_heads, row.activation)
         self.token_embedding = nn.Embedding(row.vocab_size, row.text_width)
         self.positional_embedding = nn.Parameter(torch.empty(row.context_length, row.text_width))
         self.ln_final = nn.LayerNorm(row.text_width)
         self.text_projection = nn.Parameter(torch.empty(row.text_width, row.embed_dim))
-        self.logit_scale = nn.Parameter(torch.tensor(INITIAL_LOGIT_SCALE))
+        self.logit_scale = nn.Parameter(torch.tensor(SIGMOID_LOGIT_SCALE if row.has_logit_bias else INITIAL_LOGIT_SCALE))
+        self.logit_bias = nn.Parameter(torch.tensor(SIGMOID_LOGIT_BIAS)) if row.has_logit_bias else None
         self._initialize()
 
     def encode_image(self, images_BCHW: Tensor, normalize: bool = False) -> Tensor:
@@ -68,25 +71,22 @@ class CLIP(nn.Module):
     def encode_text(self, texts_BL: Tensor, normalize: bool = False) -> Tensor:
         """Token ids (B, L), L at most context_length, zero-padded -> text_features (B, E).
 
-        The mask is causal and the feature is read at end-of-text, so no token after it can change the result. A batch on the
-        CPU is therefore cut to its longest caption; on a GPU that would wait for the device, and the loader has cut it.
+        The mask is causal and the feature is read at end-of-text, so no token after it can change the result, and no work is
+        done on it: on the CPU captions are packed. A GPU takes the rectangle as it is, which the loader has cut.
         """
-        end_B = texts_BL.argmax(dim=-1)  # end-of-text has the largest id
-        if texts_BL.device.type == "cpu":
-            texts_BL = texts_BL[:, : int(end_B.max()) + 1]
-        x_BLD = self.token_embedding(texts_BL) + self.positional_embedding[: texts_BL.shape[1]]
-        x_BLD = self.transformer(x_BLD)
-        end_BD = self.ln_final(x_BLD[torch.arange(len(x_BLD), device=x_BLD.device), end_B])
-        features_BE: Tensor = end_BD @ self.text_projection
+        captions = Captions.of(texts_BL)
+        texts_BL = texts_BL[:, : captions.length]
+        x_BLD = self.token_embedding(texts_BL) + self.positional_embedding[: captions.length]
+        end_BD = self.transformer(captions.pack(x_BLD), captions)
+        features_BE: Tensor = self.ln_final(end_BD) @ self.text_projection
         return l2_normalize(features_BE) if normalize else features_BE
 
-    def forward(self, images_BCHW: Tensor, texts_BL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(image_features, text_features), normalised, each (B, E), and the scalar logit_scale_exp."""
-        return (
-            self.encode_image(images_BCHW, normalize=True),
-            self.encode_text(texts_BL, normalize=True),
-            self.logit_scale.exp(),
-        )
+    def forward(self, images_BCHW: Tensor, texts_BL: Tensor) -> tuple[Tensor, ...]:
+        """image_features and text_features, normalised, (B, E); the scalars logit_scale_exp and, if it has one, logit_bias."""
+        image_features_BE = self.encode_image(images_BCHW, normalize=True)
+        text_features_BE = self.encode_text(texts_BL, normalize=True)
+        bias = () if self.logit_bias is None else (self.logit_bias.clone(),)
+        return image_features_BE, text_features_BE, self.logit_scale.exp(), *bias
 
     @torch.no_grad()
     def _initialize(self) -> None:

@@ -20,6 +20,7 @@ class Architecture:
         patch_size_px: of a ViT; None for a ResNet.
         activation: of all transformer blocks. The same weights under the other one give other features.
         context_length: tokens of a caption, both specials included.
+        has_logit_bias: a bias beside the temperature, for SigLIP's loss.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Architecture:
     activation: Activation = "quick_gelu"
     context_length: int = 77
     vocab_size: int = 49408
+    has_logit_bias: bool = False
 
     @property
     def vision_heads(self) -> int:

@@ -31,7 +31,7 @@ class VisionTransformer(nn.Module):
         self.class_embedding = nn.Parameter(scale * torch.randn(width))
         self.positional_embedding = nn.Parameter(scale * torch.randn((image_size_px // patch_size_px) ** 2 + 1, width))
         self.ln_pre = nn.LayerNorm(width)
-        self.transformer = Transformer(width, layers, heads, activation, causal=False)
+        self.transformer = Transformer(width, layers, heads, activation)
         self.ln_post = nn.LayerNorm(width)
         self.proj = nn.Parameter(scale * torch.randn(width, embed_dim))
 
@@ -40,6 +40,6 @@ class VisionTransformer(nn.Module):
         patches_BLD = self.conv1(x_BCHW).flatten(2).transpose(1, 2)
         class_B1D = self.class_embedding.to(patches_BLD.dtype).expand(len(patches_BLD), 1, -1)
         x_BLD = torch.cat([class_B1D, patches_BLD], dim=1) + self.positional_embedding
-        x_BLD = self.transformer(self.ln_pre(x_BLD))
-        features_BE: Tensor = self.ln_post(x_BLD[:, 0]) @ self.proj
+        class_BD = self.transformer(self.ln_pre(x_BLD))
+        features_BE: Tensor = self.ln_post(class_BD) @ self.proj
         return features_BE

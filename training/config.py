@@ -118,7 +118,14 @@ class TrainConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 autocast on CUDA, float32 elsewhere. Weights and loss are float32 always."""
-    loss_tile_size: int = Field(4096, ge=1)
+    loss: Literal["contrastive", "sigmoid"] = "contrastive"
+    """contrastive: the paper's softmax over rows and columns; sigmoid: SigLIP's, each pair on its own, with a bias."""
+    micro_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
+    """Samples that a rank embeds at a time; a slice that is larger is accumulated exactly, for a second forward pass.
+    None: the whole slice. auto: as many as memory holds, found at the start."""
+    sync_batch_norm: bool = False
+    """Of ResNets on GPUs: statistics of the global batch instead of each rank's."""
+    loss_tile_size: int = Field(1024, ge=1)
     """Columns of the similarity matrix that exist at a time."""
     log_every_steps: int = Field(1, ge=1)
 

@@ -7,15 +7,19 @@ Each rank computes its own rows (its images against all texts) and its own colum
 similarity matrix is walked in tiles with a running, max-shifted log-sum-exp and walked again in the backward pass, so that no
 tensor larger than B x tile exists (after Inf-CL, arXiv 2410.17243). Loss: paper, section 2.3 and Figure 3.
 
+`sigmoid_loss` is SigLIP's (arXiv 2303.15343): each pair on its own, so that rows suffice, and a bias beside the temperature.
+
 Shape suffixes: B samples on this rank, G global batch, E embed_dim, T columns of a tile.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from training.distributed import World, gather_features, slice_bounds
@@ -29,7 +33,8 @@ class ContrastiveResult:
         loss: with gradient; weighted so that the mean over ranks is the global loss.
         loss_image_to_text, loss_text_to_image: this rank's share; their sum over ranks is the global mean. No gradient.
         accuracy_image_to_text, accuracy_text_to_image: this rank's share of the in-batch accuracy, likewise. A sample counts
-            as right when no other candidate scores higher, and of equal ones it comes first.
+            as right when no other candidate scores higher, and of equal ones it comes first. Of the sigmoid loss, which has
+            no columns, text_to_image is NaN.
     """
 
     loss: Tensor
@@ -55,16 +60,9 @@ def contrastive_loss(
         logit_scale_exp: scalar, exp(logit_scale).
         tile_size: columns that exist at a time.
     """
-    first, stop = slice_bounds(global_batch_size, world.rank, world.world_size)
-    if len(image_features_BE) != stop - first or len(text_features_BE) != stop - first:
-        raise ValueError(
-            f"features of {len(image_features_BE)} images and {len(text_features_BE)} texts: rank {world.rank} of "
-            f"{world.world_size} holds {stop - first} samples of a global batch of {global_batch_size}"
-        )
+    first = _check_slice(image_features_BE, text_features_BE, world, global_batch_size)
     with torch.autocast(image_features_BE.device.type, enabled=False):
-        dtype = torch.float64 if image_features_BE.dtype == torch.float64 else torch.float32
-        image_BE, text_BE = image_features_BE.to(dtype), text_features_BE.to(dtype)
-        scale = logit_scale_exp.to(dtype)
+        image_BE, text_BE, scale = _at_full_precision(image_features_BE, text_features_BE, logit_scale_exp)
         image_GE = gather_features(image_BE, global_batch_size, world)
         text_GE = gather_features(text_BE, global_batch_size, world)
         image_sum, image_right = _TiledCrossEntropy.apply(image_BE, text_GE, scale, first, tile_size)
@@ -80,6 +78,67 @@ def contrastive_loss(
     )
 
 
+def sigmoid_loss(
+    image_features_BE: Tensor,
+    text_features_BE: Tensor,
+    logit_scale_exp: Tensor,
+    logit_bias: Tensor,
+    world: World,
+    global_batch_size: int,
+    tile_size: int,
+) -> ContrastiveResult:
+    """SigLIP's loss: the sum over all G x G pairs of -log sigmoid(y * (scale * similarity + bias)), over G; y is 1 for a
+    sample's own pair and -1 for others. Arguments as for `contrastive_loss`; logit_bias is a scalar.
+    """
+    first = _check_slice(image_features_BE, text_features_BE, world, global_batch_size)
+    with torch.autocast(image_features_BE.device.type, enabled=False):
+        image_BE, text_BE, scale = _at_full_precision(image_features_BE, text_features_BE, logit_scale_exp)
+        text_GE = gather_features(text_BE, global_batch_size, world)
+        total, right = _TiledSigmoid.apply(image_BE, text_GE, scale, logit_bias.to(scale.dtype), first, tile_size)
+        loss = total * (world.world_size / global_batch_size)
+    share = total.detach() / global_batch_size
+    nothing = torch.full_like(share, torch.nan)
+    return ContrastiveResult(loss, share, share, right / global_batch_size, nothing)
+
+
+def _check_slice(image_features_BE: Tensor, text_features_BE: Tensor, world: World, global_batch_size: int) -> int:
+    """The first sample of this rank's slice. Raises ValueError where the features are not those of the slice."""
+    first, stop = slice_bounds(global_batch_size, world.rank, world.world_size)
+    if len(image_features_BE) != stop - first or len(text_features_BE) != stop - first:
+        raise ValueError(
+            f"features of {len(image_features_BE)} images and {len(text_features_BE)} texts: rank {world.rank} of "
+            f"{world.world_size} holds {stop - first} samples of a global batch of {global_batch_size}"
+        )
+    return first
+
+
+def _at_full_precision(*values: Tensor) -> tuple[Tensor, ...]:
+    """In float32, or in float64 where the first is."""
+    dtype = torch.float64 if values[0].dtype == torch.float64 else torch.float32
+    return tuple(value.to(dtype) for value in values)
+
+
+class _Best:
+    """The first maximum of each row over tiles that come one after the other."""
+
+    def __init__(self, rows_BE: Tensor) -> None:
+        self.score_B = rows_BE.new_full((len(rows_BE),), -torch.inf)
+        self.column_B = torch.zeros(len(rows_BE), dtype=torch.int64, device=rows_BE.device)
+
+    def see(self, similarity_BT: Tensor, start: int) -> Tensor:
+        """Takes a tile in. Returns its maxima."""
+        score_B, column_B = similarity_BT.max(1)
+        better_B = score_B > self.score_B
+        self.column_B = torch.where(better_B, column_B + start, self.column_B)
+        self.score_B = torch.where(better_B, score_B, self.score_B)
+        return score_B
+
+    def right(self, first: int) -> Tensor:
+        """How many rows have their label, column first + i, as their first maximum."""
+        own_B = torch.arange(first, first + len(self.column_B), device=self.column_B.device)
+        return (self.column_B == own_B).sum().to(self.score_B.dtype)
+
+
 class _TiledCrossEntropy(torch.autograd.Function):
     """Sum over queries of the cross-entropy of scale * query @ keys^T; query i's label is column first + i.
 
@@ -92,21 +151,15 @@ class _TiledCrossEntropy(torch.autograd.Function):
         label_B = (query_BE * key_GE[first : first + batch]).sum(1)
         largest_B = torch.full_like(label_B, -torch.inf)
         total_B = torch.zeros_like(label_B)
-        best_B = torch.full_like(label_B, -torch.inf)
-        best_column_B = torch.zeros(batch, dtype=torch.int64, device=query_BE.device)
+        best = _Best(query_BE)
         for start in range(0, len(key_GE), tile_size):
             similarity_BT = query_BE @ key_GE[start : start + tile_size].T
-            tile_best_B, tile_column_B = similarity_BT.max(1)
-            better_B = tile_best_B > best_B
-            best_column_B = torch.where(better_B, tile_column_B + start, best_column_B)
-            best_B = torch.where(better_B, tile_best_B, best_B)
-            new_largest_B = torch.maximum(largest_B, tile_best_B * scale)
+            new_largest_B = torch.maximum(largest_B, best.see(similarity_BT, start) * scale)
             tile_BT = similarity_BT.mul_(scale).sub_(new_largest_B[:, None]).exp_()
             total_B = total_B * (largest_B - new_largest_B).exp() + tile_BT.sum(1)
             largest_B = new_largest_B
         log_sum_exp_B = largest_B + total_B.log()
-        own_B = torch.arange(first, first + batch, device=query_BE.device)
-        right = (best_column_B == own_B).sum().to(query_BE.dtype)
+        right = best.right(first)
         ctx.save_for_backward(query_BE, key_GE, scale, log_sum_exp_B, label_B)
         ctx.first, ctx.tile_size = first, tile_size
         ctx.mark_non_differentiable(right)
@@ -114,21 +167,77 @@ class _TiledCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        """With p = softmax(scale * s): d/ds = scale * (p - onehot), d/dscale = sum(p * s) - label."""
-        gradient = gradients[0]
         query_BE, key_GE, scale, log_sum_exp_B, label_B = ctx.saved_tensors
-        batch, first = len(query_BE), ctx.first
-        query_gradient_BE = torch.zeros_like(query_BE)
-        key_gradient_GE = torch.empty_like(key_GE)
-        scale_gradient = -label_B.sum()
-        for start in range(0, len(key_GE), ctx.tile_size):
-            key_TE = key_GE[start : start + ctx.tile_size]
-            similarity_BT = query_BE @ key_TE.T
-            probability_BT = (similarity_BT * scale).sub_(log_sum_exp_B[:, None]).exp_()
-            scale_gradient = scale_gradient + torch.dot(similarity_BT.flatten(), probability_BT.flatten())
-            query_gradient_BE.addmm_(probability_BT, key_TE)
-            torch.mm(probability_BT.T, query_BE, out=key_gradient_GE[start : start + ctx.tile_size])
-        query_gradient_BE -= key_GE[first : first + batch]
-        key_gradient_GE[first : first + batch] -= query_BE
-        factor = gradient * scale
-        return query_gradient_BE.mul_(factor), key_gradient_GE.mul_(factor), gradient * scale_gradient, None, None
+
+        def probability(logits_BT: Tensor) -> Tensor:
+            return logits_BT.sub_(log_sum_exp_B[:, None]).exp_()
+
+        found = _backward_in_tiles(query_BE, key_GE, scale, label_B, ctx.first, ctx.tile_size, probability)
+        query, key, scale_gradient, _ = (one * gradients[0] for one in found)
+        return query, key, scale_gradient, None, None
+
+
+class _TiledSigmoid(torch.autograd.Function):
+    """Sum over queries and keys of SigLIP's loss of a pair; query i's own key is column first + i.
+
+    softplus(-z) = softplus(z) - z, so the own pairs' sign is a term of its own. Counts right queries as the other does.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, query_BE: Tensor, key_GE: Tensor, scale: Tensor, bias: Tensor, first: int, tile_size: int
+    ) -> tuple[Tensor, Tensor]:
+        label_B = (query_BE * key_GE[first : first + len(query_BE)]).sum(1)
+        total = -(scale * label_B + bias).sum()
+        best = _Best(query_BE)
+        for start in range(0, len(key_GE), tile_size):
+            similarity_BT = query_BE @ key_GE[start : start + tile_size].T
+            best.see(similarity_BT, start)
+            total = total + F.softplus(similarity_BT.mul_(scale).add_(bias)).sum()
+        right = best.right(first)
+        ctx.save_for_backward(query_BE, key_GE, scale, bias, label_B)
+        ctx.first, ctx.tile_size = first, tile_size
+        ctx.mark_non_differentiable(right)
+        return total, right
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None, None]:
+        query_BE, key_GE, scale, bias, label_B = ctx.saved_tensors
+
+        def probability(logits_BT: Tensor) -> Tensor:
+            return logits_BT.add_(bias).sigmoid_()
+
+        found = _backward_in_tiles(query_BE, key_GE, scale, label_B, ctx.first, ctx.tile_size, probability)
+        query, key, scale_gradient, total = (one * gradients[0] for one in found)
+        return query, key, scale_gradient, total - len(query_BE) * gradients[0], None, None
+
+
+def _backward_in_tiles(
+    query_BE: Tensor,
+    key_GE: Tensor,
+    scale: Tensor,
+    label_B: Tensor,
+    first: int,
+    tile_size: int,
+    probability: Callable[[Tensor], Tensor],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of query, key and scale, and the sum of all p: d/ds = scale * (p - onehot), d/dscale = sum(p * s) - label.
+
+    Args:
+        probability: p from scale * s, which it may overwrite.
+    """
+    batch = len(query_BE)
+    query_gradient_BE = torch.zeros_like(query_BE)
+    key_gradient_GE = torch.empty_like(key_GE)
+    scale_gradient, total = -label_B.sum(), torch.zeros_like(scale)
+    for start in range(0, len(key_GE), tile_size):
+        key_TE = key_GE[start : start + tile_size]
+        similarity_BT = query_BE @ key_TE.T
+        probability_BT = probability(similarity_BT * scale)
+        total = total + probability_BT.sum()
+        scale_gradient = scale_gradient + torch.dot(similarity_BT.flatten(), probability_BT.flatten())
+        query_gradient_BE.addmm_(probability_BT, key_TE)
+        torch.mm(probability_BT.T, query_BE, out=key_gradient_GE[start : start + tile_size])
+    query_gradient_BE -= key_GE[first : first + batch]
+    key_gradient_GE[first : first + batch] -= query_BE
+    return query_gradient_BE.mul_(scale), key_gradient_GE.mul_(scale), scale_gradient, total

@@ -6,7 +6,7 @@ with the pinned configuration and gets the same plan.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from model.config import Architecture, get_architecture
 from pipeline.storage import Storage, open_storage
@@ -46,11 +46,16 @@ def plan_run(config: TrainingConfig) -> RunPlan:
         ValueError: (ConfigError, StorageError, ManifestError) bad input, with value, rule and remedy.
     """
     config = TrainingConfig.model_validate(config.model_dump(include=set(TrainingConfig.model_fields)))
-    architecture = get_architecture(config.model.name)
+    architecture = architecture_of(config)
     if config.optimizer.warmup_steps and config.train.max_steps and config.optimizer.warmup_steps >= config.train.max_steps:
         raise ConfigError(
             f"optimizer.warmup_steps={config.optimizer.warmup_steps}: the run ends at train.max_steps="
             f"{config.train.max_steps}, before the warm-up does; lower the one or raise the other"
+        )
+    if config.train.sync_batch_norm and (config.train.device == "cpu" or architecture.patch_size_px is not None):
+        raise ConfigError(
+            f"train.sync_batch_norm=True: {config.model.name} on train.device={config.train.device} has no batch norm that can "
+            "be synchronised; it is for ResNets on GPUs, leave it out"
         )
     run = open_storage(f"{config.run.dir.rstrip('/')}/{config.run.name}")
     checkpoints = CheckpointStore(run, config.checkpoint.keep_last)
@@ -84,6 +89,28 @@ def plan_run(config: TrainingConfig) -> RunPlan:
     )  # fmt: skip
 
 
+def architecture_of(config: TrainingConfig) -> Architecture:
+    """The model that a run trains."""
+    return replace(get_architecture(config.model.name), has_logit_bias=config.train.loss == "sigmoid")
+
+
+def batch_norm_caveat(config: TrainingConfig, architecture: Architecture, world_size: int) -> str:
+    """Why a run's losses will depend on how many ranks it has, or on memory; empty where they do not."""
+    train = config.train
+    if architecture.patch_size_px is not None:
+        return ""
+    parts = []
+    if world_size > 1 and not train.sync_batch_norm:
+        parts.append(f"{world_size} workers without train.sync_batch_norm")
+    if train.micro_batch_size is not None:
+        parts.append(f"train.micro_batch_size={train.micro_batch_size}")
+    if not parts:
+        return ""
+    return (
+        f"{config.model.name} with {' and '.join(parts)}: batch norm sees a part of the batch, and the losses depend on which"
+    )
+
+
 def _check_continues(
     checkpoint: Checkpoint, config: TrainingConfig, order: SampleOrder, data_sets: tuple[DataSet, ...]
 ) -> None:
@@ -95,11 +122,15 @@ def _check_continues(
     ]
     held = [one["identity"] for one in checkpoint.data_sets]
     if [one.manifest.identity for one in data_sets] != held:
-        before = ", ".join(f"{one['uri']} version {one['version']}" for one in checkpoint.data_sets)
-        differences.append(f"data={', '.join(map(str, data_sets))} (it has {before})")
-    model = checkpoint.config["model"]["name"]
-    if model != config.model.name:
-        differences.append(f"model.name={config.model.name} (it has {model})")
+        named = ", ".join(f"{one['uri']} version {one['version']}" for one in checkpoint.data_sets)
+        differences.append(f"data={', '.join(map(str, data_sets))} (it has {named})")
+    before = TrainingConfig.model_validate(checkpoint.config)
+    for key, ours, theirs in (
+        ("model.name", config.model.name, before.model.name),
+        ("train.loss", config.train.loss, before.train.loss),
+    ):
+        if ours != theirs:
+            differences.append(f"{key}={ours} (it has {theirs})")
     if differences:
         raise ConfigError(
             f"run.name={config.run.name}: this run has the checkpoint {checkpoint.folder}, which does not continue into "

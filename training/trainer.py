@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import secrets
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,17 +29,21 @@ import torch
 import yaml
 from torch.nn.parallel import DistributedDataParallel
 
-from model.clip import CLIP, build_clip
+from model.clip import CLIP
 from model.preprocess import normalize_images
 from training.checkpoint import Position
 from training.config import TrainingConfig
 from training.data import Batch, TrainLoader
 from training.distributed import World, all_reduce_sum, broadcast_buffers
 from training.evaluation.runner import evaluate
-from training.loss import ContrastiveResult, contrastive_loss
+from training.loss import ContrastiveResult, contrastive_loss, sigmoid_loss
+from training.micro_batch import resolve_micro_batch_size
 from training.optimizer import build_optimizer, clamp_logit_scale_, learning_rate
-from training.plan import RunPlan, plan_run
+from training.plan import RunPlan, batch_norm_caveat, plan_run
+from training.step import compute_gradients
 from training.tracking import Tracker
+
+logger = logging.getLogger(__name__)
 
 PROGRESS_EVERY_S = 5.0
 
@@ -76,11 +81,14 @@ class Trainer:
         self.world = world
         self.position = plan.start
         torch.manual_seed(self.config.train.seed)  # the same initial weights on every rank
-        self.clip: CLIP = build_clip(self.config.model.name).to(world.device)
+        self.clip = CLIP(plan.architecture).to(world.device)
+        if self.config.train.sync_batch_norm:
+            torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.clip)
         self.optimizer = build_optimizer(self.clip, self.config.optimizer)
         self.last_checkpoint = plan.checkpoint.folder if plan.checkpoint else ""
         if plan.checkpoint is not None:
             plan.checkpoints.restore(plan.checkpoint, self.clip, self.optimizer)
+        self.micro_batch_size = self._settle_micro_batch_size()
         self.model: torch.nn.Module = self.clip
         if world.world_size > 1:
             self.model = DistributedDataParallel(
@@ -131,18 +139,16 @@ class Trainer:
 
     def _step(self, batch: Batch, loader: TrainLoader) -> None:
         """One optimizer step on this rank's slice of the global batch."""
-        config, world = self.config.train, self.world
+        config = self.config.train
         rate = learning_rate(self.position.step, self.plan.total_steps, self.config.optimizer)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
 
-        with self._autocast():
-            image_features, text_features, logit_scale_exp = self.model(normalize_images(batch.images), batch.texts)
-        result = contrastive_loss(
-            image_features, text_features, logit_scale_exp, world, config.global_batch_size, config.loss_tile_size
-        )
         self.optimizer.zero_grad(set_to_none=True)
-        result.loss.backward()
+        result = compute_gradients(
+            self.model, normalize_images(batch.images), batch.texts, self._loss, self.micro_batch_size, self._autocast
+        )
+        logit_scale_exp = self.clip.logit_scale.detach().exp()
         limit = self.config.optimizer.max_grad_norm
         grad_norm = torch.nn.utils.clip_grad_norm_(self.clip.parameters(), float("inf") if limit is None else limit)
         self.optimizer.step()
@@ -150,7 +156,12 @@ class Trainer:
 
         self.position = Position(self.position.step + 1, self.position.samples_seen + config.global_batch_size)
         if self.position.step % config.log_every_steps == 0 or self.position.step == self.plan.total_steps:
-            self._log(batch, loader, result, logit_scale_exp.detach(), grad_norm, rate)
+            self._log(batch, loader, result, logit_scale_exp, grad_norm, rate)
+
+    def _loss(self, *features: torch.Tensor) -> ContrastiveResult:
+        config = self.config.train
+        loss: Callable[..., ContrastiveResult] = sigmoid_loss if config.loss == "sigmoid" else contrastive_loss
+        return loss(*features, self.world, config.global_batch_size, config.loss_tile_size)
 
     def _after_step(self) -> None:
         """Evaluation before the checkpoint, so that what a checkpoint covers is whole in the record."""
@@ -172,6 +183,15 @@ class Trainer:
         if precision == "float32":
             return contextlib.nullcontext()
         return torch.autocast(self.world.device.type, dtype=torch.bfloat16)
+
+    def _settle_micro_batch_size(self) -> int | None:
+        """The same on every rank, and said where it was to be found out."""
+        config, batch = self.config.train, self.config.train.global_batch_size
+        size = resolve_micro_batch_size(config.micro_batch_size, self.clip, self.world, batch, self._autocast)
+        if config.micro_batch_size == "auto" and self.world.is_main:
+            longest = math.ceil(batch / self.world.world_size)
+            print(f"train.micro_batch_size=auto: {size or longest:,} at a time of the {longest:,} samples of a rank")
+        return size
 
     def _open_loader(self) -> TrainLoader:
         return TrainLoader(
@@ -255,7 +275,7 @@ class Trainer:
             "skipped_samples": int(skipped),
             "batch_fingerprint": f"{int(prints):014x}",
         }
-        self.tracker.log(row)
+        self.tracker.log({key: value for key, value in row.items() if value == value})  # what a loss has not is NaN
         if self._clock.time_to_speak() or self.position.step in (1, self.plan.total_steps):
             print(
                 f"step {row['step']:,}/{self.plan.total_steps:,}  loss {row['loss']:.4f}  temperature "
@@ -293,6 +313,9 @@ class Trainer:
 
     def _say_hello(self) -> None:
         config, plan = self.config, self.plan
+        caveat = batch_norm_caveat(config, plan.architecture, self.world.world_size)
+        if caveat:
+            logger.warning(caveat)
         if plan.checkpoint is not None:
             print(f"run {config.run.name!r} resumes from {plan.checkpoint.folder}, {plan.start.samples_seen:,} samples seen")
         else:

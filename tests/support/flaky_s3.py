@@ -55,7 +55,7 @@ def flaky_s3(endpoint: str, every_503: int = 10, every_cut: int = 20, delay_s: f
                     state.cut += cut
             self.answer(response.status, headers, content, cut)
 
-        do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = forward  # noqa: N815 (http.server's names)
+        do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = forward
 
         def answer(self, status: int, headers: list[tuple[str, str]], body: bytes, cut: bool = False) -> None:
             self.send_response_only(status)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from training.distributed import World
-from training.loss import contrastive_loss
+from training.loss import contrastive_loss, sigmoid_loss
 
 SCRIPT = Path(__file__).parents[1] / "support" / "loss_worker.py"
 ALONE = World(rank=0, world_size=1, device=torch.device("cpu"))
@@ -20,6 +20,13 @@ ALONE = World(rank=0, world_size=1, device=torch.device("cpu"))
 specification = importlib.util.spec_from_file_location("loss_worker", SCRIPT)
 loss_worker = importlib.util.module_from_spec(specification)
 specification.loader.exec_module(loss_worker)
+
+
+def full_matrix_sigmoid_loss(image_features, text_features, scale, bias):
+    """SigLIP's pseudo-code, on all pairs at once."""
+    logits = scale * image_features @ text_features.T + bias
+    labels = 2 * torch.eye(len(logits), dtype=logits.dtype) - 1
+    return -F.logsigmoid(labels * logits).sum() / len(logits)
 
 
 def full_matrix_loss(image_features, text_features, scale):
@@ -34,7 +41,7 @@ def results(tmp_path_factory):
     """World size -> what its rank 0 stored."""
     folder = tmp_path_factory.mktemp("loss")
     found = {}
-    for world_size in (1, 2, 4):
+    for world_size in (1, 2, 3, 4):
         command = [sys.executable, str(SCRIPT)]
         ranks = [subprocess.Popen([*command, str(rank), str(world_size), str(folder)]) for rank in range(world_size)]
         assert [rank.wait(timeout=120) for rank in ranks] == [0] * world_size
@@ -42,26 +49,29 @@ def results(tmp_path_factory):
     return found
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 @pytest.mark.parametrize("case", loss_worker.CASES)
 def test_loss_and_every_gradient_equal_one_process_with_the_global_batch(results, world_size, case):
-    size, _ = loss_worker.CASES[case]
-    model = loss_worker.Towers()
-    image_features, text_features, scale = model(*loss_worker.batch(size))
-    expected = full_matrix_loss(image_features, text_features, scale)
+    asked = loss_worker.CASES[case]
+    model = loss_worker.Towers(asked.loss, asked.frozen)
+    image_features, text_features, scale, *_ = model(*loss_worker.batch(asked.size))
+    if asked.loss == "sigmoid":
+        expected = full_matrix_sigmoid_loss(image_features, text_features, scale, model.logit_bias)
+    else:
+        expected = full_matrix_loss(image_features, text_features, scale)
     expected.backward()
     found = results[world_size][case]
     torch.testing.assert_close(found["loss"], expected.detach(), rtol=0, atol=1e-12)
     torch.testing.assert_close(found["mean of the ranks' losses"], expected.detach(), rtol=0, atol=1e-12)
     torch.testing.assert_close(found["features"], image_features.detach(), rtol=0, atol=1e-12)
-    names = dict(model.named_parameters())
+    names = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert set(found["gradients"]) == set(names)
     for name, parameter in names.items():
         assert float(parameter.grad.abs().max()) > 1e-6, f"{name} has a gradient to compare"
         torch.testing.assert_close(found["gradients"][name], parameter.grad, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 def test_in_batch_accuracy_is_that_of_the_full_matrix(results, world_size):
     model = loss_worker.Towers()
     image_features, text_features, _ = model(*loss_worker.batch(8))
@@ -85,6 +95,14 @@ def test_orthonormal_pairs_have_the_closed_form(scale):
     features = torch.eye(size, dtype=torch.float64)
     loss = contrastive_loss(features, features, torch.tensor(scale, dtype=torch.float64), ALONE, size, 5).loss
     assert float(loss) == pytest.approx(math.log1p((size - 1) * math.exp(-scale)), abs=1e-12)
+
+
+def test_sigmoid_loss_has_its_closed_form_for_equal_features():
+    size, scale, bias = 7, 3.0, -2.0
+    features = F.normalize(torch.ones(size, 5, dtype=torch.float64), dim=-1)
+    found = sigmoid_loss(features, features, *torch.tensor([scale, bias], dtype=torch.float64), ALONE, size, 3).loss
+    expected = math.log1p(math.exp(-(scale + bias))) + (size - 1) * math.log1p(math.exp(scale + bias))
+    assert float(found) == pytest.approx(expected, abs=1e-12)
 
 
 def test_permuting_pairs_or_swapping_towers_changes_nothing():

@@ -70,6 +70,39 @@ def test_the_stored_configuration_repeats_the_run(data_set, tmp_path):
     assert losses(tmp_path, "again") == losses(tmp_path)
 
 
+@pytest.mark.parametrize("micro_batch_size", [5, 32, "auto"])
+def test_the_losses_do_not_depend_on_the_micro_batch(data_set, tmp_path, micro_batch_size):
+    train(config_of(data_set, tmp_path / "whole"), ALONE)
+    train(config_of(data_set, tmp_path / "parts", f"train.micro_batch_size={micro_batch_size}"), ALONE)
+    whole, parts = (
+        [row["loss"] for row in read_metrics(tmp_path / part / "debug_cpu" / "metrics.jsonl")] for part in ("whole", "parts")
+    )
+    assert parts == pytest.approx(whole, rel=1e-4)
+
+
+def test_the_sigmoid_loss_learns_its_bias_and_is_evaluated_and_resumed(data_set, tmp_path):
+    overrides = ("train.loss=sigmoid", f"evaluation.retrieval_uri={data_set}")
+    train(config_of(data_set, tmp_path, *overrides), ALONE)
+    result = train(config_of(data_set, tmp_path, *overrides, "train.max_steps=24"), ALONE)
+    rows = [row for row in read_metrics(tmp_path / "debug_cpu" / "metrics.jsonl") if "loss" in row]
+    assert len(rows) == 24
+    assert rows[0]["logit_scale"] == pytest.approx(math.log(10))
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert rows[0]["batch_accuracy_image_to_text"] >= 0
+    assert "batch_accuracy_text_to_image" not in rows[0], "a loss without columns has none"
+    assert result.evaluation
+    with pytest.raises(ConfigError, match=r"train\.loss=contrastive \(it has sigmoid\)"):
+        plan_run(config_of(data_set, tmp_path))
+
+
+def test_batch_norm_on_several_ranks_is_said_and_its_synchronisation_refused_without_a_gpu(data_set, tmp_path, caplog):
+    overrides = ("model.name=debug-rn", "train.max_steps=2", "optimizer.warmup_steps=0")
+    train(config_of(data_set, tmp_path, *overrides, "train.micro_batch_size=8"), ALONE)
+    assert "debug-rn with train.micro_batch_size=8: batch norm sees a part of the batch" in caplog.text
+    with pytest.raises(ConfigError, match=r"train\.sync_batch_norm=True: debug-rn on train\.device=cpu"):
+        plan_run(config_of(data_set, tmp_path, *overrides, "train.sync_batch_norm=true"))
+
+
 @pytest.mark.parametrize("killed_at", [3, 5, 8])
 def test_a_killed_run_resumes_at_the_exact_sample_and_repeats_no_step(data_set, tmp_path, monkeypatch, killed_at, capsys):
     config = config_of(data_set, tmp_path / "undisturbed", "checkpoint.every_steps=5")
