@@ -5,6 +5,8 @@
     python jobs/benchmark.py ingest-yield           successes on a server that misbehaves
     python jobs/benchmark.py ingest-plan            the driver's memory for one and for ten million rows
     python jobs/benchmark.py data                   the training stream against webdataset and Ray Data: cost, memory, mixing
+    python jobs/benchmark.py train --model RN50     a step of a model against open_clip's
+    python jobs/benchmark.py loss                   memory and time of the loss against the plain local loss
 
 Needs the `test` extra (the peers are in it) and a machine that does nothing else.
 """
@@ -14,7 +16,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from jobs import benchmark_data, benchmark_ingest
+from jobs import benchmark_data, benchmark_ingest, benchmark_train
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -32,6 +34,14 @@ def main(argv: list[str] | None = None) -> int:
     data = commands.add_parser("data", help="the training stream's cost, memory, time to the first batch, and mixing")
     data.add_argument("--samples", type=int, default=12_000)
     data.add_argument("--repeats", type=int, default=3, help="of the whole comparison (default: %(default)s)")
+    train = commands.add_parser("train", help="pairs per second of a model's step")
+    train.add_argument("--model", default="ViT-B/32")
+    train.add_argument("--batch-size", type=int, default=32)
+    train.add_argument("--repeats", type=int, default=5)
+    train.add_argument("--threads", type=int, help="of torch (default: as torch chooses)")
+    loss = commands.add_parser("loss", help="memory and time of the loss")
+    loss.add_argument("--global-batches", type=int, nargs="+", default=[4_096, 8_192, 16_384, 32_768, 65_536])
+    loss.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args(argv)
     if options.command == "ingest":
         for scheme in ("http", "https") if options.scheme == "both" else (options.scheme,):
@@ -40,6 +50,10 @@ def main(argv: list[str] | None = None) -> int:
         print(benchmark_ingest.run_yield(options.rows))
     elif options.command == "data":
         print(benchmark_data.run(options.samples, options.repeats))
+    elif options.command == "train":
+        print(benchmark_train.run(options.model, options.batch_size, options.repeats, options.threads))
+    elif options.command == "loss":
+        print(benchmark_train.run_loss(tuple(options.global_batches), options.repeats))
     else:
         print(benchmark_ingest.run_plan(tuple(options.rows)))
     return 0

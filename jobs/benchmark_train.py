@@ -1,0 +1,188 @@
+"""The model step and the loss against open_clip's, in one process, step by step in turn. Needs the `test` extra.
+
+Same architecture, weights, batch, captions, threads and precision; open_clip as its own trainer sets it up on a CPU: padded
+captions, torch's AdamW, and its local loss.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+WORDS = (
+    "a the of and in on with dog cat man red blue old new house street car beach mountain photo night food table tree water "
+    "boat bird flower city park snow rain small large two people playing holding"
+).split()
+
+
+def captions(count: int, seed: int = 0) -> list[str]:
+    """Captions with lengths like those of web data: a median of 12 tokens, the specials included, and a long tail."""
+    rng = random.Random(seed)
+    return [" ".join(rng.choices(WORDS, k=max(1, round(rng.lognormvariate(2.3, 0.5))))) for _ in range(count)]
+
+
+def run(name: str, batch_size: int, repeats: int, threads: int | None) -> str:
+    """Pairs per second of forward, loss, backward and optimizer, ours and open_clip's."""
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+    ours, theirs, texts = _sides(name, batch_size)
+    lengths = (texts != 0).sum(1)
+    lines = [
+        f"{name}, {batch_size} pairs, captions of {int(lengths.median())} tokens in the median and {int(lengths.max())} at "
+        f"most, {torch.get_num_threads()} threads, float32"
+    ]
+    first = ours(), theirs()
+    lines.append(f"loss at step 0: {first[0]:.7f} and {first[1]:.7f}, relative difference {abs(first[0] / first[1] - 1):.1e}")
+    times: dict[str, list[float]] = {"ours": [], "open_clip": []}
+    for _ in range(repeats):
+        for side, step in (("ours", ours), ("open_clip", theirs)):
+            began = time.perf_counter()
+            step()
+            times[side].append(time.perf_counter() - began)
+    for side, seconds in times.items():
+        lines.append(f"{side:10} {median(seconds):8.3f} s a step {batch_size / median(seconds):8.2f} pairs/s")
+    ratios = [b / a for a, b in zip(times["ours"], times["open_clip"], strict=True)]
+    lines.append(f"pairs/s, ours over open_clip's: {median(ratios):.2f}x ({', '.join(f'{ratio:.2f}' for ratio in ratios)})")
+    return "\n".join(lines)
+
+
+def _sides(name: str, batch_size: int) -> tuple[Callable[[], float], Callable[[], float], Any]:
+    """(our step, open_clip's step, texts): each call is one step and gives its loss."""
+    import open_clip
+    import torch
+    from open_clip.loss import ClipLoss
+
+    from model.clip import build_clip
+    from model.tokenizer import tokenize
+    from training.config import OptimizerConfig
+    from training.distributed import World
+    from training.loss import ContrastiveResult, contrastive_loss
+    from training.optimizer import build_optimizer, clamp_logit_scale_
+    from training.step import compute_gradients
+
+    torch.manual_seed(0)
+    clip = build_clip(name)
+    peer = open_clip.create_model(f"{name.replace('/', '-')}-quickgelu")
+    peer.load_state_dict(clip.state_dict())
+    peer.train()
+    size = clip.architecture.image_size_px
+    images, texts = torch.randn(batch_size, 3, size, size), tokenize(captions(batch_size))
+    config = OptimizerConfig()
+    optimizer = build_optimizer(clip, config)
+    world = World(0, 1, torch.device("cpu"))
+
+    def loss(images: torch.Tensor, texts: torch.Tensor, scale: torch.Tensor) -> ContrastiveResult:
+        return contrastive_loss(images, texts, scale, world, batch_size, 1024)
+
+    def ours() -> float:
+        optimizer.zero_grad(set_to_none=True)
+        result = compute_gradients(clip, images, texts, loss, None)
+        optimizer.step()
+        clamp_logit_scale_(clip)
+        return float(result.loss.detach())
+
+    decayed = [one for one in peer.parameters() if one.ndim >= 2]
+    spared = [one for one in peer.parameters() if one.ndim < 2]
+    peer_optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": config.weight_decay}, {"params": spared, "weight_decay": 0.0}],
+        lr=config.learning_rate,
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+    )
+    peer_loss = ClipLoss()
+
+    def theirs() -> float:
+        peer_optimizer.zero_grad()
+        total = peer_loss(*peer(images, texts))
+        total.backward()
+        peer_optimizer.step()
+        with torch.no_grad():
+            peer.logit_scale.clamp_(0, 4.6052)
+        return float(total.detach())
+
+    return ours, theirs, texts
+
+
+# ---------------------------------------------------------------------------------------------------------------- the loss
+
+
+def run_loss(global_batches: tuple[int, ...], repeats: int) -> str:
+    """Peak memory and time of the loss as one of 8 ranks has it, ours and the plain local one, each in its own process."""
+    import json
+    import subprocess
+    import sys
+
+    lines = [f"the loss of one of 8 ranks, 512 dimensions, float32\n{'global batch':>13}{'ours MB':>10}{'local MB':>10}"
+             f"{'share':>8}{'ours s':>9}{'local s':>9}{'time':>7}"]  # fmt: skip
+    for size in global_batches:
+        found = {}
+        for side in ("ours", "local"):
+            command = [sys.executable, str(Path(__file__)), side, str(size), str(repeats)]
+            root = Path(__file__).parents[1]
+            done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)
+            found[side] = json.loads(done.stdout.splitlines()[-1])
+        (our_mb, our_s), (local_mb, local_s) = found["ours"], found["local"]
+        lines.append(
+            f"{size:>13,}{our_mb:>10,.1f}{local_mb:>10,.1f}{our_mb / local_mb:>8.1%}{our_s:>9.3f}{local_s:>9.3f}"
+            f"{our_s / local_s:>6.2f}x"
+        )
+    return "\n".join(lines)
+
+
+def measure_loss(side: str, size: int, repeats: int) -> tuple[float, float]:
+    """(peak MB above features and their gradients, median seconds) of forward and backward, size / 8 rows and columns."""
+    import torch
+    import torch.nn.functional as F
+
+    from training.loss import _TiledCrossEntropy
+
+    rows = size // 8
+    torch.manual_seed(0)
+    image_GE, text_GE = (F.normalize(torch.randn(size, 512), dim=-1).requires_grad_() for _ in range(2))
+    image_BE, text_BE = (one[:rows].detach().clone().requires_grad_() for one in (image_GE, text_GE))
+    scale = torch.tensor(14.3, requires_grad=True)
+    leaves = (image_GE, text_GE, image_BE, text_BE, scale)
+    gradients_mb = sum(leaf.nbytes for leaf in leaves) / 1e6
+    seconds = []
+    baseline = 0.0
+    for repeat in range(repeats + 1):
+        for leaf in leaves:
+            leaf.grad = None
+        if repeat == 0:
+            baseline = _peak_mb(reset=True)
+        began = time.perf_counter()
+        if side == "ours":
+            loss = _TiledCrossEntropy.apply(image_BE, text_GE, scale, 0, 1024)[0]
+            loss = (loss + _TiledCrossEntropy.apply(text_BE, image_GE, scale, 0, 1024)[0]) / 2 / rows
+        else:
+            labels = torch.arange(rows)
+            loss = F.cross_entropy(scale * image_BE @ text_GE.T, labels) + F.cross_entropy(scale * text_BE @ image_GE.T, labels)
+            loss = loss / 2
+        loss.backward()
+        if repeat:
+            seconds.append(time.perf_counter() - began)
+        else:
+            peak = _peak_mb() - baseline - gradients_mb
+    return peak, median(seconds)
+
+
+def _peak_mb(reset: bool = False) -> float:
+    """Of this process's memory so far, or since the last reset."""
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    field = "VmRSS" if reset else "VmHWM"
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024 / 1e6
+
+
+if __name__ == "__main__":
+    import json
+    import sys
+
+    print(json.dumps(measure_loss(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))))
