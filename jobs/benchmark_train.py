@@ -13,10 +13,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-WORDS = (
-    "a the of and in on with dog cat man red blue old new house street car beach mountain photo night food table tree water "
-    "boat bird flower city park snow rain small large two people playing holding"
-).split()
+WORDS = [
+    *("a", "the", "of", "and", "in", "on", "with", "dog", "cat", "man", "red", "blue", "old", "new", "house", "street", "car"),
+    *("beach", "mountain", "photo", "night", "food", "table", "tree", "water", "boat", "bird", "flower", "city", "park"),
+    *("snow", "rain", "small", "large", "two", "people", "playing", "holding"),
+]
 
 
 def captions(count: int, seed: int = 0) -> list[str]:

@@ -14,7 +14,7 @@ Shape suffixes: B samples on this rank, G global batch, E embed_dim, T columns o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -152,8 +152,7 @@ class _TiledCrossEntropy(torch.autograd.Function):
         largest_B = torch.full_like(label_B, -torch.inf)
         total_B = torch.zeros_like(label_B)
         best = _Best(query_BE)
-        for start in range(0, len(key_GE), tile_size):
-            similarity_BT = query_BE @ key_GE[start : start + tile_size].T
+        for start, similarity_BT in _tiles(query_BE, key_GE, tile_size):
             new_largest_B = torch.maximum(largest_B, best.see(similarity_BT, start) * scale)
             tile_BT = similarity_BT.mul_(scale).sub_(new_largest_B[:, None]).exp_()
             total_B = total_B * (largest_B - new_largest_B).exp() + tile_BT.sum(1)
@@ -173,7 +172,7 @@ class _TiledCrossEntropy(torch.autograd.Function):
             return logits_BT.sub_(log_sum_exp_B[:, None]).exp_()
 
         found = _backward_in_tiles(query_BE, key_GE, scale, label_B, ctx.first, ctx.tile_size, probability)
-        query, key, scale_gradient, _ = (one * gradients[0] for one in found)
+        query, key, scale_gradient, _ = (one.mul_(gradients[0]) for one in found)
         return query, key, scale_gradient, None, None
 
 
@@ -190,8 +189,7 @@ class _TiledSigmoid(torch.autograd.Function):
         label_B = (query_BE * key_GE[first : first + len(query_BE)]).sum(1)
         total = -(scale * label_B + bias).sum()
         best = _Best(query_BE)
-        for start in range(0, len(key_GE), tile_size):
-            similarity_BT = query_BE @ key_GE[start : start + tile_size].T
+        for start, similarity_BT in _tiles(query_BE, key_GE, tile_size):
             best.see(similarity_BT, start)
             total = total + F.softplus(similarity_BT.mul_(scale).add_(bias)).sum()
         right = best.right(first)
@@ -208,8 +206,18 @@ class _TiledSigmoid(torch.autograd.Function):
             return logits_BT.add_(bias).sigmoid_()
 
         found = _backward_in_tiles(query_BE, key_GE, scale, label_B, ctx.first, ctx.tile_size, probability)
-        query, key, scale_gradient, total = (one * gradients[0] for one in found)
+        query, key, scale_gradient, total = (one.mul_(gradients[0]) for one in found)
         return query, key, scale_gradient, total - len(query_BE) * gradients[0], None, None
+
+
+def _tiles(query_BE: Tensor, key_GE: Tensor, tile_size: int) -> Iterator[tuple[int, Tensor]]:
+    """(first column, similarity_BT) for one tile after the other, all in the same memory, which the taker may overwrite."""
+    batch = len(query_BE)
+    memory = query_BE.new_empty(batch * min(tile_size, len(key_GE)))
+    for start in range(0, len(key_GE), tile_size):
+        key_TE = key_GE[start : start + tile_size]
+        similarity_BT = memory[: batch * len(key_TE)].view(batch, len(key_TE))
+        yield start, torch.mm(query_BE, key_TE.T, out=similarity_BT)
 
 
 def _backward_in_tiles(
@@ -221,7 +229,7 @@ def _backward_in_tiles(
     tile_size: int,
     probability: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of query, key and scale, and the sum of all p: d/ds = scale * (p - onehot), d/dscale = sum(p * s) - label.
+    """Gradients of query, key and scale, and the sum of all p: d/ds = scale * (p - onehot), d/dscale = sum(p * s) - labels.
 
     Args:
         probability: p from scale * s, which it may overwrite.
@@ -229,15 +237,15 @@ def _backward_in_tiles(
     batch = len(query_BE)
     query_gradient_BE = torch.zeros_like(query_BE)
     key_gradient_GE = torch.empty_like(key_GE)
-    scale_gradient, total = -label_B.sum(), torch.zeros_like(scale)
-    for start in range(0, len(key_GE), tile_size):
-        key_TE = key_GE[start : start + tile_size]
-        similarity_BT = query_BE @ key_TE.T
-        probability_BT = probability(similarity_BT * scale)
+    total = torch.zeros_like(scale)
+    for start, similarity_BT in _tiles(query_BE, key_GE, tile_size):
+        probability_BT = probability(similarity_BT.mul_(scale))
+        stop = start + probability_BT.shape[1]
         total = total + probability_BT.sum()
-        scale_gradient = scale_gradient + torch.dot(similarity_BT.flatten(), probability_BT.flatten())
-        query_gradient_BE.addmm_(probability_BT, key_TE)
-        torch.mm(probability_BT.T, query_BE, out=key_gradient_GE[start : start + tile_size])
+        query_gradient_BE.addmm_(probability_BT, key_GE[start:stop])
+        torch.mm(probability_BT.T, query_BE, out=key_gradient_GE[start:stop])
+    # s is query . key, so that sum(p * s) is query . (p @ key), which is there already.
+    scale_gradient = torch.dot(query_BE.flatten(), query_gradient_BE.flatten()) - label_B.sum()
     query_gradient_BE -= key_GE[first : first + batch]
     key_gradient_GE[first : first + batch] -= query_BE
     return query_gradient_BE.mul_(scale), key_gradient_GE.mul_(scale), scale_gradient, total
