@@ -83,7 +83,7 @@ def _sides(name: str, batch_size: int) -> tuple[Callable[[], float], Callable[[]
 
     def ours() -> float:
         optimizer.zero_grad(set_to_none=True)
-        result = compute_gradients(clip, images, texts, loss, None)
+        result = compute_gradients(clip, (images, texts), loss, None)
         optimizer.step()
         clamp_logit_scale_(clip)
         return float(result.loss.detach())

@@ -35,6 +35,7 @@ LOCATIONS = (
     "data.cache_dir",
     "data.mixture.uri",
     "run.dir",
+    "model.weights",
     "evaluation.retrieval_uri",
     "evaluation.zero_shot.uri",
 )

@@ -117,7 +117,7 @@ def _evaluate(config: Config, run_storage: Storage, uris: dict[str, str]) -> tup
     checkpoint = store.latest()
     assert checkpoint is not None  # training has just written one
     clip = CLIP(architecture_of(config))
-    store.restore(checkpoint, clip)
+    store.restore_weights(checkpoint, clip)
     encoded = demo_report.encode(clip.eval(), uris)
     folder = run_storage.local_path("") or Path("runs").absolute() / f"{config.run.name}-pictures"
     folder.mkdir(parents=True, exist_ok=True)

@@ -59,7 +59,7 @@ def _from_run(config: Config) -> tuple[CLIP, EvaluationConfig]:
         raise ConfigError(f"run.name={config.run.name}: {store.storage.uri} holds no checkpoint; name a run that was trained")
     trained = TrainingConfig.model_validate(checkpoint.config)
     clip = CLIP(architecture_of(trained))
-    store.restore(checkpoint, clip)
+    store.restore_weights(checkpoint, clip)
     print(f"{trained.model.name} of {store.storage.uri}/{checkpoint.folder}, {checkpoint.position.samples_seen:,} samples seen")
     wished = config.evaluation
     asked = wished.retrieval_uri is not None or wished.zero_shot is not None

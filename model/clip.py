@@ -11,7 +11,7 @@ The paper's symbols (Figure 3) and where they are here:
     temperature                       1 / exp(tau), 0.07 at the start
     logits = I_e . T_e^T * exp(tau)   training/loss.py, in tiles
 
-Shape suffixes: B samples, L tokens, C H W a picture, D width, E embed_dim.
+Shape suffixes: B samples, L tokens, C H W a picture, P patches that are kept, D width, E embed_dim.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.config import Architecture, get_architecture
+from model.config import Architecture, Tower, get_architecture
 from model.layers import Captions, ResidualAttentionBlock, Transformer
 from model.resnet import Bottleneck, ModifiedResNet
 from model.vit import VisionTransformer
@@ -38,6 +38,7 @@ class CLIP(nn.Module):
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         row = self.architecture = architecture
+        self.locked: tuple[Tower, ...] = ()
         self.visual: nn.Module
         if isinstance(row.vision_layers, tuple):
             self.visual = ModifiedResNet(
@@ -63,27 +64,48 @@ class CLIP(nn.Module):
         self.logit_bias = nn.Parameter(torch.tensor(SIGMOID_LOGIT_BIAS)) if row.has_logit_bias else None
         self._initialize()
 
-    def encode_image(self, images_BCHW: Tensor, normalize: bool = False) -> Tensor:
-        """Normalised pixels (B, 3, H, W) -> image_features (B, E)."""
-        features_BE: Tensor = self.visual(images_BCHW)
+    def tower_parameters(self, tower: Tower) -> list[nn.Parameter]:
+        """What one encoder is made of, its projection into the joint space included."""
+        if tower == "image":
+            return list(self.visual.parameters())
+        modules = (self.transformer, self.token_embedding, self.ln_final)
+        return [self.positional_embedding, self.text_projection, *(one for module in modules for one in module.parameters())]
+
+    def lock(self, tower: Tower) -> None:
+        """Trains this encoder no more (LiT, arXiv 2111.07991): no gradient, no backward pass, batch norm as it was learned."""
+        for parameter in self.tower_parameters(tower):
+            parameter.requires_grad_(False)
+        self.locked = (*self.locked, tower)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> CLIP:
+        super().train(mode)
+        if "image" in self.locked:
+            self.visual.eval()
+        return self
+
+    def encode_image(self, images_BCHW: Tensor, normalize: bool = False, kept_BP: Tensor | None = None) -> Tensor:
+        """Normalised pixels (B, 3, H, W) -> image_features (B, E). `kept_BP`: of a ViT, the patches that are looked at."""
+        features_BE: Tensor = self.visual(images_BCHW) if kept_BP is None else self.visual(images_BCHW, kept_BP)
         return l2_normalize(features_BE) if normalize else features_BE
 
     def encode_text(self, texts_BL: Tensor, normalize: bool = False) -> Tensor:
         """Token ids (B, L), L at most context_length, zero-padded -> text_features (B, E).
 
         The mask is causal and the feature is read at end-of-text, so no token after it can change the result, and no work is
-        done on it: on the CPU captions are packed. A GPU takes the rectangle as it is, which the loader has cut.
+        done on it where the ids are on the CPU, wherever the model is. Ids on a GPU are taken as the rectangle that they are.
         """
-        captions = Captions.of(texts_BL)
-        texts_BL = texts_BL[:, : captions.length]
+        device = self.positional_embedding.device
+        captions = Captions.of(texts_BL, device)
+        texts_BL = texts_BL[:, : captions.length].to(device, non_blocking=True)
         x_BLD = self.token_embedding(texts_BL) + self.positional_embedding[: captions.length]
         end_BD = self.transformer(captions.pack(x_BLD), captions)
         features_BE: Tensor = self.ln_final(end_BD) @ self.text_projection
         return l2_normalize(features_BE) if normalize else features_BE
 
-    def forward(self, images_BCHW: Tensor, texts_BL: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, images_BCHW: Tensor, texts_BL: Tensor, kept_BP: Tensor | None = None) -> tuple[Tensor, ...]:
         """image_features and text_features, normalised, (B, E); the scalars logit_scale_exp and, if it has one, logit_bias."""
-        image_features_BE = self.encode_image(images_BCHW, normalize=True)
+        image_features_BE = self.encode_image(images_BCHW, normalize=True, kept_BP=kept_BP)
         text_features_BE = self.encode_text(texts_BL, normalize=True)
         bias = () if self.logit_bias is None else (self.logit_bias.clone(),)
         return image_features_BE, text_features_BE, self.logit_scale.exp(), *bias

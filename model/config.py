@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Activation = Literal["quick_gelu", "gelu"]
+Tower = Literal["image", "text"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,11 @@ class Architecture:
     def vision_heads(self) -> int:
         """Heads of the ViT's blocks, or of the ResNet's attention pool: 64 dimensions each."""
         return self.vision_width // 64 if self.patch_size_px is not None else self.vision_width * 32 // 64
+
+    @property
+    def image_step_px(self) -> int:
+        """Side of the squares that a picture is cut into: its size is a multiple of it."""
+        return self.patch_size_px or 32
 
 
 # name, E, px, vision layers, vision width, patch px, text layers, text width, text heads

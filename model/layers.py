@@ -44,13 +44,14 @@ class Captions:
     index_T: Tensor | None
 
     @staticmethod
-    def of(texts_BL: Tensor) -> Captions:
-        """On the CPU packed. On a GPU the number of tokens is not known without waiting for the device."""
+    def of(texts_BL: Tensor, device: torch.device) -> Captions:
+        """For a model on `device`. Packed where the ids are on the CPU; a GPU's tokens are counted only by waiting for it."""
         end_B = texts_BL.argmax(dim=-1)  # end-of-text has the largest id
         if texts_BL.device.type != "cpu":
             return Captions(end_B, texts_BL.shape[1], None)
         length = int(end_B.max()) + 1
-        return Captions(end_B, length, (torch.arange(length) <= end_B[:, None]).flatten().nonzero()[:, 0])
+        index_T = (torch.arange(length) <= end_B[:, None]).flatten().nonzero()[:, 0]
+        return Captions(end_B.to(device, non_blocking=True), length, index_T.to(device, non_blocking=True))
 
     def pack(self, x_BLD: Tensor) -> Tensor:
         """(B, L, D) -> (T, D), or as it is where the tokens stay in the rectangle."""

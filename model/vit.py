@@ -1,6 +1,6 @@
 """CLIP's vision transformer (paper, section 2.4): an extra layer norm before the blocks, a projection after the class token.
 
-Shape suffixes: B samples, C H W a picture, L tokens (class token first), D width, E embed_dim.
+Shape suffixes: B samples, C H W a picture, L tokens (class token first), P patches that are kept, D width, E embed_dim.
 """
 
 from __future__ import annotations
@@ -35,11 +35,14 @@ class VisionTransformer(nn.Module):
         self.ln_post = nn.LayerNorm(width)
         self.proj = nn.Parameter(scale * torch.randn(width, embed_dim))
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
+    def forward(self, x_BCHW: Tensor, kept_BP: Tensor | None = None) -> Tensor:
+        """`kept_BP`: the patches of each picture that are looked at (patch dropout: FLIP, arXiv 2212.00794); None: all."""
         # (B, D, H', W') -> (B, D, H' * W') -> (B, L - 1, D)
-        patches_BLD = self.conv1(x_BCHW).flatten(2).transpose(1, 2)
-        class_B1D = self.class_embedding.to(patches_BLD.dtype).expand(len(patches_BLD), 1, -1)
-        x_BLD = torch.cat([class_B1D, patches_BLD], dim=1) + self.positional_embedding
+        patches_BLD = self.conv1(x_BCHW).flatten(2).transpose(1, 2) + self.positional_embedding[1:]
+        if kept_BP is not None:
+            patches_BLD = patches_BLD.gather(1, kept_BP[:, :, None].expand(-1, -1, patches_BLD.shape[2]))
+        class_D = self.class_embedding + self.positional_embedding[0]
+        x_BLD = torch.cat([class_D.to(patches_BLD.dtype).expand(len(patches_BLD), 1, -1), patches_BLD], dim=1)
         class_BD = self.transformer(self.ln_pre(x_BLD))
         features_BE: Tensor = self.ln_post(class_BD) @ self.proj
         return features_BE

@@ -6,11 +6,13 @@ only when its activation is stated, by our own metadata in a safetensors file or
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -24,27 +26,30 @@ Tokenize = Callable[..., Tensor]
 
 
 def load_clip(
-    name: str, weights: str | Path | None = None, activation: Activation | None = None
+    name: str, weights: str | Path | None = None, activation: Activation | None = None, image_size_px: int | None = None
 ) -> tuple[CLIP, Preprocess, Tokenize]:
     """Model, preprocess and tokenizer of one name, which belong together.
 
     Args:
         weights: a state dict to load; None: the published initialisation.
         activation: what the weights were trained with. May be left out for files that `save_weights` wrote.
+        image_size_px: other than the architecture's; learned positions are interpolated.
 
     Raises:
         ValueError: the file cannot be read, does not fit the architecture, or its activation is unknown or another.
     """
     architecture = get_architecture(name)
+    if image_size_px is not None:
+        architecture = replace(architecture, image_size_px=image_size_px)
     state = None
     if weights is not None:
         state, found = read_weights(Path(weights))
-        architecture = replace(architecture, activation=_settle_activation(Path(weights), activation, found))
+        architecture = replace(architecture, activation=settle_activation(str(weights), activation, found))
     elif activation is not None:
         architecture = replace(architecture, activation=activation)
     clip = CLIP(architecture)
     if state is not None:
-        load_state(clip, state, str(weights))
+        load_state(clip, state if image_size_px is None else resize_positions(clip, state), str(weights))
     return clip.eval(), Preprocess(architecture.image_size_px), tokenize
 
 
@@ -59,7 +64,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], str | None]:
     """A state dict and the activation that the file states, if it does.
 
     Reads .safetensors, and PyTorch files of tensors alone (weights_only), bare or under `state_dict`, with or without DDP's
-    `module.` prefix.
+    `module.` and open_clip's `text.` prefixes.
     """
     if not path.is_file():
         raise ValueError(f"weights={path}: there is no such file; give the path of a state dict")
@@ -70,7 +75,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], str | None]:
             state = load_file(path)
         except (SafetensorError, OSError) as error:
             raise ValueError(f"weights={path}: not a whole safetensors file ({error}); fetch or export it again") from None
-        return state, metadata["activation"] if "activation" in metadata else None
+        return _plain_names(state), metadata["activation"] if "activation" in metadata else None
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -83,7 +88,42 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], str | None]:
         content = content["state_dict"]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ValueError(f"weights={path}: holds no state dict; give a mapping of names to tensors")
-    return {key.removeprefix("module."): value for key, value in content.items()}, None
+    return _plain_names(content), None
+
+
+def _plain_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix("module.").removeprefix("text."): value for key, value in state.items()}
+
+
+def resize_positions(clip: CLIP, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict with the image encoder's learned positions interpolated to the model's image size (bicubic)."""
+    own = clip.state_dict()
+    resized = dict(state)
+    for key in ("visual.positional_embedding", "visual.attnpool.positional_embedding"):
+        if key not in own or key not in state or own[key].shape == state[key].shape:
+            continue
+        (old, width), (new, _) = state[key].shape, own[key].shape
+        old_side, new_side = math.isqrt(old - 1), math.isqrt(new - 1)
+        # The first position is the class token's, or the mean's. (H * W, D) -> (1, D, H, W) and back
+        grid = state[key][1:].float().T.reshape(1, width, old_side, old_side)
+        grid = F.interpolate(grid, size=(new_side, new_side), mode="bicubic", antialias=True, align_corners=False)
+        resized[key] = torch.cat([state[key][:1].float(), grid.flatten(2)[0].T]).to(state[key].dtype)
+    return resized
+
+
+def interpolate(start: dict[str, Tensor], end: dict[str, Tensor], share: float) -> dict[str, Tensor]:
+    """(1 - share) * start + share * end for every weight and statistic (WiSE-FT, arXiv 2109.01903, equation 1).
+
+    Raises:
+        ValueError: the two have not the same names and shapes.
+    """
+    if {key: value.shape for key, value in start.items()} != {key: value.shape for key, value in end.items()}:
+        raise ValueError("the two state dicts have not the same names and shapes; only weights of one model can be averaged")
+    mixed = {}
+    for key, value in end.items():
+        floats = torch.lerp(start[key].double(), value.double(), share)
+        mixed[key] = (floats if value.is_floating_point() else floats.round()).to(value.dtype)
+    return mixed
 
 
 def load_state(clip: CLIP, state: dict[str, Tensor], source: str) -> None:
@@ -102,7 +142,7 @@ def load_state(clip: CLIP, state: dict[str, Tensor], source: str) -> None:
     clip.load_state_dict(state, strict=True)
 
 
-def _settle_activation(path: Path, told: Activation | None, found: str | None) -> Activation:
+def settle_activation(path: str, told: Activation | None, found: str | None) -> Activation:
     """The one activation that is told or found; both must agree."""
     if told is not None and found is not None and told != found:
         raise ValueError(f"activation={told}: {path} says that it was trained with {found}; leave it out or correct it")

@@ -2,12 +2,13 @@
 
 ```
 checkpoints/step_00000030/model.safetensors    weights, under the published keys
+checkpoints/step_00000030/average.safetensors  their moving average, where the run keeps one
 checkpoints/step_00000030/state.safetensors    optimizer moments and random state, as tensors
 checkpoints/step_00000030/checkpoint.json      written last: without it the folder is no checkpoint
 ```
 
 checkpoint.json holds the position (step, samples seen), what identifies the sample order and the data sets, the resolved
-configuration, package versions, and size and sha256 of the other two files.
+configuration, package versions, and size and sha256 of the other files.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import hashlib
 import json
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -26,13 +27,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from model.clip import CLIP
+from model.weights import save_weights
 from pipeline.storage import Storage
 from training.config import ConfigError
 
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 2
-MODEL, STATE, RECORD = "model.safetensors", "state.safetensors", "checkpoint.json"
+MODEL, AVERAGE, STATE, RECORD = "model.safetensors", "average.safetensors", "state.safetensors", "checkpoint.json"
 
 
 @dataclass(frozen=True)
@@ -76,22 +79,28 @@ class CheckpointStore:
 
     def save(
         self,
-        model: nn.Module,
+        clip: CLIP,
         optimizer: torch.optim.Optimizer,
         position: Position,
         order: dict[str, Any],
         data_sets: list[dict[str, Any]],
         config: dict[str, Any],
+        average: CLIP | None = None,
     ) -> str:
         """Writes a checkpoint and removes those that `keep_last` no longer covers. Returns its folder."""
         folder = f"{self.prefix}/step_{position.step:08d}"
-        state = _optimizer_tensors(model, optimizer) | {"random/torch": torch.get_rng_state()}
-        weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+        state = _optimizer_tensors(clip, optimizer) | {"random/torch": torch.get_rng_state()}
+        write: dict[str, Callable[[Path], None]] = {
+            MODEL: lambda path: save_weights(clip, path),
+            STATE: lambda path: save_file(state, path, metadata={"format": "pt"}),
+        }
+        if average is not None:
+            write[AVERAGE] = lambda path: save_weights(average, path)
         files = {}
         with tempfile.TemporaryDirectory() as temporary:
-            for name, tensors in ((MODEL, weights), (STATE, state)):
+            for name, write_to in write.items():
                 path = Path(temporary) / name
-                save_file(tensors, path, metadata={"format": "pt"})
+                write_to(path)
                 with path.open("rb") as file:
                     digest = hashlib.file_digest(file, "sha256").hexdigest()
                 files[name] = {"size_bytes": path.stat().st_size, "sha256": digest}
@@ -130,19 +139,26 @@ class CheckpointStore:
             )
         return None
 
-    def restore(self, checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Puts a checkpoint's tensors into a model and, where one is given, an optimizer and the random state."""
+    def restore(
+        self, checkpoint: Checkpoint, clip: CLIP, optimizer: torch.optim.Optimizer, average: CLIP | None = None
+    ) -> None:
+        """Puts everything back as it was: weights, moments, random state and, where the run keeps one, the moving average."""
+        clip.load_state_dict(self._tensors(checkpoint, MODEL), strict=True)
+        state = self._tensors(checkpoint, STATE)
+        torch.set_rng_state(state.pop("random/torch"))
+        _load_optimizer_tensors(clip, optimizer, state)
+        if average is not None:
+            average.load_state_dict(self._tensors(checkpoint, AVERAGE), strict=True)
+
+    def restore_weights(self, checkpoint: Checkpoint, clip: CLIP) -> None:
+        """Puts in the weights that a run has to offer: their moving average where it keeps one."""
+        clip.load_state_dict(self._tensors(checkpoint, AVERAGE if AVERAGE in checkpoint.files else MODEL), strict=True)
+
+    def _tensors(self, checkpoint: Checkpoint, name: str) -> dict[str, Tensor]:
         with tempfile.TemporaryDirectory() as temporary:
-            tensors = {}
-            for name in (MODEL, STATE) if optimizer is not None else (MODEL,):
-                path = Path(temporary) / name
-                path.write_bytes(self.storage.read(f"{checkpoint.folder}/{name}"))
-                tensors[name] = load_file(path)
-        model.load_state_dict(tensors[MODEL], strict=True)
-        if optimizer is not None:
-            state = tensors[STATE]
-            torch.set_rng_state(state.pop("random/torch"))
-            _load_optimizer_tensors(model, optimizer, state)
+            path = Path(temporary) / name
+            path.write_bytes(self.storage.read(f"{checkpoint.folder}/{name}"))
+            return load_file(path)
 
     def _open(self, folder: str) -> Checkpoint:
         """Reads a record and checks size and sha256 of the files that it names. Raises ValueError where they differ."""
@@ -170,7 +186,7 @@ class CheckpointStore:
     def _remove_old(self) -> None:
         """Removes what `keep_last` does not cover: the record first, so that half a checkpoint is never visible."""
         for folder in self._folders()[self.keep_last :]:
-            for name in (RECORD, STATE, MODEL):
+            for name in (RECORD, STATE, AVERAGE, MODEL):
                 self.storage.delete(f"{folder}/{name}")
 
 
@@ -194,9 +210,18 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
 def _load_optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Tensor]) -> None:
     """The inverse of `_optimizer_tensors`, through load_state_dict, which puts each tensor where its parameter is."""
     content = optimizer.state_dict()
-    for index, (name, _) in enumerate(_named_states(model, optimizer)):
+    for index, (name, parameter) in enumerate(_named_states(model, optimizer)):
         prefix = f"optimizer/{name}/"
-        moments = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        moments = {
+            key.removeprefix(prefix): _laid_out_as(parameter, value) for key, value in state.items() if key.startswith(prefix)
+        }
         if moments:
             content["state"][index] = moments
     optimizer.load_state_dict(content)
+
+
+def _laid_out_as(parameter: nn.Parameter, value: Tensor) -> Tensor:
+    """Moments in the memory order of their parameter (channels_last): the fused optimizer walks both as one row of numbers."""
+    if value.shape != parameter.shape:
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)

@@ -36,6 +36,14 @@ class ModelConfig(Section):
 
     name: str = "ViT-B/32"
     """A row of model/config.py."""
+    weights: str = ""
+    """What a new run starts from: a state dict (.safetensors, .pt), local or s3://; empty: the published initialisation."""
+    activation: Literal["quick_gelu", "gelu"] | None = None
+    """What the weights were trained with; None: what their file states, or without weights quick_gelu."""
+    image_size_px: Annotated[int, Field(ge=1)] | None = None
+    """Other than the architecture's; learned positions are interpolated."""
+    lock: tuple[Literal["image", "text"], ...] = ()
+    """Encoders that are not trained, at no cost of a backward pass; they come from the weights."""
 
 
 class MixturePart(Section):
@@ -114,6 +122,8 @@ class TrainConfig(Section):
     num_epochs: int = Field(32, ge=1)
     max_steps: Annotated[int, Field(ge=1)] | None = None
     """Stop after this many steps although epochs are left. The schedule then ends there too."""
+    max_samples: Annotated[int, Field(ge=1)] | None = None
+    """Likewise, after so many samples as whole steps hold."""
     seed: int = Field(0, ge=0)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -125,6 +135,14 @@ class TrainConfig(Section):
     None: the whole slice. auto: as many as memory holds, found at the start."""
     sync_batch_norm: bool = False
     """Of ResNets on GPUs: statistics of the global batch instead of each rank's."""
+    patch_dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of a ViT's patches that training leaves out, others for each sample and epoch (FLIP)."""
+    ema_decay: float | None = Field(None, gt=0, lt=1)
+    """Also keep a moving average of the weights, which evaluation uses then: share of it that a step leaves as it is."""
+    activation_checkpointing: tuple[Literal["image", "text"], ...] = ()
+    """Encoders that compute their blocks again in the backward pass instead of keeping what they hold."""
+    compile: bool = False
+    """torch.compile for both encoders: a start that is minutes longer, for faster steps (on GPUs)."""
     loss_tile_size: int = Field(1024, ge=1)
     """Columns of the similarity matrix that exist at a time."""
     log_every_steps: int = Field(1, ge=1)
@@ -139,8 +157,30 @@ class OptimizerConfig(Section):
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.98, ge=0, lt=1)
     eps: float = Field(1e-6, gt=0)
-    warmup_steps: int = Field(2000, ge=0)
+    schedule: Literal["cosine", "constant", "constant_with_cooldown"] = "cosine"
+    """After the warm-up: a cosine to zero; no change; or none until the cooldown, a line to zero."""
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    """2000, or a tenth of a shorter run, where no warmup_ key is given."""
+    warmup_samples: Annotated[int, Field(ge=0)] | None = None
+    warmup_epochs: Annotated[float, Field(ge=0)] | None = None
+    cooldown_steps: Annotated[int, Field(ge=1)] | None = None
+    cooldown_samples: Annotated[int, Field(ge=1)] | None = None
+    cooldown_epochs: Annotated[float, Field(gt=0)] | None = None
     max_grad_norm: float | None = Field(None, gt=0)
+
+    @model_validator(mode="after")
+    def _one_unit_each(self) -> OptimizerConfig:
+        warmup = [key for key in ("warmup_steps", "warmup_samples", "warmup_epochs") if getattr(self, key) is not None]
+        cooldown = [key for key in ("cooldown_steps", "cooldown_samples", "cooldown_epochs") if getattr(self, key) is not None]
+        for keys in (warmup, cooldown):
+            if len(keys) > 1:
+                raise ValueError(f"{' and '.join(keys)} say the same in two units; give one of them")
+        if bool(cooldown) != (self.schedule == "constant_with_cooldown"):
+            raise ValueError(
+                f"schedule={self.schedule} with {cooldown[0] if cooldown else 'no cooldown_ key'}: constant_with_cooldown "
+                "needs one of cooldown_steps, cooldown_samples, cooldown_epochs, and no other schedule has any"
+            )
+        return self
 
 
 class CheckpointConfig(Section):

@@ -9,6 +9,7 @@ depends.
 from __future__ import annotations
 
 import collections
+import hashlib
 import itertools
 import logging
 import queue
@@ -17,7 +18,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -47,14 +48,16 @@ class Batch:
     """A rank's slice of one step.
 
     Attributes:
-        images: uint8 (B, 3, H, W), augmented, not normalised; its memory is laid out as (B, H, W, 3).
-        texts: int64 (B, L), cut to the slice's longest caption.
+        images: uint8 (B, 3, H, W), augmented, not normalised; its memory is laid out as (B, H, W, 3). On the rank's device.
+        texts: int64 (B, L), cut to the slice's longest caption. On the CPU, where the model counts tokens without waiting.
         keys: of the samples, in order.
+        seeds: int64 (B,), of each sample and epoch; on the CPU.
     """
 
     images: Tensor
     texts: Tensor
     keys: list[str]
+    seeds: Tensor
     epoch: int
     step: int
 
@@ -101,7 +104,7 @@ class TrainLoader:
         self._thread.start()
 
     def __iter__(self) -> Iterator[Batch]:
-        """Batches on the rank's device."""
+        """Batches with their pictures on the rank's device."""
         device = self.world.device
         stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         while True:
@@ -193,8 +196,14 @@ class TrainLoader:
         pixels = torch.from_numpy(decoded.pixels)
         return Batch(
             images=self._pinned(pixels).permute(0, 3, 1, 2),  # (B, H, W, 3) -> (B, 3, H, W)
-            texts=self._pinned(torch.from_numpy(cut_to_longest(texts).astype(np.int64))),
+            texts=torch.from_numpy(cut_to_longest(texts).astype(np.int64)),
             keys=[sample.key for sample in batch.samples],
+            seeds=torch.tensor(
+                [
+                    number_of(self._seed(batch.epoch, index, sample))
+                    for index, sample in zip(batch.indices, batch.samples, strict=True)
+                ]
+            ),
             epoch=batch.epoch,
             step=batch.step,
         )
@@ -203,11 +212,13 @@ class TrainLoader:
         """A copy that a GPU can fetch by itself, where there is one."""
         return tensor.pin_memory() if self.world.device.type == "cuda" else tensor
 
-    def _encoded(self, epoch: int, index: int, sample: RawSample) -> Encoded:
-        """Random, and yet a function of (seed, epoch, key): the same at any world size and after any resume."""
+    def _seed(self, epoch: int, index: int, sample: RawSample) -> str:
+        """What all that is random about a sample comes from: the same at any world size and after any resume."""
         repeat = self._fetcher.repeat(index)
-        seed = f"{self.order.seed}/{epoch}/{sample.key}" + (f"/{repeat}" if repeat else "")
-        captions = sample.captions
+        return f"{self.order.seed}/{epoch}/{sample.key}" + (f"/{repeat}" if repeat else "")
+
+    def _encoded(self, epoch: int, index: int, sample: RawSample) -> Encoded:
+        seed, captions = self._seed(epoch, index, sample), sample.captions
         caption = captions[0] if len(captions) == 1 else random.Random(f"{seed}/caption").choice(captions)
         return Encoded(sample.image, caption, seed, sample.sha256)
 
@@ -243,14 +254,18 @@ class TrainLoader:
 
 
 def _copy(batch: Batch, device: torch.device, stream: torch.cuda.Stream) -> Batch:
-    """The batch on a GPU, copied from pinned memory beside what the GPU is still computing."""
+    """The batch with its pictures on a GPU, copied from pinned memory beside what the GPU is still computing."""
     with torch.cuda.stream(stream):
-        images, texts = (tensor.to(device, non_blocking=True) for tensor in (batch.images, batch.texts))
+        images = batch.images.to(device, non_blocking=True)
     current = torch.cuda.current_stream(device)
     current.wait_stream(stream)
-    for tensor in (images, texts):
-        tensor.record_stream(current)
-    return Batch(images, texts, batch.keys, batch.epoch, batch.step)
+    images.record_stream(current)
+    return replace(batch, images=images)
+
+
+def number_of(seed: str) -> int:
+    """A seed as a signed number of 64 bits."""
+    return int.from_bytes(hashlib.blake2b(seed.encode(), digest_size=8).digest(), "little", signed=True)
 
 
 def decode_workers(config: DataConfig, device: torch.device) -> int:

@@ -7,11 +7,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from functools import cached_property
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
+
+from training.clock import CommunicationTimer
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,11 @@ class World:
     rank: int
     world_size: int
     device: torch.device
+
+    @cached_property
+    def communication(self) -> CommunicationTimer:
+        """Counts what this rank waits for the others."""
+        return CommunicationTimer(self.device)
 
     @property
     def is_main(self) -> bool:
@@ -87,7 +97,8 @@ class _Gather(torch.autograd.Function):
         longest = max(stop - start for start, stop in ctx.bounds)
         padded = _pad(features_BE, longest)
         parts = padded.new_empty(world.world_size * longest, *padded.shape[1:])
-        dist.all_gather_into_tensor(parts, padded)
+        with world.communication.waiting():
+            dist.all_gather_into_tensor(parts, padded)
         if all(stop - start == longest for start, stop in ctx.bounds):
             return parts
         rows = parts.split(longest)
@@ -98,24 +109,47 @@ class _Gather(torch.autograd.Function):
         (gradient_GE,) = gradients
         world: World = ctx.world
         start, stop = ctx.bounds[world.rank]
-        if gradient_GE.device.type != "cuda":  # gloo has no dependable reduce-scatter
-            total = gradient_GE.contiguous().clone()
-            dist.all_reduce(total)
-            return total[start:stop], None, None
+        if gradient_GE.device.type != "cuda":  # gloo's reduce-scatter is an all-reduce: twice the bytes
+            own = gradient_GE.new_empty(world.world_size * (stop - start), *gradient_GE.shape[1:])
+            sizes = [last - first for first, last in ctx.bounds]
+            with world.communication.waiting():
+                dist.all_to_all_single(own, gradient_GE.contiguous(), [stop - start] * world.world_size, sizes)
+            return own.unflatten(0, (world.world_size, stop - start)).sum(0), None, None
         longest = max(last - first for first, last in ctx.bounds)
         padded = torch.cat([_pad(gradient_GE[first:last], longest) for first, last in ctx.bounds])
         own = padded.new_empty(longest, *padded.shape[1:])
-        dist.reduce_scatter_tensor(own, padded)
+        with world.communication.waiting():
+            dist.reduce_scatter_tensor(own, padded)
         return own[: stop - start], None, None
 
 
-def all_reduce_sum(values: Tensor, world: World) -> Tensor:
-    """The sum over ranks, on every rank. No gradient."""
+def all_ranks(values_N: Tensor, world: World) -> Tensor:
+    """Every rank's numbers, (W, N) in rank order, on every rank. No gradient."""
     if world.world_size == 1:
-        return values
-    total = values.detach().clone().to(world.device)
-    dist.all_reduce(total)
-    return total
+        return values_N[None]
+    own = values_N.detach().to(world.device)
+    everybodys = own.new_empty(world.world_size * len(own))
+    dist.all_gather_into_tensor(everybodys, own)
+    return everybodys.view(world.world_size, len(own))
+
+
+def parallel(model: nn.Module, world: World) -> nn.Module:
+    """The model with its gradients averaged over ranks by DDP, while the backward pass goes on; at world size 1 as it is.
+
+    Buffers stay each rank's own: batch norm does not read them while it trains, and `broadcast_buffers` makes them one.
+    """
+    if world.world_size == 1:
+        return model
+    wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True, broadcast_buffers=False)
+    # DDP would hold the hook's own annotations, which are strings in this file, against it.
+    wrapped.register_comm_hook(world, lambda state, bucket: _average_bucket(state, bucket))
+    return wrapped
+
+
+def _average_bucket(world: World, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """What DDP does by itself, and a note of the time."""
+    world.communication.bucket_leaves()
+    return allreduce_hook(cast(dist.ProcessGroup, dist.group.WORLD), bucket)
 
 
 def gather_rows(rows: Tensor, global_size: int, world: World) -> Tensor:

@@ -58,7 +58,7 @@ def sample_bytes(clip: CLIP, device: torch.device, autocast: Callable[[], Abstra
     row, samples = clip.architecture, 4
     before = {name: value.clone() for name, value in clip.named_buffers()}
     images = torch.zeros(samples, 3, row.image_size_px, row.image_size_px, device=device)
-    texts = torch.zeros(samples, row.context_length, dtype=torch.int64, device=device)
+    texts = torch.zeros(samples, row.context_length, dtype=torch.int64)
     texts[:, -1] = row.vocab_size - 1
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value), autocast():
         graph = clip(images, texts)  # what it keeps lives as long as this does

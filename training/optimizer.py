@@ -1,11 +1,15 @@
-"""AdamW as the paper uses it, its learning-rate schedule, and the clamp of the temperature."""
+"""AdamW as the paper uses it, the learning rate's schedule, the clamp of the temperature, and the weights' moving average."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from model.clip import CLIP
 from training.config import OptimizerConfig
@@ -31,20 +35,55 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ad
     )
 
 
-def learning_rate(step: int, total_steps: int, config: OptimizerConfig) -> float:
-    """Linear warm-up, then a cosine to zero (paper, section 2.5; loshchilov 2016).
+@dataclass(frozen=True)
+class Schedule:
+    """How the learning rate moves, in steps: a linear warm-up, then what `shape` says until the end.
 
-    Args:
-        step: optimizer steps that are done: 0 for the first one.
-        total_steps: the schedule's length, warm-up included.
+    cosine: to zero along a half wave (paper, section 2.5; arXiv 1608.03983). constant: no change. constant_with_cooldown: no
+    change, and to zero along a line over the last steps (arXiv 2405.18392).
     """
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+    peak: float
+    shape: Literal["cosine", "constant", "constant_with_cooldown"]
+    total_steps: int
+    warmup_steps: int
+    cooldown_steps: int = 0
+
+    def rate(self, step: int) -> float:
+        """Of the step after `step` others: 0 is the first."""
+        if step < self.warmup_steps:
+            return self.peak * (step + 1) / self.warmup_steps
+        if self.shape == "cosine":
+            progress = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
+            return self.peak * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        left = self.total_steps - step
+        return self.peak if left > self.cooldown_steps else self.peak * max(0, left) / (self.cooldown_steps + 1)
 
 
 @torch.no_grad()
 def clamp_logit_scale_(model: CLIP) -> None:
     """Keeps exp(logit_scale) at 100 or below; called after every step."""
     model.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+
+
+@torch.no_grad()
+def limit_gradients_(model: nn.Module, limit: float | None, measured: bool) -> Tensor:
+    """Scales all gradients down to a joint norm of `limit`. Returns the norm before; NaN where it is neither limited nor
+    `measured`, which saves a walk over all gradients.
+    """
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    if limit is None and not measured:
+        return torch.tensor(torch.nan)
+    norm = get_total_norm(gradients)
+    if limit is not None:
+        clip_grads_with_norm_(model.parameters(), limit, norm)
+    return norm
+
+
+def build_average(model: nn.Module, decay: float | None) -> AveragedModel | None:
+    """The moving average of weights and batch-norm statistics, as a copy of the model; None without a decay."""
+    if decay is None:
+        return None
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    average.n_averaged.fill_(1)  # the start counts as seen, so that the first update moves it and does not replace it
+    return average.requires_grad_(False)

@@ -6,6 +6,7 @@ with the pinned configuration and gets the same plan.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from model.config import Architecture, get_architecture
@@ -14,6 +15,8 @@ from training.checkpoint import Checkpoint, CheckpointStore, Position
 from training.config import ConfigError, TrainingConfig
 from training.data_sets import DataSet, block_size_samples, open_data_sets
 from training.evaluation.runner import check_evaluation
+from training.initial_weights import initial_activation
+from training.optimizer import Schedule
 from training.sample_order import SampleOrder
 
 
@@ -25,7 +28,7 @@ class RunPlan:
         config: with the versions of its data sets pinned.
         run: the run's own folder: checkpoints, metrics.jsonl, config.yaml.
         start: where the run goes on; step 0 for a new one.
-        total_steps: the schedule's length.
+        schedule: of the learning rate; its total_steps are the run's.
     """
 
     config: TrainingConfig
@@ -36,7 +39,11 @@ class RunPlan:
     checkpoints: CheckpointStore
     checkpoint: Checkpoint | None
     start: Position
-    total_steps: int
+    schedule: Schedule
+
+    @property
+    def total_steps(self) -> int:
+        return self.schedule.total_steps
 
 
 def plan_run(config: TrainingConfig) -> RunPlan:
@@ -46,20 +53,12 @@ def plan_run(config: TrainingConfig) -> RunPlan:
         ValueError: (ConfigError, StorageError, ManifestError) bad input, with value, rule and remedy.
     """
     config = TrainingConfig.model_validate(config.model_dump(include=set(TrainingConfig.model_fields)))
-    architecture = architecture_of(config)
-    if config.optimizer.warmup_steps and config.train.max_steps and config.optimizer.warmup_steps >= config.train.max_steps:
-        raise ConfigError(
-            f"optimizer.warmup_steps={config.optimizer.warmup_steps}: the run ends at train.max_steps="
-            f"{config.train.max_steps}, before the warm-up does; lower the one or raise the other"
-        )
-    if config.train.sync_batch_norm and (config.train.device == "cpu" or architecture.patch_size_px is not None):
-        raise ConfigError(
-            f"train.sync_batch_norm=True: {config.model.name} on train.device={config.train.device} has no batch norm that can "
-            "be synchronised; it is for ResNets on GPUs, leave it out"
-        )
+    check_model(config)
     run = open_storage(f"{config.run.dir.rstrip('/')}/{config.run.name}")
     checkpoints = CheckpointStore(run, config.checkpoint.keep_last)
     checkpoint = checkpoints.latest()
+    config = _with_activation(config, checkpoint)
+    architecture = architecture_of(config)
     check_evaluation(config.evaluation)
     data_sets = open_data_sets(config.data, checkpoint.data_sets if checkpoint is not None else ())
     pinned = config.data.with_versions([one.manifest.version for one in data_sets])
@@ -73,9 +72,7 @@ def plan_run(config: TrainingConfig) -> RunPlan:
         run_size_samples=config.data.run_size_samples,
         shuffle_shards=config.data.shuffle_shards,
     )
-    total_steps = config.train.num_epochs * order.steps_per_epoch
-    if config.train.max_steps is not None:
-        total_steps = min(total_steps, config.train.max_steps)
+    schedule = plan_schedule(config, order.steps_per_epoch)
     if config.cluster.num_workers > config.train.global_batch_size:
         raise ConfigError(
             f"cluster.num_workers={config.cluster.num_workers}: every worker needs at least one sample of a step; "
@@ -84,14 +81,82 @@ def plan_run(config: TrainingConfig) -> RunPlan:
     if checkpoint is not None:
         _check_continues(checkpoint, config, order, data_sets)
     start = checkpoint.position if checkpoint is not None else Position(step=0, samples_seen=0)
-    return RunPlan(
-        config, architecture, data_sets, order, run, checkpoints, checkpoint, start, total_steps
-    )  # fmt: skip
+    return RunPlan(config, architecture, data_sets, order, run, checkpoints, checkpoint, start, schedule)
 
 
 def architecture_of(config: TrainingConfig) -> Architecture:
     """The model that a run trains."""
-    return replace(get_architecture(config.model.name), has_logit_bias=config.train.loss == "sigmoid")
+    row = get_architecture(config.model.name)
+    return replace(
+        row,
+        has_logit_bias=config.train.loss == "sigmoid",
+        image_size_px=config.model.image_size_px or row.image_size_px,
+        activation=config.model.activation or row.activation,
+    )
+
+
+def check_model(config: TrainingConfig) -> None:
+    """Refuses what the model cannot be or do. Raises ConfigError."""
+    model, train, row = config.model, config.train, get_architecture(config.model.name)
+    if model.image_size_px is not None and model.image_size_px % row.image_step_px:
+        raise ConfigError(
+            f"model.image_size_px={model.image_size_px}: {row.name} cuts pictures into squares of {row.image_step_px} pixels; "
+            f"use a multiple of {row.image_step_px}"
+        )
+    if model.lock and not model.weights:
+        raise ConfigError(f"model.lock={list(model.lock)}: an encoder that learns nothing needs weights; give model.weights")
+    if len(set(model.lock)) > 1:
+        raise ConfigError(f"model.lock={list(model.lock)}: nothing but the temperature would be trained; lock one encoder")
+    if train.patch_dropout and row.patch_size_px is None:
+        raise ConfigError(f"train.patch_dropout={train.patch_dropout}: {row.name} has no patches; it is for ViTs, leave it out")
+    if train.sync_batch_norm and (train.device == "cpu" or row.patch_size_px is not None):
+        raise ConfigError(
+            f"train.sync_batch_norm=True: {row.name} on train.device={train.device} has no batch norm that can be "
+            "synchronised; it is for ResNets on GPUs, leave it out"
+        )
+
+
+def plan_schedule(config: TrainingConfig, steps_per_epoch: int) -> Schedule:
+    """The learning rate's course in steps, whichever units its parts were given in. Raises ConfigError where it cannot be."""
+    train, optimizer = config.train, config.optimizer
+    total = train.num_epochs * steps_per_epoch
+    if train.max_steps is not None:
+        total = min(total, train.max_steps)
+    if train.max_samples is not None:
+        total = min(total, train.max_samples // train.global_batch_size)
+    if total == 0:
+        raise ConfigError(
+            f"train.max_samples={train.max_samples}: is less than one step; use at least "
+            f"train.global_batch_size={train.global_batch_size}"
+        )
+    said, warmup = _in_steps(config, "warmup", steps_per_epoch, default=min(2000, total // 10))
+    also_said, cooldown = _in_steps(config, "cooldown", steps_per_epoch, default=0)
+    if warmup and warmup + cooldown >= total:
+        parts = " and ".join(part for part in (said, also_said) if part)
+        raise ConfigError(f"{parts}: the run has {total:,} steps, too few for that; lower it, or train longer")
+    return Schedule(optimizer.learning_rate, optimizer.schedule, total, warmup, cooldown)
+
+
+def _in_steps(config: TrainingConfig, part: str, steps_per_epoch: int, default: int) -> tuple[str, int]:
+    """(the key as it was given, steps) of a part of the schedule; the default where no key of it was."""
+    steps_of_one = {"steps": 1.0, "samples": 1 / config.train.global_batch_size, "epochs": float(steps_per_epoch)}
+    for unit, steps in steps_of_one.items():
+        value = getattr(config.optimizer, f"{part}_{unit}")
+        if value is not None:
+            return f"optimizer.{part}_{unit}={value}", math.ceil(value * steps)
+    return "", default
+
+
+def _with_activation(config: TrainingConfig, checkpoint: Checkpoint | None) -> TrainingConfig:
+    """Pins the activation: what the checkpoint was trained with, else what is told, else what the weights' file states."""
+    model = config.model
+    if model.activation is None and checkpoint is not None:
+        told = TrainingConfig.model_validate(checkpoint.config).model.activation
+    elif model.weights and checkpoint is None:
+        told = initial_activation(model)
+    else:
+        told = model.activation
+    return config.model_copy(update={"model": model.model_copy(update={"activation": told})})
 
 
 def batch_norm_caveat(config: TrainingConfig, architecture: Architecture, world_size: int) -> str:
@@ -127,6 +192,10 @@ def _check_continues(
     before = TrainingConfig.model_validate(checkpoint.config)
     for key, ours, theirs in (
         ("model.name", config.model.name, before.model.name),
+        ("model.activation", config.model.activation, before.model.activation),
+        ("model.image_size_px", config.model.image_size_px, before.model.image_size_px),
+        ("model.lock", list(config.model.lock), list(before.model.lock)),
+        ("train.ema_decay", config.train.ema_decay, before.train.ema_decay),
         ("train.loss", config.train.loss, before.train.loss),
     ):
         if ours != theirs:

@@ -11,7 +11,7 @@ once, wherever a sample's features do not depend on its neighbours: so for ViTs,
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +25,7 @@ LossFunction = Callable[..., ContrastiveResult]
 
 def compute_gradients(
     model: nn.Module,
-    images_BCHW: Tensor,
-    texts_BL: Tensor,
+    inputs: Sequence[Tensor],
     loss: LossFunction,
     micro_batch_size: int | None,
     autocast: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
@@ -34,36 +33,37 @@ def compute_gradients(
     """Adds to the parameters' gradients those of the global batch of which this is a slice.
 
     Args:
-        model: a CLIP, or DDP around one: (images, texts) -> what `loss` takes.
+        model: a CLIP, or DDP around one: inputs -> what `loss` takes.
+        inputs: images (B, 3, H, W), texts (B, L), and what else the model takes a row of for each sample.
         micro_batch_size: samples that are embedded with a graph at a time; None: the slice at once. Ranks agree on None, or
             their collectives come in different orders.
         autocast: entered around the towers alone.
     """
     if micro_batch_size is None:
         with autocast():
-            features = model(images_BCHW, texts_BL)
+            features = model(*inputs)
         result = loss(*features)
         result.loss.backward()
         return result
 
-    parts = list(zip(images_BCHW.split(micro_batch_size), texts_BL.split(micro_batch_size), strict=True))
+    parts = list(zip(*(rows.split(micro_batch_size) for rows in inputs), strict=True))
     bare = model.module if isinstance(model, DistributedDataParallel) else model
     states, found = [], []
-    with torch.no_grad(), _buffers_kept(bare), autocast():
-        for images, texts in parts:
-            states.append(_RandomState(images_BCHW.device))
-            found.append(bare(images, texts))
+    with torch.no_grad(), buffers_kept(bare), autocast():
+        for part in parts:
+            states.append(_RandomState(inputs[0].device))
+            found.append(bare(*part))
     joined = [torch.cat([features[tower] for features in found]) for tower in range(2)]
     leaves = [value.detach().requires_grad_() for value in (*joined, *found[0][2:])]
     result = loss(*leaves)
     result.loss.backward()
     image_gradients, text_gradients = (_gradient(leaf).split(micro_batch_size) for leaf in leaves[:2])
 
-    for number, (images, texts) in enumerate(parts):
+    for number, part in enumerate(parts):
         last = number == len(parts) - 1
         with states[number].restored(), contextlib.nullcontext() if last else _without_sync(model):
             with autocast():
-                features = model(images, texts)
+                features = model(*part)
             gradients = [image_gradients[number], text_gradients[number]]
             if last:  # temperature and bias are shared by all micro-batches: their gradients go back once
                 gradients += [_gradient(leaf) for leaf in leaves[2:]]
@@ -82,14 +82,14 @@ def _without_sync(model: nn.Module) -> contextlib.AbstractContextManager[None]:
 
 
 @contextlib.contextmanager
-def _buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Puts batch-norm statistics back: a micro-batch that is embedded twice counts once."""
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Puts batch-norm statistics back: what is embedded twice counts once."""
     before = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
         yield
     finally:
         for buffer, value in before:
-            buffer.copy_(value)
+            buffer.data.copy_(value)  # behind autograd's back, which has noted the buffer and would refuse one that changed
 
 
 class _RandomState:

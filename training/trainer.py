@@ -20,26 +20,29 @@ import math
 import secrets
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import yaml
-from torch.nn.parallel import DistributedDataParallel
 
 from model.clip import CLIP
 from model.preprocess import normalize_images
 from training.checkpoint import Position
+from training.clock import Clock
 from training.config import TrainingConfig
 from training.data import Batch, TrainLoader
-from training.distributed import World, all_reduce_sum, broadcast_buffers
+from training.distributed import World, all_ranks, broadcast_buffers, parallel
 from training.evaluation.runner import evaluate
+from training.initial_weights import load_initial_weights
 from training.loss import ContrastiveResult, contrastive_loss, sigmoid_loss
 from training.micro_batch import resolve_micro_batch_size
-from training.optimizer import build_optimizer, clamp_logit_scale_, learning_rate
+from training.optimizer import build_average, build_optimizer, clamp_logit_scale_, limit_gradients_
+from training.patch_dropout import kept_patches
 from training.plan import RunPlan, batch_norm_caveat, plan_run
+from training.prepare import prepare_model
 from training.step import compute_gradients
 from training.tracking import Tracker
 
@@ -81,25 +84,23 @@ class Trainer:
         self.world = world
         self.position = plan.start
         torch.manual_seed(self.config.train.seed)  # the same initial weights on every rank
-        self.clip = CLIP(plan.architecture).to(world.device)
-        if self.config.train.sync_batch_norm:
-            torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.clip)
+        self.clip = CLIP(plan.architecture)
+        if self.config.model.weights and plan.checkpoint is None:
+            load_initial_weights(self.clip, self.config.model)
+        self.clip.to(world.device)
+        prepare_model(self.clip, self.config)
         self.optimizer = build_optimizer(self.clip, self.config.optimizer)
+        self.average = build_average(self.clip, self.config.train.ema_decay)
         self.last_checkpoint = plan.checkpoint.folder if plan.checkpoint else ""
         if plan.checkpoint is not None:
-            plan.checkpoints.restore(plan.checkpoint, self.clip, self.optimizer)
+            plan.checkpoints.restore(plan.checkpoint, self.clip, self.optimizer, self._averaged())
         self.micro_batch_size = self._settle_micro_batch_size()
-        self.model: torch.nn.Module = self.clip
-        if world.world_size > 1:
-            self.model = DistributedDataParallel(
-                self.clip,
-                device_ids=[world.device] if world.device.type == "cuda" else None,
-                gradient_as_bucket_view=True,
-            )
+        self.model = parallel(self.clip, world)
         self.tracker: Tracker | None = None
         self.final_loss: float | None = None
         self.evaluation: dict[str, float] = {}
-        self._clock = _Clock()
+        self._clock = Clock()
+        self._spoke = -math.inf
 
     # ---------------------------------------------------------------------------------------------------------- the loop
 
@@ -115,7 +116,7 @@ class Trainer:
                 self.tracker = stack.enter_context(self._open_record())
                 self._say_hello()
             loader = stack.enter_context(contextlib.closing(self._open_loader()))
-            self._clock.start(self.position, loader.wait_s)
+            self._clock.start(self.position.step, self.position.samples_seen, loader.wait_s)
             for batch in loader:
                 if self.position.step >= plan.total_steps:
                     break
@@ -139,24 +140,33 @@ class Trainer:
 
     def _step(self, batch: Batch, loader: TrainLoader) -> None:
         """One optimizer step on this rank's slice of the global batch."""
-        config = self.config.train
-        rate = learning_rate(self.position.step, self.plan.total_steps, self.config.optimizer)
+        config, step = self.config.train, self.position.step + 1
+        logged = step % config.log_every_steps == 0 or step == self.plan.total_steps
+        rate = self.plan.schedule.rate(self.position.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
 
         self.optimizer.zero_grad(set_to_none=True)
-        result = compute_gradients(
-            self.model, normalize_images(batch.images), batch.texts, self._loss, self.micro_batch_size, self._autocast
-        )
+        result = compute_gradients(self.model, self._inputs(batch), self._loss, self.micro_batch_size, self._autocast)
+        self.world.communication.backward_ended()
         logit_scale_exp = self.clip.logit_scale.detach().exp()
-        limit = self.config.optimizer.max_grad_norm
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.clip.parameters(), float("inf") if limit is None else limit)
+        grad_norm = limit_gradients_(self.clip, self.config.optimizer.max_grad_norm, measured=logged)
         self.optimizer.step()
         clamp_logit_scale_(self.clip)
+        if self.average is not None:
+            self.average.update_parameters(self.clip)
 
-        self.position = Position(self.position.step + 1, self.position.samples_seen + config.global_batch_size)
-        if self.position.step % config.log_every_steps == 0 or self.position.step == self.plan.total_steps:
+        self.position = Position(step, self.position.samples_seen + config.global_batch_size)
+        if logged:
             self._log(batch, loader, result, logit_scale_exp, grad_norm, rate)
+
+    def _inputs(self, batch: Batch) -> tuple[torch.Tensor, ...]:
+        images, dropout, row = normalize_images(batch.images), self.config.train.patch_dropout, self.plan.architecture
+        if not dropout:
+            return images, batch.texts
+        assert row.patch_size_px is not None
+        kept = kept_patches(batch.seeds, (row.image_size_px // row.patch_size_px) ** 2, dropout)
+        return images, batch.texts, kept.to(self.world.device, non_blocking=True)
 
     def _loss(self, *features: torch.Tensor) -> ContrastiveResult:
         config = self.config.train
@@ -204,12 +214,17 @@ class Trainer:
             samples_seen=self.position.samples_seen,
         )
 
+    def _averaged(self) -> CLIP | None:
+        """The moving average as a model, where the run keeps one."""
+        return None if self.average is None else cast(CLIP, self.average.module)
+
     def _evaluate(self) -> None:
-        broadcast_buffers(self.clip, self.world)  # batch-norm statistics are rank 0's, as in the checkpoint
-        self.clip.eval()
+        clip = self._averaged() or self.clip
+        broadcast_buffers(clip, self.world)  # batch-norm statistics are rank 0's, as in the checkpoint
+        clip.eval()
         with torch.no_grad(), self._autocast():
-            self.evaluation = evaluate(self.clip, self.config.evaluation, self.world)
-        self.clip.train()
+            self.evaluation = evaluate(clip, self.config.evaluation, self.world)
+        clip.train()
 
     def _evaluate_and_log(self) -> None:
         self._evaluate()
@@ -229,6 +244,7 @@ class Trainer:
                 order=self.plan.order.identity(),
                 data_sets=[one.identity() for one in self.plan.data_sets],
                 config=self.config.model_dump(mode="json"),
+                average=self._averaged(),
             )
 
     # ------------------------------------------------------------------------------------------------------- the record
@@ -242,21 +258,24 @@ class Trainer:
         grad_norm: torch.Tensor,
         rate: float,
     ) -> None:
-        """Global values of one step: one small all-reduce, and the only point where a step waits for the device."""
+        """Global values of one step: one small all-gather, and the only point where a step waits for the device."""
         shares = (
             result.loss_image_to_text,
             result.loss_text_to_image,
             result.accuracy_image_to_text,
             result.accuracy_text_to_image,
         )
-        counts = torch.tensor([loader.skipped_samples, loader.fingerprint(batch)], dtype=torch.float64)
-        local = torch.cat([torch.stack([share.double() for share in shares]), counts.to(self.world.device)])
-        image_to_text, text_to_image, right_image, right_text, skipped, prints = all_reduce_sum(local, self.world).tolist()
+        lap = self._clock.lap(self.position.step, self.position.samples_seen, loader.wait_s, self.world.communication)
+        counts = (loader.skipped_samples, loader.fingerprint(batch), lap.data_wait_s, lap.compute_s, lap.communication_s)
+        own = torch.cat([torch.stack([share.double() for share in shares]).cpu(), torch.tensor(counts, dtype=torch.float64)])
+        ranks = all_ranks(own, self.world).cpu()
+        image_to_text, text_to_image, right_image, right_text, skipped, prints = ranks[:, :6].sum(0).tolist()
+        data_wait_s, compute_s, communication_s = ranks[:, 6:].mean(0).tolist()
+        slowest = ranks[:, 6:].max(0).values.tolist()
         self.final_loss = (image_to_text + text_to_image) / 2
         if self.tracker is None:
             return
         scale = float(logit_scale_exp)
-        samples_per_s, wait_share = self._clock.lap(self.position, loader.wait_s)
         row = {
             "step": self.position.step,
             "samples_seen": self.position.samples_seen,
@@ -270,16 +289,24 @@ class Trainer:
             "grad_norm": float(grad_norm),
             "batch_accuracy_image_to_text": right_image,
             "batch_accuracy_text_to_image": right_text,
-            "samples_per_s": samples_per_s,
-            "data_wait_share": wait_share,
+            "samples_per_s": lap.samples_per_s,
+            "data_wait_share": data_wait_s / lap.step_s,
+            "data_wait_s": data_wait_s,
+            "compute_s": compute_s,
+            "communication_s": communication_s,
+            "slowest_data_wait_s": slowest[0],
+            "slowest_compute_s": slowest[1],
+            "slowest_communication_s": slowest[2],
             "skipped_samples": int(skipped),
             "batch_fingerprint": f"{int(prints):014x}",
         }
         self.tracker.log({key: value for key, value in row.items() if value == value})  # what a loss has not is NaN
-        if self._clock.time_to_speak() or self.position.step in (1, self.plan.total_steps):
+        now = time.perf_counter()
+        if now - self._spoke > PROGRESS_EVERY_S or self.position.step in (1, self.plan.total_steps):
+            self._spoke = now
             print(
                 f"step {row['step']:,}/{self.plan.total_steps:,}  loss {row['loss']:.4f}  temperature "
-                f"{row['temperature']:.4f}  {samples_per_s:,.0f} samples/s  data wait {wait_share:.0%}",
+                f"{row['temperature']:.4f}  {lap.samples_per_s:,.0f} samples/s  data wait {row['data_wait_share']:.0%}",
                 flush=True,
             )
 
@@ -327,33 +354,3 @@ class Trainer:
             f"{self.world.world_size} x {self.world.device.type}",
             flush=True,
         )
-
-
-class _Clock:
-    """Samples per second and the data's share of the time since the last row."""
-
-    def start(self, position: Position, wait_s: float) -> None:
-        self._since, self._samples, self._wait_s = time.perf_counter(), position.samples_seen, wait_s
-        self._spoke = 0.0
-
-    @contextlib.contextmanager
-    def stopped(self) -> Iterator[None]:
-        """Evaluation and checkpoints happen in here: their time is nobody's training speed."""
-        began = time.perf_counter()
-        yield
-        self._since += time.perf_counter() - began
-
-    def lap(self, position: Position, wait_s: float) -> tuple[float, float]:
-        """(samples per second, share of the time in which the loader was waited for)."""
-        now = time.perf_counter()
-        elapsed = max(now - self._since, 1e-9)
-        rate, share = (position.samples_seen - self._samples) / elapsed, min(1.0, (wait_s - self._wait_s) / elapsed)
-        self._since, self._samples, self._wait_s = now, position.samples_seen, wait_s
-        return rate, share
-
-    def time_to_speak(self) -> bool:
-        now = time.perf_counter()
-        if now - self._spoke < PROGRESS_EVERY_S:
-            return False
-        self._spoke = now
-        return True

@@ -1,19 +1,21 @@
 """One rank of the loss tests: computes loss and gradients under DDP for every case and stores rank 0's.
 
-python loss_worker.py RANK WORLD_SIZE FOLDER
+python loss_worker.py RANK WORLD_SIZE FOLDER [large]
 """
 
+import contextlib
 import os
 import sys
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
-from training.distributed import all_reduce_sum, gather_rows, init_world, slice_bounds
+from training import distributed
 from training.loss import contrastive_loss, sigmoid_loss
 from training.step import compute_gradients
 
@@ -43,6 +45,13 @@ CASES = {
     "frozen image tower": Case(8, 3, frozen="image"),
     "cached, frozen image tower": Case(11, 4, micro=2, frozen="image"),
     "cached, frozen text tower, sigmoid": Case(11, 4, "sigmoid", micro=2, frozen="text"),
+}
+
+LARGE_CASES = {
+    "large": Case(2001, 128),
+    "large, cached": Case(2001, 512, micro=33),
+    "large, sigmoid, cached": Case(2001, 100, "sigmoid", micro=64),
+    "large, frozen text tower": Case(2001, 1024, frozen="text"),
 }
 
 
@@ -75,32 +84,61 @@ def batch(size: int) -> tuple[torch.Tensor, torch.Tensor]:
     )
 
 
-def main(rank: int, world_size: int, folder: Path) -> None:
+@contextlib.contextmanager
+def counted_traffic() -> Iterator[Counter[str]]:
+    """Bytes that each collective is asked to move: gathers count what comes out, gradients what goes in."""
+    traffic: Counter[str] = Counter()
+    gather, scatter, buckets = dist.all_gather_into_tensor, dist.all_to_all_single, distributed.allreduce_hook
+
+    def gather_counted(output, own):
+        traffic["features"] += output.nbytes
+        gather(output, own)
+
+    def scatter_counted(output, own, *splits):
+        traffic["feature gradients"] += own.nbytes
+        scatter(output, own, *splits)
+
+    def bucket_counted(group, bucket):
+        traffic["gradients"] += bucket.buffer().nbytes
+        return buckets(group, bucket)
+
+    dist.all_gather_into_tensor, dist.all_to_all_single = gather_counted, scatter_counted
+    distributed.allreduce_hook = bucket_counted
+    try:
+        yield traffic
+    finally:
+        dist.all_gather_into_tensor, dist.all_to_all_single, distributed.allreduce_hook = gather, scatter, buckets
+
+
+def main(rank: int, world_size: int, folder: Path, cases: dict[str, Case]) -> None:
     torch.set_num_threads(1)
-    world = init_world(rank, world_size, f"file://{folder}/meet-{world_size}", torch.device("cpu"), timeout_s=60)
+    world = distributed.init_world(rank, world_size, f"file://{folder}/meet-{world_size}", torch.device("cpu"), timeout_s=60)
+
+    def total(*values: torch.Tensor) -> torch.Tensor:
+        return distributed.all_ranks(torch.stack(values), world).sum(0)
+
     results = {}
-    for name, case in CASES.items():
+    for name, case in cases.items():
         model = Towers(case.loss, case.frozen)
-        parallel = DistributedDataParallel(model)
-        images, texts = batch(case.size)
-        first, stop = slice_bounds(case.size, rank, world_size)
-        size = case.size
+        averaged = distributed.parallel(model, world)
+        first, stop = distributed.slice_bounds(case.size, rank, world_size)
+        images, texts = (rows[first:stop] for rows in batch(case.size))
 
         def loss(*features, case=case):
             function = sigmoid_loss if case.loss == "sigmoid" else contrastive_loss
             return function(*features, world, case.size, case.tile)
 
-        result = compute_gradients(parallel, images[first:stop], texts[first:stop], loss, case.micro)
+        with counted_traffic() as traffic:
+            result = compute_gradients(averaged, (images, texts), loss, case.micro)
         with torch.no_grad():
-            image_features, *_ = model(images[first:stop], texts[first:stop])
-        shares = torch.stack([result.loss_image_to_text, result.loss_text_to_image])
-        accuracy = torch.stack([result.accuracy_image_to_text, result.accuracy_text_to_image])
+            image_features, *_ = model(images, texts)
         results[name] = {
-            "loss": all_reduce_sum(shares, world).mean(),
-            "accuracy": all_reduce_sum(accuracy, world),
-            "mean of the ranks' losses": all_reduce_sum(result.loss, world) / world_size,
+            "loss": total(result.loss_image_to_text, result.loss_text_to_image).mean(),
+            "accuracy": total(result.accuracy_image_to_text, result.accuracy_text_to_image),
+            "mean of the ranks' losses": total(result.loss)[0] / world_size,
             "gradients": {key: one.grad for key, one in model.named_parameters() if one.requires_grad},
-            "features": gather_rows(image_features, size, world),
+            "features": distributed.gather_rows(image_features, case.size, world),
+            "traffic": dict(traffic),
         }
     if world.is_main:
         torch.save(results, folder / f"results-{world_size}.pt")
@@ -109,5 +147,5 @@ def main(rank: int, world_size: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), LARGE_CASES if "large" in sys.argv else CASES)
     os._exit(0)  # one exit in ten of a process that used gloo ends in std::terminate (torch 2.15): a thread is not joined

@@ -1,10 +1,12 @@
 """Weights go in strictly and never under a guessed activation."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from model.clip import build_clip
-from model.weights import load_clip, load_state, save_weights
+from model.clip import CLIP, build_clip
+from model.weights import interpolate, load_clip, load_state, resize_positions, save_weights
 
 
 @pytest.fixture
@@ -81,3 +83,47 @@ def test_a_torchscript_archive_is_refused(tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ValueError, match="there is no such file"):
         load_clip("debug-vit", tmp_path / "none.pt")
+
+
+@pytest.mark.parametrize(("name", "size"), [("debug-vit", 48), ("debug-vit", 16), ("debug-rn", 96)])
+def test_positions_are_interpolated_as_open_clip_does(name, size):
+    from open_clip.model import resize_pos_embed
+
+    start = build_clip(name)
+    clip = CLIP(replace(start.architecture, image_size_px=size))
+    resized = resize_positions(clip, start.state_dict())
+    clip.load_state_dict(resized, strict=True)
+    if name == "debug-vit":  # open_clip resizes no positions of ResNets
+        expected = {"visual.positional_embedding": start.visual.positional_embedding.detach().clone()}
+        clip.visual.grid_size = (size // 8, size // 8)
+        resize_pos_embed(expected, clip)
+        torch.testing.assert_close(resized["visual.positional_embedding"], expected["visual.positional_embedding"])
+    state = start.state_dict()
+    assert all(value is state[key] for key, value in resize_positions(start, state).items()), "the same size stays as it is"
+
+
+def test_a_file_loads_at_another_image_size_only_when_it_is_asked_for(clip, tmp_path):
+    save_weights(clip, tmp_path / "clip.safetensors")
+    larger, preprocess, _ = load_clip("debug-vit", tmp_path / "clip.safetensors", image_size_px=64)
+    assert preprocess.size_px == 64
+    assert larger.encode_image(torch.randn(1, 3, 64, 64)).shape == (1, 32)
+
+
+def test_open_clips_models_with_a_text_module_load_too(clip, tmp_path):
+    text = ("transformer", "token_embedding", "ln_final", "positional_embedding", "text_projection")
+    state = {("text." if key.startswith(text) else "") + key: value for key, value in clip.state_dict().items()}
+    torch.save(state, tmp_path / "custom.pt")
+    assert same(clip, load_clip("debug-vit", tmp_path / "custom.pt", activation="quick_gelu")[0])
+
+
+def test_the_line_between_two_weights_has_both_at_its_ends(clip):
+    start, end = build_clip("debug-rn").state_dict(), build_clip("debug-rn").state_dict()
+    end["visual.bn1.num_batches_tracked"] += 10
+    for share, expected in ((0.0, start), (1.0, end)):
+        mixed = interpolate(start, end, share)
+        assert all(torch.equal(value, expected[key]) for key, value in mixed.items())
+    mixed = interpolate(start, end, 0.3)
+    torch.testing.assert_close(mixed["text_projection"], 0.7 * start["text_projection"] + 0.3 * end["text_projection"])
+    assert int(mixed["visual.bn1.num_batches_tracked"]) == 3
+    with pytest.raises(ValueError, match="not the same names and shapes"):
+        interpolate(clip.state_dict(), end, 0.5)

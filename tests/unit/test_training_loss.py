@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from training.distributed import World
+from training.distributed import World, slice_bounds
 from training.loss import contrastive_loss, sigmoid_loss
 
 SCRIPT = Path(__file__).parents[1] / "support" / "loss_worker.py"
@@ -39,11 +39,14 @@ def full_matrix_loss(image_features, text_features, scale):
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """World size -> what its rank 0 stored."""
-    folder = tmp_path_factory.mktemp("loss")
+    return run_workers(tmp_path_factory.mktemp("loss"))
+
+
+def run_workers(folder, *options):
     found = {}
     for world_size in (1, 2, 3, 4):
         command = [sys.executable, str(SCRIPT)]
-        ranks = [subprocess.Popen([*command, str(rank), str(world_size), str(folder)]) for rank in range(world_size)]
+        ranks = [subprocess.Popen([*command, str(rank), str(world_size), str(folder), *options]) for rank in range(world_size)]
         assert [rank.wait(timeout=120) for rank in ranks] == [0] * world_size
         found[world_size] = torch.load(folder / f"results-{world_size}.pt", weights_only=True)
     return found
@@ -52,7 +55,18 @@ def results(tmp_path_factory):
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 @pytest.mark.parametrize("case", loss_worker.CASES)
 def test_loss_and_every_gradient_equal_one_process_with_the_global_batch(results, world_size, case):
-    asked = loss_worker.CASES[case]
+    check_against_one_process(loss_worker.CASES[case], results[world_size][case])
+
+
+@pytest.mark.soak
+def test_large_batches_equal_one_process_too(tmp_path):
+    for world_size, cases in run_workers(tmp_path, "large").items():
+        for case, found in cases.items():
+            print(world_size, case)
+            check_against_one_process(loss_worker.LARGE_CASES[case], found)
+
+
+def check_against_one_process(asked, found):
     model = loss_worker.Towers(asked.loss, asked.frozen)
     image_features, text_features, scale, *_ = model(*loss_worker.batch(asked.size))
     if asked.loss == "sigmoid":
@@ -60,7 +74,6 @@ def test_loss_and_every_gradient_equal_one_process_with_the_global_batch(results
     else:
         expected = full_matrix_loss(image_features, text_features, scale)
     expected.backward()
-    found = results[world_size][case]
     torch.testing.assert_close(found["loss"], expected.detach(), rtol=0, atol=1e-12)
     torch.testing.assert_close(found["mean of the ranks' losses"], expected.detach(), rtol=0, atol=1e-12)
     torch.testing.assert_close(found["features"], image_features.detach(), rtol=0, atol=1e-12)
@@ -69,6 +82,20 @@ def test_loss_and_every_gradient_equal_one_process_with_the_global_batch(results
     for name, parameter in names.items():
         assert float(parameter.grad.abs().max()) > 1e-6, f"{name} has a gradient to compare"
         torch.testing.assert_close(found["gradients"][name], parameter.grad, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("case", ["even", "cached, uneven", "sigmoid"])
+def test_a_step_moves_features_once_around_and_gradients_once_around(results, world_size, case):
+    asked = loss_worker.CASES[case]
+    towers = 1 if asked.loss == "sigmoid" else 2  # SigLIP's images stay where they are
+    slices = [stop - first for first, stop in (slice_bounds(asked.size, rank, world_size) for rank in range(world_size))]
+    model = loss_worker.Towers(asked.loss)
+    assert results[world_size][case]["traffic"] == {
+        "features": towers * max(slices) * world_size * 10 * 8,  # a slice that is one shorter is padded
+        "feature gradients": towers * asked.size * 10 * 8,
+        "gradients": sum(parameter.nbytes for parameter in model.parameters()),
+    }
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])

@@ -7,9 +7,9 @@ import torch
 
 from model.clip import build_clip
 from training.config import OptimizerConfig
-from training.optimizer import build_optimizer, clamp_logit_scale_, learning_rate
+from training.optimizer import Schedule, build_average, build_optimizer, clamp_logit_scale_, limit_gradients_
 
-CONFIG = OptimizerConfig(learning_rate=1e-3, warmup_steps=10)
+CONFIG = OptimizerConfig(learning_rate=1e-3)
 
 
 @pytest.mark.parametrize("name", ["debug-vit", "debug-rn"])
@@ -26,14 +26,49 @@ def test_gains_biases_and_the_temperature_do_not_decay(name):
 
 
 def test_the_rate_warms_up_linearly_and_falls_on_a_cosine_to_zero():
-    assert learning_rate(0, 110, CONFIG) == pytest.approx(1e-4)
-    assert learning_rate(9, 110, CONFIG) == pytest.approx(1e-3)
-    assert learning_rate(10, 110, CONFIG) == pytest.approx(1e-3)
-    assert learning_rate(60, 110, CONFIG) == pytest.approx(5e-4)
-    assert learning_rate(109, 110, CONFIG) < 1e-6
-    assert learning_rate(110, 110, CONFIG) == pytest.approx(0)
-    without = OptimizerConfig(learning_rate=1e-3, warmup_steps=0)
-    assert learning_rate(0, 100, without) == pytest.approx(1e-3)
+    schedule = Schedule(1e-3, "cosine", total_steps=110, warmup_steps=10)
+    assert schedule.rate(0) == pytest.approx(1e-4)
+    assert schedule.rate(9) == pytest.approx(1e-3)
+    assert schedule.rate(10) == pytest.approx(1e-3)
+    assert schedule.rate(60) == pytest.approx(5e-4)
+    assert schedule.rate(109) < 1e-6
+    assert schedule.rate(110) == pytest.approx(0)
+    assert Schedule(1e-3, "cosine", 100, 0).rate(0) == pytest.approx(1e-3)
+
+
+def test_a_constant_rate_stays_and_a_cooldown_ends_on_a_line_to_zero():
+    assert {Schedule(1e-3, "constant", 110, 10).rate(step) for step in range(10, 110)} == {1e-3}
+    cooled = Schedule(1e-3, "constant_with_cooldown", 110, 10, cooldown_steps=20)
+    assert {cooled.rate(step) for step in range(10, 90)} == {1e-3}
+    last = [cooled.rate(step) for step in range(90, 110)]
+    assert last == pytest.approx([1e-3 * left / 21 for left in range(20, 0, -1)])
+    assert cooled.rate(110) == 0
+
+
+def test_gradients_are_scaled_to_the_limit_together_and_measured_only_when_asked():
+    model = torch.nn.Linear(2, 2)
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 3.0)
+    assert math.isnan(limit_gradients_(model, None, measured=False))
+    assert limit_gradients_(model, None, measured=True) == pytest.approx(math.sqrt(6 * 9))
+    assert model.bias.grad.tolist() == [3.0, 3.0]
+    assert limit_gradients_(model, 1.0, measured=False) == pytest.approx(math.sqrt(6 * 9))
+    assert limit_gradients_(model, None, measured=True) == pytest.approx(1.0, rel=1e-5)
+
+
+def test_the_average_moves_by_its_share_from_the_start_on_statistics_included():
+    clip = build_clip("debug-rn")
+    average = build_average(clip, 0.75)
+    before = {key: value.clone() for key, value in average.module.state_dict().items()}
+    with torch.no_grad():
+        for value in (*clip.parameters(), *(one for one in clip.buffers() if one.is_floating_point())):
+            value.add_(4.0)
+    average.update_parameters(clip)
+    for key, value in average.module.state_dict().items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, before[key] + 1.0, msg=key)
+    assert not any(parameter.requires_grad for parameter in average.parameters())
+    assert build_average(clip, None) is None
 
 
 def test_the_temperature_is_clamped_at_one_hundredth():

@@ -26,7 +26,7 @@ def loss_of(size):
 def gradients(model, micro_batch_size):
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(6, 3, 32, 32, generator=generator, dtype=torch.float64)
-    result = compute_gradients(model, images, tokenize(CAPTIONS), loss_of(6), micro_batch_size)
+    result = compute_gradients(model, (images, tokenize(CAPTIONS)), loss_of(6), micro_batch_size)
     return result.loss.detach(), {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
@@ -62,11 +62,11 @@ class Noisy(nn.Module):
 def test_the_second_pass_draws_the_random_numbers_of_the_first_and_later_draws_differ():
     model = Noisy()
     images, texts = torch.randn(6, 4), torch.randn(6, 4)
-    compute_gradients(model, images, texts, loss_of(6), 2)
+    compute_gradients(model, (images, texts), loss_of(6), 2)
     assert len(model.seen) == 6
     for first, second in zip(model.seen[:3], model.seen[3:], strict=True):
         assert torch.equal(first, second)
-    compute_gradients(model, images, texts, loss_of(6), 2)
+    compute_gradients(model, (images, texts), loss_of(6), 2)
     assert not torch.equal(model.seen[6], model.seen[0])
 
 
@@ -74,7 +74,7 @@ def test_batch_norm_counts_every_micro_batch_once():
     model = Noisy(dropout=0.0)
     reference = copy.deepcopy(model)
     images, texts = torch.randn(6, 4), torch.randn(6, 4)
-    compute_gradients(model, images, texts, loss_of(6), 2)
+    compute_gradients(model, (images, texts), loss_of(6), 2)
     for part in images.split(2):
         reference(part, texts[:2])
     assert int(model.norm.num_batches_tracked) == 3

@@ -2,15 +2,21 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from jobs.config import Config, load_config
+from model.clip import CLIP, build_clip
+from model.config import get_architecture
+from model.weights import save_weights
 from pipeline.manifest import ManifestError
 from pipeline.storage import open_storage
 from training.config import ConfigError
 from training.distributed import World
+from training.evaluation.runner import evaluate
 from training.plan import plan_run
 from training.tracking import read_metrics
 from training.trainer import Trainer, train
@@ -28,6 +34,13 @@ def config_of(data_set: str, folder, *overrides: str) -> Config:
 def losses(folder, name="debug_cpu"):
     rows = read_metrics(folder / name / "metrics.jsonl")
     return [[row[key] for key in EXACT] for row in rows if "loss" in row]
+
+
+def same_weights(one, other, file="model.safetensors", other_file=None):
+    """Whether the last checkpoints of two runs hold the same tensors."""
+    checkpoint = "debug_cpu/checkpoints/step_00000012"
+    left, right = (load_file(run / checkpoint / name) for run, name in ((one, file), (other, other_file or file)))
+    return list(left) == list(right) and all(torch.equal(value, right[key]) for key, value in left.items())
 
 
 class KilledError(Exception):
@@ -50,7 +63,8 @@ def test_a_run_learns_and_records_every_promised_number(data_set, tmp_path):
     result = train(config_of(data_set, tmp_path, "train.max_steps=30", "optimizer.learning_rate=2e-3"), ALONE)
     rows = read_metrics(tmp_path / "debug_cpu" / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(1, 31))
-    promised = {*EXACT, "samples_per_s", "data_wait_share"}
+    times = {"data_wait_s", "compute_s", "communication_s"}
+    promised = {*EXACT, "samples_per_s", "data_wait_share", *times, *(f"slowest_{name}" for name in times)}
     assert all(promised == set(row) for row in rows)
     assert rows[0]["loss"] == pytest.approx((rows[0]["loss_image_to_text"] + rows[0]["loss_text_to_image"]) / 2)
     assert rows[0]["temperature"] == pytest.approx(0.07)
@@ -78,6 +92,121 @@ def test_the_losses_do_not_depend_on_the_micro_batch(data_set, tmp_path, micro_b
         [row["loss"] for row in read_metrics(tmp_path / part / "debug_cpu" / "metrics.jsonl")] for part in ("whole", "parts")
     )
     assert parts == pytest.approx(whole, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "rates"),
+    [
+        ([], [1 / 5, 2 / 5, 3 / 5, 4 / 5, 1, 1]),
+        (["optimizer.warmup_steps=null", "optimizer.warmup_epochs=1"], [1 / 2, 1, 1]),
+        (["optimizer.warmup_steps=null", "optimizer.warmup_samples=65"], [1 / 3, 2 / 3, 1, 1]),
+        (["optimizer.warmup_steps=null", "train.max_steps=40"], [1 / 4, 2 / 4, 3 / 4, 1, 1]),
+        (["train.max_samples=250"], [1 / 5, 2 / 5, 3 / 5, 4 / 5, 1, 1]),
+        (
+            [
+                "optimizer.warmup_steps=0",
+                "optimizer.schedule=constant_with_cooldown",
+                "optimizer.cooldown_epochs=1.5",
+                "train.max_steps=6",
+            ],
+            [1, 1, 1, 3 / 4, 2 / 4, 1 / 4],
+        ),
+    ],
+)
+def test_schedules_are_given_in_steps_samples_or_epochs(data_set, tmp_path, overrides, rates):
+    schedule = plan_run(config_of(data_set, tmp_path, *overrides)).schedule  # an epoch has two steps
+    for step, rate in enumerate(rates):
+        assert schedule.rate(step) == pytest.approx(1e-3 * rate)
+
+
+def test_a_run_ends_with_the_first_of_epochs_steps_and_samples(data_set, tmp_path):
+    for overrides, total in (
+        (["train.max_steps=null", "train.num_epochs=4"], 8),
+        (["train.max_steps=6", "train.num_epochs=4"], 6),
+        (["train.max_samples=250", "train.num_epochs=4"], 7),
+        (["train.max_samples=250", "train.num_epochs=3"], 6),
+    ):
+        assert plan_run(config_of(data_set, tmp_path, *overrides)).total_steps == total
+
+
+def test_patch_dropout_is_the_same_in_any_micro_batch_and_after_a_kill(data_set, tmp_path, monkeypatch):
+    overrides = ("train.patch_dropout=0.5", "checkpoint.every_steps=5")
+    train(config_of(data_set, tmp_path / "whole", *overrides), ALONE)
+    train(config_of(data_set, tmp_path / "parts", *overrides, "train.micro_batch_size=5"), ALONE)
+    with monkeypatch.context() as patch:
+        kill_after(patch, 8)
+        with pytest.raises(KilledError):
+            train(config_of(data_set, tmp_path / "killed", *overrides), ALONE)
+    train(config_of(data_set, tmp_path / "killed", *overrides), ALONE)
+    train(config_of(data_set, tmp_path / "without"), ALONE)
+    whole, parts, killed, without = (losses(tmp_path / part) for part in ("whole", "parts", "killed", "without"))
+    assert killed == whole
+    assert [row[3] for row in parts] == pytest.approx([row[3] for row in whole], rel=1e-4)
+    assert [row[3] for row in without] != pytest.approx([row[3] for row in whole], rel=1e-3)
+
+
+def test_the_average_is_evaluated_resumed_and_offered(data_set, tmp_path, monkeypatch):
+    overrides = ("train.ema_decay=0.9", "checkpoint.every_steps=5", f"evaluation.retrieval_uri={data_set}")
+    result = train(config_of(data_set, tmp_path / "whole", *overrides), ALONE)
+    with monkeypatch.context() as patch:
+        kill_after(patch, 8)
+        with pytest.raises(KilledError):
+            train(config_of(data_set, tmp_path / "killed", *overrides), ALONE)
+    again = train(config_of(data_set, tmp_path / "killed", *overrides), ALONE)
+    assert again.evaluation == result.evaluation
+    assert same_weights(tmp_path / "killed", tmp_path / "whole")
+    assert same_weights(tmp_path / "killed", tmp_path / "whole", "average.safetensors")
+    assert not same_weights(tmp_path / "whole", tmp_path / "whole", "average.safetensors", "model.safetensors")
+    plan = plan_run(config_of(data_set, tmp_path / "whole", *overrides))
+    clip = CLIP(plan.architecture).eval()
+    plan.checkpoints.restore_weights(plan.checkpoint, clip)
+    assert evaluate(clip, plan.config.evaluation, ALONE) == result.evaluation
+
+
+@pytest.mark.parametrize("name", ["debug-vit", "debug-rn"])
+def test_a_run_starts_from_the_weights_of_another_size_with_one_encoder_locked(data_set, tmp_path, name):
+    start = build_clip(name)
+    torch.save({"state_dict": start.state_dict()}, tmp_path / "start.pt")
+    size = start.architecture.image_size_px * 2
+    overrides = (
+        f"model.name={name}",
+        f"model.weights={tmp_path / 'start.pt'}",
+        "model.activation=quick_gelu",
+        f"model.image_size_px={size}",
+        "model.lock=[image]",
+        "train.max_steps=6",
+    )
+    train(config_of(data_set, tmp_path, *overrides), ALONE)
+    plan = plan_run(config_of(data_set, tmp_path, *overrides))
+    trained = CLIP(plan.architecture)
+    assert trained.architecture.image_size_px == size
+    plan.checkpoints.restore_weights(plan.checkpoint, trained)
+    assert torch.equal(trained.visual.conv1.weight, start.visual.conv1.weight)
+    assert not torch.equal(trained.text_projection, start.text_projection)
+    (tmp_path / "start.pt").unlink()  # a run that has begun needs it no more
+    train(config_of(data_set, tmp_path, *overrides, "train.max_steps=8"), ALONE)
+    with pytest.raises(ConfigError, match=r"model\.lock=\[\] \(it has \['image'\]\)"):
+        plan_run(config_of(data_set, tmp_path, *overrides, "model.lock=[]"))
+
+
+def test_weights_whose_activation_nobody_states_are_refused(data_set, tmp_path):
+    torch.save(build_clip("debug-vit").state_dict(), tmp_path / "start.pt")
+    with pytest.raises(ConfigError, match=r"model\.activation: .*start\.pt does not say"):
+        plan_run(config_of(data_set, tmp_path, f"model.weights={tmp_path / 'start.pt'}"))
+    overrides = (f"model.weights={tmp_path / 'start.pt'}", "model.name=debug-rn", "model.activation=quick_gelu")
+    with pytest.raises(ConfigError, match=r"model\.weights=.*does not fit debug-rn"):
+        train(config_of(data_set, tmp_path, *overrides), ALONE)
+
+
+def test_weights_come_from_object_storage_and_state_their_activation(data_set, bucket, tmp_path):
+    clip = CLIP(replace(get_architecture("debug-vit"), activation="gelu"))
+    save_weights(clip, tmp_path / "start.safetensors")
+    open_storage(f"{bucket}/weights").write_file("start.safetensors", tmp_path / "start.safetensors")
+    config = config_of(data_set, tmp_path, f"model.weights={bucket}/weights/start.safetensors")
+    assert plan_run(config).architecture.activation == "gelu"
+    assert torch.equal(Trainer(plan_run(config), ALONE).clip.text_projection, clip.text_projection)
+    with pytest.raises(ConfigError, match=r"model\.weights=s3://.*/none\.pt: there is no such object"):
+        plan_run(config_of(data_set, tmp_path, f"model.weights={bucket}/weights/none.pt"))
 
 
 def test_the_sigmoid_loss_learns_its_bias_and_is_evaluated_and_resumed(data_set, tmp_path):
@@ -118,8 +247,7 @@ def test_a_killed_run_resumes_at_the_exact_sample_and_repeats_no_step(data_set, 
     expected = "resumes from checkpoints/step_00000005, 160 samples seen" if killed_at >= 5 else "starts"
     assert first_line == f"run 'debug_cpu' {expected}"
     assert losses(tmp_path / "killed") == losses(tmp_path / "undisturbed")
-    weights = [tmp_path / name / "debug_cpu/checkpoints/step_00000012/model.safetensors" for name in ("killed", "undisturbed")]
-    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert same_weights(tmp_path / "killed", tmp_path / "undisturbed")
 
 
 def test_a_finished_run_has_nothing_left_to_do(data_set, tmp_path):
@@ -210,7 +338,22 @@ def test_a_run_keeps_its_version_of_a_growing_data_set(make_data_set, tmp_path):
         (["data.uri=/nowhere"], ManifestError, "there is no data set"),
         (["train.global_batch_size=4000"], ConfigError, r"4000 is more than the data set's 64 samples"),
         (["data.version=5"], ManifestError, r"data\.version=5"),
-        (["optimizer.warmup_steps=12"], ConfigError, r"optimizer\.warmup_steps=12"),
+        (["optimizer.warmup_steps=12"], ConfigError, r"optimizer\.warmup_steps=12: the run has 12 steps"),
+        (
+            ["optimizer.warmup_steps=null", "optimizer.warmup_samples=400"],
+            ConfigError,
+            r"optimizer\.warmup_samples=400: the run",
+        ),
+        (["train.max_samples=31"], ConfigError, r"train\.max_samples=31: is less than one step"),
+        (
+            ["train.patch_dropout=0.5", "model.name=debug-rn"],
+            ConfigError,
+            r"train\.patch_dropout=0\.5: debug-rn has no patches",
+        ),
+        (["model.image_size_px=36"], ConfigError, r"model\.image_size_px=36: .*multiple of 8"),
+        (["model.lock=[image]"], ConfigError, r"model\.lock=\['image'\]: .*give model\.weights"),
+        (["model.lock=[image, text]", "model.weights=w.pt"], ConfigError, "nothing but the temperature"),
+        (["model.weights=/no/w.pt"], ConfigError, r"model\.weights=/no/w\.pt: there is no such file"),
         (["cluster.num_workers=33"], ConfigError, r"cluster\.num_workers=33"),
         (["evaluation.retrieval_uri=/nowhere"], ManifestError, "there is no data set"),
     ],

@@ -57,7 +57,7 @@ def encode_data_set(
     for batch in batches:
         pixels = normalize_images(batch.images.to(world.device))
         images.append(clip.encode_image(pixels, normalize=True).float())
-        texts.append(clip.encode_text(batch.texts.to(world.device), normalize=True).float())
+        texts.append(clip.encode_text(batch.texts, normalize=True).float())
         for name in columns:
             found[name] += batch.columns[name]
     nothing = torch.zeros(0, row.embed_dim, device=world.device)
@@ -74,7 +74,7 @@ def _zero_shot(clip: CLIP, config: ZeroShotConfig, batch_size: int, world: World
     classes = sorted(set(names))
     labels = torch.tensor([classes.index(name) for name in names], device=world.device)
     classifier = build_classifier(
-        lambda ids: clip.encode_text(ids.to(world.device), normalize=True).float(),
+        lambda ids: clip.encode_text(ids, normalize=True).float(),
         lambda prompts: tokenize(prompts, clip.architecture.context_length),
         classes,
         config.templates,

@@ -1,0 +1,111 @@
+"""Where a rank's time goes: waiting for data, computing, communicating.
+
+Communication is what a step waits for: collectives of the loss, and of DDP's gradients what the backward pass does not hide. A
+rank that waits there waits for a slower one, which is the one that computes, or waits for data, longest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+class CommunicationTimer:
+    """Seconds that this rank's device has waited for others."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._seconds = 0.0
+        self._pairs: list[tuple[Any, Any]] = []
+        self._last_bucket: Any = None
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around a collective that the step goes on after."""
+        began = self._now()
+        yield
+        self._add(began)
+
+    def bucket_leaves(self) -> None:
+        """DDP sends off gradients; after the last of them nothing is left but to wait."""
+        self._last_bucket = self._now()
+
+    def backward_ended(self) -> None:
+        """All gradients are there."""
+        if self._last_bucket is not None:
+            self._add(self._last_bucket)
+            self._last_bucket = None
+
+    def take(self) -> float:
+        """Seconds since the last call. On a GPU it waits for the device."""
+        for began, ended in self._pairs:
+            ended.synchronize()
+            self._seconds += began.elapsed_time(ended) / 1000
+        taken, self._seconds = self._seconds, 0.0
+        self._pairs.clear()
+        return taken
+
+    def _now(self) -> Any:
+        if not self._cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _add(self, began: Any) -> None:
+        if self._cuda:
+            self._pairs.append((began, self._now()))
+        else:
+            self._seconds += time.perf_counter() - began
+
+
+@dataclass(frozen=True)
+class Lap:
+    """The time since the row before: of the whole run, and of this rank's average step."""
+
+    samples_per_s: float
+    step_s: float
+    data_wait_s: float
+    communication_s: float
+
+    @property
+    def compute_s(self) -> float:
+        return max(0.0, self.step_s - self.data_wait_s - self.communication_s)
+
+
+class Clock:
+    """Measures laps; evaluation and checkpoints are no part of them."""
+
+    def __init__(self) -> None:
+        self._since = time.perf_counter()
+        self._samples = self._steps = 0
+        self._wait_s = 0.0
+
+    def start(self, step: int, samples_seen: int, wait_s: float) -> None:
+        """From here. `wait_s`: seconds that the loader has been waited for so far."""
+        self._since, self._steps, self._samples, self._wait_s = time.perf_counter(), step, samples_seen, wait_s
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Evaluation and checkpoints happen in here: their time is nobody's training speed."""
+        began = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - began
+
+    def lap(self, step: int, samples_seen: int, wait_s: float, communication: CommunicationTimer) -> Lap:
+        """What was since the last lap; the next begins."""
+        elapsed_s = max(time.perf_counter() - self._since, 1e-9)
+        steps = max(1, step - self._steps)
+        lap = Lap(
+            samples_per_s=(samples_seen - self._samples) / elapsed_s,
+            step_s=elapsed_s / steps,
+            data_wait_s=min(elapsed_s, wait_s - self._wait_s) / steps,
+            communication_s=communication.take() / steps,
+        )
+        self.start(step, samples_seen, wait_s)
+        return lap
