@@ -61,10 +61,11 @@ def _sides(name: str, batch_size: int) -> tuple[Callable[[], float], Callable[[]
 
     from model.clip import build_clip
     from model.tokenizer import tokenize
-    from training.config import OptimizerConfig
+    from training.config import ModelConfig, OptimizerConfig, TrainingConfig
     from training.distributed import World
     from training.loss import ContrastiveResult, contrastive_loss
     from training.optimizer import build_optimizer, clamp_logit_scale_
+    from training.prepare import prepare_model
     from training.step import compute_gradients
 
     torch.manual_seed(0)
@@ -74,6 +75,9 @@ def _sides(name: str, batch_size: int) -> tuple[Callable[[], float], Callable[[]
     peer.train()
     size = clip.architecture.image_size_px
     images, texts = torch.randn(batch_size, 3, size, size), tokenize(captions(batch_size))
+    prepare_model(clip, TrainingConfig(model=ModelConfig(name=name)))
+    # As the loader lays pictures out: channels last.
+    our_images = images.to(memory_format=torch.channels_last)
     config = OptimizerConfig()
     optimizer = build_optimizer(clip, config)
     world = World(0, 1, torch.device("cpu"))
@@ -83,7 +87,7 @@ def _sides(name: str, batch_size: int) -> tuple[Callable[[], float], Callable[[]
 
     def ours() -> float:
         optimizer.zero_grad(set_to_none=True)
-        result = compute_gradients(clip, (images, texts), loss, None)
+        result = compute_gradients(clip, (our_images, texts), loss, None)
         optimizer.step()
         clamp_logit_scale_(clip)
         return float(result.loss.detach())
