@@ -30,12 +30,8 @@ def job(config: Config, options: argparse.Namespace) -> None:
     from training.distributed import World, pick_device
     from training.evaluation.runner import evaluate
 
-    clip, evaluation = _from_weights(config, options) if options.weights else _from_run(config)
-    if evaluation.retrieval_uri is None and evaluation.zero_shot is None:
-        raise ConfigError(
-            "evaluation.retrieval_uri, evaluation.zero_shot: neither is set; name a data set to evaluate on, "
-            "e.g. evaluation.retrieval_uri=data/demo/heldout"
-        )
+    clip, evaluation = _from_weights(config, options) if options.weights else open_run(config)[:2]
+    check_there_is_something_to_measure(evaluation)
     device = pick_device(config.train.device)
     clip.to(device).eval()
     with torch.no_grad():
@@ -46,8 +42,19 @@ def job(config: Config, options: argparse.Namespace) -> None:
         Path(options.json).write_text(json.dumps(metrics, indent=1), encoding="utf-8")
 
 
-def _from_run(config: Config) -> tuple[CLIP, EvaluationConfig]:
-    """The model of a run's last checkpoint, and what to evaluate it on: the command line's wish, else the run's own."""
+def check_there_is_something_to_measure(evaluation: EvaluationConfig) -> None:
+    """Raises ConfigError where no evaluation is configured."""
+    if evaluation.retrieval_uri is None and evaluation.zero_shot is None:
+        raise ConfigError(
+            "evaluation.retrieval_uri, evaluation.zero_shot: neither is set; name a data set to evaluate on, "
+            "e.g. evaluation.retrieval_uri=data/demo/heldout"
+        )
+
+
+def open_run(config: Config) -> tuple[CLIP, EvaluationConfig, TrainingConfig]:
+    """The model of a run's last checkpoint, what to evaluate it on (the command line's wish, else the run's own), and the
+    configuration that it was trained with.
+    """
     from model.clip import CLIP
     from pipeline.storage import open_storage
     from training.checkpoint import CheckpointStore
@@ -63,14 +70,14 @@ def _from_run(config: Config) -> tuple[CLIP, EvaluationConfig]:
     print(f"{trained.model.name} of {store.storage.uri}/{checkpoint.folder}, {checkpoint.position.samples_seen:,} samples seen")
     wished = config.evaluation
     asked = wished.retrieval_uri is not None or wished.zero_shot is not None
-    return clip, wished if asked else trained.evaluation
+    return clip, wished if asked else trained.evaluation, trained
 
 
 def _from_weights(config: Config, options: argparse.Namespace) -> tuple[CLIP, EvaluationConfig]:
     from model.weights import load_clip
 
     try:
-        clip, _, _ = load_clip(config.model.name, options.weights, options.activation)
+        clip, _, _ = load_clip(config.model.name, options.weights, options.activation, config.model.image_size_px)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     return clip, config.evaluation

@@ -1,0 +1,75 @@
+"""Averages the weights that a fine-tuning run started from and those it ended with (WiSE-FT), evaluated along the line.
+
+    python jobs/average.py run.name=finetune evaluation.retrieval_uri=data/heldout
+    python jobs/average.py run.name=finetune --points 3 --alpha 0.5 --save clip.safetensors
+
+alpha 0 is the start (the run's model.weights), 1 the end. Between them a model often keeps more of what it knew, and is better
+on new data too (arXiv 2109.01903). Without evaluation.* keys it is measured on what the run was configured to evaluate on; the
+figure of an alpha that was chosen on the same data flatters it. Runs in this process, without Ray.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from jobs.command import parser, run
+from jobs.config import Config
+from jobs.evaluate import check_there_is_something_to_measure, open_run
+from training.config import ConfigError
+
+
+def job(config: Config, options: argparse.Namespace) -> None:
+    from model.clip import CLIP
+    from model.weights import interpolate, load_state, save_weights
+    from training.distributed import World, pick_device
+    from training.evaluation.runner import evaluate
+    from training.initial_weights import load_initial_weights
+
+    clip, evaluation, trained = open_run(config)
+    if not trained.model.weights:
+        raise ConfigError(f"run.name={config.run.name}: started from no weights, so there is no line to average along")
+    if options.points:
+        check_there_is_something_to_measure(evaluation)
+    first = CLIP(clip.architecture)
+    load_initial_weights(first, trained.model)
+    start, end = first.state_dict(), {key: value.clone() for key, value in clip.state_dict().items()}
+    device = pick_device(config.train.device)
+    clip.to(device).eval()
+    found = []
+    for point in range(options.points):
+        alpha = point / (options.points - 1) if options.points > 1 else options.alpha
+        load_state(clip, interpolate(start, end, alpha), "average")
+        metrics = evaluate(clip, evaluation, World(rank=0, world_size=1, device=device))
+        found.append({"alpha": alpha, **metrics})
+        if point == 0:
+            print("alpha  " + "  ".join(name.removeprefix("evaluation/") for name in metrics))
+        print(f"{alpha:5.2f}  " + "  ".join(f"{value:{len(name) - len('evaluation/')}.4f}" for name, value in metrics.items()))
+    if options.json:
+        Path(options.json).write_text(json.dumps(found, indent=1), encoding="utf-8")
+    if options.save:
+        load_state(clip, interpolate(start, end, options.alpha), "average")
+        save_weights(clip, Path(options.save))
+        print(f"{options.save}: {trained.model.name} at alpha {options.alpha}")
+
+
+def arguments() -> argparse.ArgumentParser:
+    result = parser(__doc__)
+    result.add_argument("--points", type=int, default=11, help="of the line, both ends included (default: %(default)s)")
+    result.add_argument("--alpha", type=_share, default=0.5, help="of the weights that --save writes (default: %(default)s)")
+    result.add_argument("--save", metavar="FILE", help="write averaged weights there (.safetensors)")
+    result.add_argument("--json", metavar="FILE", help="also write the figures there")
+    return result
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text}: alpha is between 0 (the start) and 1 (the end)")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(run(arguments(), job))
