@@ -7,6 +7,10 @@
     python jobs/benchmark.py data                   the training stream against webdataset and Ray Data: cost, memory, mixing
     python jobs/benchmark.py train --model RN50     a step of a model against open_clip's
     python jobs/benchmark.py loss                   memory and time of the loss against the plain local loss
+    python jobs/benchmark.py end-to-end             a run from shards on S3: its wait for data
+    python jobs/benchmark.py ray                    jobs/train.py with one worker against the bare loop
+    python jobs/benchmark.py workers                two workers of one thread against one
+    python jobs/benchmark.py parity                 500 steps in ours and in open_clip, from the same weights
 
 Needs the `test` extra (the peers are in it) and a machine that does nothing else.
 """
@@ -15,48 +19,90 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 
-from jobs import benchmark_data, benchmark_ingest, benchmark_train
+from jobs import benchmark_data, benchmark_ingest, benchmark_parity, benchmark_run, benchmark_train
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
+    _add_ingestion(commands)
+    _add_training(commands)
+    options = parser.parse_args(argv)
+    print(options.run(options))
+    return 0
+
+
+def _add_ingestion(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    def run_schemes(options: argparse.Namespace) -> str:
+        schemes = ("http", "https") if options.scheme == "both" else (options.scheme,)
+        return "\n".join(benchmark_ingest.run(one, options.small_rows, options.rows, options.repeats) for one in schemes)
+
     ingest = commands.add_parser("ingest", help="ingestion's cost and speed")
+    ingest.set_defaults(run=run_schemes)
     ingest.add_argument("--rows", type=int, default=15_000, help="of the large table (default: %(default)s)")
     ingest.add_argument("--small-rows", type=int, default=5_000, help="of the small table (default: %(default)s)")
     ingest.add_argument("--repeats", type=int, default=3, help="of the whole comparison (default: %(default)s)")
     ingest.add_argument("--scheme", choices=("http", "https", "both"), default="both")
     misbehaving = commands.add_parser("ingest-yield", help="ingestion's yield on a server that misbehaves")
+    misbehaving.set_defaults(run=lambda options: benchmark_ingest.run_yield(options.rows))
     misbehaving.add_argument("--rows", type=int, default=2_000)
     planning = commands.add_parser("ingest-plan", help="the driver's memory")
+    planning.set_defaults(run=lambda options: benchmark_ingest.run_plan(tuple(options.rows)))
     planning.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 10_000_000])
+
+
+def _add_training(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     data = commands.add_parser("data", help="the training stream's cost, memory, time to the first batch, and mixing")
+    data.set_defaults(run=lambda options: benchmark_data.run(options.samples, options.repeats))
     data.add_argument("--samples", type=int, default=12_000)
     data.add_argument("--repeats", type=int, default=3, help="of the whole comparison (default: %(default)s)")
+
+    def run_step(options: argparse.Namespace) -> str:
+        switches = (options.compile, options.checkpointing)
+        setting = benchmark_train.Setting(options.model, options.batch_size, options.device, options.precision, *switches)
+        return benchmark_train.run(setting, options.repeats, options.threads)
+
     train = commands.add_parser("train", help="pairs per second of a model's step")
+    train.set_defaults(run=run_step)
     train.add_argument("--model", default="ViT-B/32")
     train.add_argument("--batch-size", type=int, default=32)
     train.add_argument("--repeats", type=int, default=5)
     train.add_argument("--threads", type=int, help="of torch (default: as torch chooses)")
+    train.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    train.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    train.add_argument("--compile", action="store_true", help="torch.compile on both sides")
+    train.add_argument("--checkpointing", action="store_true", help="activation checkpointing on both sides")
     loss = commands.add_parser("loss", help="memory and time of the loss")
+    loss.set_defaults(run=lambda options: benchmark_train.run_loss(tuple(options.global_batches), options.repeats))
     loss.add_argument("--global-batches", type=int, nargs="+", default=[4_096, 8_192, 16_384, 32_768, 65_536])
     loss.add_argument("--repeats", type=int, default=3)
-    options = parser.parse_args(argv)
-    if options.command == "ingest":
-        for scheme in ("http", "https") if options.scheme == "both" else (options.scheme,):
-            print(benchmark_ingest.run(scheme, options.small_rows, options.rows, options.repeats), flush=True)
-    elif options.command == "ingest-yield":
-        print(benchmark_ingest.run_yield(options.rows))
-    elif options.command == "data":
-        print(benchmark_data.run(options.samples, options.repeats))
-    elif options.command == "train":
-        print(benchmark_train.run(options.model, options.batch_size, options.repeats, options.threads))
-    elif options.command == "loss":
-        print(benchmark_train.run_loss(tuple(options.global_batches), options.repeats))
-    else:
-        print(benchmark_ingest.run_plan(tuple(options.rows)))
-    return 0
+    _add_whole_run(commands, "end-to-end", benchmark_run.run_end_to_end, "a run from shards on S3", 32, 12, 1)
+    _add_whole_run(commands, "ray", benchmark_run.run_ray, "what Ray costs a run", 32, 10, 3)
+    _add_whole_run(commands, "workers", benchmark_run.run_workers, "two workers against one", 128, 5, 2)
+    parity = commands.add_parser("parity", help="the same run in ours and in open_clip")
+    parity.set_defaults(run=lambda options: benchmark_parity.run(options.steps, options.seeds, options.data_dir))
+    parity.add_argument("--steps", type=int, default=500)
+    parity.add_argument("--seeds", type=int, default=3)
+    parity.add_argument("--data-dir", default="data/demo", help="the demo's data sets, made where they are missing")
+
+
+def _add_whole_run(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    function: Callable[[str, int, int, int], str],
+    text: str,
+    batch_size: int,
+    steps: int,
+    repeats: int,
+) -> None:
+    whole = commands.add_parser(name, help=text)
+    whole.set_defaults(run=lambda options: function(options.recipe, options.batch_size, options.steps, options.repeats))
+    whole.add_argument("--recipe", default="vit_b_32", help="(default: %(default)s)")
+    whole.add_argument("--batch-size", type=int, default=batch_size, help="global (default: %(default)s)")
+    whole.add_argument("--steps", type=int, default=steps, help="of a run (default: %(default)s)")
+    whole.add_argument("--repeats", type=int, default=repeats, help="(default: %(default)s)")
 
 
 if __name__ == "__main__":

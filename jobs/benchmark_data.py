@@ -15,27 +15,27 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+from jobs.benchmark_storage import ROOT, SHARD_SAMPLES, SHORT_SIDE_PX, Server, index, s3_server, upload, write_tars
+
 SIDES = ("raw", "raw-webdataset", "raw-ray", "decoded", "decoded-webdataset", "one-worker", "decoder")
-SHARD_SAMPLES, WARM_UP, BATCH, SIZE_PX, SHORT_SIDE_PX = 1_000, 4_096, 256, 224, 256
+WARM_UP, BATCH, SIZE_PX = 4_096, 256, 224
 PREFETCH_BYTES = 512 << 20
 
 
 def run(samples: int, repeats: int) -> str:
     """Every side in turn, several times, locally and from S3; the tables of medians."""
     lines = []
-    with tempfile.TemporaryDirectory() as temporary, _s3_server() as server:
+    with tempfile.TemporaryDirectory() as temporary, s3_server() as server:
         folder = Path(temporary) / "tars"
-        size = _write_tars(folder, samples)
+        size = write_tars(folder, [f"a photograph of thing number {number} in a place" for number in range(samples)])
         local = f"{temporary}/indexed"
-        remote = _upload(folder, server)
-        _index(str(folder), local)
-        _index(remote["tars"], remote["indexed"])
+        remote = upload(folder, server)
+        index(str(folder), local)
+        index(remote["tars"], remote["indexed"])
         lines.append(f"{samples:,} JPEGs of {size / samples / 1e3:.0f} kB, short side {SHORT_SIDE_PX}, {os.cpu_count()} cores")
         for place, tars, data in (("local", str(folder), local), ("S3", remote["http"], remote["indexed"])):
             lines.append(f"\n{place:20}{'CPU ms/sample':>15}{'samples/s':>11}{'peak MiB over idle':>20}")
@@ -130,7 +130,7 @@ def _ratios(name: str, ratios: list[float]) -> list[str]:
     return [f"{name}: {median(ratios):.2f}x ({', '.join(f'{ratio:.2f}' for ratio in ratios)})"] if ratios else []
 
 
-def _first_batches(data: str, server: _Server, repeats: int) -> list[str]:
+def _first_batches(data: str, server: Server, repeats: int) -> list[str]:
     """Seconds to a run's first batch, by where in the epoch it goes on."""
     results = [_child("first", data, 0, server) for _ in range(repeats)]
     start, half, end = (median(one[key] for one in results) for key in ("0", "50", "99"))
@@ -139,91 +139,7 @@ def _first_batches(data: str, server: _Server, repeats: int) -> list[str]:
     ]
 
 
-# ------------------------------------------------------------------------------------------------------------ preparation
-
-
-class _Server:
-    """An S3 server in a process of its own."""
-
-    def __init__(self, process: subprocess.Popen[bytes], address: str) -> None:
-        self.process, self.address = process, address
-        keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
-        self.environment = os.environ | keys | {"AWS_ENDPOINT_URL": address, "RAY_AUTH_MODE": "disabled"}
-
-
-@contextmanager
-def _s3_server() -> Iterator[_Server]:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    faster = Path(sys.prefix) / "ministack" / "bin" / "ministack"
-    if faster.exists():
-        command = [str(faster)]
-    settings = {"BIND_HOST": "127.0.0.1", "GATEWAY_PORT": str(port), "SERVICES": "s3", "LOG_LEVEL": "ERROR"}
-    quiet = subprocess.DEVNULL
-    with subprocess.Popen(command, env=os.environ | settings, stdout=quiet, stderr=quiet) as process:
-        try:
-            while True:
-                with socket.socket() as probe:
-                    if probe.connect_ex(("127.0.0.1", port)) == 0:
-                        break
-                time.sleep(0.1)
-            server = _Server(process, f"http://127.0.0.1:{port}")
-            os.environ.update(server.environment)
-            yield server
-        finally:
-            process.kill()
-
-
-def _write_tars(folder: Path, samples: int) -> int:
-    """Tars as webdataset's own writer makes them; returns their size in bytes."""
-    import io
-
-    import webdataset
-    from PIL import Image
-
-    from jobs.benchmark_server import photographs
-
-    pictures = []
-    for photograph in photographs():
-        image = Image.open(io.BytesIO(photograph))
-        file = io.BytesIO()
-        image.resize((SHORT_SIDE_PX * 4 // 3, SHORT_SIDE_PX), Image.Resampling.LANCZOS).save(file, "JPEG", quality=95)
-        pictures.append(file.getvalue())
-    folder.mkdir()
-    for shard in range(samples // SHARD_SAMPLES):
-        with webdataset.TarWriter(str(folder / f"{shard:05d}.tar")) as tar:
-            for number in range(shard * SHARD_SAMPLES, (shard + 1) * SHARD_SAMPLES):
-                text = f"a photograph of thing number {number} in a place"
-                tar.write({"__key__": f"{number:09d}", "jpg": pictures[number % len(pictures)], "txt": text})
-    return sum(path.stat().st_size for path in folder.iterdir())
-
-
-def _upload(folder: Path, server: _Server) -> dict[str, str]:
-    import boto3
-
-    client = boto3.client("s3")
-    client.create_bucket(Bucket="benchmark")
-    for path in sorted(folder.iterdir()):
-        client.upload_file(str(path), "benchmark", f"tars/{path.name}")
-    address = f"{server.address}/benchmark/tars"
-    return {"tars": "s3://benchmark/tars", "indexed": "s3://benchmark/indexed", "http": address}
-
-
-def _index(tars: str, output: str) -> None:
-    from pipeline.config import IndexConfig
-    from pipeline.index import index_tar, plan_index
-    from pipeline.manifest import commit
-    from pipeline.storage import open_storage
-
-    config = IndexConfig(input=tars, output=output)
-    commit(open_storage(output), [index_tar(tar, config) for tar in plan_index(config, None)])
-
-
-def _child(side: str, address: str, samples: int, server: _Server) -> dict[str, float]:
+def _child(side: str, address: str, samples: int, server: Server) -> dict[str, float]:
     command = [sys.executable, str(Path(__file__)), side, address, str(samples), str(server.process.pid)]
     done = subprocess.run(command, env=server.environment, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode != 0:

@@ -1,17 +1,19 @@
 """The model step and the loss against open_clip's, in one process, step by step in turn. Needs the `test` extra.
 
-Same architecture, weights, batch, captions, threads and precision; open_clip as its own trainer sets it up on a CPU: padded
-captions, torch's AdamW, and its local loss.
+Same architecture, weights, batch, captions, threads and precision; open_clip as its own trainer sets it up: padded captions,
+torch's AdamW, and its local loss.
 """
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 WORDS = [
     *("a", "the", "of", "and", "in", "on", "with", "dog", "cat", "man", "red", "blue", "old", "new", "house", "street", "car"),
@@ -20,91 +22,133 @@ WORDS = [
 ]
 
 
+PEAK_BFLOAT16_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
+"""Dense, a second, of the SXM boards, by a part of the device's name (NVIDIA's data sheets)."""
+
+
 def captions(count: int, seed: int = 0) -> list[str]:
     """Captions with lengths like those of web data: a median of 12 tokens, the specials included, and a long tail."""
     rng = random.Random(seed)
     return [" ".join(rng.choices(WORDS, k=max(1, round(rng.lognormvariate(2.3, 0.5))))) for _ in range(count)]
 
 
-def run(name: str, batch_size: int, repeats: int, threads: int | None) -> str:
+@dataclass(frozen=True)
+class Setting:
+    """What both sides have in common; `compile` is each side's own torch.compile."""
+
+    name: str
+    batch_size: int
+    device: str = "cpu"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False
+    checkpointing: bool = False
+
+
+def run(setting: Setting, repeats: int, threads: int | None) -> str:
     """Pairs per second of forward, loss, backward and optimizer, ours and open_clip's."""
     import torch
 
     if threads:
         torch.set_num_threads(threads)
-    ours, theirs, texts = _sides(name, batch_size)
+    ours, theirs, texts = _sides(setting)
     lengths = (texts != 0).sum(1)
+    where = f"{torch.get_num_threads()} threads" if setting.device == "cpu" else torch.cuda.get_device_name()
     lines = [
-        f"{name}, {batch_size} pairs, captions of {int(lengths.median())} tokens in the median and {int(lengths.max())} at "
-        f"most, {torch.get_num_threads()} threads, float32"
+        f"{setting.name}, {setting.batch_size} pairs, captions of {int(lengths.median())} tokens in the median and "
+        f"{int(lengths.max())} at most, {where}, {setting.precision}" + (", compiled" if setting.compile else "")
     ]
     first = ours(), theirs()
     lines.append(f"loss at step 0: {first[0]:.7f} and {first[1]:.7f}, relative difference {abs(first[0] / first[1] - 1):.1e}")
+    flops = {side: _flops(step) for side, step in (("ours", ours), ("open_clip", theirs))} if not setting.compile else {}
     times: dict[str, list[float]] = {"ours": [], "open_clip": []}
     for _ in range(repeats):
         for side, step in (("ours", ours), ("open_clip", theirs)):
             began = time.perf_counter()
-            step()
+            step()  # gives the loss as a number, so a GPU has ended it
             times[side].append(time.perf_counter() - began)
     for side, seconds in times.items():
-        lines.append(f"{side:10} {median(seconds):8.3f} s a step {batch_size / median(seconds):8.2f} pairs/s")
+        line = f"{side:10} {median(seconds):8.4f} s a step {setting.batch_size / median(seconds):10.2f} pairs/s"
+        lines.append(line + (_rate(flops[side] / median(seconds), setting) if flops else ""))
     ratios = [b / a for a, b in zip(times["ours"], times["open_clip"], strict=True)]
     lines.append(f"pairs/s, ours over open_clip's: {median(ratios):.2f}x ({', '.join(f'{ratio:.2f}' for ratio in ratios)})")
+    if setting.device == "cuda":
+        lines.append(f"peak memory of the device: {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB with both sides in it")
     return "\n".join(lines)
 
 
-def _sides(name: str, batch_size: int) -> tuple[Callable[[], float], Callable[[], float], Any]:
+def _flops(step: Callable[[], float]) -> int:
+    """Floating-point operations of a step's matrix products, convolutions and attention, those on padding included."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return int(counter.get_total_flops())
+
+
+def _rate(flops_per_s: float, setting: Setting) -> str:
+    """What the device does, and where its peak is known its utilisation (MFU)."""
+    import torch
+
+    name = torch.cuda.get_device_name() if setting.device == "cuda" else ""
+    peak = next((peak for part, peak in PEAK_BFLOAT16_FLOPS.items() if part in name), None)
+    known = f", {flops_per_s / peak:.1%} of {peak / 1e12:.0f}" if peak and setting.precision == "bfloat16" else ""
+    return f" {flops_per_s / 1e12:8.3f} TFLOP/s{known}"
+
+
+def _sides(setting: Setting) -> tuple[Callable[[], float], Callable[[], float], Any]:
     """(our step, open_clip's step, texts): each call is one step and gives its loss."""
-    import open_clip
     import torch
     from open_clip.loss import ClipLoss
 
+    from jobs.benchmark_peer import build_peer, build_peer_optimizer
     from model.clip import build_clip
     from model.tokenizer import tokenize
-    from training.config import ModelConfig, OptimizerConfig, TrainingConfig
+    from training.config import ModelConfig, OptimizerConfig, TrainConfig, TrainingConfig
     from training.distributed import World
     from training.loss import ContrastiveResult, contrastive_loss
     from training.optimizer import build_optimizer, clamp_logit_scale_
     from training.prepare import prepare_model
     from training.step import compute_gradients
 
+    batch_size, device = setting.batch_size, torch.device(setting.device)
     torch.manual_seed(0)
-    clip = build_clip(name)
-    peer = open_clip.create_model(f"{name.replace('/', '-')}-quickgelu")
-    peer.load_state_dict(clip.state_dict())
-    peer.train()
+    clip = build_clip(setting.name)
+    peer = build_peer(clip).to(device)
+    clip.to(device)
     size = clip.architecture.image_size_px
-    images, texts = torch.randn(batch_size, 3, size, size), tokenize(captions(batch_size))
-    prepare_model(clip, TrainingConfig(model=ModelConfig(name=name)))
-    # As the loader lays pictures out: channels last.
-    our_images = images.to(memory_format=torch.channels_last)
+    images, texts = torch.randn(batch_size, 3, size, size, device=device), tokenize(captions(batch_size))
+    train = TrainConfig(compile=setting.compile, activation_checkpointing=("image", "text") if setting.checkpointing else ())
+    prepare_model(clip, TrainingConfig(model=ModelConfig(name=setting.name), train=train))
+    # As the loader lays pictures out: channels last, and token ids on the CPU.
+    our_images, their_texts = images.to(memory_format=torch.channels_last), texts.to(device)
     config = OptimizerConfig()
     optimizer = build_optimizer(clip, config)
-    world = World(0, 1, torch.device("cpu"))
+    world = World(0, 1, device)
+
+    def autocast() -> contextlib.AbstractContextManager[Any]:
+        lower = setting.precision == "bfloat16"
+        return torch.autocast(device.type, dtype=torch.bfloat16) if lower else contextlib.nullcontext()
 
     def loss(images: torch.Tensor, texts: torch.Tensor, scale: torch.Tensor) -> ContrastiveResult:
         return contrastive_loss(images, texts, scale, world, batch_size, 1024)
 
     def ours() -> float:
         optimizer.zero_grad(set_to_none=True)
-        result = compute_gradients(clip, (our_images, texts), loss, None)
+        result = compute_gradients(clip, (our_images, texts), loss, None, autocast)
         optimizer.step()
         clamp_logit_scale_(clip)
         return float(result.loss.detach())
 
-    decayed = [one for one in peer.parameters() if one.ndim >= 2]
-    spared = [one for one in peer.parameters() if one.ndim < 2]
-    peer_optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": config.weight_decay}, {"params": spared, "weight_decay": 0.0}],
-        lr=config.learning_rate,
-        betas=(config.beta1, config.beta2),
-        eps=config.eps,
-    )
+    peer_optimizer = build_peer_optimizer(peer, config)
+    if setting.checkpointing:
+        peer.set_grad_checkpointing()
+    forward = torch.compile(peer) if setting.compile else peer
     peer_loss = ClipLoss()
 
     def theirs() -> float:
         peer_optimizer.zero_grad()
-        total = peer_loss(*peer(images, texts))
+        with autocast():
+            total = peer_loss(*forward(images, their_texts))
         total.backward()
         peer_optimizer.step()
         with torch.no_grad():

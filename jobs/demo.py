@@ -35,25 +35,15 @@ MARKER = "made-by-the-demo"
 
 
 def job(config: Config, options: argparse.Namespace) -> None:
-    from jobs.demo_pictures import ATTRIBUTION, SPLITS, render_pairs
+    from jobs.demo_pictures import ATTRIBUTION
     from pipeline.storage import open_storage
     from training.worker import run_training
 
-    clock = _Phases()
-    data_dir = options.data_dir.rstrip("/") if "://" in options.data_dir else str(Path(options.data_dir).absolute())
-    uris = {split: f"{data_dir}/{split}" for split in SPLITS}
+    clock = Phases()
+    uris = data_uris(options.data_dir)
     run_storage = open_storage(f"{config.run.dir.rstrip('/')}/{config.run.name}")
-    for storage in (open_storage(data_dir), run_storage):
-        _start_afresh(storage)
-
-    with clock.phase("render"):
-        print("rendering emoji ...", flush=True)
-        pairs = render_pairs(options.concepts)
-        print(f"{len(pairs):,} distinct pictures: " + ", ".join(f"{_count(pairs, split):,} {split}" for split in SPLITS))
-    with clock.phase("start Ray"):
-        connect_ray()
-    with clock.phase("ingest"):
-        _ingest(pairs, uris, config)
+    _start_afresh(run_storage)
+    make_data_sets(options.data_dir, config, options.concepts, clock)
     with clock.phase("train"):
         run_training(_training_config(config, options.seed, uris))
     with clock.phase("evaluate"):
@@ -68,6 +58,31 @@ def job(config: Config, options: argparse.Namespace) -> None:
     print(f"\n{ATTRIBUTION}\n")
     print("next: python jobs/train.py              (the default recipe on the same shards)")
     print("      python jobs/ingest.py --help      (your own table of URLs)")
+
+
+def data_uris(data_dir: str) -> dict[str, str]:
+    """Where the demo's data sets lie: split -> root."""
+    from jobs.demo_pictures import SPLITS
+
+    root = data_dir.rstrip("/") if "://" in data_dir else str(Path(data_dir).absolute())
+    return {split: f"{root}/{split}" for split in SPLITS}
+
+
+def make_data_sets(data_dir: str, config: Config, concepts: int | None = None, clock: Phases | None = None) -> None:
+    """Renders the pictures and ingests them, on Ray. What an earlier demo left in the folder is replaced."""
+    from jobs.demo_pictures import SPLITS, render_pairs
+    from pipeline.storage import open_storage
+
+    clock, uris = clock or Phases(), data_uris(data_dir)
+    _start_afresh(open_storage(uris["train"].rpartition("/")[0]))
+    with clock.phase("render"):
+        print("rendering emoji ...", flush=True)
+        pairs = render_pairs(concepts)
+        print(f"{len(pairs):,} distinct pictures: " + ", ".join(f"{_count(pairs, split):,} {split}" for split in SPLITS))
+    with clock.phase("start Ray"):
+        connect_ray()
+    with clock.phase("ingest"):
+        _ingest(pairs, uris, config)
 
 
 def _start_afresh(storage: Storage) -> None:
@@ -131,7 +146,7 @@ def _count(pairs: list[Pair], split: str) -> int:
     return sum(pair.split == split for pair in pairs)
 
 
-class _Phases:
+class Phases:
     """Seconds of each phase, for the last lines of the output."""
 
     def __init__(self) -> None:
