@@ -27,6 +27,7 @@ def job(config: Config, options: argparse.Namespace) -> None:
     from training.distributed import World, pick_device
     from training.evaluation.runner import evaluate
     from training.initial_weights import load_initial_weights
+    from training.prepare import autocast
 
     clip, evaluation, trained = open_run(config)
     if not trained.model.weights:
@@ -42,7 +43,8 @@ def job(config: Config, options: argparse.Namespace) -> None:
     for point in range(options.points):
         alpha = point / (options.points - 1) if options.points > 1 else options.alpha
         load_state(clip, interpolate(start, end, alpha), "average")
-        metrics = evaluate(clip, evaluation, World(rank=0, world_size=1, device=device))
+        with autocast(trained.train, device):
+            metrics = evaluate(clip, evaluation, World(rank=0, world_size=1, device=device))
         found.append({"alpha": alpha, **metrics})
         if point == 0:
             print("alpha  " + "  ".join(name.removeprefix("evaluation/") for name in metrics))

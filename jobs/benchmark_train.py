@@ -6,14 +6,21 @@ torch's AdamW, and its local loss.
 
 from __future__ import annotations
 
-import contextlib
 import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import torch
+
+    from model.clip import CLIP
+
+Step = Callable[[], float]
+"""One step of a side; its loss."""
 
 WORDS = [
     *("a", "the", "of", "and", "in", "on", "with", "dog", "cat", "man", "red", "blue", "old", "new", "house", "street", "car"),
@@ -76,7 +83,7 @@ def run(setting: Setting, repeats: int, threads: int | None) -> str:
     return "\n".join(lines)
 
 
-def _flops(step: Callable[[], float]) -> int:
+def _flops(step: Step) -> int:
     """Floating-point operations of a step's matrix products, convolutions and attention, those on padding included."""
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -95,67 +102,80 @@ def _rate(flops_per_s: float, setting: Setting) -> str:
     return f" {flops_per_s / 1e12:8.3f} TFLOP/s{known}"
 
 
-def _sides(setting: Setting) -> tuple[Callable[[], float], Callable[[], float], Any]:
-    """(our step, open_clip's step, texts): each call is one step and gives its loss."""
+def _sides(setting: Setting) -> tuple[Step, Step, Any]:
+    """(our step, open_clip's step, texts), from the same weights, pictures and texts."""
     import torch
-    from open_clip.loss import ClipLoss
 
-    from jobs.benchmark_peer import build_peer, build_peer_optimizer
     from model.clip import build_clip
     from model.tokenizer import tokenize
+
+    torch.manual_seed(0)
+    clip = build_clip(setting.name)
+    size = clip.architecture.image_size_px
+    images = torch.randn(setting.batch_size, 3, size, size, device=setting.device)
+    texts = tokenize(captions(setting.batch_size))
+    theirs = _their_step(setting, clip, images, texts)
+    return _our_step(setting, clip, images, texts), theirs, texts
+
+
+def _our_step(setting: Setting, clip: CLIP, images: torch.Tensor, texts: torch.Tensor) -> Step:
+    import torch
+
     from training.config import ModelConfig, OptimizerConfig, TrainConfig, TrainingConfig
     from training.distributed import World
     from training.loss import ContrastiveResult, contrastive_loss
     from training.optimizer import build_optimizer, clamp_logit_scale_
-    from training.prepare import prepare_model
+    from training.prepare import autocast, prepare_model
     from training.step import compute_gradients
 
-    batch_size, device = setting.batch_size, torch.device(setting.device)
-    torch.manual_seed(0)
-    clip = build_clip(setting.name)
-    peer = build_peer(clip).to(device)
-    clip.to(device)
-    size = clip.architecture.image_size_px
-    images, texts = torch.randn(batch_size, 3, size, size, device=device), tokenize(captions(batch_size))
-    train = TrainConfig(compile=setting.compile, activation_checkpointing=("image", "text") if setting.checkpointing else ())
-    prepare_model(clip, TrainingConfig(model=ModelConfig(name=setting.name), train=train))
-    # As the loader lays pictures out: channels last, and token ids on the CPU.
-    our_images, their_texts = images.to(memory_format=torch.channels_last), texts.to(device)
-    config = OptimizerConfig()
-    optimizer = build_optimizer(clip, config)
-    world = World(0, 1, device)
-
-    def autocast() -> contextlib.AbstractContextManager[Any]:
-        lower = setting.precision == "bfloat16"
-        return torch.autocast(device.type, dtype=torch.bfloat16) if lower else contextlib.nullcontext()
+    world = World(0, 1, torch.device(setting.device))
+    train = TrainConfig(
+        precision=setting.precision,
+        compile=setting.compile,
+        activation_checkpointing=("image", "text") if setting.checkpointing else (),
+    )
+    prepare_model(clip.to(world.device), TrainingConfig(model=ModelConfig(name=setting.name), train=train))
+    optimizer = build_optimizer(clip, OptimizerConfig())
+    images = images.to(memory_format=torch.channels_last)  # as the loader lays them out; token ids stay on the CPU
 
     def loss(images: torch.Tensor, texts: torch.Tensor, scale: torch.Tensor) -> ContrastiveResult:
-        return contrastive_loss(images, texts, scale, world, batch_size, 1024)
+        return contrastive_loss(images, texts, scale, world, setting.batch_size, train.loss_tile_size)
 
-    def ours() -> float:
+    def step() -> float:
         optimizer.zero_grad(set_to_none=True)
-        result = compute_gradients(clip, (our_images, texts), loss, None, autocast)
+        result = compute_gradients(clip, (images, texts), loss, None, lambda: autocast(train, world.device))
         optimizer.step()
         clamp_logit_scale_(clip)
         return float(result.loss.detach())
 
-    peer_optimizer = build_peer_optimizer(peer, config)
+    return step
+
+
+def _their_step(setting: Setting, clip: CLIP, images: torch.Tensor, texts: torch.Tensor) -> Step:
+    import torch
+    from open_clip.loss import ClipLoss
+
+    from jobs.benchmark_peer import build_peer, build_peer_optimizer
+    from training.config import OptimizerConfig
+
+    peer = build_peer(clip).to(setting.device)
+    optimizer = build_peer_optimizer(peer, OptimizerConfig())
     if setting.checkpointing:
         peer.set_grad_checkpointing()
-    forward = torch.compile(peer) if setting.compile else peer
-    peer_loss = ClipLoss()
+    forward, loss, texts = torch.compile(peer) if setting.compile else peer, ClipLoss(), texts.to(setting.device)
+    lower = setting.precision == "bfloat16"
 
-    def theirs() -> float:
-        peer_optimizer.zero_grad()
-        with autocast():
-            total = peer_loss(*forward(images, their_texts))
+    def step() -> float:
+        optimizer.zero_grad()
+        with torch.autocast(setting.device, dtype=torch.bfloat16, enabled=lower):
+            total = loss(*forward(images, texts))
         total.backward()
-        peer_optimizer.step()
+        optimizer.step()
         with torch.no_grad():
             peer.logit_scale.clamp_(0, 4.6052)
         return float(total.detach())
 
-    return ours, theirs, texts
+    return step
 
 
 # ---------------------------------------------------------------------------------------------------------------- the loss

@@ -29,12 +29,13 @@ def job(config: Config, options: argparse.Namespace) -> None:
 
     from training.distributed import World, pick_device
     from training.evaluation.runner import evaluate
+    from training.prepare import autocast
 
-    clip, evaluation = _from_weights(config, options) if options.weights else open_run(config)[:2]
+    clip, evaluation, trained = _from_weights(config, options) if options.weights else open_run(config)
     check_there_is_something_to_measure(evaluation)
     device = pick_device(config.train.device)
     clip.to(device).eval()
-    with torch.no_grad():
+    with torch.no_grad(), autocast(trained.train, device):  # as the run itself is evaluated
         metrics = evaluate(clip, evaluation, World(rank=0, world_size=1, device=device))
     for name, value in metrics.items():
         print(f"{name.removeprefix('evaluation/'):32} {value:.4f}")
@@ -73,14 +74,14 @@ def open_run(config: Config) -> tuple[CLIP, EvaluationConfig, TrainingConfig]:
     return clip, wished if asked else trained.evaluation, trained
 
 
-def _from_weights(config: Config, options: argparse.Namespace) -> tuple[CLIP, EvaluationConfig]:
+def _from_weights(config: Config, options: argparse.Namespace) -> tuple[CLIP, EvaluationConfig, TrainingConfig]:
     from model.weights import load_clip
 
     try:
         clip, _, _ = load_clip(config.model.name, options.weights, options.activation, config.model.image_size_px)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    return clip, config.evaluation
+    return clip, config.evaluation, config
 
 
 def arguments() -> argparse.ArgumentParser:

@@ -23,7 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import Architecture, Tower, get_architecture
-from model.layers import Captions, ResidualAttentionBlock, Transformer
+from model.layers import Captions, ResidualAttentionBlock, Transformer, to_device
+from model.preprocess import normalize_images
 from model.resnet import Bottleneck, ModifiedResNet
 from model.vit import VisionTransformer
 
@@ -85,7 +86,12 @@ class CLIP(nn.Module):
         return self
 
     def encode_image(self, images_BCHW: Tensor, normalize: bool = False, kept_BP: Tensor | None = None) -> Tensor:
-        """Normalised pixels (B, 3, H, W) -> image_features (B, E). `kept_BP`: of a ViT, the patches that are looked at."""
+        """Pixels (B, 3, H, W) -> image_features (B, E). Pixels are normalised, or uint8, which are normalised here.
+
+        `kept_BP`: of a ViT, the patches that are looked at.
+        """
+        if images_BCHW.dtype == torch.uint8:
+            images_BCHW = normalize_images(images_BCHW)
         features_BE: Tensor = self.visual(images_BCHW) if kept_BP is None else self.visual(images_BCHW, kept_BP)
         return l2_normalize(features_BE) if normalize else features_BE
 
@@ -97,7 +103,7 @@ class CLIP(nn.Module):
         """
         device = self.positional_embedding.device
         captions = Captions.of(texts_BL, device)
-        texts_BL = texts_BL[:, : captions.length].to(device, non_blocking=True)
+        texts_BL = to_device(texts_BL[:, : captions.length], device)
         x_BLD = self.token_embedding(texts_BL) + self.positional_embedding[: captions.length]
         end_BD = self.transformer(captions.pack(x_BLD), captions)
         features_BE: Tensor = self.ln_final(end_BD) @ self.text_projection

@@ -29,6 +29,13 @@ class QuickGELU(nn.Module):
 ACTIVATIONS: dict[Activation, type[nn.Module]] = {"quick_gelu": QuickGELU, "gelu": nn.GELU}
 
 
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """From the CPU without waiting for what a GPU is doing, which takes pinned memory."""
+    if device.type == "cuda" and values.device.type == "cpu":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
+
+
 @dataclass(frozen=True)
 class Captions:
     """How the tokens of a batch of captions lie: causal, of different lengths, each read at its end.
@@ -51,7 +58,7 @@ class Captions:
             return Captions(end_B, texts_BL.shape[1], None)
         length = int(end_B.max()) + 1
         index_T = (torch.arange(length) <= end_B[:, None]).flatten().nonzero()[:, 0]
-        return Captions(end_B.to(device, non_blocking=True), length, index_T.to(device, non_blocking=True))
+        return Captions(to_device(end_B, device), length, to_device(index_T, device))
 
     def pack(self, x_BLD: Tensor) -> Tensor:
         """(B, L, D) -> (T, D), or as it is where the tokens stay in the rectangle."""

@@ -5,6 +5,8 @@ Pictures leave the CPU as uint8, a quarter of the bytes, and are normalised on t
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import torch
 from PIL import Image
@@ -18,9 +20,14 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 def normalize_images(images_BCHW: Tensor) -> Tensor:
     """uint8 (B, 3, H, W) -> float32, with CLIP's mean and standard deviation, on whichever device the pictures are."""
-    mean = torch.tensor(MEAN, device=images_BCHW.device).view(3, 1, 1)
-    std = torch.tensor(STD, device=images_BCHW.device).view(3, 1, 1)
+    mean, std = _statistics(images_BCHW.device)
     return images_BCHW.float().div_(255).sub_(mean).div_(std)
+
+
+@functools.cache
+def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Kept on the device: a copy to a GPU in every step would wait for the step before."""
+    return torch.tensor(MEAN, device=device).view(3, 1, 1), torch.tensor(STD, device=device).view(3, 1, 1)
 
 
 class Preprocess:

@@ -18,11 +18,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model.clip import CLIP
-from model.config import Activation, get_architecture
+from model.config import Activation, Architecture, get_architecture
 from model.preprocess import Preprocess
 from model.tokenizer import tokenize
 
 Tokenize = Callable[..., Tensor]
+_POSITIONS = ("visual.positional_embedding", "visual.attnpool.positional_embedding")
 
 
 def load_clip(
@@ -33,23 +34,28 @@ def load_clip(
     Args:
         weights: a state dict to load; None: the published initialisation.
         activation: what the weights were trained with. May be left out for files that `save_weights` wrote.
-        image_size_px: other than the architecture's; learned positions are interpolated.
+        image_size_px: learned positions are interpolated to it; None: the size of the weights, or the architecture's.
 
     Raises:
         ValueError: the file cannot be read, does not fit the architecture, or its activation is unknown or another.
     """
     architecture = get_architecture(name)
-    if image_size_px is not None:
-        architecture = replace(architecture, image_size_px=image_size_px)
     state = None
     if weights is not None:
         state, found = read_weights(Path(weights))
-        architecture = replace(architecture, activation=settle_activation(str(weights), activation, found))
+        architecture = replace(
+            architecture,
+            activation=settle_activation(str(weights), activation, found),
+            image_size_px=_image_size_px(state, architecture),
+            has_logit_bias="logit_bias" in state,
+        )
     elif activation is not None:
         architecture = replace(architecture, activation=activation)
+    if image_size_px is not None:
+        architecture = replace(architecture, image_size_px=image_size_px)
     clip = CLIP(architecture)
     if state is not None:
-        load_state(clip, state if image_size_px is None else resize_positions(clip, state), str(weights))
+        load_state(clip, resize_positions(clip, state), str(weights))
     return clip.eval(), Preprocess(architecture.image_size_px), tokenize
 
 
@@ -91,16 +97,29 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], str | None]:
     return _plain_names(content), None
 
 
+_NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
+"""Numbers that OpenAI's files hold beside the weights."""
+
+
 def _plain_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {key.removeprefix("module.").removeprefix("text."): value for key, value in state.items()}
+    plain = {key.removeprefix("module.").removeprefix("text."): value for key, value in state.items()}
+    return {key: value for key, value in plain.items() if key not in _NO_WEIGHTS}
+
+
+def _image_size_px(state: dict[str, Tensor], architecture: Architecture) -> int:
+    """Of the pictures that the weights' learned positions are for; the architecture's where there is no telling."""
+    for key in _POSITIONS:
+        if key in state and state[key].ndim == 2 and len(state[key]) > 1:
+            return math.isqrt(len(state[key]) - 1) * architecture.image_step_px
+    return architecture.image_size_px
 
 
 def resize_positions(clip: CLIP, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The state dict with the image encoder's learned positions interpolated to the model's image size (bicubic)."""
     own = clip.state_dict()
     resized = dict(state)
-    for key in ("visual.positional_embedding", "visual.attnpool.positional_embedding"):
-        if key not in own or key not in state or own[key].shape == state[key].shape:
+    for key in _POSITIONS:
+        if key not in own or key not in state or own[key].shape == state[key].shape or state[key].ndim != 2:
             continue
         (old, width), (new, _) = state[key].shape, own[key].shape
         old_side, new_side = math.isqrt(old - 1), math.isqrt(new - 1)
@@ -128,6 +147,12 @@ def interpolate(start: dict[str, Tensor], end: dict[str, Tensor], share: float) 
 
 def load_state(clip: CLIP, state: dict[str, Tensor], source: str) -> None:
     """Loads strictly; on a misfit names the first keys or shapes that differ."""
+    check_state(clip, state, source)
+    clip.load_state_dict(state, strict=True)
+
+
+def check_state(clip: CLIP, state: dict[str, Tensor], source: str) -> None:
+    """Raises ValueError where the state dict is not that of the model, which may be on the meta device."""
     own = clip.state_dict()
     problems = [f"misses {key}" for key in own if key not in state]
     problems += [f"has {key}, which the model does not" for key in state if key not in own]
@@ -139,7 +164,6 @@ def load_state(clip: CLIP, state: dict[str, Tensor], source: str) -> None:
     if problems:
         shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
         raise ValueError(f"weights={source}: does not fit {clip.architecture.name}: {shown}; name its architecture")
-    clip.load_state_dict(state, strict=True)
 
 
 def settle_activation(path: str, told: Activation | None, found: str | None) -> Activation:

@@ -2,6 +2,9 @@
 
 Communication is what a step waits for: collectives of the loss, and of DDP's gradients what the backward pass does not hide. A
 rank that waits there waits for a slower one, which is the one that computes, or waits for data, longest.
+
+Waiting for data is the program's. A GPU is given work ahead of time, so it may still be busy meanwhile: only where
+samples_per_s is below what the model does without a loader has it waited too.
 """
 
 from __future__ import annotations
@@ -50,6 +53,11 @@ class CommunicationTimer:
         self._pairs.clear()
         return taken
 
+    def put_back(self, seconds: float) -> None:
+        """Forgets what was waited for since the last call of `take`, and remembers what that gave."""
+        self.take()
+        self._seconds = seconds
+
     def _now(self) -> Any:
         if not self._cuda:
             return time.perf_counter()
@@ -91,10 +99,11 @@ class Clock:
         self._since, self._steps, self._samples, self._wait_s = time.perf_counter(), step, samples_seen, wait_s
 
     @contextlib.contextmanager
-    def stopped(self) -> Iterator[None]:
-        """Evaluation and checkpoints happen in here: their time is nobody's training speed."""
-        began = time.perf_counter()
+    def stopped(self, communication: CommunicationTimer) -> Iterator[None]:
+        """Evaluation and checkpoints happen in here: their time is nobody's training speed, nor their waiting for others."""
+        began, waited_s = time.perf_counter(), communication.take()
         yield
+        communication.put_back(waited_s)
         self._since += time.perf_counter() - began
 
     def lap(self, step: int, samples_seen: int, wait_s: float, communication: CommunicationTimer) -> Lap:

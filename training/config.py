@@ -127,18 +127,20 @@ class TrainConfig(Section):
     seed: int = Field(0, ge=0)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: bfloat16 autocast on CUDA, float32 elsewhere. Weights and loss are float32 always."""
+    """auto: bfloat16 autocast on CUDA, float32 elsewhere. Weights and loss are float32 always. float32 on CUDA leaves PyTorch's
+    default, by which convolutions round their inputs to TF32."""
     loss: Literal["contrastive", "sigmoid"] = "contrastive"
     """contrastive: the paper's softmax over rows and columns; sigmoid: SigLIP's, each pair on its own, with a bias."""
     micro_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
     """Samples that a rank embeds at a time; a slice that is larger is accumulated exactly, for a second forward pass.
     None: the whole slice. auto: as many as memory holds, found at the start."""
     sync_batch_norm: bool = False
-    """Of ResNets on GPUs: statistics of the global batch instead of each rank's."""
+    """Of ResNets on GPUs: statistics of the global batch instead of each rank's. Not with micro-batches."""
     patch_dropout: float = Field(0.0, ge=0, lt=1)
     """Share of a ViT's patches that training leaves out, others for each sample and epoch (FLIP)."""
     ema_decay: float | None = Field(None, gt=0, lt=1)
-    """Also keep a moving average of the weights, which evaluation uses then: share of it that a step leaves as it is."""
+    """Also keep a moving average of the weights, which evaluation uses then: share of it that a step leaves as it is. It is
+    smaller at first: (1 + step) / (10 + step)."""
     activation_checkpointing: tuple[Literal["image", "text"], ...] = ()
     """Encoders that compute their blocks again in the backward pass instead of keeping what they hold."""
     compile: bool = False

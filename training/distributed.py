@@ -18,6 +18,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from training.clock import CommunicationTimer
 
+Bounds = list[tuple[int, int]]
+"""[start, stop) of every rank's slice."""
+
 
 @dataclass(frozen=True)
 class World:
@@ -93,7 +96,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, features_BE: Tensor, global_batch_size: int, world: World) -> Tensor:
-        ctx.world, ctx.bounds = world, _all_bounds(global_batch_size, world)
+        ctx.world, ctx.bounds = world, all_bounds(global_batch_size, world)
         longest = max(stop - start for start, stop in ctx.bounds)
         padded = _pad(features_BE, longest)
         parts = padded.new_empty(world.world_size * longest, *padded.shape[1:])
@@ -107,20 +110,32 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (gradient_GE,) = gradients
-        world: World = ctx.world
-        start, stop = ctx.bounds[world.rank]
-        if gradient_GE.device.type != "cuda":  # gloo's reduce-scatter is an all-reduce: twice the bytes
-            own = gradient_GE.new_empty(world.world_size * (stop - start), *gradient_GE.shape[1:])
-            sizes = [last - first for first, last in ctx.bounds]
-            with world.communication.waiting():
-                dist.all_to_all_single(own, gradient_GE.contiguous(), [stop - start] * world.world_size, sizes)
-            return own.unflatten(0, (world.world_size, stop - start)).sum(0), None, None
-        longest = max(last - first for first, last in ctx.bounds)
-        padded = torch.cat([_pad(gradient_GE[first:last], longest) for first, last in ctx.bounds])
-        own = padded.new_empty(longest, *padded.shape[1:])
-        with world.communication.waiting():
-            dist.reduce_scatter_tensor(own, padded)
-        return own[: stop - start], None, None
+        # gloo's reduce-scatter is an all-reduce: twice the bytes
+        scatter = reduce_scatter if gradient_GE.device.type == "cuda" else exchange_and_sum
+        return scatter(gradient_GE, ctx.bounds, ctx.world), None, None
+
+
+def reduce_scatter(rows_GE: Tensor, bounds: Bounds, world: World) -> Tensor:
+    """The sum over ranks of each one's `rows_GE`, of which this rank gets its slice: NCCL's own collective, padded."""
+    start, stop = bounds[world.rank]
+    longest = max(last - first for first, last in bounds)
+    padded = rows_GE
+    if len(rows_GE) != longest * world.world_size:
+        padded = torch.cat([_pad(rows_GE[first:last], longest) for first, last in bounds])
+    own = padded.new_empty(longest, *padded.shape[1:])
+    with world.communication.waiting():
+        dist.reduce_scatter_tensor(own, padded.contiguous())
+    return own[: stop - start]
+
+
+def exchange_and_sum(rows_GE: Tensor, bounds: Bounds, world: World) -> Tensor:
+    """Like `reduce_scatter`: everybody's part for this rank is fetched, and summed here."""
+    start, stop = bounds[world.rank]
+    own = rows_GE.new_empty(world.world_size * (stop - start), *rows_GE.shape[1:])
+    sizes = [last - first for first, last in bounds]
+    with world.communication.waiting():
+        dist.all_to_all_single(own, rows_GE.contiguous(), [stop - start] * world.world_size, sizes)
+    return own.unflatten(0, (world.world_size, stop - start)).sum(0)
 
 
 def all_ranks(values_N: Tensor, world: World) -> Tensor:
@@ -158,6 +173,12 @@ def gather_rows(rows: Tensor, global_size: int, world: World) -> Tensor:
         return gather_features(rows.detach().contiguous(), global_size, world)
 
 
+def barrier(world: World) -> None:
+    """Waits until every rank is here."""
+    if world.world_size > 1:
+        dist.barrier()
+
+
 def broadcast_buffers(model: nn.Module, world: World) -> None:
     """Gives every rank rank 0's buffers: batch-norm statistics, which each rank collects on its own slice."""
     if world.world_size == 1:
@@ -166,7 +187,7 @@ def broadcast_buffers(model: nn.Module, world: World) -> None:
         dist.broadcast(buffer, src=0)
 
 
-def _all_bounds(global_size: int, world: World) -> list[tuple[int, int]]:
+def all_bounds(global_size: int, world: World) -> Bounds:
     return [slice_bounds(global_size, rank, world.world_size) for rank in range(world.world_size)]
 
 

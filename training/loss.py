@@ -165,14 +165,16 @@ class _TiledCrossEntropy(torch.autograd.Function):
         return (log_sum_exp_B - scale * label_B).sum(), right
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         query_BE, key_GE, scale, log_sum_exp_B, label_B = ctx.saved_tensors
 
         def probability(logits_BT: Tensor) -> Tensor:
             return logits_BT.sub_(log_sum_exp_B[:, None]).exp_()
 
-        found = _backward_in_tiles(query_BE, key_GE, scale, label_B, ctx.first, ctx.tile_size, probability)
-        query, key, scale_gradient, _ = (one.mul_(gradients[0]) for one in found)
+        found = _backward_in_tiles(
+            query_BE, key_GE, scale, label_B, ctx.first, ctx.tile_size, probability, ctx.needs_input_grad[1]
+        )
+        query, key, scale_gradient, _ = (None if one is None else one.mul_(gradients[0]) for one in found)
         return query, key, scale_gradient, None, None
 
 
@@ -199,15 +201,17 @@ class _TiledSigmoid(torch.autograd.Function):
         return total, right
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         query_BE, key_GE, scale, bias, label_B = ctx.saved_tensors
 
         def probability(logits_BT: Tensor) -> Tensor:
             return logits_BT.add_(bias).sigmoid_()
 
-        found = _backward_in_tiles(query_BE, key_GE, scale, label_B, ctx.first, ctx.tile_size, probability)
-        query, key, scale_gradient, total = (one.mul_(gradients[0]) for one in found)
-        return query, key, scale_gradient, total - len(query_BE) * gradients[0], None, None
+        *found, total = _backward_in_tiles(
+            query_BE, key_GE, scale, label_B, ctx.first, ctx.tile_size, probability, ctx.needs_input_grad[1]
+        )
+        query, key, scale_gradient = (None if one is None else one.mul_(gradients[0]) for one in found)
+        return query, key, scale_gradient, (total - len(query_BE)) * gradients[0], None, None
 
 
 def _tiles(query_BE: Tensor, key_GE: Tensor, tile_size: int) -> Iterator[tuple[int, Tensor]]:
@@ -228,24 +232,29 @@ def _backward_in_tiles(
     first: int,
     tile_size: int,
     probability: Callable[[Tensor], Tensor],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    keys_learn: bool,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """Gradients of query, key and scale, and the sum of all p: d/ds = scale * (p - onehot), d/dscale = sum(p * s) - labels.
 
     Args:
         probability: p from scale * s, which it may overwrite.
+        keys_learn: whether the keys' gradient is wanted; those of a locked encoder have none.
     """
     batch = len(query_BE)
     query_gradient_BE = torch.zeros_like(query_BE)
-    key_gradient_GE = torch.empty_like(key_GE)
+    key_gradient_GE = torch.empty_like(key_GE) if keys_learn else None
     total = torch.zeros_like(scale)
     for start, similarity_BT in _tiles(query_BE, key_GE, tile_size):
         probability_BT = probability(similarity_BT.mul_(scale))
         stop = start + probability_BT.shape[1]
         total = total + probability_BT.sum()
         query_gradient_BE.addmm_(probability_BT, key_GE[start:stop])
-        torch.mm(probability_BT.T, query_BE, out=key_gradient_GE[start:stop])
+        if key_gradient_GE is not None:
+            torch.mm(probability_BT.T, query_BE, out=key_gradient_GE[start:stop])
     # s is query . key, so that sum(p * s) is query . (p @ key), which is there already.
     scale_gradient = torch.dot(query_BE.flatten(), query_gradient_BE.flatten()) - label_B.sum()
     query_gradient_BE -= key_GE[first : first + batch]
-    key_gradient_GE[first : first + batch] -= query_BE
-    return query_gradient_BE.mul_(scale), key_gradient_GE.mul_(scale), scale_gradient, total
+    if key_gradient_GE is not None:
+        key_gradient_GE[first : first + batch] -= query_BE
+        key_gradient_GE.mul_(scale)
+    return query_gradient_BE.mul_(scale), key_gradient_GE, scale_gradient, total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -9,7 +10,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from model.clip import CLIP
 from training.config import OptimizerConfig
@@ -80,10 +80,25 @@ def limit_gradients_(model: nn.Module, limit: float | None, measured: bool) -> T
     return norm
 
 
-def build_average(model: nn.Module, decay: float | None) -> AveragedModel | None:
-    """The moving average of weights and batch-norm statistics, as a copy of the model; None without a decay."""
-    if decay is None:
-        return None
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
-    average.n_averaged.fill_(1)  # the start counts as seen, so that the first update moves it and does not replace it
-    return average.requires_grad_(False)
+class WeightAverage:
+    """The moving average of weights and batch-norm statistics, in a copy of the model.
+
+    Its memory grows with the run, (1 + step) / (10 + step) up to `decay`, so that the random start is soon forgotten. torch's
+    AveragedModel is not used: it waits for a GPU in every step.
+    """
+
+    def __init__(self, model: CLIP, decay: float) -> None:
+        self.decay = decay
+        self.clip = copy.deepcopy(model).requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, model: CLIP, step: int) -> None:
+        """Moves towards the model as it is after `step` steps."""
+        averages, values = [], []
+        for average, value in zip(self.clip.state_dict().values(), model.state_dict().values(), strict=True):
+            if value.is_floating_point():
+                averages.append(average)
+                values.append(value)
+            else:
+                average.copy_(value)
+        torch._foreach_lerp_(averages, values, 1 - min(self.decay, (1 + step) / (10 + step)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 from model.config import Architecture, get_architecture
 from pipeline.storage import Storage, open_storage
@@ -15,7 +16,7 @@ from training.checkpoint import Checkpoint, CheckpointStore, Position
 from training.config import ConfigError, TrainingConfig
 from training.data_sets import DataSet, block_size_samples, open_data_sets
 from training.evaluation.runner import check_evaluation
-from training.initial_weights import initial_activation
+from training.initial_weights import check_initial_weights, initial_activation
 from training.optimizer import Schedule
 from training.sample_order import SampleOrder
 
@@ -59,6 +60,8 @@ def plan_run(config: TrainingConfig) -> RunPlan:
     checkpoint = checkpoints.latest()
     config = _with_activation(config, checkpoint)
     architecture = architecture_of(config)
+    if config.model.weights and checkpoint is None:
+        check_initial_weights(architecture, config.model)
     check_evaluation(config.evaluation)
     data_sets = open_data_sets(config.data, checkpoint.data_sets if checkpoint is not None else ())
     pinned = config.data.with_versions([one.manifest.version for one in data_sets])
@@ -79,7 +82,7 @@ def plan_run(config: TrainingConfig) -> RunPlan:
             f"use at most train.global_batch_size={config.train.global_batch_size} workers"
         )
     if checkpoint is not None:
-        _check_continues(checkpoint, config, order, data_sets)
+        _check_continues(checkpoint, config, order, data_sets, schedule.total_steps)
     start = checkpoint.position if checkpoint is not None else Position(step=0, samples_seen=0)
     return RunPlan(config, architecture, data_sets, order, run, checkpoints, checkpoint, start, schedule)
 
@@ -114,6 +117,16 @@ def check_model(config: TrainingConfig) -> None:
             f"train.sync_batch_norm=True: {row.name} on train.device={train.device} has no batch norm that can be "
             "synchronised; it is for ResNets on GPUs, leave it out"
         )
+    if train.sync_batch_norm and train.micro_batch_size is not None:
+        raise ConfigError(
+            f"train.micro_batch_size={train.micro_batch_size}: with train.sync_batch_norm all samples are embedded together; "
+            "leave one of the two out"
+        )
+    if train.compile and "image" in train.activation_checkpointing and row.patch_size_px is None:
+        raise ConfigError(
+            f"train.activation_checkpointing=image: with train.compile {row.name}'s batch norm would count twice; "
+            "leave one of the two out"
+        )
 
 
 def plan_schedule(config: TrainingConfig, steps_per_epoch: int) -> Schedule:
@@ -131,7 +144,7 @@ def plan_schedule(config: TrainingConfig, steps_per_epoch: int) -> Schedule:
         )
     said, warmup = _in_steps(config, "warmup", steps_per_epoch, default=min(2000, total // 10))
     also_said, cooldown = _in_steps(config, "cooldown", steps_per_epoch, default=0)
-    if warmup and warmup + cooldown >= total:
+    if (said or also_said) and warmup + cooldown >= total:
         parts = " and ".join(part for part in (said, also_said) if part)
         raise ConfigError(f"{parts}: the run has {total:,} steps, too few for that; lower it, or train longer")
     return Schedule(optimizer.learning_rate, optimizer.schedule, total, warmup, cooldown)
@@ -139,11 +152,12 @@ def plan_schedule(config: TrainingConfig, steps_per_epoch: int) -> Schedule:
 
 def _in_steps(config: TrainingConfig, part: str, steps_per_epoch: int, default: int) -> tuple[str, int]:
     """(the key as it was given, steps) of a part of the schedule; the default where no key of it was."""
-    steps_of_one = {"steps": 1.0, "samples": 1 / config.train.global_batch_size, "epochs": float(steps_per_epoch)}
+    one = Fraction(1)
+    steps_of_one = {"steps": one, "samples": one / config.train.global_batch_size, "epochs": one * steps_per_epoch}
     for unit, steps in steps_of_one.items():
         value = getattr(config.optimizer, f"{part}_{unit}")
         if value is not None:
-            return f"optimizer.{part}_{unit}={value}", math.ceil(value * steps)
+            return f"optimizer.{part}_{unit}={value}", math.ceil(Fraction(str(value)) * steps)
     return "", default
 
 
@@ -159,7 +173,7 @@ def _with_activation(config: TrainingConfig, checkpoint: Checkpoint | None) -> T
     return config.model_copy(update={"model": model.model_copy(update={"activation": told})})
 
 
-def batch_norm_caveat(config: TrainingConfig, architecture: Architecture, world_size: int) -> str:
+def batch_norm_caveat(config: TrainingConfig, architecture: Architecture, world_size: int, micro_batch_size: int | None) -> str:
     """Why a run's losses will depend on how many ranks it has, or on memory; empty where they do not."""
     train = config.train
     if architecture.patch_size_px is not None:
@@ -167,8 +181,8 @@ def batch_norm_caveat(config: TrainingConfig, architecture: Architecture, world_
     parts = []
     if world_size > 1 and not train.sync_batch_norm:
         parts.append(f"{world_size} workers without train.sync_batch_norm")
-    if train.micro_batch_size is not None:
-        parts.append(f"train.micro_batch_size={train.micro_batch_size}")
+    if micro_batch_size is not None:
+        parts.append(f"train.micro_batch_size={micro_batch_size}")
     if not parts:
         return ""
     return (
@@ -177,7 +191,7 @@ def batch_norm_caveat(config: TrainingConfig, architecture: Architecture, world_
 
 
 def _check_continues(
-    checkpoint: Checkpoint, config: TrainingConfig, order: SampleOrder, data_sets: tuple[DataSet, ...]
+    checkpoint: Checkpoint, config: TrainingConfig, order: SampleOrder, data_sets: tuple[DataSet, ...], total_steps: int
 ) -> None:
     """Refuses to resume a run whose samples or model would differ from those that its checkpoint has seen."""
     differences = [
@@ -190,10 +204,11 @@ def _check_continues(
         named = ", ".join(f"{one['uri']} version {one['version']}" for one in checkpoint.data_sets)
         differences.append(f"data={', '.join(map(str, data_sets))} (it has {named})")
     before = TrainingConfig.model_validate(checkpoint.config)
+    row, held_row = architecture_of(config), architecture_of(before)
     for key, ours, theirs in (
-        ("model.name", config.model.name, before.model.name),
-        ("model.activation", config.model.activation, before.model.activation),
-        ("model.image_size_px", config.model.image_size_px, before.model.image_size_px),
+        ("model.name", row.name, held_row.name),
+        ("model.activation", row.activation, held_row.activation),
+        ("model.image_size_px", row.image_size_px, held_row.image_size_px),
         ("model.lock", list(config.model.lock), list(before.model.lock)),
         ("train.ema_decay", config.train.ema_decay, before.train.ema_decay),
         ("train.loss", config.train.loss, before.train.loss),
@@ -204,4 +219,9 @@ def _check_continues(
         raise ConfigError(
             f"run.name={config.run.name}: this run has the checkpoint {checkpoint.folder}, which does not continue into "
             f"this configuration: {'; '.join(differences)}; restore these values, or choose another run.name"
+        )
+    if total_steps < checkpoint.position.step:
+        raise ConfigError(
+            f"train.max_steps, max_samples, num_epochs: make {total_steps:,} steps, and run.name={config.run.name} has done "
+            f"{checkpoint.position.step:,} already; ask for more, or choose another run.name"
         )

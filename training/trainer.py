@@ -23,26 +23,26 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import yaml
 
 from model.clip import CLIP
-from model.preprocess import normalize_images
+from model.layers import to_device
 from training.checkpoint import Position
-from training.clock import Clock
+from training.clock import Clock, Lap
 from training.config import TrainingConfig
 from training.data import Batch, TrainLoader
-from training.distributed import World, all_ranks, broadcast_buffers, parallel
+from training.distributed import World, all_ranks, barrier, broadcast_buffers, parallel
 from training.evaluation.runner import evaluate
 from training.initial_weights import load_initial_weights
 from training.loss import ContrastiveResult, contrastive_loss, sigmoid_loss
 from training.micro_batch import resolve_micro_batch_size
-from training.optimizer import build_average, build_optimizer, clamp_logit_scale_, limit_gradients_
+from training.optimizer import WeightAverage, build_optimizer, clamp_logit_scale_, limit_gradients_
 from training.patch_dropout import kept_patches
 from training.plan import RunPlan, batch_norm_caveat, plan_run
-from training.prepare import prepare_model
+from training.prepare import autocast, prepare_model
 from training.step import compute_gradients
 from training.tracking import Tracker
 
@@ -70,6 +70,10 @@ class TrainResult:
     evaluation: dict[str, float]
 
 
+class DivergedError(RuntimeError):
+    """A loss, a gradient or the temperature is no number any more."""
+
+
 def train(config: TrainingConfig, world: World) -> TrainResult:
     """Trains from the last checkpoint, or from the start, to the end of the schedule. Every rank calls it."""
     return Trainer(plan_run(config), world).run()
@@ -90,7 +94,8 @@ class Trainer:
         self.clip.to(world.device)
         prepare_model(self.clip, self.config)
         self.optimizer = build_optimizer(self.clip, self.config.optimizer)
-        self.average = build_average(self.clip, self.config.train.ema_decay)
+        decay = self.config.train.ema_decay
+        self.average = None if decay is None else WeightAverage(self.clip, decay)
         self.last_checkpoint = plan.checkpoint.folder if plan.checkpoint else ""
         if plan.checkpoint is not None:
             plan.checkpoints.restore(plan.checkpoint, self.clip, self.optimizer, self._averaged())
@@ -141,7 +146,8 @@ class Trainer:
     def _step(self, batch: Batch, loader: TrainLoader) -> None:
         """One optimizer step on this rank's slice of the global batch."""
         config, step = self.config.train, self.position.step + 1
-        logged = step % config.log_every_steps == 0 or step == self.plan.total_steps
+        # What is saved was looked at: numbers that are none must not push good checkpoints out.
+        logged = step % config.log_every_steps == 0 or self._is_saved_after(step)
         rate = self.plan.schedule.rate(self.position.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -154,19 +160,19 @@ class Trainer:
         self.optimizer.step()
         clamp_logit_scale_(self.clip)
         if self.average is not None:
-            self.average.update_parameters(self.clip)
+            self.average.update(self.clip, step)
 
         self.position = Position(step, self.position.samples_seen + config.global_batch_size)
         if logged:
             self._log(batch, loader, result, logit_scale_exp, grad_norm, rate)
 
     def _inputs(self, batch: Batch) -> tuple[torch.Tensor, ...]:
-        images, dropout, row = normalize_images(batch.images), self.config.train.patch_dropout, self.plan.architecture
+        dropout, row = self.config.train.patch_dropout, self.plan.architecture
         if not dropout:
-            return images, batch.texts
+            return batch.images, batch.texts
         assert row.patch_size_px is not None
         kept = kept_patches(batch.seeds, (row.image_size_px // row.patch_size_px) ** 2, dropout)
-        return images, batch.texts, kept.to(self.world.device, non_blocking=True)
+        return batch.images, batch.texts, to_device(kept, self.world.device)
 
     def _loss(self, *features: torch.Tensor) -> ContrastiveResult:
         config = self.config.train
@@ -178,21 +184,19 @@ class Trainer:
         step = self.position.step
         every = self.config.evaluation.every_steps
         if step == self.plan.total_steps or (every is not None and step % every == 0):
-            with self._clock.stopped():
+            with self._clock.stopped(self.world.communication):
                 self._evaluate_and_log()
-        if step == self.plan.total_steps or step % self.config.checkpoint.every_steps == 0:
-            with self._clock.stopped():
+        if self._is_saved_after(step):
+            with self._clock.stopped(self.world.communication):
                 self._save()
+
+    def _is_saved_after(self, step: int) -> bool:
+        return step == self.plan.total_steps or step % self.config.checkpoint.every_steps == 0
 
     # ------------------------------------------------------------------------------------------------- around the loop
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        precision = self.config.train.precision
-        if precision == "auto":
-            precision = "bfloat16" if self.world.device.type == "cuda" else "float32"
-        if precision == "float32":
-            return contextlib.nullcontext()
-        return torch.autocast(self.world.device.type, dtype=torch.bfloat16)
+        return autocast(self.config.train, self.world.device)
 
     def _settle_micro_batch_size(self) -> int | None:
         """The same on every rank, and said where it was to be found out."""
@@ -216,7 +220,7 @@ class Trainer:
 
     def _averaged(self) -> CLIP | None:
         """The moving average as a model, where the run keeps one."""
-        return None if self.average is None else cast(CLIP, self.average.module)
+        return None if self.average is None else self.average.clip
 
     def _evaluate(self) -> None:
         clip = self._averaged() or self.clip
@@ -234,7 +238,7 @@ class Trainer:
             print(f"evaluation at step {self.position.step:,}: {shown}", flush=True)
 
     def _save(self) -> None:
-        """Rank 0 writes; the others meet it at the next step's first collective."""
+        """Rank 0 writes; the others wait for it."""
         if self.world.is_main:
             self._push_record()
             self.last_checkpoint = self.plan.checkpoints.save(
@@ -246,6 +250,7 @@ class Trainer:
                 config=self.config.model_dump(mode="json"),
                 average=self._averaged(),
             )
+        barrier(self.world)
 
     # ------------------------------------------------------------------------------------------------------- the record
 
@@ -273,9 +278,10 @@ class Trainer:
         data_wait_s, compute_s, communication_s = ranks[:, 6:].mean(0).tolist()
         slowest = ranks[:, 6:].max(0).values.tolist()
         self.final_loss = (image_to_text + text_to_image) / 2
+        scale, norm = float(logit_scale_exp), float(grad_norm)
+        self._check_finite(scale, norm)
         if self.tracker is None:
             return
-        scale = float(logit_scale_exp)
         row = {
             "step": self.position.step,
             "samples_seen": self.position.samples_seen,
@@ -286,7 +292,7 @@ class Trainer:
             "logit_scale": math.log(scale),
             "temperature": 1 / scale,
             "learning_rate": rate,
-            "grad_norm": float(grad_norm),
+            "grad_norm": norm,
             "batch_accuracy_image_to_text": right_image,
             "batch_accuracy_text_to_image": right_text,
             "samples_per_s": lap.samples_per_s,
@@ -300,7 +306,22 @@ class Trainer:
             "skipped_samples": int(skipped),
             "batch_fingerprint": f"{int(prints):014x}",
         }
-        self.tracker.log({key: value for key, value in row.items() if value == value})  # what a loss has not is NaN
+        if self.config.train.loss == "sigmoid":
+            del row["batch_accuracy_text_to_image"]  # it has no columns
+        self.tracker.log(row)
+        self._say_progress(row, lap)
+
+    def _check_finite(self, scale: float, grad_norm: float) -> None:
+        """Every rank has the same numbers, so all of them stop. Raises DivergedError."""
+        if math.isfinite(self.final_loss or 0.0) and math.isfinite(grad_norm) and 0 < scale < math.inf:
+            return
+        raise DivergedError(
+            f"step {self.position.step:,}: loss {self.final_loss}, gradient norm {grad_norm}, exp(logit_scale) {scale}: the "
+            f"run has diverged; {self.last_checkpoint or 'no checkpoint'} is its last. Lower optimizer.learning_rate, warm up "
+            "longer, or set optimizer.max_grad_norm"
+        )
+
+    def _say_progress(self, row: dict[str, Any], lap: Lap) -> None:
         now = time.perf_counter()
         if now - self._spoke > PROGRESS_EVERY_S or self.position.step in (1, self.plan.total_steps):
             self._spoke = now
@@ -340,7 +361,7 @@ class Trainer:
 
     def _say_hello(self) -> None:
         config, plan = self.config, self.plan
-        caveat = batch_norm_caveat(config, plan.architecture, self.world.world_size)
+        caveat = batch_norm_caveat(config, plan.architecture, self.world.world_size, self.micro_batch_size)
         if caveat:
             logger.warning(caveat)
         if plan.checkpoint is not None:

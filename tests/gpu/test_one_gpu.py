@@ -14,7 +14,7 @@ from model.clip import build_clip
 from training.distributed import World, init_world
 from training.loss import contrastive_loss
 from training.tracking import read_metrics
-from training.trainer import train
+from training.trainer import Trainer, train
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
 
@@ -82,6 +82,30 @@ def test_a_run_goes_on_from_its_checkpoint_on_the_gpu(data_set, tmp_path, world)
     (tmp_path / "halves" / "debug_cpu" / "result.json").unlink()
     train(config_of(data_set, tmp_path / "halves", *halves), world)
     torch.testing.assert_close(losses(tmp_path / "halves"), losses(tmp_path / "whole"), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("name", ["debug-vit", "debug-rn"])
+def test_a_step_that_is_not_logged_never_waits_for_the_device(data_set, tmp_path, world, monkeypatch, name):
+    step = Trainer._step
+
+    def watched(self, batch, loader):
+        torch.cuda.set_sync_debug_mode("error" if self.position.step in (4, 5) else "default")
+        try:
+            step(self, batch, loader)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(Trainer, "_step", watched)
+    dropout = "train.patch_dropout=0.5" if name == "debug-vit" else "train.patch_dropout=0"
+    overrides = (f"model.name={name}", "train.log_every_steps=10", "train.ema_decay=0.9", dropout, "optimizer.max_grad_norm=1")
+    assert train(config_of(data_set, tmp_path, *overrides, "train.max_steps=10"), world).step == 10
+
+
+@pytest.mark.parametrize("overrides", [("train.micro_batch_size=5",), ("train.activation_checkpointing=[image,text]",)])
+def test_what_saves_memory_changes_no_loss_on_the_gpu(data_set, tmp_path, world, overrides):
+    train(config_of(data_set, tmp_path / "whole", "train.precision=float32"), world)
+    train(config_of(data_set, tmp_path / "saving", "train.precision=float32", *overrides), world)
+    torch.testing.assert_close(losses(tmp_path / "saving"), losses(tmp_path / "whole"), rtol=1e-3, atol=0)
 
 
 def test_ray_gives_its_worker_the_gpu(data_set, tmp_path):

@@ -110,6 +110,14 @@ def counted_traffic() -> Iterator[Counter[str]]:
         dist.all_gather_into_tensor, dist.all_to_all_single, distributed.allreduce_hook = gather, scatter, buckets
 
 
+def scattered(size: int, world: distributed.World) -> tuple[torch.Tensor, ...]:
+    """(what everybody gets in the backward pass by NCCL's collective, by gloo's, and what that is): (G, 3) each."""
+    bounds = distributed.all_bounds(size, world)
+    rows = [torch.randn(size, 3, generator=torch.Generator().manual_seed(rank)) for rank in range(world.world_size)]
+    found = (scatter(rows[world.rank], bounds, world) for scatter in (distributed.reduce_scatter, distributed.exchange_and_sum))
+    return *(distributed.gather_rows(one, size, world) for one in found), torch.stack(rows).sum(0)
+
+
 def main(rank: int, world_size: int, folder: Path, cases: dict[str, Case]) -> None:
     torch.set_num_threads(1)
     world = distributed.init_world(rank, world_size, f"file://{folder}/meet-{world_size}", torch.device("cpu"), timeout_s=60)
@@ -140,6 +148,7 @@ def main(rank: int, world_size: int, folder: Path, cases: dict[str, Case]) -> No
             "features": distributed.gather_rows(image_features, case.size, world),
             "traffic": dict(traffic),
         }
+    results["scatters"] = [scattered(size, world) for size in (8, 11)]
     if world.is_main:
         torch.save(results, folder / f"results-{world_size}.pt")
     dist.barrier()

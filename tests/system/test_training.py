@@ -57,6 +57,27 @@ def test_any_number_of_workers_has_the_same_samples_and_the_same_loss_at_every_s
     torch.testing.assert_close(losses(tmp_path), losses(one_worker), rtol=1e-4, atol=0)
 
 
+def test_three_workers_with_all_that_a_recipe_can_ask_for_are_one_process_too(data_set, tmp_path):
+    from training.distributed import World
+    from training.trainer import train
+    from training.worker import run_training
+
+    overrides = (
+        "train.loss=sigmoid",
+        "train.patch_dropout=0.5",
+        "train.ema_decay=0.9",
+        "train.activation_checkpointing=[image,text]",
+        "optimizer.max_grad_norm=1",
+        f"evaluation.retrieval_uri={data_set}",
+    )
+    alone = train(config_of(data_set, tmp_path / "one", *overrides), World(0, 1, torch.device("cpu")))
+    shared = ("cluster.num_workers=3", "train.micro_batch_size=4")
+    together = run_training(config_of(data_set, tmp_path / "three", *overrides, *shared))
+    assert samples(tmp_path / "three") == samples(tmp_path / "one")
+    torch.testing.assert_close(losses(tmp_path / "three"), losses(tmp_path / "one"), rtol=1e-4, atol=0)
+    assert together.evaluation == pytest.approx(alone.evaluation, abs=1.01 / 64)  # a pair may change its place
+
+
 def worker_processes() -> list[int]:
     """Process ids of Ray Train's workers under this test's Ray; the machine may run others."""
     import ray

@@ -109,6 +109,28 @@ def test_a_file_loads_at_another_image_size_only_when_it_is_asked_for(clip, tmp_
     assert larger.encode_image(torch.randn(1, 3, 64, 64)).shape == (1, 32)
 
 
+@pytest.mark.parametrize("name", ["debug-vit", "debug-rn"])
+def test_a_file_loads_at_the_image_size_and_with_the_bias_that_it_holds(name, tmp_path):
+    row = build_clip(name).architecture
+    other = CLIP(replace(row, image_size_px=row.image_size_px * 2, has_logit_bias=True))
+    save_weights(other, tmp_path / "clip.safetensors")
+    loaded, preprocess, _ = load_clip(name, tmp_path / "clip.safetensors")
+    assert same(other, loaded)
+    assert preprocess.size_px == row.image_size_px * 2
+
+
+def test_numbers_that_openais_files_hold_beside_the_weights_are_left_out(clip, tmp_path):
+    beside = {"input_resolution": torch.tensor(32), "context_length": torch.tensor(77), "vocab_size": torch.tensor(49408)}
+    torch.save(clip.state_dict() | beside, tmp_path / "published.pt")
+    assert same(clip, load_clip("debug-vit", tmp_path / "published.pt", activation="quick_gelu")[0])
+
+
+def test_positions_of_another_kind_are_named(clip, tmp_path):
+    torch.save(clip.state_dict() | {"visual.positional_embedding": torch.zeros(3)}, tmp_path / "odd.pt")
+    with pytest.raises(ValueError, match=r"visual\.positional_embedding has shape \(3,\), not \(17, 64\)"):
+        load_clip("debug-vit", tmp_path / "odd.pt", activation="quick_gelu")
+
+
 def test_open_clips_models_with_a_text_module_load_too(clip, tmp_path):
     text = ("transformer", "token_embedding", "ln_final", "positional_embedding", "text_projection")
     state = {("text." if key.startswith(text) else "") + key: value for key, value in clip.state_dict().items()}

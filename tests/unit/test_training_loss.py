@@ -61,9 +61,9 @@ def test_loss_and_every_gradient_equal_one_process_with_the_global_batch(results
 @pytest.mark.soak
 def test_large_batches_equal_one_process_too(tmp_path):
     for world_size, cases in run_workers(tmp_path, "large").items():
-        for case, found in cases.items():
+        for case, asked in loss_worker.LARGE_CASES.items():
             print(world_size, case)
-            check_against_one_process(loss_worker.LARGE_CASES[case], found)
+            check_against_one_process(asked, cases[case])
 
 
 def check_against_one_process(asked, found):
@@ -96,6 +96,13 @@ def test_a_step_moves_features_once_around_and_gradients_once_around(results, wo
         "feature gradients": towers * asked.size * 10 * 8,
         "gradients": sum(parameter.nbytes for parameter in model.parameters()),
     }
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_both_ways_to_scatter_gradients_sum_over_ranks(results, world_size):
+    for by_reduction, by_exchange, expected in results[world_size]["scatters"]:
+        torch.testing.assert_close(by_reduction, expected)
+        torch.testing.assert_close(by_exchange, expected)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])

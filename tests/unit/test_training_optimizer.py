@@ -7,7 +7,7 @@ import torch
 
 from model.clip import build_clip
 from training.config import OptimizerConfig
-from training.optimizer import Schedule, build_average, build_optimizer, clamp_logit_scale_, limit_gradients_
+from training.optimizer import Schedule, WeightAverage, build_optimizer, clamp_logit_scale_, limit_gradients_
 
 CONFIG = OptimizerConfig(learning_rate=1e-3)
 
@@ -56,19 +56,21 @@ def test_gradients_are_scaled_to_the_limit_together_and_measured_only_when_asked
     assert limit_gradients_(model, None, measured=True) == pytest.approx(1.0, rel=1e-5)
 
 
-def test_the_average_moves_by_its_share_from_the_start_on_statistics_included():
+def test_the_average_moves_by_its_share_statistics_included_and_by_more_at_the_start():
     clip = build_clip("debug-rn")
-    average = build_average(clip, 0.75)
-    before = {key: value.clone() for key, value in average.module.state_dict().items()}
-    with torch.no_grad():
-        for value in (*clip.parameters(), *(one for one in clip.buffers() if one.is_floating_point())):
-            value.add_(4.0)
-    average.update_parameters(clip)
-    for key, value in average.module.state_dict().items():
-        if value.is_floating_point():
-            torch.testing.assert_close(value, before[key] + 1.0, msg=key)
-    assert not any(parameter.requires_grad for parameter in average.parameters())
-    assert build_average(clip, None) is None
+    for step, share in ((10**6, 0.25), (0, 0.9), (8, 0.5)):
+        average = WeightAverage(clip, 0.75)
+        before = {key: value.clone() for key, value in average.clip.state_dict().items()}
+        with torch.no_grad():
+            for value in (*clip.parameters(), *(one for one in clip.buffers() if one.is_floating_point())):
+                value.add_(4.0)
+            clip.visual.bn1.num_batches_tracked.add_(1)
+        average.update(clip, step)
+        for key, value in average.clip.state_dict().items():
+            if value.is_floating_point():
+                torch.testing.assert_close(value, before[key] + 4 * share, msg=key)
+        assert average.clip.visual.bn1.num_batches_tracked == clip.visual.bn1.num_batches_tracked
+        assert not any(parameter.requires_grad for parameter in average.clip.parameters())
 
 
 def test_the_temperature_is_clamped_at_one_hundredth():

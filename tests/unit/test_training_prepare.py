@@ -11,7 +11,7 @@ from model.tokenizer import tokenize
 from training.config import ModelConfig, TrainConfig, TrainingConfig
 from training.distributed import World
 from training.loss import contrastive_loss
-from training.optimizer import build_average
+from training.optimizer import WeightAverage
 from training.prepare import checkpoint_activations, prepare_model
 from training.step import compute_gradients
 
@@ -48,6 +48,20 @@ def test_checkpointed_encoders_have_the_same_gradients_and_statistics(name, micr
         torch.testing.assert_close(found[key], gradient, msg=key)
     for key, buffer in buffers.items():
         torch.testing.assert_close(found_buffers[key], buffer, msg=key)
+
+
+@pytest.mark.parametrize("tower", ["image", "text"])
+def test_a_checkpointed_encoder_can_be_compiled(tower):
+    torch.manual_seed(1)
+    plain = build_clip("debug-vit")
+    compiled = copy.deepcopy(plain)
+    checkpoint_activations(compiled, tower)
+    (compiled.visual if tower == "image" else compiled.transformer).compile(backend="aot_eager")
+    loss, gradients, _ = step(plain)
+    found_loss, found, _ = step(compiled)
+    torch.testing.assert_close(found_loss, loss)
+    for key, gradient in gradients.items():
+        torch.testing.assert_close(found[key], gradient, msg=key, rtol=1e-4, atol=1e-5)
 
 
 def test_a_checkpointed_encoder_keeps_less():
@@ -100,7 +114,7 @@ def test_a_prepared_model_can_be_averaged_and_the_average_computes_by_itself():
     clip = build_clip("debug-rn")
     config = TrainingConfig(model=ModelConfig(name="debug-rn"), train=TrainConfig(activation_checkpointing=("image", "text")))
     prepare_model(clip, config)
-    average = build_average(clip, 0.5).module.eval()
+    average = WeightAverage(clip, 0.5).clip.eval()
     images, texts = inputs(clip)
     with torch.no_grad():
         expected = average.encode_image(images)

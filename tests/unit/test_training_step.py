@@ -12,7 +12,8 @@ from model.config import get_architecture
 from model.tokenizer import tokenize
 from training.distributed import World
 from training.loss import contrastive_loss
-from training.micro_batch import resolve_micro_batch_size, sample_bytes
+from training.micro_batch import _batch_bytes, _container_bytes, resolve_micro_batch_size, sample_bytes
+from training.prepare import checkpoint_activations, checkpointing_undone
 from training.step import compute_gradients
 
 ALONE = World(rank=0, world_size=1, device=torch.device("cpu"))
@@ -88,7 +89,8 @@ def test_auto_takes_what_memory_holds_and_the_whole_slice_where_that_fits(monkey
     assert resolve("auto", clip, 512) is None
     bytes_of_one = sample_bytes(clip, ALONE.device, torch.enable_grad)
     weights = sum(parameter.nbytes for parameter in clip.parameters())
-    monkeypatch.setattr("training.micro_batch._available_bytes", lambda: 3 * weights + int(100 * bytes_of_one / 0.6) + 10)
+    fixed = 3 * weights + _batch_bytes(clip, 512, 512)
+    monkeypatch.setattr("training.micro_batch._available_bytes", lambda: fixed + int(100 * bytes_of_one / 0.6) + 10)
     assert resolve("auto", clip, 512) == 64
     monkeypatch.setattr("training.micro_batch._available_bytes", lambda: 0)
     assert resolve("auto", clip, 512) == 1
@@ -105,6 +107,37 @@ def test_what_a_sample_keeps_is_what_its_graph_holds():
     tokens = (row.image_size_px // 8) ** 2 + 1 + row.context_length
     at_least = tokens * row.text_width * 4 * 10 * row.text_layers  # float32, ten tensors of a block's width at least
     assert at_least < one < 4 * at_least
+
+
+def test_what_a_sample_keeps_is_not_the_copies_of_the_weights_in_half_precision():
+    clip = build_clip("debug-vit")
+    half = functools.partial(torch.autocast, "cpu", dtype=torch.bfloat16)
+    assert 0.3 < sample_bytes(clip, ALONE.device, half) / sample_bytes(clip, ALONE.device, torch.enable_grad) < 1
+
+
+@pytest.mark.parametrize("name", ["debug-vit", "debug-rn"])
+def test_of_checkpointed_encoders_one_block_is_counted_beside_their_inputs(name):
+    clip = build_clip(name)
+    whole = sample_bytes(clip, ALONE.device, torch.enable_grad)
+    for tower in ("image", "text"):
+        checkpoint_activations(clip, tower)
+    checkpointed = sample_bytes(clip, ALONE.device, torch.enable_grad)
+    with checkpointing_undone(clip) as blocks:
+        assert blocks
+        assert sample_bytes(clip, ALONE.device, torch.enable_grad) == whole
+    assert sample_bytes(clip, ALONE.device, torch.enable_grad) == checkpointed
+    assert 0.3 * whole < checkpointed < 0.9 * whole, "of two to four blocks an encoder one is kept"
+
+
+def test_the_limit_of_a_container_bounds_what_is_available(tmp_path):
+    assert _container_bytes(tmp_path) > 1 << 50
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("1000\n")
+    assert _container_bytes(tmp_path) > 1 << 50
+    (tmp_path / "memory.max").write_text("5000\n")
+    assert _container_bytes(tmp_path) == 4000
+    (tmp_path / "memory.max").write_text("500\n")
+    assert _container_bytes(tmp_path) == 0
 
 
 def test_a_probe_leaves_batch_norm_statistics_alone():
