@@ -22,6 +22,7 @@ RAY_SETTINGS = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # would show every line of the workers twice
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how fast a dead worker, and the end, is noticed; default 2 s
+    "RAY_worker_niceness": "0",  # at Ray's 15 its own servers take turns first, and all threads of a step wait for one
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # ours counts rows and successes
 }
 """Defaults for what Ray reads from the environment; a value that is set already stays."""

@@ -270,9 +270,10 @@ class Trainer:
             result.accuracy_image_to_text,
             result.accuracy_text_to_image,
         )
+        values = torch.stack([share.double() for share in shares]).cpu()  # waits for the device, so that the lap holds its work
         lap = self._clock.lap(self.position.step, self.position.samples_seen, loader.wait_s, self.world.communication)
         counts = (loader.skipped_samples, loader.fingerprint(batch), lap.data_wait_s, lap.compute_s, lap.communication_s)
-        own = torch.cat([torch.stack([share.double() for share in shares]).cpu(), torch.tensor(counts, dtype=torch.float64)])
+        own = torch.cat([values, torch.tensor(counts, dtype=torch.float64)])
         ranks = all_ranks(own, self.world).cpu()
         image_to_text, text_to_image, right_image, right_text, skipped, prints = ranks[:, :6].sum(0).tolist()
         data_wait_s, compute_s, communication_s = ranks[:, 6:].mean(0).tolist()
