@@ -57,6 +57,7 @@ def fire(ray_session, tmp_path, s3_environment, monkeypatch):
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     boto3.client("s3").create_bucket(Bucket="fire")
+    boto3.client("s3").put_object(Bucket="fire", Key="made", Body=b"")  # the server forgets an empty bucket when it is killed
     environment = os.environ | settings | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     environment |= {"RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": {"env_vars": settings}})}
     environment |= {"RAY_OVERRIDE_JOB_RUNTIME_ENV": "1"}
