@@ -18,6 +18,7 @@ Needs the `test` extra (the peers are in it) and a machine that does nothing els
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 
@@ -79,7 +80,8 @@ def _add_training(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     loss.add_argument("--global-batches", type=int, nargs="+", default=[4_096, 8_192, 16_384, 32_768, 65_536])
     loss.add_argument("--repeats", type=int, default=3)
     _add_whole_run(commands, "end-to-end", benchmark_run.run_end_to_end, "a run from shards on S3", 32, 12, 1)
-    _add_whole_run(commands, "ray", benchmark_run.run_ray, "what Ray costs a run", 16, 16, 3)
+    ray = _add_whole_run(commands, "ray", benchmark_run.run_ray, "what Ray costs a run", 16, 16, 3, threads=True)
+    ray.add_argument("--threads", type=int, default=os.cpu_count(), help="of the one worker (default: all cores)")
     _add_whole_run(commands, "workers", benchmark_run.run_workers, "two workers against one", 64, 5, 2)
     parity = commands.add_parser("parity", help="the same run in ours and in open_clip")
     parity.set_defaults(
@@ -95,18 +97,26 @@ def _add_training(commands: argparse._SubParsersAction[argparse.ArgumentParser])
 def _add_whole_run(
     commands: argparse._SubParsersAction[argparse.ArgumentParser],
     name: str,
-    function: Callable[[str, int, int, int], str],
+    function: Callable[..., str],
     text: str,
     batch_size: int,
     steps: int,
     repeats: int,
-) -> None:
+    threads: bool = False,
+) -> argparse.ArgumentParser:
+    """A benchmark of whole runs; `threads`: the function takes how many, too."""
+
+    def run(options: argparse.Namespace) -> str:
+        more = (options.threads,) if threads else ()
+        return function(options.recipe, options.batch_size, options.steps, options.repeats, *more)
+
     whole = commands.add_parser(name, help=text)
-    whole.set_defaults(run=lambda options: function(options.recipe, options.batch_size, options.steps, options.repeats))
+    whole.set_defaults(run=run)
     whole.add_argument("--recipe", default="vit_b_32", help="(default: %(default)s)")
     whole.add_argument("--batch-size", type=int, default=batch_size, help="global (default: %(default)s)")
     whole.add_argument("--steps", type=int, default=steps, help="of a run (default: %(default)s)")
     whole.add_argument("--repeats", type=int, default=repeats, help="(default: %(default)s)")
+    return whole
 
 
 if __name__ == "__main__":

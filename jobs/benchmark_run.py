@@ -39,18 +39,19 @@ def run_end_to_end(recipe: str, batch_size: int, steps: int, repeats: int) -> st
     return "\n".join(lines)
 
 
-def run_ray(recipe: str, batch_size: int, steps: int, repeats: int) -> str:
-    """jobs/train.py with one worker that has all cores, against the same run in a bare process, in turn."""
-    cores = os.cpu_count() or 1
+def run_ray(recipe: str, batch_size: int, steps: int, repeats: int, threads: int) -> str:
+    """jobs/train.py with one worker, against the same run in a bare process, in turn, both with so many threads."""
     lines = [
-        f"{recipe}, {batch_size} pairs a step, {cores} cores\n{'run':>4}{'bare pairs/s':>14}{'Ray pairs/s':>13}{'ratio':>8}"
+        f"{recipe}, {batch_size} pairs a step, {threads} of {os.cpu_count()} cores\n"
+        f"{'run':>4}{'bare pairs/s':>14}{'Ray pairs/s':>13}{'ratio':>8}"
     ]
     ratios = []
     with tempfile.TemporaryDirectory() as temporary:
         data = _local_data(Path(temporary), batch_size * steps)
-        path = _recipe(Path(temporary), recipe, data, batch_size, steps, f"cluster.cpus_per_worker={cores}")
+        path = _recipe(Path(temporary), recipe, data, batch_size, steps, f"cluster.cpus_per_worker={threads}")
         for repeat in range(repeats):
-            bare, ray = (_rate(_train(command, path)) for command in (BARE, RAY))
+            environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+            bare, ray = (_rate(_train(command, path, environment)) for command in (BARE, RAY))
             ratios.append(ray / bare)
             lines.append(f"{repeat + 1:>4}{bare:>14.2f}{ray:>13.2f}{ratios[-1]:>8.3f}")
     return "\n".join([*lines, f"jobs/train.py over the bare loop: {median(ratios):.3f}x"])

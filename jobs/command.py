@@ -1,6 +1,7 @@
 """What every entry point does the same way: parse, report bad input, join or start Ray, tell success by the exit code.
 
-Exit codes: 0 done; 1 failed on the way; 2 bad input, which is found before any work starts where it can be.
+Exit codes: 0 done; 1 failed on the way; 2 bad input, which is found before any work starts where it can be; 143 stopped by
+SIGTERM with all its work saved, which the same command goes on with.
 """
 
 from __future__ import annotations
@@ -14,18 +15,27 @@ from pathlib import Path
 
 from jobs.config import Config, dump_config, key_names, load_config, recipe_names
 from pipeline.types import InputError
-from training.config import ConfigError
+from training.config import ConfigError, RunError
 
 BAD_INPUT = (ConfigError, InputError)
-EXIT_FAILED, EXIT_BAD_INPUT = 1, 2
+EXIT_FAILED, EXIT_BAD_INPUT, EXIT_STOPPED = 1, 2, 128 + 15
 RAY_SETTINGS = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # would show every line of the workers twice
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how fast a dead worker, and the end, is noticed; default 2 s
     "RAY_worker_niceness": "0",  # at Ray's 15 its own servers take turns first, and all threads of a step wait for one
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # ours counts rows and successes
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # how fast a node's notice that it will go is heard; default 5 s
+    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",  # for workers that wait for one that is gone; default 30 s
 }
 """Defaults for what Ray reads from the environment; a value that is set already stays."""
+CLUSTER_SETTINGS = {
+    "RAY_health_check_initial_delay_ms": "0",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "2000",
+    "RAY_health_check_failure_threshold": "3",  # a node that does not answer is given up after some 5 s; default 16 s and more
+}
+"""Likewise, for what reads it where a cluster is started: the head's environment for a cluster that is not ours."""
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -59,11 +69,14 @@ def run(
         print(f"{arguments.prog}: bad input:", file=sys.stderr)
         print("\n".join(f"  {line}" for line in str(error).splitlines()), file=sys.stderr)
         return EXIT_BAD_INPUT
+    except RunError as error:
+        print(f"{arguments.prog}: {error}", file=sys.stderr)
+        return EXIT_FAILED
 
 
 def connect_ray() -> None:
     """Joins the Ray cluster of this machine or of RAY_ADDRESS, and starts a local Ray where there is none."""
-    for name, value in RAY_SETTINGS.items():
+    for name, value in (RAY_SETTINGS | CLUSTER_SETTINGS).items():
         os.environ.setdefault(name, value)
     import ray
 
@@ -76,7 +89,10 @@ def connect_ray() -> None:
     ray.init(
         include_dashboard=False,
         logging_level=logging.WARNING,
-        runtime_env={"worker_process_setup_hook": "jobs.command.quieten_worker"},
+        runtime_env={
+            "worker_process_setup_hook": "jobs.command.quieten_worker",
+            "env_vars": {name: os.environ[name] for name in RAY_SETTINGS},  # for the processes of a cluster that runs already
+        },
     )
 
 

@@ -35,6 +35,7 @@ LOCATIONS = (
     "data.cache_dir",
     "data.mixture.uri",
     "run.dir",
+    "run.resume",
     "model.weights",
     "evaluation.retrieval_uri",
     "evaluation.zero_shot.uri",
@@ -115,7 +116,7 @@ def with_absolute_paths(config: Config) -> Config:
     for location in LOCATIONS:
         *parents, key = location.split(".")
         for node in _nodes(tree, parents):
-            if node[key] and "://" not in node[key]:
+            if node[key] and "://" not in node[key] and node[key] not in ("auto", "never"):  # run.resume's other words
                 node[key] = str(Path(node[key]).expanduser().absolute())
     return Config.model_validate(tree)
 

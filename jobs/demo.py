@@ -128,11 +128,11 @@ def _evaluate(config: Config, run_storage: Storage, uris: dict[str, str]) -> tup
     from training.checkpoint import CheckpointStore
     from training.plan import architecture_of
 
-    store = CheckpointStore(run_storage, config.checkpoint.keep_last)
+    store = CheckpointStore(run_storage)
     checkpoint = store.latest()
     assert checkpoint is not None  # training has just written one
     clip = CLIP(architecture_of(config))
-    store.restore_weights(checkpoint, clip)
+    checkpoint.restore_weights(clip)
     encoded = demo_report.encode(clip.eval(), uris)
     folder = run_storage.local_path("") or Path("runs").absolute() / f"{config.run.name}-pictures"
     folder.mkdir(parents=True, exist_ok=True)

@@ -61,13 +61,13 @@ def open_run(config: Config) -> tuple[CLIP, EvaluationConfig, TrainingConfig]:
     from training.checkpoint import CheckpointStore
     from training.plan import architecture_of
 
-    store = CheckpointStore(open_storage(f"{config.run.dir.rstrip('/')}/{config.run.name}"), config.checkpoint.keep_last)
+    store = CheckpointStore(open_storage(f"{config.run.dir.rstrip('/')}/{config.run.name}"))
     checkpoint = store.latest()
     if checkpoint is None:
         raise ConfigError(f"run.name={config.run.name}: {store.storage.uri} holds no checkpoint; name a run that was trained")
     trained = TrainingConfig.model_validate(checkpoint.config)
     clip = CLIP(architecture_of(trained))
-    store.restore_weights(checkpoint, clip)
+    checkpoint.restore_weights(clip)
     print(f"{trained.model.name} of {store.storage.uri}/{checkpoint.folder}, {checkpoint.position.samples_seen:,} samples seen")
     wished = config.evaluation
     asked = wished.retrieval_uri is not None or wished.zero_shot is not None

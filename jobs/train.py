@@ -7,6 +7,11 @@
 
 Without --config it is the recipe jobs/recipes/default.yaml: a small CLIP on the demo's data set. A run whose name exists
 already goes on from its last checkpoint. Results: RUN_DIR/NAME/{metrics.jsonl, checkpoints/, result.json, config.yaml}.
+
+    python jobs/train.py --check --config vit_b_32 data.uri=...     finds in two minutes what would stop it: storage, shards,
+                                                                    versions, clocks, memory, the network; trains nothing
+
+SIGTERM (or `ray job stop`) saves a checkpoint after the step and ends with exit code 143; the same command goes on.
 """
 
 from __future__ import annotations
@@ -14,23 +19,37 @@ from __future__ import annotations
 import argparse
 import sys
 
-from jobs.command import connect_ray, parser, run
+from jobs.command import EXIT_FAILED, EXIT_STOPPED, connect_ray, parser, run
 from jobs.config import Config
 
 
-def job(config: Config, options: argparse.Namespace) -> None:
+def arguments() -> argparse.ArgumentParser:
+    result = parser(__doc__)
+    result.add_argument("--check", action="store_true", help="look whether the run can work, on all nodes; train nothing")
+    return result
+
+
+def job(config: Config, options: argparse.Namespace) -> int:
     from training.plan import plan_run
 
     plan_run(config)  # bad input is refused here, before Ray starts
     connect_ray()
+    if options.check:
+        from jobs.preflight import check
+
+        return 0 if check(config) else EXIT_FAILED
     from training.worker import run_training
 
     result = run_training(config)
+    if not result.finished:
+        print(f"\nstopped at step {result.step:,}; the same command goes on from {result.checkpoint}")
+        return EXIT_STOPPED
     print(f"\ntrained {result.step:,} steps, {result.samples_seen:,} samples; run folder: {result.run}")
     for name, value in result.evaluation.items():
         print(f"  {name.removeprefix('evaluation/'):32} {value:.4f}")
     print(f"next: python jobs/evaluate.py run.dir={config.run.dir} run.name={config.run.name} --help")
+    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(run(parser(__doc__), job))
+    sys.exit(run(arguments(), job))

@@ -61,9 +61,13 @@ def load_clip(
 
 def save_weights(clip: CLIP, path: Path) -> None:
     """Writes a safetensors file that says which architecture and activation it holds."""
-    row = clip.architecture
     tensors = {key: value.detach().cpu().contiguous() for key, value in clip.state_dict().items()}
-    save_file(tensors, path, metadata={"format": "pt", "architecture": row.name, "activation": row.activation})
+    save_file(tensors, path, metadata=weights_metadata(clip.architecture))
+
+
+def weights_metadata(row: Architecture) -> dict[str, str]:
+    """What a safetensors file of such weights says about itself."""
+    return {"format": "pt", "architecture": row.name, "activation": row.activation}
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], str | None]:

@@ -51,13 +51,14 @@ def verify(storage: Storage, manifest: Manifest) -> list[Problem]:
         ThreadPoolExecutor(READERS) as readers,
         tqdm(total=size, unit="B", unit_scale=True, desc="verify", mininterval=1.0) as bar,
     ):
-        for shard, found in readers.map(lambda shard: (shard, list(_check_shard(storage, shard))), manifest.shards):
+        for shard, found in readers.map(lambda shard: (shard, list(check_shard(storage, shard))), manifest.shards):
             problems += found
             bar.update(shard.tar_size_bytes + shard.sidecar_size_bytes)
     return problems + list(_check_counts(manifest))
 
 
-def _check_shard(storage: Storage, shard: ShardRecord) -> Iterator[Problem]:
+def check_shard(storage: Storage, shard: ShardRecord) -> Iterator[Problem]:
+    """Reads one shard's objects, and compares size, sha256 and counts."""
     if shard.tar_size_bytes:
         yield from _check_object(*locate_tar(storage, shard), shard.tar_size_bytes, shard.tar_sha256)
     if shard.selection is not None:

@@ -8,7 +8,7 @@ checkpoints/step_00000030/checkpoint.json      written last: without it the fold
 ```
 
 checkpoint.json holds the position (step, samples seen), what identifies the sample order and the data sets, the resolved
-configuration, package versions, and size and sha256 of the other files.
+configuration, metrics, package versions, size and sha256 of the other files, and a sha256 of itself.
 """
 
 from __future__ import annotations
@@ -17,104 +17,131 @@ import hashlib
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from model.clip import CLIP
-from model.weights import save_weights
-from pipeline.storage import Storage
-from training.config import ConfigError
+from pipeline.storage import Storage, open_storage
+from training.config import CheckpointConfig, ConfigError
+from training.snapshot import AVERAGE, MODEL, STATE, Position, Snapshot, named_parameters
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 2
-MODEL, AVERAGE, STATE, RECORD = "model.safetensors", "average.safetensors", "state.safetensors", "checkpoint.json"
+FORMAT_VERSION = 3
+RECORD = "checkpoint.json"
 
 
-@dataclass(frozen=True)
-class Position:
-    """How far a run is.
-
-    Attributes:
-        step: optimizer steps done.
-        samples_seen: over all ranks and epochs; the loader resumes there at any world size.
-    """
-
-    step: int
-    samples_seen: int
+class DamagedError(ValueError):
+    """A checkpoint is not what was written."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that is visible; its tensors are read by `CheckpointStore.restore`.
+    """A checkpoint that is visible; its tensors are read by `restore`.
 
     Attributes:
+        storage: of the run that wrote it; `folder` is relative to it.
         order: what identifies the sample order (`SampleOrder.identity`).
         data_sets: uri, version and identity of each.
         config: the resolved configuration that wrote it.
+        metrics: name -> value, of its very step.
+        started_from: address of the checkpoint that its run began with, empty for a run that began anew.
     """
 
+    storage: Storage
     folder: str
     position: Position
     order: dict[str, Any]
     data_sets: list[dict[str, Any]]
     config: dict[str, Any]
+    metrics: dict[str, float]
+    started_from: str
     files: dict[str, dict[str, Any]]
+
+    @property
+    def address(self) -> str:
+        return self.storage.address(self.folder)
+
+    def restore(self, clip: CLIP, optimizer: torch.optim.Optimizer, average: CLIP | None = None) -> None:
+        """Puts everything back as it was: weights, moments, random state and, where the run keeps one, the moving average.
+
+        Raises:
+            ConfigError: a file has changed since the checkpoint was chosen.
+        """
+        clip.load_state_dict(self._tensors(MODEL), strict=True)
+        state = self._tensors(STATE)
+        torch.set_rng_state(state.pop("random/torch"))
+        _load_optimizer_tensors(clip, optimizer, state)
+        if average is not None:
+            average.load_state_dict(self._tensors(AVERAGE), strict=True)
+
+    def restore_weights(self, clip: CLIP) -> None:
+        """Puts in the weights that a run has to offer: their moving average where it keeps one."""
+        clip.load_state_dict(self._tensors(AVERAGE if AVERAGE in self.files else MODEL), strict=True)
+
+    def check(self, name: str, data: bytes) -> None:
+        """Raises DamagedError where a file's bytes are not those that were written."""
+        expected = self.files[name]
+        if len(data) != expected["size_bytes"] or hashlib.sha256(data).hexdigest() != expected["sha256"]:
+            raise DamagedError(f"{name} has not the size and sha256 that {RECORD} states")
+
+    def _tensors(self, name: str) -> dict[str, Tensor]:
+        data = self.storage.read(f"{self.folder}/{name}")
+        try:
+            self.check(name, data)
+        except DamagedError as error:
+            raise ConfigError(
+                f"{self.address}: is damaged ({error}); remove this folder, and the one before it is used"
+            ) from error
+        return load(data)
 
 
 class CheckpointStore:
     """The checkpoints of one run. Rank 0 writes; every rank reads."""
 
-    def __init__(self, storage: Storage, keep_last: int, prefix: str = "checkpoints") -> None:
+    def __init__(self, storage: Storage, config: CheckpointConfig | None = None, prefix: str = "checkpoints") -> None:
+        """`config`: which ones are kept; for reading none is needed."""
         self.storage = storage
-        self.keep_last = keep_last
+        self.config = config or CheckpointConfig()
         self.prefix = prefix
+        self._scores: dict[str, float | None] = {}
 
-    def save(
-        self,
-        clip: CLIP,
-        optimizer: torch.optim.Optimizer,
-        position: Position,
-        order: dict[str, Any],
-        data_sets: list[dict[str, Any]],
-        config: dict[str, Any],
-        average: CLIP | None = None,
-    ) -> str:
-        """Writes a checkpoint and removes those that `keep_last` no longer covers. Returns its folder."""
-        folder = f"{self.prefix}/step_{position.step:08d}"
-        state = _optimizer_tensors(clip, optimizer) | {"random/torch": torch.get_rng_state()}
-        write: dict[str, Callable[[Path], None]] = {
-            MODEL: lambda path: save_weights(clip, path),
-            STATE: lambda path: save_file(state, path, metadata={"format": "pt"}),
-        }
-        if average is not None:
-            write[AVERAGE] = lambda path: save_weights(average, path)
+    def write(self, snapshot: Snapshot, record: dict[str, Any], before_commit: Callable[[], None] | None = None) -> str:
+        """Writes a checkpoint and removes those that are not to be kept any more. Returns its folder.
+
+        Args:
+            record: order, data_sets, config, metrics and started_from of the `Checkpoint`.
+            before_commit: called when all is written but the record; if it raises, there is no checkpoint.
+        """
+        folder = f"{self.prefix}/step_{snapshot.position.step:08d}"
         files = {}
         with tempfile.TemporaryDirectory() as temporary:
-            for name, write_to in write.items():
+            for name, tensors in snapshot.tensors.items():
                 path = Path(temporary) / name
-                write_to(path)
+                save_file(tensors, path, metadata=snapshot.metadata[name])
                 with path.open("rb") as file:
                     digest = hashlib.file_digest(file, "sha256").hexdigest()
                 files[name] = {"size_bytes": path.stat().st_size, "sha256": digest}
                 self.storage.write_file(f"{folder}/{name}", path)
-        record = {
+                path.unlink()
+        if before_commit is not None:
+            before_commit()
+        content = {
             "format_version": FORMAT_VERSION,
-            "position": asdict(position),
-            "order": order,
-            "data_sets": data_sets,
-            "config": config,
+            "position": asdict(snapshot.position),
+            **record,
             "files": files,
             "packages": {package: version(package) for package in ("rayclip", "torch", "ray", "numpy")},
         }
-        self.storage.write(f"{folder}/{RECORD}", json.dumps(record, indent=1).encode())
+        self.storage.write(f"{folder}/{RECORD}", json.dumps(content | {"sha256": _digest(content)}, indent=1).encode())
         self._remove_old()
         return folder
 
@@ -129,8 +156,8 @@ class CheckpointStore:
         folders = self._folders()
         for folder in folders:
             try:
-                return self._open(folder)
-            except (ValueError, KeyError, FileNotFoundError) as error:
+                return self.open(folder)
+            except (DamagedError, FileNotFoundError) as error:
                 logger.warning("checkpoint %s is damaged (%s); trying the one before it", folder, error)
         if folders:
             raise ConfigError(
@@ -139,44 +166,43 @@ class CheckpointStore:
             )
         return None
 
-    def restore(
-        self, checkpoint: Checkpoint, clip: CLIP, optimizer: torch.optim.Optimizer, average: CLIP | None = None
-    ) -> None:
-        """Puts everything back as it was: weights, moments, random state and, where the run keeps one, the moving average."""
-        clip.load_state_dict(self._tensors(checkpoint, MODEL), strict=True)
-        state = self._tensors(checkpoint, STATE)
-        torch.set_rng_state(state.pop("random/torch"))
-        _load_optimizer_tensors(clip, optimizer, state)
-        if average is not None:
-            average.load_state_dict(self._tensors(checkpoint, AVERAGE), strict=True)
-
-    def restore_weights(self, checkpoint: Checkpoint, clip: CLIP) -> None:
-        """Puts in the weights that a run has to offer: their moving average where it keeps one."""
-        clip.load_state_dict(self._tensors(checkpoint, AVERAGE if AVERAGE in checkpoint.files else MODEL), strict=True)
-
-    def _tensors(self, checkpoint: Checkpoint, name: str) -> dict[str, Tensor]:
-        with tempfile.TemporaryDirectory() as temporary:
-            path = Path(temporary) / name
-            path.write_bytes(self.storage.read(f"{checkpoint.folder}/{name}"))
-            return load_file(path)
-
-    def _open(self, folder: str) -> Checkpoint:
-        """Reads a record and checks size and sha256 of the files that it names. Raises ValueError where they differ."""
-        record = json.loads(self.storage.read(f"{folder}/{RECORD}"))
-        if record["format_version"] != FORMAT_VERSION:
-            raise ValueError(f"format_version={record['format_version']}: this program reads {FORMAT_VERSION}")
-        for name, expected in record["files"].items():
-            data = self.storage.read(f"{folder}/{name}")
-            if len(data) != expected["size_bytes"] or hashlib.sha256(data).hexdigest() != expected["sha256"]:
-                raise ValueError(f"{name} has not the size and sha256 that {RECORD} states")
-        return Checkpoint(
+    def open(self, folder: str) -> Checkpoint:
+        """Reads a record and checks size and sha256 of the files that it names. Raises DamagedError, FileNotFoundError."""
+        record = self._record(folder)
+        checkpoint = Checkpoint(
+            storage=self.storage,
             folder=folder,
             position=Position(**record["position"]),
             order=record["order"],
             data_sets=record["data_sets"],
             config=record["config"],
+            metrics=record["metrics"],
+            started_from=record["started_from"],
             files=record["files"],
         )
+        for name in checkpoint.files:
+            checkpoint.check(name, self.storage.read(f"{folder}/{name}"))
+        return checkpoint
+
+    def remove_unfinished(self) -> None:
+        """Removes what a writer that was killed has left: folders without a record. Only the run's one writer may call it."""
+        whole = set(self._folders())
+        self.storage.remove_unfinished(before=datetime.now(UTC))
+        for item in list(self.storage.list(f"{self.prefix}/")):
+            if item.path.rpartition("/")[0] not in whole:
+                self.storage.delete(item.path)
+
+    def _record(self, folder: str) -> dict[str, Any]:
+        try:
+            record: dict[str, Any] = json.loads(self.storage.read(f"{folder}/{RECORD}"))
+            found, digest = record["format_version"], record.pop("sha256", "")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise DamagedError(f"{RECORD} is not whole") from None
+        if found != FORMAT_VERSION:
+            raise DamagedError(f"format_version={found}: this program reads {FORMAT_VERSION}")
+        if digest != _digest(record):
+            raise DamagedError(f"{RECORD} has not the sha256 that it states")
+        return record
 
     def _folders(self) -> list[str]:
         """Folders that hold a record, newest first."""
@@ -184,33 +210,58 @@ class CheckpointStore:
         return sorted((path.removesuffix(f"/{RECORD}") for path in records), reverse=True)
 
     def _remove_old(self) -> None:
-        """Removes what `keep_last` does not cover: the record first, so that half a checkpoint is never visible."""
-        for folder in self._folders()[self.keep_last :]:
-            for name in (RECORD, STATE, AVERAGE, MODEL):
-                self.storage.delete(f"{folder}/{name}")
+        """Removes what is neither one of the last nor of the best: the record first, so that half of one is never visible."""
+        folders = self._folders()
+        keep = folders[: self.config.keep_last] + self._best(folders)
+        for folder in folders:
+            if folder not in keep:
+                for name in (RECORD, STATE, AVERAGE, MODEL):
+                    self.storage.delete(f"{folder}/{name}")
+
+    def _best(self, folders: list[str]) -> list[str]:
+        if not self.config.keep_best:
+            return []
+        sign = 1 if self.config.best_is == "highest" else -1
+        scores = {folder: self._score(folder) for folder in folders}
+        ranked = sorted((sign * score, folder) for folder, score in scores.items() if score is not None)
+        return [folder for _, folder in ranked[-self.config.keep_best :]]
+
+    def _score(self, folder: str) -> float | None:
+        if folder not in self._scores:
+            try:
+                self._scores[folder] = self._record(folder)["metrics"].get(self.config.best_metric)
+            except (DamagedError, FileNotFoundError):
+                return None
+        return self._scores[folder]
 
 
-def _named_states(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, nn.Parameter]]:
-    """The optimizer's parameters under their names in the model, which do not depend on the order of its groups."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            yield names[parameter], parameter
+def open_checkpoint(address: str) -> Checkpoint:
+    """The checkpoint at an address: its folder, or a run's, whose last one it is then.
+
+    Raises:
+        ConfigError: there is none, or it is damaged.
+    """
+    place = open_storage(address.rstrip("/"))
+    if not place.exists(RECORD):
+        found = CheckpointStore(place).latest()
+        if found is None:
+            raise ConfigError(f"run.resume={address}: holds no checkpoint; give the folder of one, or of a run that has one")
+        return found
+    parent, _, folder = place.uri.rpartition("/")
+    try:
+        return CheckpointStore(open_storage(parent)).open(folder)
+    except (DamagedError, FileNotFoundError) as error:
+        raise ConfigError(f"run.resume={address}: is damaged ({error}); give another one") from error
 
 
-def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """`optimizer/{parameter}/{moment}` -> tensor on the CPU."""
-    return {
-        f"optimizer/{name}/{key}": value.detach().cpu().contiguous()
-        for name, parameter in _named_states(model, optimizer)
-        for key, value in optimizer.state[parameter].items()
-    }
+def _digest(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _load_optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Tensor]) -> None:
-    """The inverse of `_optimizer_tensors`, through load_state_dict, which puts each tensor where its parameter is."""
+    """The inverse of `snapshot.optimizer_tensors`, through load_state_dict, which puts each tensor where its parameter is."""
     content = optimizer.state_dict()
-    for index, (name, parameter) in enumerate(_named_states(model, optimizer)):
+    for index, (name, parameter) in enumerate(named_parameters(model, optimizer)):
         prefix = f"optimizer/{name}/"
         moments = {
             key.removeprefix(prefix): _laid_out_as(parameter, value) for key, value in state.items() if key.startswith(prefix)

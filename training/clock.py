@@ -9,9 +9,10 @@ samples_per_s is below what the model does without a loader has it waited too.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,13 +27,21 @@ class CommunicationTimer:
         self._seconds = 0.0
         self._pairs: list[tuple[Any, Any]] = []
         self._last_bucket: Any = None
+        self._in_collective = False
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
         """Around a collective that the step goes on after."""
         began = self._now()
+        self._in_collective = True
         yield
+        self._in_collective = False
         self._add(began)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether this rank waits for others now. May be asked from another thread."""
+        return self._in_collective or self._last_bucket is not None
 
     def bucket_leaves(self) -> None:
         """DDP sends off gradients; after the last of them nothing is left but to wait."""
@@ -74,12 +83,19 @@ class CommunicationTimer:
 
 @dataclass(frozen=True)
 class Lap:
-    """The time since the row before: of the whole run, and of this rank's average step."""
+    """The time since the row before: of the whole run, and of this rank's average step.
+
+    Attributes:
+        train_s: of all its steps together.
+        stopped_s: besides, by what the clock was stopped for.
+    """
 
     samples_per_s: float
+    train_s: float
     step_s: float
     data_wait_s: float
     communication_s: float
+    stopped_s: Mapping[str, float]
 
     @property
     def compute_s(self) -> float:
@@ -93,18 +109,22 @@ class Clock:
         self._since = time.perf_counter()
         self._samples = self._steps = 0
         self._wait_s = 0.0
+        self.stopped_s: collections.defaultdict[str, float] = collections.defaultdict(float)
+        """Since the last lap, by what for."""
 
     def start(self, step: int, samples_seen: int, wait_s: float) -> None:
         """From here. `wait_s`: seconds that the loader has been waited for so far."""
         self._since, self._steps, self._samples, self._wait_s = time.perf_counter(), step, samples_seen, wait_s
 
     @contextlib.contextmanager
-    def stopped(self, communication: CommunicationTimer) -> Iterator[None]:
+    def stopped(self, what: str, communication: CommunicationTimer) -> Iterator[None]:
         """Evaluation and checkpoints happen in here: their time is nobody's training speed, nor their waiting for others."""
         began, waited_s = time.perf_counter(), communication.take()
         yield
         communication.put_back(waited_s)
-        self._since += time.perf_counter() - began
+        took_s = time.perf_counter() - began
+        self._since += took_s
+        self.stopped_s[what] += took_s
 
     def lap(self, step: int, samples_seen: int, wait_s: float, communication: CommunicationTimer) -> Lap:
         """What was since the last lap; the next begins."""
@@ -112,9 +132,12 @@ class Clock:
         steps = max(1, step - self._steps)
         lap = Lap(
             samples_per_s=(samples_seen - self._samples) / elapsed_s,
+            train_s=elapsed_s,
             step_s=elapsed_s / steps,
             data_wait_s=min(elapsed_s, wait_s - self._wait_s) / steps,
             communication_s=communication.take() / steps,
+            stopped_s=self.stopped_s,
         )
+        self.stopped_s = collections.defaultdict(float)
         self.start(step, samples_seen, wait_s)
         return lap

@@ -16,6 +16,10 @@ class ConfigError(ValueError):
     """Bad input from a person. The message says: subject = value: the rule it breaks; what to do."""
 
 
+class RunError(RuntimeError):
+    """A run cannot go on, and starting it anew would not help. The message says what was seen, and the remedy."""
+
+
 class Section(BaseModel):
     """A frozen part of the configuration tree that refuses unknown keys."""
 
@@ -23,12 +27,16 @@ class Section(BaseModel):
 
 
 class RunConfig(Section):
-    """`run.*`: what a training run is called and where its record goes."""
+    """`run.*`: what a training run is called, where its record goes, and how it goes on."""
 
     name: str = Field("default", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    """A run that exists already is resumed from its last checkpoint."""
     dir: str = "runs"
     """Parent of the run's folder: a local folder that every node sees, or s3://bucket/prefix."""
+    resume: str = Field("auto", min_length=1)
+    """auto: a name that has checkpoints goes on from its last one. never: such a name is refused. Else a checkpoint's folder,
+    or a run's: a new run starts from there, at its step and sample."""
+    allow_config_changes: bool = False
+    """Resume although settings that the result depends on are not those of the checkpoint; they are shown."""
 
 
 class ModelConfig(Section):
@@ -148,6 +156,13 @@ class TrainConfig(Section):
     loss_tile_size: int = Field(1024, ge=1)
     """Columns of the similarity matrix that exist at a time."""
     log_every_steps: int = Field(1, ge=1)
+    on_non_finite: Literal["fail", "skip"] = "fail"
+    """What to do about a step whose loss or gradient is no number: stop the run, or leave the weights as they are and go on."""
+    max_skipped_steps: int = Field(100, ge=0)
+    """With on_non_finite=skip: how many steps of a run may be skipped before it fails all the same."""
+    hang_timeout_s: float = Field(1200.0, gt=0)
+    """A step that takes longer is taken to hang: the rank says where, and ends, so that the workers are started anew. The first
+    step of a start, and an evaluation, may take three times as long."""
 
 
 class OptimizerConfig(Section):
@@ -188,8 +203,16 @@ class OptimizerConfig(Section):
 class CheckpointConfig(Section):
     """`checkpoint.*`"""
 
-    every_steps: int = Field(1000, ge=1)
+    every_steps: Annotated[int, Field(ge=1)] | None = 1000
+    """None: not by steps. There is always one at the end, and when a run is asked to stop."""
+    every_minutes: Annotated[float, Field(gt=0)] | None = None
+    """Also, whenever the last one is so old."""
     keep_last: int = Field(2, ge=1)
+    keep_best: int = Field(0, ge=0)
+    """Kept besides the last ones: those with the best `best_metric`, which they must have been evaluated for."""
+    best_metric: str = "evaluation/image_to_text_r1"
+    """As metrics.jsonl calls it."""
+    best_is: Literal["highest", "lowest"] = "highest"
 
 
 class TrackingConfig(Section):
@@ -228,16 +251,38 @@ class EvaluationConfig(Section):
     zero_shot: ZeroShotConfig | None = None
 
 
+_Workers = Annotated[int, Field(ge=1)]
+
+
 class ClusterConfig(Section):
     """`cluster.*`: what training asks of Ray."""
 
-    num_workers: int = Field(1, ge=1)
+    num_workers: _Workers | tuple[_Workers, _Workers] = 1
+    """[least, most]: as many as the cluster has room for, at any time; the result is the same for any number."""
+    resize_every_s: float = Field(60.0, gt=0)
+    """How often a running group with a range of workers looks whether it could be larger. It saves a checkpoint, and starts
+    anew."""
     cpus_per_worker: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """auto: the cluster's CPUs shared out over the workers, no more than one node has."""
+    """auto: the cluster's CPUs shared out over the (most) workers, no more than one node has."""
     use_gpu: bool | Literal["auto"] = "auto"
     """auto: one GPU a worker where the cluster has any."""
     max_failures: int = Field(3, ge=0)
-    """How often the worker group may be started anew after a failure before the run fails."""
+    """How often the worker group may be started anew after a failure before the run fails. A node that says beforehand that it
+    will go is no failure."""
+
+    @model_validator(mode="after")
+    def _least_before_most(self) -> ClusterConfig:
+        if self.min_workers > self.max_workers:
+            raise ValueError(f"num_workers={[self.min_workers, self.max_workers]}: is [least, most]; give the smaller first")
+        return self
+
+    @property
+    def min_workers(self) -> int:
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
+    def max_workers(self) -> int:
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
 
 
 class TrainingConfig(Section):

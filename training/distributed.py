@@ -39,6 +39,11 @@ class World:
         """Counts what this rank waits for the others."""
         return CommunicationTimer(self.device)
 
+    @cached_property
+    def control(self) -> Any:
+        """A group for words between the ranks' CPUs, beside that of the training. All ranks ask for it first at one point."""
+        return dist.new_group(backend="gloo")
+
     @property
     def is_main(self) -> bool:
         return self.rank == 0
@@ -143,9 +148,18 @@ def all_ranks(values_N: Tensor, world: World) -> Tensor:
     if world.world_size == 1:
         return values_N[None]
     own = values_N.detach().to(world.device)
-    everybodys = own.new_empty(world.world_size * len(own))
-    dist.all_gather_into_tensor(everybodys, own)
-    return everybodys.view(world.world_size, len(own))
+    rows = own.new_empty(world.world_size * len(own))
+    dist.all_gather_into_tensor(rows, own)
+    return rows.view(world.world_size, len(own))
+
+
+def everybodys(thing: Any, world: World) -> list[Any]:
+    """Every rank's small object, in rank order, on every rank."""
+    if world.world_size == 1:
+        return [thing]
+    things: list[Any] = [None] * world.world_size
+    dist.all_gather_object(things, thing, group=world.control)
+    return things
 
 
 def parallel(model: nn.Module, world: World) -> nn.Module:

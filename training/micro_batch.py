@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from model.clip import CLIP
-from training.distributed import World
+from training.distributed import World, everybodys
 from training.prepare import checkpointing_undone
 from training.step import buffers_kept
 
@@ -47,6 +47,19 @@ def resolve_micro_batch_size(
     if fitting >= longest:
         return None
     return 1 << max(0, fitting.bit_length() - 1)  # the power of two below
+
+
+def step_bytes(
+    clip: CLIP,
+    world: World,
+    micro_batch_size: int | None,
+    global_batch_size: int,
+    autocast: Callable[[], AbstractContextManager[object]],
+) -> tuple[float, float]:
+    """(what a step takes besides weights, gradients and moments, at most; what is left for it) in bytes, on this rank."""
+    longest = -(-global_batch_size // world.world_size)
+    kept = sample_bytes(clip, world.device, autocast) * (micro_batch_size or longest)
+    return kept + _batch_bytes(clip, longest, global_batch_size), _free_bytes(clip, world)
 
 
 def sample_bytes(clip: CLIP, device: torch.device, autocast: Callable[[], AbstractContextManager[object]]) -> float:
@@ -137,8 +150,4 @@ def _container_bytes(root: Path) -> int:
 
 
 def _ranks_on_this_node(world: World) -> int:
-    if world.world_size == 1:
-        return 1
-    names: list[str] = [""] * world.world_size
-    dist.all_gather_object(names, socket.gethostname())
-    return names.count(socket.gethostname())
+    return everybodys(socket.gethostname(), world).count(socket.gethostname())

@@ -67,14 +67,9 @@ def clamp_logit_scale_(model: CLIP) -> None:
 
 
 @torch.no_grad()
-def limit_gradients_(model: nn.Module, limit: float | None, measured: bool) -> Tensor:
-    """Scales all gradients down to a joint norm of `limit`. Returns the norm before; NaN where it is neither limited nor
-    `measured`, which saves a walk over all gradients.
-    """
-    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    if limit is None and not measured:
-        return torch.tensor(torch.nan)
-    norm = get_total_norm(gradients)
+def limit_gradients_(model: nn.Module, limit: float | None) -> Tensor:
+    """Scales all gradients down to a joint norm of `limit`, where there is one. Returns the norm before."""
+    norm = get_total_norm([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
     if limit is not None:
         clip_grads_with_norm_(model.parameters(), limit, norm)
     return norm

@@ -1,7 +1,7 @@
 """What a run will do, decided from its configuration, its data set and its checkpoints, before any worker starts.
 
-The launcher calls `plan_run` to refuse bad input in seconds and to pin the data set's version; every rank calls it again
-with the pinned configuration and gets the same plan.
+The launcher calls `plan_run` to refuse bad input in seconds and to pin the data set's version. Of the ranks, the first decides
+from which checkpoint the run goes on (training/resume.py), and all make the same plan of it.
 """
 
 from __future__ import annotations
@@ -9,16 +9,19 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import Any
 
 from model.config import Architecture, get_architecture
 from pipeline.storage import Storage, open_storage
-from training.checkpoint import Checkpoint, CheckpointStore, Position
+from training.checkpoint import Checkpoint, CheckpointStore
 from training.config import ConfigError, TrainingConfig
 from training.data_sets import DataSet, block_size_samples, open_data_sets
 from training.evaluation.runner import check_evaluation
 from training.initial_weights import check_initial_weights, initial_activation
 from training.optimizer import Schedule
+from training.resume import Start, changed_settings, check_continues, find_start
 from training.sample_order import SampleOrder
+from training.snapshot import Position
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class RunPlan:
         config: with the versions of its data sets pinned.
         run: the run's own folder: checkpoints, metrics.jsonl, config.yaml.
         start: where the run goes on; step 0 for a new one.
+        changes: settings that are not the checkpoint's, one line each, which run.allow_config_changes allowed.
         schedule: of the learning rate; its total_steps are the run's.
     """
 
@@ -41,14 +45,32 @@ class RunPlan:
     checkpoint: Checkpoint | None
     start: Position
     schedule: Schedule
+    changes: tuple[str, ...]
 
     @property
     def total_steps(self) -> int:
         return self.schedule.total_steps
 
+    def about(self, metrics: dict[str, float]) -> dict[str, Any]:
+        """What a checkpoint of this run records besides its state (`CheckpointStore.write`)."""
+        started_from = ""
+        if self.checkpoint is not None:
+            own = self.checkpoint.storage.uri == self.run.uri
+            started_from = self.checkpoint.started_from if own else self.config.run.resume
+        return {
+            "order": self.order.identity(),
+            "data_sets": [one.identity() for one in self.data_sets],
+            "config": self.config.model_dump(mode="json"),
+            "metrics": metrics,
+            "started_from": started_from,
+        }
 
-def plan_run(config: TrainingConfig) -> RunPlan:
+
+def plan_run(config: TrainingConfig, begin: Start | None = None) -> RunPlan:
     """Opens what the run reads and writes, and checks that it fits together. Starts nothing and writes nothing.
+
+    Args:
+        begin: where the run goes on, found by somebody else; None: it is looked for.
 
     Raises:
         ValueError: (ConfigError, StorageError, ManifestError) bad input, with value, rule and remedy.
@@ -56,8 +78,8 @@ def plan_run(config: TrainingConfig) -> RunPlan:
     config = TrainingConfig.model_validate(config.model_dump(include=set(TrainingConfig.model_fields)))
     check_model(config)
     run = open_storage(f"{config.run.dir.rstrip('/')}/{config.run.name}")
-    checkpoints = CheckpointStore(run, config.checkpoint.keep_last)
-    checkpoint = checkpoints.latest()
+    checkpoints = CheckpointStore(run, config.checkpoint)
+    checkpoint = (begin or find_start(config.run, checkpoints)).checkpoint
     config = _with_activation(config, checkpoint)
     architecture = architecture_of(config)
     if config.model.weights and checkpoint is None:
@@ -76,15 +98,28 @@ def plan_run(config: TrainingConfig) -> RunPlan:
         shuffle_shards=config.data.shuffle_shards,
     )
     schedule = plan_schedule(config, order.steps_per_epoch)
-    if config.cluster.num_workers > config.train.global_batch_size:
+    if config.cluster.max_workers > config.train.global_batch_size:
         raise ConfigError(
             f"cluster.num_workers={config.cluster.num_workers}: every worker needs at least one sample of a step; "
             f"use at most train.global_batch_size={config.train.global_batch_size} workers"
         )
+    changes: tuple[str, ...] = ()
     if checkpoint is not None:
-        _check_continues(checkpoint, config, order, data_sets, schedule.total_steps)
+        before = TrainingConfig.model_validate(checkpoint.config)
+        rows = (architecture, architecture_of(before))
+        check_continues(checkpoint, config, before, rows, order, [one.manifest.identity for one in data_sets])
+        changes = changed_settings(config, before, checkpoint.address)
+        _check_steps_are_left(config, schedule.total_steps, checkpoint.position.step)
     start = checkpoint.position if checkpoint is not None else Position(step=0, samples_seen=0)
-    return RunPlan(config, architecture, data_sets, order, run, checkpoints, checkpoint, start, schedule)
+    return RunPlan(config, architecture, data_sets, order, run, checkpoints, checkpoint, start, schedule, changes)
+
+
+def _check_steps_are_left(config: TrainingConfig, total_steps: int, done: int) -> None:
+    if total_steps < done:
+        raise ConfigError(
+            f"train.max_steps, max_samples, num_epochs: make {total_steps:,} steps, and run.name={config.run.name} has done "
+            f"{done:,} already; ask for more, or choose another run.name"
+        )
 
 
 def architecture_of(config: TrainingConfig) -> Architecture:
@@ -188,40 +223,3 @@ def batch_norm_caveat(config: TrainingConfig, architecture: Architecture, world_
     return (
         f"{config.model.name} with {' and '.join(parts)}: batch norm sees a part of the batch, and the losses depend on which"
     )
-
-
-def _check_continues(
-    checkpoint: Checkpoint, config: TrainingConfig, order: SampleOrder, data_sets: tuple[DataSet, ...], total_steps: int
-) -> None:
-    """Refuses to resume a run whose samples or model would differ from those that its checkpoint has seen."""
-    differences = [
-        f"{key}={value!r} (the checkpoint has {checkpoint.order.get(key)!r})"
-        for key, value in order.identity().items()
-        if checkpoint.order.get(key) != value
-    ]
-    held = [one["identity"] for one in checkpoint.data_sets]
-    if [one.manifest.identity for one in data_sets] != held:
-        named = ", ".join(f"{one['uri']} version {one['version']}" for one in checkpoint.data_sets)
-        differences.append(f"data={', '.join(map(str, data_sets))} (it has {named})")
-    before = TrainingConfig.model_validate(checkpoint.config)
-    row, held_row = architecture_of(config), architecture_of(before)
-    for key, ours, theirs in (
-        ("model.name", row.name, held_row.name),
-        ("model.activation", row.activation, held_row.activation),
-        ("model.image_size_px", row.image_size_px, held_row.image_size_px),
-        ("model.lock", list(config.model.lock), list(before.model.lock)),
-        ("train.ema_decay", config.train.ema_decay, before.train.ema_decay),
-        ("train.loss", config.train.loss, before.train.loss),
-    ):
-        if ours != theirs:
-            differences.append(f"{key}={ours} (it has {theirs})")
-    if differences:
-        raise ConfigError(
-            f"run.name={config.run.name}: this run has the checkpoint {checkpoint.folder}, which does not continue into "
-            f"this configuration: {'; '.join(differences)}; restore these values, or choose another run.name"
-        )
-    if total_steps < checkpoint.position.step:
-        raise ConfigError(
-            f"train.max_steps, max_samples, num_epochs: make {total_steps:,} steps, and run.name={config.run.name} has done "
-            f"{checkpoint.position.step:,} already; ask for more, or choose another run.name"
-        )

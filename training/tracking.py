@@ -86,11 +86,20 @@ class Tracker:
         if self._wandb is None:
             return
         try:
-            numbers = {key: value for key, value in row.items() if key != "step" and not isinstance(value, str)}
+            numbers = {key: value for key, value in row.items() if key != "step" and isinstance(value, int | float)}
             self._wandb.log(numbers, step=row["step"])
         except Exception as error:
             logger.warning("W&B refused step %s (%s); metrics.jsonl has it; W&B is off from here", row["step"], error)
             self._wandb = None
+
+    def summarize(self, numbers: dict[str, float]) -> None:
+        """Sets numbers of the whole run in W&B's summary."""
+        if self._wandb is None:
+            return
+        try:
+            self._wandb.summary.update(numbers)
+        except Exception as error:
+            logger.warning("W&B refused the summary (%s)", error)
 
     def close(self) -> None:
         self.metrics.close()

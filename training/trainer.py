@@ -4,7 +4,8 @@ In: a `TrainingConfig` and this rank's `World`. Out: checkpoints, metrics.jsonl,
 
 A run is a pure function of its configuration: the global batch of a step does not depend on the number of ranks
 (training/sample_order.py), and loss and gradients equal those of one process that holds it (training/loss.py). So a run that
-is killed and resumed, at this or another world size, goes on exactly where its checkpoint stood.
+is killed and resumed, at this or another world size, goes on exactly where its checkpoint stood. Checkpoints are written beside
+the training (training/checkpoint_writer.py); what a run is asked for meanwhile, its ranks agree on (training/requests.py).
 
 `training/worker.py` calls `train` in Ray Train's workers; a test or a notebook calls it as it is:
 
@@ -17,25 +18,25 @@ import contextlib
 import json
 import logging
 import math
-import secrets
-import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
-import yaml
 
 from model.clip import CLIP
 from model.layers import to_device
-from training.checkpoint import Position
-from training.clock import Clock, Lap
-from training.config import TrainingConfig
+from pipeline.manifest import ManifestError
+from pipeline.storage import StorageError
+from training.checkpoint_writer import CheckpointWriter
+from training.clock import Clock
+from training.config import ConfigError, TrainingConfig
 from training.data import Batch, TrainLoader
-from training.distributed import World, all_ranks, barrier, broadcast_buffers, parallel
+from training.distributed import World, all_ranks, broadcast_buffers, everybodys, parallel
 from training.evaluation.runner import evaluate
+from training.goodput import Launch
+from training.guard import DivergedError, Guard
 from training.initial_weights import load_initial_weights
 from training.loss import ContrastiveResult, contrastive_loss, sigmoid_loss
 from training.micro_batch import resolve_micro_batch_size
@@ -43,46 +44,45 @@ from training.optimizer import WeightAverage, build_optimizer, clamp_logit_scale
 from training.patch_dropout import kept_patches
 from training.plan import RunPlan, batch_norm_caveat, plan_run
 from training.prepare import autocast, prepare_model
+from training.record import RunRecord, TrainResult
+from training.requests import Link, Request, Requests, listening
+from training.resume import Start
+from training.snapshot import Camera
 from training.step import compute_gradients
-from training.tracking import Tracker
+from training.watchdog import LONGER_AT_FIRST, Watchdog
 
 logger = logging.getLogger(__name__)
 
-PROGRESS_EVERY_S = 5.0
 
+def train(config: TrainingConfig, world: World, link: Link | None = None, launch: Launch | None = None) -> TrainResult:
+    """Trains from the last checkpoint, or from the start, to the end of the schedule. Every rank calls it.
 
-@dataclass(frozen=True)
-class TrainResult:
-    """What a finished run reports.
+    In a process's main thread, SIGTERM saves a checkpoint and ends the run.
 
-    Attributes:
-        run: address of the run's folder.
-        checkpoint: the last checkpoint's folder within it.
-        final_loss: of the last step; None where no step was left to do.
-        evaluation: metric -> value; empty where no evaluation is configured.
+    Args:
+        link: from where rank 0 hears what else the run is asked for.
+        launch: the job that this is a part of, where it starts workers more than once.
     """
-
-    run: str
-    checkpoint: str
-    step: int
-    samples_seen: int
-    final_loss: float | None
-    evaluation: dict[str, float]
+    began = time.time()
+    found = everybodys(_find_plan(config) if world.is_main else None, world)[0]
+    if isinstance(found, Exception):
+        raise found
+    return Trainer(plan_run(config, found), world, launch or Launch(began=began), began).run(link)
 
 
-class DivergedError(RuntimeError):
-    """A loss, a gradient or the temperature is no number any more."""
-
-
-def train(config: TrainingConfig, world: World) -> TrainResult:
-    """Trains from the last checkpoint, or from the start, to the end of the schedule. Every rank calls it."""
-    return Trainer(plan_run(config), world).run()
+def _find_plan(config: TrainingConfig) -> Start | Exception:
+    """The checkpoint to go on from, or what is wrong: for all ranks, of which others might see another one."""
+    try:
+        return Start(plan_run(config).checkpoint)
+    except (ConfigError, StorageError, ManifestError) as error:
+        return error
 
 
 class Trainer:
     """One rank's state: model, optimizer, loader, position, and rank 0's record."""
 
-    def __init__(self, plan: RunPlan, world: World) -> None:
+    def __init__(self, plan: RunPlan, world: World, launch: Launch | None = None, began: float | None = None) -> None:
+        self.launch, self.began = launch or Launch(), began or time.time()
         self.plan = plan
         self.config = plan.config
         self.world = world
@@ -96,75 +96,144 @@ class Trainer:
         self.optimizer = build_optimizer(self.clip, self.config.optimizer)
         decay = self.config.train.ema_decay
         self.average = None if decay is None else WeightAverage(self.clip, decay)
-        self.last_checkpoint = plan.checkpoint.folder if plan.checkpoint else ""
         if plan.checkpoint is not None:
-            plan.checkpoints.restore(plan.checkpoint, self.clip, self.optimizer, self._averaged())
+            plan.checkpoint.restore(self.clip, self.optimizer, self._averaged())
         self.micro_batch_size = self._settle_micro_batch_size()
         self.model = parallel(self.clip, world)
-        self.tracker: Tracker | None = None
+        self.guard = Guard(self.optimizer, world)
+        self.requests = Requests(world)
+        self.watchdog = Watchdog(world.rank, self.config.train.hang_timeout_s, lambda: world.communication.is_waiting)
+        self.record: RunRecord | None = None
         self.final_loss: float | None = None
         self.evaluation: dict[str, float] = {}
+        self._writer, self._camera = CheckpointWriter(), Camera()
+        if plan.checkpoint is not None and plan.checkpoint.storage.uri == plan.run.uri:
+            self._writer.last_folder = plan.checkpoint.folder
+        self._metrics: dict[str, float] = {}  # of the step that was done last
+        self._committed: Callable[[int], None] = _nobody_waits
+        self._saved_at = time.monotonic()
+        self._stops = False
         self._clock = Clock()
-        self._spoke = -math.inf
 
     # ---------------------------------------------------------------------------------------------------------- the loop
 
-    def run(self) -> TrainResult:
-        """Every step that is left, then the last evaluation and checkpoint."""
+    def run(self, link: Link | None = None) -> TrainResult:
+        """Every step that is left, then the last evaluation and checkpoint; or those until it is asked to stop."""
         plan = self.plan
         if plan.start.step >= plan.total_steps and plan.run.exists("result.json"):
             if self.world.is_main:
                 print(f"run {self.config.run.name!r} has all its {plan.total_steps:,} steps; nothing is left to train")
             return TrainResult(**json.loads(plan.run.read("result.json")))
+        if self.world.is_main:
+            self.record = RunRecord(plan, self.launch, self.began, self.world.world_size)
+            size = self.micro_batch_size
+            caveat = batch_norm_caveat(self.config, plan.architecture, self.world.world_size, size)
+            self.record.say_hello(self.world.device.type, caveat)
+        self._committed = link.saved if link is not None else _nobody_waits
         with contextlib.ExitStack() as stack:
-            if self.world.is_main:
-                self.tracker = stack.enter_context(self._open_record())
-                self._say_hello()
+            if self.record is not None:
+                stack.enter_context(self.record)
+            stack.callback(self.watchdog.close)
+            stack.enter_context(listening(self.requests, link if self.world.is_main else None))
             loader = stack.enter_context(contextlib.closing(self._open_loader()))
-            self._clock.start(self.position.step, self.position.samples_seen, loader.wait_s)
-            for batch in loader:
-                if self.position.step >= plan.total_steps:
-                    break
-                self._step(batch, loader)
-                self._after_step()
+            self._loop(loader)
+            self.requests.close()
             if plan.start.step >= plan.total_steps:  # stopped between its last checkpoint and its result; the record is whole
                 self._evaluate()
-            result = TrainResult(
-                run=plan.run.uri,
-                checkpoint=self.last_checkpoint,
-                step=self.position.step,
-                samples_seen=self.position.samples_seen,
-                final_loss=self.final_loss,
-                evaluation=self.evaluation,
+            return self._finish()
+
+    def _loop(self, loader: TrainLoader) -> None:
+        """Steps, until there are enough or somebody asks to stop."""
+        if self.record is not None:
+            self.record.ready()
+        self._clock.start(self.position.step, self.position.samples_seen, loader.wait_s)
+        self.watchdog.start()
+        if self.position.step >= self.plan.total_steps:
+            return
+        self.watchdog.step_begins(self.position.step + 1, first=True)
+        for batch in loader:
+            self.watchdog.phase("computing")
+            self._step(batch, loader)
+            self._after_step()
+            if self._stops or self.position.step >= self.plan.total_steps:
+                return
+            self.watchdog.step_begins(self.position.step + 1, first=False)
+
+    def _finish(self) -> TrainResult:
+        """Waits for the last checkpoint, and closes the record."""
+        result = TrainResult(
+            run=self.plan.run.uri,
+            checkpoint=self._writer.last_folder,
+            step=self.position.step,
+            samples_seen=self.position.samples_seen,
+            final_loss=self.final_loss,
+            evaluation=self.evaluation,
+            finished=self.position.step >= self.plan.total_steps,
+        )
+        if self.record is None:
+            return result
+        self.watchdog.phase("writing the last checkpoint", LONGER_AT_FIRST)
+        with self._clock.stopped("checkpoint", self.world.communication):
+            self._writer.finish()
+        rest = self._clock.stopped_s
+        spent = self.record.sum_up(rest["evaluation"], rest["checkpoint"])
+        result = replace(result, checkpoint=self._writer.last_folder, spent=spent.as_row())
+        if result.finished:
+            self.plan.run.write("result.json", json.dumps(asdict(result), indent=1).encode())
+        else:
+            print(
+                f"stopped at step {result.step:,}/{self.plan.total_steps:,}, as asked; {result.checkpoint} has it", flush=True
             )
-            if self.world.is_main:
-                plan.run.write("result.json", json.dumps(asdict(result), indent=1).encode())
-        if self.world.is_main:
-            self._push_record()
+        print(spent, flush=True)
+        self.record.push()
         return result
 
     def _step(self, batch: Batch, loader: TrainLoader) -> None:
         """One optimizer step on this rank's slice of the global batch."""
         config, step = self.config.train, self.position.step + 1
-        # What is saved was looked at: numbers that are none must not push good checkpoints out.
-        logged = step % config.log_every_steps == 0 or self._is_saved_after(step)
+        logged = step % config.log_every_steps == 0 or step == self.plan.total_steps
         rate = self.plan.schedule.rate(self.position.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
 
         self.optimizer.zero_grad(set_to_none=True)
+        buffers = self.guard.copies(self.clip) if config.on_non_finite == "skip" else []
         result = compute_gradients(self.model, self._inputs(batch), self._loss, self.micro_batch_size, self._autocast)
         self.world.communication.backward_ended()
         logit_scale_exp = self.clip.logit_scale.detach().exp()
-        grad_norm = limit_gradients_(self.clip, self.config.optimizer.max_grad_norm, measured=logged)
+        grad_norm = limit_gradients_(self.clip, self.config.optimizer.max_grad_norm)
+        self._settle()  # of the step before: the device has long been there
+        self.guard.arm(step, grad_norm, logit_scale_exp, batch.keys, buffers)
         self.optimizer.step()
         clamp_logit_scale_(self.clip)
         if self.average is not None:
             self.average.update(self.clip, step)
 
-        self.position = Position(step, self.position.samples_seen + config.global_batch_size)
+        self.position = replace(self.position, step=step, samples_seen=self.position.samples_seen + config.global_batch_size)
+        self._metrics = {}
         if logged:
+            self._settle()
             self._log(batch, loader, result, logit_scale_exp, grad_norm, rate)
+
+    def _settle(self) -> None:
+        """Looks whether the last step was left out because a number was none. Raises DivergedError."""
+        step, train = self.guard.settle(), self.config.train
+        if step is None:
+            return
+        why = self.guard.explain()
+        skipped = self.position.skipped_steps + 1
+        if train.on_non_finite == "skip" and skipped <= train.max_skipped_steps:
+            self.position = replace(self.position, skipped_steps=skipped)
+            if self.world.is_main:
+                logger.warning("step %s: loss or gradient is no number (%s): left out, the %s. of this run", step, why, skipped)
+            return
+        if self.world.is_main:
+            self._writer.wait()
+        raise DivergedError(
+            f"step {step:,}: loss or gradient is no number ({why}): the run has diverged; "
+            f"{self._writer.last_folder or 'no checkpoint'} is its last. Lower optimizer.learning_rate, warm up longer, set "
+            f"optimizer.max_grad_norm, or train.on_non_finite=skip (train.max_skipped_steps={train.max_skipped_steps})"
+        )
 
     def _inputs(self, batch: Batch) -> tuple[torch.Tensor, ...]:
         dropout, row = self.config.train.patch_dropout, self.plan.architecture
@@ -176,22 +245,31 @@ class Trainer:
 
     def _loss(self, *features: torch.Tensor) -> ContrastiveResult:
         config = self.config.train
+        self.guard.look_at(*features[:2])
         loss: Callable[..., ContrastiveResult] = sigmoid_loss if config.loss == "sigmoid" else contrastive_loss
         return loss(*features, self.world, config.global_batch_size, config.loss_tile_size)
 
     def _after_step(self) -> None:
         """Evaluation before the checkpoint, so that what a checkpoint covers is whole in the record."""
-        step = self.position.step
-        every = self.config.evaluation.every_steps
-        if step == self.plan.total_steps or (every is not None and step % every == 0):
-            with self._clock.stopped(self.world.communication):
+        step, total, config = self.position.step, self.plan.total_steps, self.config
+        minutes = config.checkpoint.every_minutes
+        if self.world.is_main and minutes is not None and time.monotonic() - self._saved_at > minutes * 60:
+            self._saved_at = time.monotonic()
+            self.requests.ask(Request.SAVE)
+        asked = self.requests.agreed()
+        self._stops = Request.STOP in asked and step < total
+        every = config.evaluation.every_steps
+        if step == total or (every is not None and step % every == 0):
+            self.watchdog.phase("evaluating", LONGER_AT_FIRST)
+            with self._clock.stopped("evaluation", self.world.communication):
                 self._evaluate_and_log()
-        if self._is_saved_after(step):
-            with self._clock.stopped(self.world.communication):
+        every = config.checkpoint.every_steps
+        if step == total or asked or (every is not None and step % every == 0):
+            self._settle()
+            self.watchdog.phase("saving a checkpoint", LONGER_AT_FIRST)
+            with self._clock.stopped("checkpoint", self.world.communication):
                 self._save()
-
-    def _is_saved_after(self, step: int) -> bool:
-        return step == self.plan.total_steps or step % self.config.checkpoint.every_steps == 0
+        self._writer.check()
 
     # ------------------------------------------------------------------------------------------------- around the loop
 
@@ -199,9 +277,12 @@ class Trainer:
         return autocast(self.config.train, self.world.device)
 
     def _settle_micro_batch_size(self) -> int | None:
-        """The same on every rank, and said where it was to be found out."""
+        """The same on every rank, and said where it was to be found out. Fewer workers than the most take no more memory."""
         config, batch = self.config.train, self.config.train.global_batch_size
-        size = resolve_micro_batch_size(config.micro_batch_size, self.clip, self.world, batch, self._autocast)
+        wish = config.micro_batch_size
+        if wish is None and self.world.world_size < self.config.cluster.max_workers:
+            wish = math.ceil(batch / self.config.cluster.max_workers)
+        size = resolve_micro_batch_size(wish, self.clip, self.world, batch, self._autocast)
         if config.micro_batch_size == "auto" and self.world.is_main:
             longest = math.ceil(batch / self.world.world_size)
             print(f"train.micro_batch_size=auto: {size or longest:,} at a time of the {longest:,} samples of a rank")
@@ -232,27 +313,24 @@ class Trainer:
 
     def _evaluate_and_log(self) -> None:
         self._evaluate()
-        if self.tracker is not None and self.evaluation:
-            self.tracker.log({"step": self.position.step, **self.evaluation})
-            shown = "  ".join(f"{name.removeprefix('evaluation/')} {value:.3f}" for name, value in self.evaluation.items())
-            print(f"evaluation at step {self.position.step:,}: {shown}", flush=True)
+        self._metrics |= self.evaluation
+        if self.record is not None and self.evaluation:
+            self.record.log_evaluation(self.position.step, self.evaluation)
 
     def _save(self) -> None:
-        """Rank 0 writes; the others wait for it."""
-        if self.world.is_main:
-            self._push_record()
-            self.last_checkpoint = self.plan.checkpoints.save(
-                self.clip,
-                self.optimizer,
-                self.position,
-                order=self.plan.order.identity(),
-                data_sets=[one.identity() for one in self.plan.data_sets],
-                config=self.config.model_dump(mode="json"),
-                average=self._averaged(),
-            )
-        barrier(self.world)
-
-    # ------------------------------------------------------------------------------------------------------- the record
+        """Rank 0 copies its state, and a thread of it writes the copy; the other ranks go on."""
+        if self.record is None:
+            return
+        self._saved_at = time.monotonic()
+        self._writer.wait()
+        snapshot = self._camera.take(self.clip, self.optimizer, self.position, self._averaged())
+        about = self.plan.about(self._metrics)
+        store, check = self.plan.checkpoints, self.record.before_commit
+        self._writer.begin(
+            self.position.step,
+            write=lambda: store.write(snapshot, about, check),
+            committed=self._committed,
+        )
 
     def _log(
         self,
@@ -280,8 +358,8 @@ class Trainer:
         slowest = ranks[:, 6:].max(0).values.tolist()
         self.final_loss = (image_to_text + text_to_image) / 2
         scale, norm = float(logit_scale_exp), float(grad_norm)
-        self._check_finite(scale, norm)
-        if self.tracker is None:
+        self._metrics = {"loss": self.final_loss} if math.isfinite(self.final_loss) else {}
+        if self.record is None:
             return
         row = {
             "step": self.position.step,
@@ -305,74 +383,13 @@ class Trainer:
             "slowest_compute_s": slowest[1],
             "slowest_communication_s": slowest[2],
             "skipped_samples": int(skipped),
+            "skipped_steps": self.position.skipped_steps,
             "batch_fingerprint": f"{int(prints):014x}",
         }
         if self.config.train.loss == "sigmoid":
             del row["batch_accuracy_text_to_image"]  # it has no columns
-        self.tracker.log(row)
-        self._say_progress(row, lap)
+        self.record.log_step(row, lap.train_s, lap.stopped_s["evaluation"], lap.stopped_s["checkpoint"])
 
-    def _check_finite(self, scale: float, grad_norm: float) -> None:
-        """Every rank has the same numbers, so all of them stop. Raises DivergedError."""
-        if math.isfinite(self.final_loss or 0.0) and math.isfinite(grad_norm) and 0 < scale < math.inf:
-            return
-        raise DivergedError(
-            f"step {self.position.step:,}: loss {self.final_loss}, gradient norm {grad_norm}, exp(logit_scale) {scale}: the "
-            f"run has diverged; {self.last_checkpoint or 'no checkpoint'} is its last. Lower optimizer.learning_rate, warm up "
-            "longer, or set optimizer.max_grad_norm"
-        )
 
-    def _say_progress(self, row: dict[str, Any], lap: Lap) -> None:
-        now = time.perf_counter()
-        if now - self._spoke > PROGRESS_EVERY_S or self.position.step in (1, self.plan.total_steps):
-            self._spoke = now
-            print(
-                f"step {row['step']:,}/{self.plan.total_steps:,}  loss {row['loss']:.4f}  temperature "
-                f"{row['temperature']:.4f}  {lap.samples_per_s:,.0f} samples/s  data wait {row['data_wait_share']:.0%}",
-                flush=True,
-            )
-
-    def _folder(self) -> Path:
-        """Where this node writes the record: the run's folder, or a scratch folder where that is in object storage."""
-        return self.plan.run.local_path("") or Path(tempfile.gettempdir()) / "rayclip" / self.config.run.name
-
-    def _open_record(self) -> Tracker:
-        """The record, cut back to the checkpoint. A node that has not seen this run fetches what it has written."""
-        folder, run = self._folder(), self.plan.run
-        folder.mkdir(parents=True, exist_ok=True)
-        if run.local_path("") is None:
-            metrics = run.read("metrics.jsonl") if run.exists("metrics.jsonl") else b""
-            (folder / "metrics.jsonl").write_bytes(metrics)
-        run.write_if_absent("run.json", json.dumps({"id": f"{self.config.run.name}-{secrets.token_hex(4)}"}).encode())
-        resolved = self.config.model_dump(mode="json")
-        run.write("config.yaml", yaml.safe_dump(resolved, sort_keys=False).encode())
-        return Tracker(
-            self.config.tracking,
-            self.config.run.name,
-            json.loads(run.read("run.json"))["id"],
-            folder,
-            resolved,
-            resume_step=self.position.step,
-        )
-
-    def _push_record(self) -> None:
-        """Copies the record to a run folder in object storage."""
-        if self.plan.run.local_path("") is None:
-            self.plan.run.write_file("metrics.jsonl", self._folder() / "metrics.jsonl")
-
-    def _say_hello(self) -> None:
-        config, plan = self.config, self.plan
-        caveat = batch_norm_caveat(config, plan.architecture, self.world.world_size, self.micro_batch_size)
-        if caveat:
-            logger.warning(caveat)
-        if plan.checkpoint is not None:
-            print(f"run {config.run.name!r} resumes from {plan.checkpoint.folder}, {plan.start.samples_seen:,} samples seen")
-        else:
-            print(f"run {config.run.name!r} starts")
-        print(
-            f"{config.model.name} on {', '.join(map(str, plan.data_sets))}: {plan.order.epoch_samples:,} samples an epoch, "
-            f"{plan.order.steps_per_epoch:,} steps of {config.train.global_batch_size:,} an epoch "
-            f"({plan.order.remainder:,} samples left over), {plan.total_steps:,} steps, "
-            f"{self.world.world_size} x {self.world.device.type}",
-            flush=True,
-        )
+def _nobody_waits(_step: int) -> None:
+    pass

@@ -1,15 +1,21 @@
 """The Ray Train adapter: the same `train`, called by every worker of a Ray Train group.
 
-Ray starts the workers, makes them one process group, and starts the group anew when a worker dies; `train` then resumes from
-the run's last checkpoint. Ray is given no checkpoint of ours: training/checkpoint.py alone owns them.
+Ray starts the workers, makes them one process group, and starts the group anew when a worker or its node is gone, or when the
+cluster has room for more of them; `train` then resumes from the run's last checkpoint. Ray is given no checkpoint of ours:
+training/checkpoint.py alone owns them. What the run is asked for meanwhile goes through the cluster's own key-value store.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import signal
 import tempfile
+import threading
 import time
+import uuid
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -17,56 +23,219 @@ from typing import Any, cast
 import ray
 import ray.train
 import torch
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.experimental import internal_kv
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.context import get_train_context
 
-from pipeline.storage import Storage
-from training.config import TrainingConfig
+from pipeline.storage import Storage, open_storage
+from training.config import RunError, TrainingConfig
 from training.distributed import World
+from training.goodput import Launch
+from training.guard import DivergedError
 from training.plan import plan_run
-from training.trainer import TrainResult, train
+from training.preflight import Finding, check_first_step
+from training.record import TrainResult
+from training.requests import Request
+from training.trainer import train
 
 logger = logging.getLogger(__name__)
+
+SAVED_BEFORE_DEADLINE_S = 15.0
+"""A node that will be taken away: how long before that its last checkpoint begins, besides the one at the notice."""
+RESIZE_WAITS_S = 300.0
+"""How long a change of the group's size waits for the checkpoint before it."""
 
 
 def run_training(config: TrainingConfig) -> TrainResult:
     """Trains on the Ray cluster that this process has joined, and waits for the end.
 
+    In a process's main thread, SIGTERM saves a checkpoint and ends the run.
+
     Raises:
         ConfigError: bad input; no worker was started.
+        RunError: the run cannot go on, and starting workers anew would not help.
         ray.train.TrainingFailedError: the workers failed more often than `cluster.max_failures`.
     """
-    plan = plan_run(config)
-    config, run = plan.config, plan.run
+    config, launch = plan_run(config).config, Launch()
+    if config.run.resume == "never":  # it was obeyed; workers that are started anew go on with their own checkpoints
+        config = config.model_copy(update={"run": config.run.model_copy(update={"resume": "auto"})})
+    trainer = _trainer(config, _train_on_this_worker, launch)
+    with _sigterm_stops(launch.id):
+        try:
+            result: Any = trainer.fit()
+        except TrainingFailedError as error:
+            for cause in getattr(error, "worker_failures", {}).values():
+                if isinstance(cause, RunError):
+                    raise cause from error
+            raise
+    if "diverged" in result.return_value:
+        raise DivergedError(result.return_value["diverged"])
+    return TrainResult(**result.return_value)
+
+
+def check_workers(config: TrainingConfig) -> list[Finding]:
+    """What the workers of a run would meet in their first step, on the cluster that this process has joined.
+
+    Raises:
+        ray.train.TrainingFailedError: a worker failed.
+    """
+    config = plan_run(config).config
+    cluster = config.cluster.model_copy(update={"max_failures": 0})
+    result: Any = _trainer(config.model_copy(update={"cluster": cluster}), _check_on_this_worker, Launch()).fit()
+    return [Finding(**finding) for finding in result.return_value["findings"]]
+
+
+def _trainer(config: TrainingConfig, work: Callable[[dict[str, Any]], Any], launch: Launch) -> TorchTrainer:
+    """A group of workers that each do the work."""
     cluster = config.cluster
     use_gpu = ray.cluster_resources().get("GPU", 0) > 0 if cluster.use_gpu == "auto" else cluster.use_gpu
     cpus = _cpus_per_worker(config, ray.cluster_resources(), ray.nodes())
-    trainer = TorchTrainer(
-        cast(Any, _train_on_this_worker),  # Ray's annotation leaves out that a result may be returned
-        train_loop_config={"config": config.model_dump(mode="json")},
+    return TorchTrainer(
+        cast(Any, work),  # Ray's annotation leaves out that a result may be returned
+        train_loop_config={"config": config.model_dump(mode="json"), "launch": asdict(launch)},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-        scaling_config=ScalingConfig(
+        scaling_config=cast(Any, ScalingConfig)(  # annotated as Train's first version, which has no ranges
             num_workers=cluster.num_workers,
             use_gpu=use_gpu,
             resources_per_worker={"CPU": cpus, **({"GPU": 1} if use_gpu else {})},
+            elastic_resize_monitor_interval_s=cluster.resize_every_s,
         ),
         run_config=RunConfig(
             # Ray resumes a name that it knows, by its own rules; ours are in the run's folder, so each launch is new to it.
             name=f"{config.run.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
-            storage_path=_ray_folder(run),
+            storage_path=_ray_folder(open_storage(f"{config.run.dir.rstrip('/')}/{config.run.name}")),
             failure_config=FailureConfig(max_failures=cluster.max_failures),
+            callbacks=[cast(Any, _Resizing(launch.id))],
         ),
     )
-    result: Any = trainer.fit()
-    return TrainResult(**result.return_value)
+
+
+def _check_on_this_worker(arguments: dict[str, Any]) -> Any:
+    config = TrainingConfig.model_validate(arguments["config"])
+    device = torch.device("cpu") if config.train.device == "cpu" else get_device()
+    return {"findings": [asdict(one) for one in check_first_step(config, World.from_process_group(device))]}
 
 
 def _train_on_this_worker(arguments: dict[str, Any]) -> Any:
     """What Ray calls in each worker."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    config = TrainingConfig.model_validate(arguments["config"])
+    config, launch = TrainingConfig.model_validate(arguments["config"]), Launch(**arguments["launch"])
     device = torch.device("cpu") if config.train.device == "cpu" else get_device()
-    return asdict(train(config, World.from_process_group(device)))
+    try:
+        return asdict(train(config, World.from_process_group(device), _RayLink(launch.id), launch))
+    except DivergedError as error:  # every rank raises it; returned, so that Ray does not try the same again
+        return {"diverged": str(error)}
+
+
+class _Mail:
+    """Words between the driver, the controller and rank 0 of one launch."""
+
+    def __init__(self, launch: str) -> None:
+        self._launch = launch
+
+    def put(self, name: str, word: str) -> None:
+        internal_kv._internal_kv_put(f"{self._launch}/{name}", word, namespace="rayclip")
+
+    def get(self, name: str) -> str:
+        word = internal_kv._internal_kv_get(f"{self._launch}/{name}", namespace="rayclip")
+        return word.decode() if word else ""
+
+
+class _RayLink:
+    """What the driver, the controller and the cluster ask of a run; rank 0's `training.requests.Link`."""
+
+    def __init__(self, launch: str) -> None:
+        self._mail = _Mail(launch)
+        self._save = self._mail.get("save")  # what an earlier group was asked for is done with
+        self._deadline: float | None = None
+
+    def requested(self) -> Request:
+        request = Request.STOP if self._mail.get("stop") else Request.NONE
+        save = self._mail.get("save")
+        if save != self._save:
+            self._save = save
+            request |= Request.SAVE
+        if self._node_leaves():
+            request |= Request.SAVE
+        return request
+
+    def saved(self, step: int) -> None:
+        self._mail.put("saved", self._save)
+
+    def _node_leaves(self) -> bool:
+        """Whether a checkpoint is due because one of the group's nodes will be taken away: at once, and again near the end.
+
+        Ray's public get_preemption_info() makes all ranks wait for each other; this reads what it would give.
+        """
+        info = get_train_context().preemption_context.preemption_info
+        if info is None:
+            return False
+        deadline = info.deadline_ms / 1000 if info.deadline_ms else time.time() + 3600
+        if self._deadline is None:
+            self._deadline = deadline - SAVED_BEFORE_DEADLINE_S
+            left_s = max(0.0, deadline - time.time())
+            print(f"a node of this run will be taken away in {left_s:,.0f} s: saving a checkpoint", flush=True)
+            return True
+        if time.time() > self._deadline:
+            self._deadline = float("inf")
+            return True
+        return False
+
+
+class _Resizing(ControllerCallback):
+    """In Ray's controller: a running group saves before its size changes, and its new size is that of the cluster as it is."""
+
+    def __init__(self, launch: str) -> None:
+        self._launch, self._runs = launch, False
+
+    def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
+        names = [type(state).__name__ for state in (previous_state, current_state)]
+        if names[1] == "SchedulingState":
+            self._runs = names[0] == "ResizingState"
+        elif names[1] == "RestartingState":
+            _look_at_the_cluster_anew()
+
+    def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
+        if not self._runs:
+            return
+        mail, wanted = _Mail(self._launch), uuid.uuid4().hex
+        mail.put("save", wanted)
+        deadline = time.monotonic() + RESIZE_WAITS_S
+        while mail.get("saved") != wanted and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+
+def _look_at_the_cluster_anew() -> None:
+    """Ray does each 20 s; until then it would ask for a group that has lost a node in its old size."""
+    from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
+
+    try:
+        coordinator: Any = get_or_create_autoscaling_coordinator()
+        ray.get(coordinator.get_reserved_resources.remote("", recompute=True), timeout=5)
+    except Exception as error:
+        logger.warning("the cluster's nodes cannot be looked at (%s); Ray does in 20 s", error)
+
+
+@contextlib.contextmanager
+def _sigterm_stops(launch: str) -> Iterator[None]:
+    """SIGTERM asks the workers to save and end; a second one ends this process as it would have done."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+
+    def stop(_number: int, _frame: object) -> None:
+        signal.signal(signal.SIGTERM, before)
+        print("asked to stop: the workers save a checkpoint after this step and end", flush=True)
+        threading.Thread(target=_Mail(launch).put, args=("stop", "yes")).start()  # a handler must not wait for the network
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _ray_folder(run: Storage) -> str:
@@ -81,7 +250,7 @@ def _cpus_per_worker(config: TrainingConfig, resources: dict[str, float], nodes:
     A cluster whose autoscaler adds nodes may have more in a minute than it has now, so the total is not checked; a worker
     that is larger than any node is likely a slip, and would wait for ever.
     """
-    wanted, workers = config.cluster.cpus_per_worker, config.cluster.num_workers
+    wanted, workers = config.cluster.cpus_per_worker, config.cluster.max_workers
     largest = max((int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"]), default=0)
     total = int(resources.get("CPU", 0))
     if wanted == "auto":

@@ -102,9 +102,8 @@ def test_a_checkpoint_and_a_file_of_weights_are_evaluated_alike(data_set, tmp_pa
     printed = capsys.readouterr().out
     for name, value in result.evaluation.items():
         assert f"{name.removeprefix('evaluation/'):32} {value:.4f}" in printed
-    store = CheckpointStore(open_storage(str(tmp_path / "debug_cpu")), 2)
     clip = build_clip("debug-vit")
-    store.restore_weights(store.latest(), clip)
+    CheckpointStore(open_storage(str(tmp_path / "debug_cpu"))).latest().restore_weights(clip)
     torch.save(clip.state_dict(), tmp_path / "weights.pt")
     options = ["--weights", str(tmp_path / "weights.pt"), "model.name=debug-vit", f"evaluation.retrieval_uri={data_set}"]
     assert complaint(evaluate, *options) == str(EXIT_BAD_INPUT)

@@ -1,6 +1,7 @@
 """A checkpoint is visible whole or not at all, checked when it is read, and holds no pickle."""
 
 import json
+import random
 import shutil
 
 import pytest
@@ -8,9 +9,10 @@ import torch
 
 from model.clip import build_clip
 from pipeline.storage import open_storage
-from training.checkpoint import CheckpointStore, Position
-from training.config import ConfigError, OptimizerConfig
+from training.checkpoint import CheckpointStore, DamagedError
+from training.config import CheckpointConfig, ConfigError, OptimizerConfig
 from training.optimizer import build_optimizer
+from training.snapshot import Camera, Position
 
 
 def model_and_optimizer(seed: int, steps: int = 2):
@@ -26,15 +28,19 @@ def model_and_optimizer(seed: int, steps: int = 2):
     return clip, optimizer
 
 
-def save(store, clip, optimizer, step):
-    position = Position(step=step, samples_seen=32 * step)
-    return store.save(clip, optimizer, position, {"seed": 1}, [{"version": 3, "identity": "x", "uri": "u"}], {"model": {}})
+def save(store, clip, optimizer, step, **metrics):
+    return store.write(Camera().take(clip, optimizer, Position(step, 32 * step)), about(**metrics))
+
+
+def about(**metrics):
+    data_sets = [{"version": 3, "identity": "x", "uri": "u"}]
+    return {"order": {"seed": 1}, "data_sets": data_sets, "config": {"model": {}}, "metrics": metrics, "started_from": ""}
 
 
 @pytest.fixture(params=["local", "s3"])
 def store(request, tmp_path):
     uri = str(tmp_path / "run") if request.param == "local" else f"{request.getfixturevalue('bucket')}/run"
-    return CheckpointStore(open_storage(uri), keep_last=2)
+    return CheckpointStore(open_storage(uri), CheckpointConfig(keep_last=2))
 
 
 def test_what_is_saved_is_restored_bit_for_bit(store):
@@ -43,7 +49,7 @@ def test_what_is_saved_is_restored_bit_for_bit(store):
     random_state = torch.get_rng_state()
     other, other_optimizer = model_and_optimizer(seed=2, steps=0)
     checkpoint = store.latest()
-    store.restore(checkpoint, other, other_optimizer)
+    checkpoint.restore(other, other_optimizer)
     assert checkpoint.position == Position(step=7, samples_seen=224)
     assert checkpoint.data_sets[0]["version"] == 3
     assert all(torch.equal(value, other.state_dict()[key]) for key, value in clip.state_dict().items())
@@ -79,7 +85,7 @@ def test_a_folder_without_its_record_is_no_checkpoint(store):
 @pytest.mark.parametrize("name", ["model.safetensors", "state.safetensors", "checkpoint.json"])
 @pytest.mark.parametrize("damage", ["cut", "flipped", "missing"])
 def test_a_damaged_checkpoint_is_passed_over_aloud(tmp_path, caplog, name, damage):
-    store = CheckpointStore(open_storage(str(tmp_path / "run")), keep_last=2)
+    store = CheckpointStore(open_storage(str(tmp_path / "run")), CheckpointConfig(keep_last=2))
     clip, optimizer = model_and_optimizer(seed=1)
     save(store, clip, optimizer, 1)
     path = tmp_path / "run" / save(store, clip, optimizer, 2) / name
@@ -97,7 +103,7 @@ def test_a_damaged_checkpoint_is_passed_over_aloud(tmp_path, caplog, name, damag
 
 
 def test_when_all_are_damaged_the_run_does_not_start_anew(tmp_path):
-    store = CheckpointStore(open_storage(str(tmp_path / "run")), keep_last=2)
+    store = CheckpointStore(open_storage(str(tmp_path / "run")), CheckpointConfig(keep_last=2))
     clip, optimizer = model_and_optimizer(seed=1)
     folder = save(store, clip, optimizer, 1)
     (tmp_path / "run" / folder / "model.safetensors").write_bytes(b"")
@@ -106,7 +112,7 @@ def test_when_all_are_damaged_the_run_does_not_start_anew(tmp_path):
 
 
 def test_a_checkpoint_of_another_format_is_not_read(tmp_path):
-    store = CheckpointStore(open_storage(str(tmp_path / "run")), keep_last=2)
+    store = CheckpointStore(open_storage(str(tmp_path / "run")), CheckpointConfig(keep_last=2))
     clip, optimizer = model_and_optimizer(seed=1)
     record = tmp_path / "run" / save(store, clip, optimizer, 1) / "checkpoint.json"
     record.write_text(json.dumps(json.loads(record.read_text()) | {"format_version": 99}))
@@ -114,8 +120,104 @@ def test_a_checkpoint_of_another_format_is_not_read(tmp_path):
         store.latest()
 
 
+def test_the_record_of_a_checkpoint_is_refused_with_any_byte_cut_or_flipped(tmp_path):
+    store = CheckpointStore(open_storage(str(tmp_path / "run")))
+    folder = save(store, *model_and_optimizer(seed=1), 1)
+    record = tmp_path / "run" / folder / "checkpoint.json"
+    content = record.read_bytes()
+    for place in range(len(content)):
+        for spoilt in (content[:place], content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]):
+            record.write_bytes(spoilt)
+            try:
+                found = json.loads(spoilt)
+            except ValueError:
+                found = None
+            if found == json.loads(content):
+                continue  # white space
+            with pytest.raises(DamagedError):
+                store.open(folder)
+    record.write_bytes(content)
+    assert store.open(folder).position.step == 1
+
+
+def test_tensors_with_any_byte_cut_or_flipped_are_refused(tmp_path):
+    store = CheckpointStore(open_storage(str(tmp_path / "run")))
+    folder = save(store, *model_and_optimizer(seed=1), 1)
+    rng = random.Random(0)
+    for name in ("model.safetensors", "state.safetensors"):
+        path = tmp_path / "run" / folder / name
+        content = path.read_bytes()
+        for place in (0, len(content) - 1, *(rng.randrange(len(content)) for _ in range(10))):
+            for spoilt in (content[:place], content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]):
+                path.write_bytes(spoilt)
+                with pytest.raises(DamagedError, match=name):
+                    store.open(folder)
+        path.write_bytes(content)
+    assert store.open(folder).position.step == 1
+
+
+def test_a_writer_that_ends_at_any_point_leaves_the_checkpoint_before(tmp_path, monkeypatch):
+    storage = open_storage(str(tmp_path / "run"))
+    store = CheckpointStore(storage, CheckpointConfig(keep_last=1))
+    clip, optimizer = model_and_optimizer(seed=1)
+    save(store, clip, optimizer, 1)
+
+    class EndError(Exception):
+        pass
+
+    done = {"calls": 0, "allowed": 0}
+
+    def counted(method):
+        def call(*arguments):
+            done["calls"] += 1
+            if done["calls"] > done["allowed"]:
+                raise EndError
+            return method(*arguments)
+
+        return call
+
+    for name in ("write", "write_file", "delete"):
+        monkeypatch.setattr(storage, name, counted(getattr(storage, name)))
+    for allowed in range(20):
+        done.update(calls=0, allowed=allowed)
+        try:
+            save(store, clip, optimizer, 2)
+        except EndError:
+            assert store.latest().position.step == (1 if allowed < 3 else 2), allowed  # two files, then the record
+        else:
+            break
+    assert allowed > 4
+    store.remove_unfinished()
+    assert {item.path.split("/")[1] for item in storage.list("checkpoints/")} == {"step_00000002"}
+
+
+def test_the_best_are_kept_besides_the_last(tmp_path):
+    config = CheckpointConfig(keep_last=1, keep_best=2, best_metric="loss", best_is="lowest")
+    store = CheckpointStore(open_storage(str(tmp_path / "run")), config)
+    clip, optimizer = model_and_optimizer(seed=1)
+    for step, metrics in enumerate(({"loss": 3.0}, {"loss": 1.0}, {}, {"loss": 2.0}, {"loss": 5.0}, {}), start=1):
+        save(store, clip, optimizer, step, **metrics)
+    folders = {item.path.split("/")[1] for item in store.storage.list("checkpoints/")}
+    assert folders == {"step_00000002", "step_00000004", "step_00000006"}
+    assert store.latest().position.step == 6
+
+
+def test_a_snapshot_is_of_its_step_though_training_goes_on(tmp_path):
+    store = CheckpointStore(open_storage(str(tmp_path / "run")))
+    clip, optimizer = model_and_optimizer(seed=1)
+    before = {key: value.clone() for key, value in clip.state_dict().items()}
+    snapshot = Camera().take(clip, optimizer, Position(1, 32))
+    with torch.no_grad():
+        for parameter in clip.parameters():
+            parameter.fill_(7)
+    store.write(snapshot, about())
+    restored, _ = model_and_optimizer(seed=2, steps=0)
+    store.latest().restore_weights(restored)
+    assert all(torch.equal(value, restored.state_dict()[key]) for key, value in before.items())
+
+
 def test_no_file_of_a_checkpoint_is_a_pickle(tmp_path):
-    store = CheckpointStore(open_storage(str(tmp_path / "run")), keep_last=2)
+    store = CheckpointStore(open_storage(str(tmp_path / "run")), CheckpointConfig(keep_last=2))
     save(store, *model_and_optimizer(seed=1), 1)
     suffixes = {path.suffix for path in (tmp_path / "run").rglob("*") if path.is_file()}
     assert suffixes == {".safetensors", ".json"}

@@ -13,13 +13,15 @@ def test_a_lap_leaves_out_evaluation_and_checkpoints_with_their_waiting():
     clock.start(step=0, samples_seen=0, wait_s=0.0)
     with communication.waiting():
         time.sleep(0.02)
-    with clock.stopped(communication), communication.waiting():
+    with clock.stopped("checkpoint", communication), communication.waiting():
         time.sleep(0.2)
     lap = clock.lap(step=2, samples_seen=20, wait_s=0.0, communication=communication)
     assert 0.01 <= lap.communication_s < 0.05
     assert lap.communication_s <= lap.step_s < 0.05
     assert lap.samples_per_s == pytest.approx(10 / lap.step_s)
-    assert clock.lap(4, 40, 0.0, communication).communication_s == 0
+    assert lap.stopped_s["checkpoint"] == pytest.approx(0.2, abs=0.1)
+    second = clock.lap(4, 40, 0.0, communication)
+    assert second.communication_s == second.stopped_s["checkpoint"] == 0
 
 
 def test_computing_is_what_is_neither_waiting_for_data_nor_for_others():

@@ -49,11 +49,10 @@ def test_gradients_are_scaled_to_the_limit_together_and_measured_only_when_asked
     model = torch.nn.Linear(2, 2)
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, 3.0)
-    assert math.isnan(limit_gradients_(model, None, measured=False))
-    assert limit_gradients_(model, None, measured=True) == pytest.approx(math.sqrt(6 * 9))
+    assert limit_gradients_(model, None) == pytest.approx(math.sqrt(6 * 9))
     assert model.bias.grad.tolist() == [3.0, 3.0]
-    assert limit_gradients_(model, 1.0, measured=False) == pytest.approx(math.sqrt(6 * 9))
-    assert limit_gradients_(model, None, measured=True) == pytest.approx(1.0, rel=1e-5)
+    assert limit_gradients_(model, 1.0) == pytest.approx(math.sqrt(6 * 9))
+    assert limit_gradients_(model, None) == pytest.approx(1.0, rel=1e-5)
 
 
 def test_the_average_moves_by_its_share_statistics_included_and_by_more_at_the_start():

@@ -8,32 +8,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from jobs.config import Config, load_config
+from jobs.config import load_config
 from model.clip import CLIP, build_clip
 from model.config import get_architecture
 from model.weights import save_weights
 from pipeline.manifest import ManifestError
 from pipeline.storage import open_storage
+from tests.support.runs import ALONE, EXACT, config_of, exact_rows
 from training.config import ConfigError
-from training.distributed import World
 from training.evaluation.runner import evaluate
 from training.plan import plan_run
 from training.tracking import read_metrics
-from training.trainer import DivergedError, Trainer, train
+from training.trainer import Trainer, train
 
-ALONE = World(rank=0, world_size=1, device=torch.device("cpu"))
-EXACT = ("step", "samples_seen", "epoch", "loss", "loss_image_to_text", "loss_text_to_image", "logit_scale", "temperature",
-         "learning_rate", "grad_norm", "batch_accuracy_image_to_text", "batch_accuracy_text_to_image", "skipped_samples",
-         "batch_fingerprint")  # fmt: skip
-
-
-def config_of(data_set: str, folder, *overrides: str) -> Config:
-    return load_config("debug_cpu", [f"data.uri={data_set}", f"run.dir={folder}", "train.max_steps=12", *overrides])
-
-
-def losses(folder, name="debug_cpu"):
-    rows = read_metrics(folder / name / "metrics.jsonl")
-    return [[row[key] for key in EXACT] for row in rows if "loss" in row]
+losses = exact_rows
 
 
 def same_weights(one, other, file="model.safetensors", other_file=None):
@@ -48,12 +36,13 @@ class KilledError(Exception):
 
 
 def kill_after(monkeypatch, step):
-    """The process dies after that step, before anything else is written."""
+    """The process dies after that step, when the checkpoint before it is there."""
     after = Trainer._after_step
 
     def dying(self):
         after(self)
         if self.position.step == step:
+            self._writer.wait()
             raise KilledError
 
     monkeypatch.setattr(Trainer, "_after_step", dying)
@@ -64,7 +53,8 @@ def test_a_run_learns_and_records_every_promised_number(data_set, tmp_path):
     rows = read_metrics(tmp_path / "debug_cpu" / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(1, 31))
     times = {"data_wait_s", "compute_s", "communication_s"}
-    promised = {*EXACT, "samples_per_s", "data_wait_share", *times, *(f"slowest_{name}" for name in times)}
+    account = {"time", "train_s", "evaluation_s", "checkpoint_s", "goodput"}
+    promised = {*EXACT, "samples_per_s", "data_wait_share", *times, *(f"slowest_{name}" for name in times), *account}
     assert all(promised == set(row) for row in rows)
     assert rows[0]["loss"] == pytest.approx((rows[0]["loss_image_to_text"] + rows[0]["loss_text_to_image"]) / 2)
     assert rows[0]["temperature"] == pytest.approx(0.07)
@@ -159,7 +149,7 @@ def test_the_average_is_evaluated_resumed_and_offered(data_set, tmp_path, monkey
     assert not same_weights(tmp_path / "whole", tmp_path / "whole", "average.safetensors", "model.safetensors")
     plan = plan_run(config_of(data_set, tmp_path / "whole", *overrides))
     clip = CLIP(plan.architecture).eval()
-    plan.checkpoints.restore_weights(plan.checkpoint, clip)
+    plan.checkpoint.restore_weights(clip)
     assert evaluate(clip, plan.config.evaluation, ALONE) == result.evaluation
 
 
@@ -180,11 +170,12 @@ def test_a_run_starts_from_the_weights_of_another_size_with_one_encoder_locked(d
     plan = plan_run(config_of(data_set, tmp_path, *overrides))
     trained = CLIP(plan.architecture)
     assert trained.architecture.image_size_px == size
-    plan.checkpoints.restore_weights(plan.checkpoint, trained)
+    plan.checkpoint.restore_weights(trained)
     assert torch.equal(trained.visual.conv1.weight, start.visual.conv1.weight)
     assert not torch.equal(trained.text_projection, start.text_projection)
     (tmp_path / "start.pt").unlink()  # a run that has begun needs it no more
-    train(config_of(data_set, tmp_path, *overrides, "train.max_steps=8"), ALONE)
+    longer = ("train.max_steps=8", "run.allow_config_changes=true")
+    train(config_of(data_set, tmp_path, *overrides, *longer), ALONE)
     with pytest.raises(ConfigError, match=r"model\.lock=\[\] \(it has \['image'\]\)"):
         plan_run(config_of(data_set, tmp_path, *overrides, "model.lock=[]"))
 
@@ -215,7 +206,8 @@ def test_weights_come_from_object_storage_and_state_their_activation(data_set, b
 def test_the_sigmoid_loss_learns_its_bias_and_is_evaluated_and_resumed(data_set, tmp_path):
     overrides = ("train.loss=sigmoid", f"evaluation.retrieval_uri={data_set}")
     train(config_of(data_set, tmp_path, *overrides), ALONE)
-    result = train(config_of(data_set, tmp_path, *overrides, "train.max_steps=24"), ALONE)
+    longer = ("train.max_steps=24", "run.allow_config_changes=true")
+    result = train(config_of(data_set, tmp_path, *overrides, *longer), ALONE)
     rows = [row for row in read_metrics(tmp_path / "debug_cpu" / "metrics.jsonl") if "loss" in row]
     assert len(rows) == 24
     assert rows[0]["logit_scale"] == pytest.approx(math.log(10))
@@ -247,27 +239,6 @@ def test_the_synchronisation_of_batch_norm_is_refused_without_a_gpu(data_set, tm
         plan_run(config_of(data_set, tmp_path, *overrides, "train.device=auto", "train.micro_batch_size=8"))
     with pytest.raises(ConfigError, match="on GPUs alone"):
         train(config_of(data_set, tmp_path, *overrides, "train.device=auto"), ALONE)
-
-
-@pytest.mark.parametrize("spoilt", ["pictures", "rate"])
-def test_a_run_that_diverges_stops_and_keeps_its_good_checkpoints(data_set, tmp_path, monkeypatch, spoilt):
-    inputs = Trainer._inputs
-
-    def inputs_without_number(self, batch):
-        images, *rest = inputs(self, batch)
-        return (torch.full(images.shape, torch.nan) if self.position.step == 6 else images), *rest
-
-    rate = "optimizer.learning_rate=1e-3" if spoilt == "pictures" else "optimizer.learning_rate=1e4"
-    if spoilt == "pictures":
-        monkeypatch.setattr(Trainer, "_inputs", inputs_without_number)
-    config = config_of(data_set, tmp_path, "checkpoint.every_steps=3", "train.log_every_steps=100", rate)
-    with pytest.raises(DivergedError, match=r"step \d+: loss .* has diverged; .*Lower optimizer\.learning_rate"):
-        train(config, ALONE)
-    kept = plan_run(config).checkpoint
-    if spoilt == "pictures":
-        assert kept.position.step == 6
-    for value in load_file(tmp_path / "debug_cpu" / kept.folder / "model.safetensors").values() if kept else ():
-        assert torch.isfinite(value).all()
 
 
 @pytest.mark.parametrize("killed_at", [3, 5, 8])
@@ -335,7 +306,7 @@ def test_a_run_in_object_storage_leaves_its_record_there(data_set, bucket, tmp_p
         with pytest.raises(KilledError):
             train(config, ALONE)
     storage = open_storage(f"{bucket}/runs/debug_cpu")
-    assert len(storage.read("metrics.jsonl").splitlines()) == 5, "as far as the checkpoint, at least"
+    assert len(storage.read("metrics.jsonl").splitlines()) >= 5, "as far as the checkpoint, at least"
     for path in (tmp_path / "rayclip").rglob("metrics.jsonl"):
         path.unlink()  # another node goes on
     train(config, ALONE)
@@ -345,10 +316,10 @@ def test_a_run_in_object_storage_leaves_its_record_there(data_set, bucket, tmp_p
 
 def test_a_resume_may_spell_out_a_default_and_must_not_end_before_it_begins(data_set, tmp_path):
     train(config_of(data_set, tmp_path), ALONE)
-    spelled = ("model.activation=quick_gelu", "model.image_size_px=32", "train.max_steps=20")
+    spelled = ("model.activation=quick_gelu", "model.image_size_px=32", "train.max_steps=20", "run.allow_config_changes=true")
     assert plan_run(config_of(data_set, tmp_path, *spelled)).start.step == 12
     with pytest.raises(ConfigError, match=r"make 10 steps, and run\.name=debug_cpu has done 12 already"):
-        plan_run(config_of(data_set, tmp_path, "train.max_steps=10"))
+        plan_run(config_of(data_set, tmp_path, "train.max_steps=10", "run.allow_config_changes=true"))
 
 
 def test_sigmoid_loss_on_other_weights_begins_with_its_own_temperature(data_set, tmp_path):

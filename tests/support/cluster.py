@@ -1,0 +1,137 @@
+"""A real Ray cluster on this machine: a head without CPUs, and nodes that can be added, killed, and told to go."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.conftest import free_port
+from training.tracking import read_metrics
+
+ROOT = Path(__file__).parents[2]
+RAY = Path(sys.executable).parent / "ray"
+
+
+class MiniCluster:
+    """Every node is a process group of its own, as `ray start --block` makes it."""
+
+    def __init__(self, settings: dict[str, str]) -> None:
+        """`settings`: environment of the head, and of all that joins."""
+        self.folder = Path(tempfile.mkdtemp(prefix="rc-", dir="/tmp"))  # the names of its sockets may not be long
+        self.address = f"127.0.0.1:{free_port_outside_rays_own()}"
+        self.environment = os.environ | settings | {
+            "RAY_TMPDIR": str(self.folder),
+            "RAY_AUTH_MODE": "disabled",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT),
+        }  # fmt: skip
+        self.nodes: list[subprocess.Popen[bytes]] = []
+        port = self.address.rpartition(":")[2]
+        self._start("--head", f"--port={port}", "--num-cpus=0", "--include-dashboard=false", f"--temp-dir={self.folder}")
+        self.wait_for_nodes(1)
+
+    def add_node(self, cpus: int = 1, environment: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
+        """Starts a node and waits until the cluster knows it."""
+        before = len(self.node_ids())
+        node = self._start(f"--address={self.address}", f"--num-cpus={cpus}", environment=environment)
+        self.wait_for_nodes(before + 1)
+        return node
+
+    def kill(self, node: subprocess.Popen[bytes]) -> None:
+        """The whole node at once, as when its machine is gone."""
+        os.killpg(node.pid, signal.SIGKILL)
+        node.wait()
+        self.nodes.remove(node)
+
+    def node_ids(self) -> list[str]:
+        """Of the nodes that the cluster takes to be alive, the head's first."""
+        from ray._private.state import GlobalState
+        from ray._raylet import GcsClientOptions
+
+        state = GlobalState()
+        options = GcsClientOptions.create(self.address, None, allow_cluster_id_nil=True, fetch_cluster_id_if_nil=True)
+        state._initialize_global_state(options)
+        return [node["NodeID"] for node in state.node_table() if node["Alive"]]
+
+    def wait_for_nodes(self, count: int) -> None:
+        deadline = time.time() + 60
+        while time.time() < deadline:
+            try:
+                if len(self.node_ids()) >= count:
+                    return
+            except Exception:  # the head is not there yet
+                time.sleep(0.1)
+            time.sleep(0.1)
+        raise RuntimeError(f"the cluster has not got {count} nodes")
+
+    def drain(self, node_id: str, seconds: int) -> None:
+        """Gives notice that a node will be taken away, as a cloud does."""
+        reason = ("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot")
+        command = [str(RAY), "drain-node", "--address", self.address, "--node-id", node_id, *reason]
+        subprocess.run([*command, "--deadline-remaining-seconds", str(seconds)], env=self.environment, check=True)
+
+    def train(self, *settings: str, log: Path) -> subprocess.Popen[bytes]:
+        """jobs/train.py as a driver beside the head; what it prints goes to `log`."""
+        command = [sys.executable, "jobs/train.py", "--config", "debug_cpu", *settings]
+        environment = self.environment | {"RAY_ADDRESS": self.address}
+        with log.open("ab") as file:
+            return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
+
+    def workers(self) -> list[int]:
+        """Process ids of Ray Train's workers on this cluster."""
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                title, parent = (folder / "cmdline").read_bytes(), (folder / "stat").read_text().rpartition(")")[2].split()[1]
+                ours = self.address.encode() in (Path("/proc") / parent / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if ours and title.startswith(b"ray::RayTrainWorker"):
+                found.append(int(folder.name))
+        return sorted(found)
+
+    def close(self) -> None:
+        for node in self.nodes:
+            os.killpg(node.pid, signal.SIGKILL)
+            node.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _start(self, *options: str, environment: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
+        with (self.folder / "nodes.log").open("ab") as file:
+            node = subprocess.Popen(
+                [str(RAY), "start", "--block", "--disable-usage-stats", *options],
+                env=self.environment | (environment or {}),
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.nodes.append(node)
+        return node
+
+
+def free_port_outside_rays_own() -> int:
+    """Ray's workers use 10002 to 19999."""
+    while True:
+        port = free_port()
+        if port > 20_000:
+            return port
+
+
+def wait_for_step(metrics: Path, step: int, driver: subprocess.Popen[bytes], log: Path, timeout_s: float = 120.0) -> None:
+    """Until the record shows the step."""
+    wait_until(lambda: any(row["step"] >= step for row in read_metrics(metrics)), driver, log, timeout_s)
+
+
+def wait_until(seen: Callable[[], bool], driver: subprocess.Popen[bytes], log: Path, timeout_s: float = 120.0) -> None:
+    deadline = time.time() + timeout_s
+    while not seen():
+        assert driver.poll() is None, log.read_text()
+        assert time.time() < deadline, log.read_text()
+        time.sleep(0.005)

@@ -1,0 +1,21 @@
+"""Small training runs in this process, and what of their record must be the same in every repetition."""
+
+import torch
+
+from jobs.config import Config, load_config
+from training.distributed import World
+from training.tracking import read_metrics
+
+ALONE = World(rank=0, world_size=1, device=torch.device("cpu"))
+EXACT = ("step", "samples_seen", "epoch", "loss", "loss_image_to_text", "loss_text_to_image", "logit_scale", "temperature",
+         "learning_rate", "grad_norm", "batch_accuracy_image_to_text", "batch_accuracy_text_to_image", "skipped_samples",
+         "skipped_steps", "batch_fingerprint")  # fmt: skip
+
+
+def config_of(data_set: str, folder, *overrides: str) -> Config:
+    return load_config("debug_cpu", [f"data.uri={data_set}", f"run.dir={folder}", "train.max_steps=12", *overrides])
+
+
+def exact_rows(folder, name="debug_cpu"):
+    rows = read_metrics(folder / name / "metrics.jsonl")
+    return [[row[key] for key in EXACT] for row in rows if "loss" in row]

@@ -1,0 +1,176 @@
+"""A run on a real cluster that loses workers, nodes, its head and its driver, and grows and shrinks: it stays the same run."""
+
+import json
+import os
+import random
+import signal
+import time
+
+import pytest
+import torch
+
+from jobs.command import CLUSTER_SETTINGS, EXIT_STOPPED
+from tests.support.cluster import MiniCluster, wait_for_step, wait_until
+from tests.support.runs import ALONE, config_of
+from training.tracking import read_metrics
+from training.trainer import train
+
+STEPS = 50
+SLOW = ("model.image_size_px=128", f"train.max_steps={STEPS}")  # steps that last long enough to be disturbed
+NUMBERS = ("loss", "loss_image_to_text", "loss_text_to_image", "temperature", "grad_norm")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data_set, tmp_path_factory):
+    """The losses of one process that nothing happens to."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    train(config_of(data_set, folder, *SLOW), ALONE)
+    return losses(folder)
+
+
+def losses(folder):
+    rows = [row for row in read_metrics(folder / "debug_cpu" / "metrics.jsonl") if "loss" in row]
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1)), "no step twice, none missing"
+    return torch.tensor([[row[name] for name in NUMBERS] for row in rows], dtype=torch.float64)
+
+
+def starts(folder):
+    """(first step, number of workers) of every start."""
+    return [(row["step"], row["world_size"]) for row in read_metrics(folder / "debug_cpu" / "starts.jsonl")]
+
+
+def wait_for_starts(folder, count, driver, log):
+    wait_until(lambda: len(starts(folder)) >= count, driver, log)
+
+
+@pytest.fixture
+def cluster():
+    one = MiniCluster(CLUSTER_SETTINGS)
+    yield one
+    one.close()
+
+
+def settings_of(data_set, folder, *overrides):
+    return (
+        f"data.uri={data_set}",
+        f"run.dir={folder}",
+        *SLOW,
+        "cluster.resize_every_s=2",
+        "checkpoint.every_steps=5",
+        *overrides,
+    )
+
+
+@pytest.mark.timeout(400)
+def test_a_run_that_loses_a_node_gets_another_and_is_told_to_stop_is_the_same_run(data_set, tmp_path, undisturbed, cluster):
+    log, metrics = tmp_path / "log", tmp_path / "debug_cpu" / "metrics.jsonl"
+    nodes = [cluster.add_node(), cluster.add_node()]
+    settings = settings_of(data_set, tmp_path, "cluster.num_workers=[1,2]")
+    driver = cluster.train(*settings, log=log)
+    wait_for_step(metrics, 8, driver, log)
+    cluster.kill(nodes[1])
+    wait_until(lambda: starts(tmp_path)[-1][1] == 1, driver, log)
+    cluster.add_node()
+    wait_until(lambda: starts(tmp_path)[-1][1] == 2 and len(starts(tmp_path)) == 3, driver, log)
+    wait_for_step(metrics, starts(tmp_path)[-1][0] + 2, driver, log)
+    driver.send_signal(signal.SIGTERM)
+    assert driver.wait(timeout=60) == EXIT_STOPPED, log.read_text()
+    stopped_at = max(row["step"] for row in read_metrics(metrics))
+    assert stopped_at < STEPS
+    assert f"stopped at step {stopped_at}" in log.read_text()
+    assert cluster.train(*settings, log=log).wait(timeout=120) == 0, log.read_text()
+    assert [workers for _, workers in starts(tmp_path)] == [2, 1, 2, 2]
+    assert starts(tmp_path)[-1][0] == stopped_at, "it goes on at the very step"
+    assert json.loads((tmp_path / "debug_cpu" / "result.json").read_text())["spent"]["starts"] == 4
+    torch.testing.assert_close(losses(tmp_path), undisturbed, rtol=1e-4, atol=0)
+    print(log.read_text())
+
+
+@pytest.mark.soak
+def test_ten_kills_of_a_worker_change_no_bit(data_set, tmp_path, undisturbed, cluster):
+    rng, settings = random.Random(0), ("cluster.num_workers=2", "cluster.max_failures=20", "checkpoint.every_steps=3")
+    for _ in range(2):
+        cluster.add_node()
+    calm = cluster.train(*settings_of(data_set, tmp_path / "calm", *settings), log=tmp_path / "calm.log")
+    assert calm.wait(timeout=120) == 0, (tmp_path / "calm.log").read_text()
+    folder, log = tmp_path / "killed", tmp_path / "killed.log"
+    driver = cluster.train(*settings_of(data_set, folder, *settings), log=log)
+    metrics, recoveries = folder / "debug_cpu" / "metrics.jsonl", []
+    for number, step in enumerate(sorted(rng.sample(range(2, STEPS), 10))):
+        wait_for_starts(folder, number + 1, driver, log)
+        wait_for_step(metrics, step, driver, log)
+        began = time.time()
+        os.kill(rng.choice(cluster.workers()), signal.SIGKILL)
+        wait_for_starts(folder, number + 2, driver, log)
+        recoveries.append(time.time() - began)
+    assert driver.wait(timeout=120) == 0, log.read_text()
+    assert torch.equal(losses(folder), losses(tmp_path / "calm"))
+    torch.testing.assert_close(losses(folder), undisturbed, rtol=1e-4, atol=0)
+    print(f"killed worker to training again: {', '.join(f'{s:.1f}' for s in recoveries)} s")
+    print(log.read_text().splitlines()[-3:])
+    assert max(recoveries) < 15
+
+
+@pytest.mark.soak
+def test_a_group_that_goes_from_two_to_three_to_one_to_two_is_the_same_run(data_set, tmp_path, undisturbed, cluster):
+    log, metrics = tmp_path / "log", tmp_path / "debug_cpu" / "metrics.jsonl"
+    nodes = [cluster.add_node(), cluster.add_node()]
+    driver = cluster.train(*settings_of(data_set, tmp_path, "cluster.num_workers=[1,3]"), log=log)
+    wait_for_step(metrics, 6, driver, log)
+    nodes.append(cluster.add_node())
+    wait_until(lambda: starts(tmp_path)[-1][1] == 3, driver, log)
+    grown_from = starts(tmp_path)[-1][0]
+    assert grown_from % 5 or grown_from > 5, "it saved before it grew"
+    wait_for_step(metrics, grown_from + 4, driver, log)
+    began = time.time()
+    for node in nodes[:2]:
+        cluster.kill(node)
+    wait_until(lambda: starts(tmp_path)[-1][1] == 1, driver, log)
+    print(f"killed nodes to training again: {time.time() - began:.1f} s")
+    cluster.add_node()
+    wait_until(lambda: starts(tmp_path)[-1][1] == 2, driver, log)
+    assert driver.wait(timeout=120) == 0, log.read_text()
+    assert [workers for _, workers in starts(tmp_path)] == [2, 3, 1, 2]
+    torch.testing.assert_close(losses(tmp_path), undisturbed, rtol=1e-4, atol=0)
+    print(log.read_text().splitlines()[-3:])
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("notice", ["drain", "sigterm"])
+def test_a_node_that_says_that_it_will_go_costs_no_step_before_its_notice(data_set, tmp_path, undisturbed, cluster, notice):
+    log, metrics = tmp_path / "log", tmp_path / "debug_cpu" / "metrics.jsonl"
+    leaving, _ = cluster.add_node(environment={"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "8"}), cluster.add_node()
+    never = ("checkpoint.every_steps=null", "cluster.num_workers=[1,2]", "cluster.resize_every_s=1000")
+    driver = cluster.train(*settings_of(data_set, tmp_path, *never), log=log)
+    wait_for_step(metrics, 5, driver, log)
+    if notice == "drain":
+        cluster.drain(cluster.node_ids()[1], seconds=8)
+    else:
+        os.kill(leaving.pid, signal.SIGTERM)
+    wait_until(lambda: len(starts(tmp_path)) == 2, driver, log)
+    resumed_from = starts(tmp_path)[-1][0]
+    assert resumed_from >= 5
+    assert driver.wait(timeout=120) == 0, log.read_text()
+    assert "a node of this run will be taken away" in log.read_text()
+    torch.testing.assert_close(losses(tmp_path), undisturbed, rtol=1e-4, atol=0)
+
+
+@pytest.mark.soak
+def test_a_run_whose_head_died_is_submitted_again_and_is_the_same_run(data_set, tmp_path, undisturbed, cluster):
+    log, metrics = tmp_path / "log", tmp_path / "debug_cpu" / "metrics.jsonl"
+    for _ in range(2):
+        cluster.add_node()
+    settings = settings_of(data_set, tmp_path, "cluster.num_workers=2")
+    driver = cluster.train(*settings, log=log)
+    wait_for_step(metrics, 12, driver, log)
+    driver.kill()  # it ran on the head
+    cluster.kill(cluster.nodes[0])
+    other = MiniCluster(CLUSTER_SETTINGS)
+    try:
+        for _ in range(2):
+            other.add_node()
+        assert other.train(*settings, log=log).wait(timeout=180) == 0, log.read_text()
+    finally:
+        other.close()
+    assert starts(tmp_path)[1][0] >= 10
+    torch.testing.assert_close(losses(tmp_path), undisturbed, rtol=1e-4, atol=0)

@@ -1,0 +1,165 @@
+"""What rank 0 writes about a run besides checkpoints: metrics.jsonl, starts.jsonl, W&B, and what a person reads.
+
+```
+run.json        the run's id, for W&B; written once
+owner.json      which process writes the run now; the latest to start
+config.yaml     the resolved configuration, itself a recipe
+metrics.jsonl   one row for each logged step and each evaluation
+starts.jsonl    one row for each start of the workers
+result.json     what a finished run reports
+```
+
+A run folder in object storage gets the two records with each checkpoint; between them they lie in a scratch folder of the node.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import secrets
+import tempfile
+import time
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import yaml
+
+from training.checkpoint_writer import RunTakenError
+from training.goodput import Launch, Ledger, Spent
+from training.plan import RunPlan
+from training.tracking import Tracker, read_metrics
+
+logger = logging.getLogger(__name__)
+
+PROGRESS_EVERY_S = 5.0
+METRICS, STARTS = "metrics.jsonl", "starts.jsonl"
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run reports when it ends.
+
+    Attributes:
+        run: address of the run's folder.
+        checkpoint: the last checkpoint's folder within it.
+        final_loss: of the last step; None where no step was left to do.
+        evaluation: metric -> value; empty where no evaluation is configured.
+        finished: False where it was asked to stop before its last step; the same configuration goes on.
+        spent: seconds by what they were spent on, and goodput (training/goodput.py).
+    """
+
+    run: str
+    checkpoint: str
+    step: int
+    samples_seen: int
+    final_loss: float | None
+    evaluation: dict[str, float]
+    finished: bool = True
+    spent: dict[str, float] = field(default_factory=dict)
+
+
+class RunRecord:
+    """The record of one run, from where a start of its workers takes it up."""
+
+    def __init__(self, plan: RunPlan, launch: Launch, began: float, world_size: int) -> None:
+        """Takes the run over from whoever wrote it before, and cuts the record back to the checkpoint."""
+        self._plan, self._run, self._name = plan, plan.run, plan.config.run.name
+        self._world_size = world_size
+        self._owner = uuid.uuid4().hex
+        self._run.write("owner.json", json.dumps({"process": self._owner}).encode())
+        plan.checkpoints.remove_unfinished()
+        self._folder = self._run.local_path("") or Path(tempfile.gettempdir()) / "rayclip" / self._name
+        self._folder.mkdir(parents=True, exist_ok=True)
+        if self._run.local_path("") is None:  # a node that has not seen this run fetches what it has written
+            for name in (METRICS, STARTS):
+                (self._folder / name).write_bytes(self._run.read(name) if self._run.exists(name) else b"")
+        rows, step = read_metrics(self._folder / METRICS), plan.start.step
+        kept, cut = [row for row in rows if row["step"] <= step], [row for row in rows if row["step"] > step]
+        self._ledger = Ledger(launch, read_metrics(self._folder / STARTS), kept, cut, began)
+        self._run.write_if_absent("run.json", json.dumps({"id": f"{self._name}-{secrets.token_hex(4)}"}).encode())
+        resolved = plan.config.model_dump(mode="json")
+        self._run.write("config.yaml", yaml.safe_dump(resolved, sort_keys=False).encode())
+        run_id = json.loads(self._run.read("run.json"))["id"]
+        self._tracker = Tracker(plan.config.tracking, self._name, run_id, self._folder, resolved, resume_step=step)
+        self._spoke = -math.inf
+
+    def say_hello(self, device: str, caveat: str) -> None:
+        """The first lines of a start. `caveat`: of what batch norm makes the result depend on."""
+        plan, config = self._plan, self._plan.config
+        if caveat:
+            logger.warning(caveat)
+        if plan.checkpoint is not None:
+            own = plan.checkpoint.storage.uri == self._run.uri
+            where = plan.checkpoint.folder if own else plan.checkpoint.address
+            print(f"run {self._name!r} resumes from {where}, {plan.start.samples_seen:,} samples seen")
+            for line in plan.changes:
+                print(f"  changed: {line}")
+        else:
+            print(f"run {self._name!r} starts")
+        print(
+            f"{config.model.name} on {', '.join(map(str, plan.data_sets))}: {plan.order.epoch_samples:,} samples an epoch, "
+            f"{plan.order.steps_per_epoch:,} steps of {config.train.global_batch_size:,} an epoch "
+            f"({plan.order.remainder:,} samples left over), {plan.total_steps:,} steps, "
+            f"{self._world_size} x {device}",
+            flush=True,
+        )
+
+    def ready(self) -> None:
+        """The first step begins: what came before it was start-up."""
+        with (self._folder / STARTS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(self._ledger.ready(self._plan.start.step, self._world_size)) + "\n")
+
+    def log_step(self, row: dict[str, Any], train_s: float, evaluation_s: float, checkpoint_s: float) -> None:
+        """One step's numbers, with the time since the row before. A number that is none is recorded as null."""
+        spent = self._ledger.add(train_s, evaluation_s, checkpoint_s)
+        times = {"train_s": train_s, "evaluation_s": evaluation_s, "checkpoint_s": checkpoint_s}
+        row = row | times | {"goodput": spent.goodput, "time": time.time()}
+        self._tracker.log({key: _number_or_none(value) for key, value in row.items()})
+        now = time.perf_counter()
+        if now - self._spoke > PROGRESS_EVERY_S or row["step"] in (1, self._plan.total_steps):
+            self._spoke = now
+            print(
+                f"step {row['step']:,}/{self._plan.total_steps:,}  loss {row['loss']:.4f}  temperature "
+                f"{row['temperature']:.4f}  {row['samples_per_s']:,.0f} samples/s  data wait {row['data_wait_share']:.0%}",
+                flush=True,
+            )
+
+    def log_evaluation(self, step: int, values: dict[str, float]) -> None:
+        self._tracker.log({"step": step, **values})
+        shown = "  ".join(f"{name.removeprefix('evaluation/')} {value:.3f}" for name, value in values.items())
+        print(f"evaluation at step {step:,}: {shown}", flush=True)
+
+    def before_commit(self) -> None:
+        """Puts the record where the checkpoint goes, and makes sure that the run is still ours. Raises RunTakenError."""
+        self.push()
+        if json.loads(self._run.read("owner.json"))["process"] != self._owner:
+            raise RunTakenError(
+                f"run.name={self._name}: another process has started on {self._run.uri} since; this one ends. "
+                "Runs that go on at the same time need a run.name each"
+            )
+
+    def sum_up(self, evaluation_s: float, checkpoint_s: float) -> Spent:
+        """Adds the time since the last row. Returns where the run's time went."""
+        spent = self._ledger.add(0.0, evaluation_s, checkpoint_s)
+        self._tracker.summarize({f"time/{name}": value for name, value in spent.as_row().items()})
+        return spent
+
+    def __enter__(self) -> RunRecord:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._tracker.close()
+
+    def push(self) -> None:
+        """Copies the record to a run folder in object storage."""
+        if self._run.local_path("") is None:
+            for name in (METRICS, STARTS):
+                self._run.write_file(name, self._folder / name)
+
+
+def _number_or_none(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,94 @@
+"""A run's state at one step, copied into memory, so that training goes on while it is written.
+
+In: model, optimizer, moving average and position. Out: tensors on the CPU under the names that a checkpoint's files give them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from model.clip import CLIP
+from model.weights import weights_metadata
+
+MODEL, AVERAGE, STATE = "model.safetensors", "average.safetensors", "state.safetensors"
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a run is.
+
+    Attributes:
+        step: optimizer steps done.
+        samples_seen: over all ranks and epochs; the loader resumes there at any world size.
+        skipped_steps: of the steps, those that left the weights as they were, because a number was none.
+    """
+
+    step: int
+    samples_seen: int
+    skipped_steps: int = 0
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a checkpoint's files will hold.
+
+    Attributes:
+        tensors: file -> name -> tensor on the CPU.
+        metadata: file -> what it says about itself.
+    """
+
+    position: Position
+    tensors: dict[str, dict[str, Tensor]]
+    metadata: dict[str, dict[str, str]]
+
+
+class Camera:
+    """Takes snapshots into memory that it keeps: a snapshot is good until the next one is taken."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[str, str], Tensor] = {}
+
+    @torch.no_grad()
+    def take(self, clip: CLIP, optimizer: torch.optim.Optimizer, position: Position, average: CLIP | None = None) -> Snapshot:
+        """Waits for the device, copies, and returns."""
+        live: dict[str, dict[str, Tensor]] = {MODEL: clip.state_dict(), STATE: optimizer_tensors(clip, optimizer)}
+        metadata = {MODEL: weights_metadata(clip.architecture), STATE: {"format": "pt"}}
+        if average is not None:
+            live[AVERAGE], metadata[AVERAGE] = average.state_dict(), metadata[MODEL]
+        tensors = {
+            file: {name: self._copy(file, name, value.detach()) for name, value in named.items()}
+            for file, named in live.items()
+        }
+        if clip.logit_scale.device.type == "cuda":
+            torch.cuda.synchronize(clip.logit_scale.device)
+        tensors[STATE]["random/torch"] = torch.get_rng_state()
+        return Snapshot(position, tensors, metadata)
+
+    def _copy(self, file: str, name: str, value: Tensor) -> Tensor:
+        """Into contiguous memory of the CPU, pinned where the value comes from a GPU."""
+        kept = self._kept.get((file, name))
+        if kept is None:
+            kept = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.device.type == "cuda")
+            self._kept[file, name] = kept
+        return kept.copy_(value, non_blocking=True)
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """`optimizer/{parameter}/{moment}` -> tensor."""
+    return {
+        f"optimizer/{name}/{key}": value
+        for name, parameter in named_parameters(model, optimizer)
+        for key, value in optimizer.state[parameter].items()
+    }
+
+
+def named_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, nn.Parameter]]:
+    """The optimizer's parameters under their names in the model, which do not depend on the order of its groups."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            yield names[parameter], parameter

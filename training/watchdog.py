@@ -1,0 +1,89 @@
+"""Ends a rank whose step hangs, and says where: a run that stands still looks like a run that is slow.
+
+In: the name of each phase that the training loop enters. Out, after too long in a step: rank, step and phase in the log, the
+stacks of all threads, and the end of the process, so that whoever started the workers starts them anew.
+
+The ranks of a group wait for each other, so one that hangs makes all of them hang. Those that wait in a collective stay longer
+than the one for which they wait: the first to speak is the cause.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+logger = logging.getLogger(__name__)
+
+EXIT_HANGS = 75
+"""Of a process that its watchdog ended."""
+LONGER_WAITING, LONGER_AT_FIRST = 1.5, 3.0
+
+
+class Watchdog:
+    """Watches one rank's loop from a thread, between `start` and `close`."""
+
+    def __init__(self, rank: int, timeout_s: float, waits_for_others: Callable[[], bool]) -> None:
+        """
+        Args:
+            timeout_s: of a step, or of what comes between two.
+            waits_for_others: whether the rank is in a collective now.
+        """
+        self.rank, self.timeout_s, self.waits_for_others = rank, timeout_s, waits_for_others
+        self._step, self._phase, self._patience = 0, "starting", LONGER_AT_FIRST
+        self._since = time.monotonic()
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def start(self) -> None:
+        self._since = time.monotonic()
+        self._thread.start()
+
+    def step_begins(self, step: int, first: bool) -> None:
+        """A step's time starts now; the first one of a process compiles, allocates and fills its buffers."""
+        self._step, self._patience = step, LONGER_AT_FIRST if first else 1.0
+        self.phase("waiting for data")
+
+    def phase(self, name: str, patience: float | None = None) -> None:
+        """What the rank does from here on.
+
+        Args:
+            patience: of this phase, in timeouts; None: as for the step. Starts the time anew where it is given.
+        """
+        self._phase = name
+        if patience is not None:
+            self._patience = patience
+        if patience is not None or name == "waiting for data":
+            self._since = time.monotonic()
+
+    def close(self) -> None:
+        self._closed.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        faulthandler.cancel_dump_traceback_later()
+
+    def _watch(self) -> None:
+        stderr = sys.__stderr__
+        while not self._closed.wait(min(1.0, self.timeout_s / 10)):
+            # A timer outside Python, for a hang that keeps the interpreter's lock, and so this thread, from going on.
+            if stderr is not None:
+                faulthandler.dump_traceback_later(self.timeout_s * LONGER_AT_FIRST, exit=True, file=stderr)
+            stood_s = time.monotonic() - self._since
+            limit_s = self.timeout_s * self._patience
+            if stood_s > limit_s and (not self.waits_for_others() or stood_s > limit_s * LONGER_WAITING):
+                self._end(stood_s)
+
+    def _end(self, stood_s: float) -> None:
+        where = "waiting for other ranks" if self.waits_for_others() else self._phase
+        print(
+            f"rank {self.rank} hangs in step {self._step:,}: {where} for {stood_s:,.0f} s "
+            f"(train.hang_timeout_s={self.timeout_s:g}); its threads are shown, and it ends",
+            file=sys.stderr,
+            flush=True,
+        )
+        faulthandler.dump_traceback(file=sys.__stderr__ or sys.stderr, all_threads=True)
+        os._exit(EXIT_HANGS)
