@@ -11,11 +11,13 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -26,7 +28,7 @@ import torch
 from ray.experimental import internal_kv
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
-from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.train.v2._internal.execution.context import get_train_context
 
 from pipeline.storage import Storage, open_storage
@@ -44,6 +46,8 @@ logger = logging.getLogger(__name__)
 
 SAVED_BEFORE_DEADLINE_S = 15.0
 """A node that will be taken away: how long before that its last checkpoint begins, besides the one at the notice."""
+DEAD_KNOWN_AFTER_S = 30.0
+"""How long a restart waits at most until the cluster knows that a node is gone."""
 RESIZE_WAITS_S = 300.0
 """How long a change of the group's size waits for the checkpoint before it."""
 
@@ -90,6 +94,7 @@ def check_workers(config: TrainingConfig) -> list[Finding]:
 def _trainer(config: TrainingConfig, work: Callable[[dict[str, Any]], Any], launch: Launch) -> TorchTrainer:
     """A group of workers that each do the work."""
     cluster = config.cluster
+    look_every_s = cluster.resize_every_s if cluster.min_workers < cluster.max_workers else None
     use_gpu = ray.cluster_resources().get("GPU", 0) > 0 if cluster.use_gpu == "auto" else cluster.use_gpu
     cpus = _cpus_per_worker(config, ray.cluster_resources(), ray.nodes())
     return TorchTrainer(
@@ -107,7 +112,7 @@ def _trainer(config: TrainingConfig, work: Callable[[dict[str, Any]], Any], laun
             name=f"{config.run.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
             storage_path=_ray_folder(open_storage(f"{config.run.dir.rstrip('/')}/{config.run.name}")),
             failure_config=FailureConfig(max_failures=cluster.max_failures),
-            callbacks=[cast(Any, _Resizing(launch.id))],
+            callbacks=[cast(Any, _Resizing(launch.id, look_every_s))],
         ),
     )
 
@@ -184,17 +189,26 @@ class _RayLink:
         return False
 
 
-class _Resizing(ControllerCallback):
+class _Resizing(ControllerCallback, WorkerGroupCallback):
     """In Ray's controller: a running group saves before its size changes, and its new size is that of the cluster as it is."""
 
-    def __init__(self, launch: str) -> None:
-        self._launch, self._runs = launch, False
+    def __init__(self, launch: str, look_every_s: float | None) -> None:
+        """`look_every_s`: how often the cluster is looked at; None: the group has one size."""
+        self._launch, self._look_every_s = launch, look_every_s
+        self._runs = False
+        self._looked_at = time.monotonic()
+
+    def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
+        if self._look_every_s is not None and time.monotonic() - self._looked_at > self._look_every_s / 2:
+            self._looked_at = time.monotonic()
+            _look_at_the_cluster_anew()
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
         names = [type(state).__name__ for state in (previous_state, current_state)]
         if names[1] == "SchedulingState":
             self._runs = names[0] == "ResizingState"
         elif names[1] == "RestartingState":
+            _wait_for_the_dead()
             _look_at_the_cluster_anew()
 
     def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
@@ -205,6 +219,28 @@ class _Resizing(ControllerCallback):
         deadline = time.monotonic() + RESIZE_WAITS_S
         while mail.get("saved") != wanted and time.monotonic() < deadline:
             time.sleep(0.05)
+
+
+def _wait_for_the_dead() -> None:
+    """Until the cluster knows of nodes that do not answer: a group that counts on them would wait for a minute in vain.
+
+    Workers of a lost node are missed at once, by the others' broken connections; the node itself only after health checks.
+    """
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    with ThreadPoolExecutor(max_workers=32) as pool:
+        silent = {node["NodeID"] for node, answers in zip(nodes, pool.map(_answers, nodes), strict=True) if not answers}
+    deadline = time.monotonic() + DEAD_KNOWN_AFTER_S
+    while silent & {node["NodeID"] for node in ray.nodes() if node["Alive"]} and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+def _answers(node: dict[str, Any]) -> bool:
+    """Whether a node's raylet takes a connection."""
+    try:
+        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), timeout=1.0).close()
+        return True
+    except OSError:
+        return False
 
 
 def _look_at_the_cluster_anew() -> None:

@@ -16,7 +16,7 @@ from training.tracking import read_metrics
 from training.trainer import train
 
 STEPS = 50
-SLOW = ("model.image_size_px=128", f"train.max_steps={STEPS}")  # steps that last long enough to be disturbed
+SLOW = ("model.image_size_px=160", f"train.max_steps={STEPS}")  # steps that last long enough to be disturbed
 NUMBERS = ("loss", "loss_image_to_text", "loss_text_to_image", "temperature", "grad_norm")
 
 
@@ -67,7 +67,7 @@ def test_a_run_that_loses_a_node_gets_another_and_is_told_to_stop_is_the_same_ru
     nodes = [cluster.add_node(), cluster.add_node()]
     settings = settings_of(data_set, tmp_path, "cluster.num_workers=[1,2]")
     driver = cluster.train(*settings, log=log)
-    wait_for_step(metrics, 8, driver, log)
+    wait_for_step(metrics, 6, driver, log)
     cluster.kill(nodes[1])
     wait_until(lambda: starts(tmp_path)[-1][1] == 1, driver, log)
     cluster.add_node()
@@ -78,12 +78,11 @@ def test_a_run_that_loses_a_node_gets_another_and_is_told_to_stop_is_the_same_ru
     stopped_at = max(row["step"] for row in read_metrics(metrics))
     assert stopped_at < STEPS
     assert f"stopped at step {stopped_at}" in log.read_text()
-    assert cluster.train(*settings, log=log).wait(timeout=120) == 0, log.read_text()
-    assert [workers for _, workers in starts(tmp_path)] == [2, 1, 2, 2]
+    train(config_of(data_set, tmp_path, *SLOW), ALONE)  # and goes on without a cluster
+    assert [workers for _, workers in starts(tmp_path)] == [2, 1, 2, 1]
     assert starts(tmp_path)[-1][0] == stopped_at, "it goes on at the very step"
     assert json.loads((tmp_path / "debug_cpu" / "result.json").read_text())["spent"]["starts"] == 4
     torch.testing.assert_close(losses(tmp_path), undisturbed, rtol=1e-4, atol=0)
-    print(log.read_text())
 
 
 @pytest.mark.soak
