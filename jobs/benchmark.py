@@ -10,6 +10,7 @@
     python jobs/benchmark.py end-to-end             a run from shards on S3: its wait for data
     python jobs/benchmark.py ray                    jobs/train.py with one worker against the bare loop
     python jobs/benchmark.py workers                two workers of one thread against one
+    python jobs/benchmark.py checkpoints            what training waits for a checkpoint
     python jobs/benchmark.py parity                 500 steps in ours and in open_clip, from the same weights
 
 Needs the `test` extra (the peers are in it) and a machine that does nothing else.
@@ -83,6 +84,7 @@ def _add_training(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     ray = _add_whole_run(commands, "ray", benchmark_run.run_ray, "what Ray costs a run", 16, 16, 3, threads=True)
     ray.add_argument("--threads", type=int, default=os.cpu_count(), help="of the one worker (default: all cores)")
     _add_whole_run(commands, "workers", benchmark_run.run_workers, "two workers against one", 64, 5, 2)
+    _add_whole_run(commands, "checkpoints", benchmark_run.run_checkpoints, "what training waits for a checkpoint", 16, 20, 2)
     parity = commands.add_parser("parity", help="the same run in ours and in open_clip")
     parity.set_defaults(
         run=lambda options: benchmark_parity.run(options.model, options.steps, options.seeds, options.data_dir, options.control)

@@ -76,6 +76,27 @@ def run_workers(recipe: str, batch_size: int, steps: int, repeats: int) -> str:
     return "\n".join([*lines, f"two workers over one: {median(ratios):.2f}x"])
 
 
+def run_checkpoints(recipe: str, batch_size: int, steps: int, repeats: int) -> str:
+    """A bare run that saves once in its middle, against one that does not, in turn: what training waits for a checkpoint, and
+    how much slower its steps are while one is written.
+    """
+    lines = [f"{recipe}, {batch_size} pairs a step, a checkpoint each {steps} steps, {os.cpu_count()} cores"]
+    lines.append(f"{'run':>4}{'waits s':>9}{'of the interval':>17}{'interval s':>12}{'without s':>11}{'longer':>8}")
+    with tempfile.TemporaryDirectory() as temporary:
+        data = _local_data(Path(temporary), batch_size * 2 * steps)
+        for repeat in range(repeats):
+            found = []
+            for every in (steps, 2 * steps):
+                settings = (f"checkpoint.every_steps={every}", "checkpoint.keep_last=1", "train.log_every_steps=1")
+                rows = _train(BARE, _recipe(Path(temporary), recipe, data, batch_size, 2 * steps, *settings))
+                found.append(rows[steps - WARM_UP_STEPS :])  # the interval that begins with the checkpoint
+            waits = sum(row["checkpoint_s"] for row in found[0])
+            with_one, without = (sum(row["train_s"] + row["checkpoint_s"] for row in rows) for rows in found)
+            times = f"{with_one:>12.1f}{without:>11.1f}{with_one / without - 1:>8.1%}"
+            lines.append(f"{repeat + 1:>4}{waits:>9.2f}{waits / with_one:>17.2%}{times}")
+    return "\n".join(lines)
+
+
 def _local_data(folder: Path, samples: int) -> str:
     write_tars(folder / "tars", captions(samples))
     index(str(folder / "tars"), str(folder / "data"))

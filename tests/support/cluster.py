@@ -90,7 +90,7 @@ class MiniCluster:
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 title, parent = (folder / "cmdline").read_bytes(), (folder / "stat").read_text().rpartition(")")[2].split()[1]
-                ours = self.address.encode() in (Path("/proc") / parent / "cmdline").read_bytes()
+                ours = str(self.folder).encode() in (Path("/proc") / parent / "cmdline").read_bytes()
             except OSError:
                 continue
             if ours and title.startswith(b"ray::RayTrainWorker"):

@@ -1,4 +1,6 @@
-"""A proxy in front of an S3 server: delays, answers 503 to one request in `every_503`, cuts one body in `every_cut` short."""
+"""A proxy in front of an S3 server: delays, answers 503 to one request in `every_503`, cuts one body in `every_cut` short, or
+lets nobody write.
+"""
 
 import http.client
 import itertools
@@ -10,6 +12,7 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
+DENIED = b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
 SLOW_DOWN = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 
 
@@ -24,7 +27,9 @@ class FlakyS3:
 
 
 @contextmanager
-def flaky_s3(endpoint: str, every_503: int = 10, every_cut: int = 20, delay_s: float = 0.0) -> Iterator[FlakyS3]:
+def flaky_s3(
+    endpoint: str, every_503: int = 10, every_cut: int = 20, delay_s: float = 0.0, read_only: bool = False
+) -> Iterator[FlakyS3]:
     target, state = urlsplit(endpoint), FlakyS3()
     lock, requests, bodies = threading.Lock(), itertools.count(1), itertools.count(1)
 
@@ -38,6 +43,9 @@ def flaky_s3(endpoint: str, every_503: int = 10, every_cut: int = 20, delay_s: f
                 state.requests = next(requests)
                 refuse = state.requests % every_503 == 0
                 state.refused += refuse
+            if read_only and self.command in ("PUT", "POST", "DELETE"):
+                self.answer(403, [("Content-Type", "application/xml")], DENIED)
+                return
             if refuse:
                 self.answer(503, [("Content-Type", "application/xml")], SLOW_DOWN)
                 return

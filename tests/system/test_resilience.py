@@ -111,10 +111,12 @@ def test_ten_kills_of_a_worker_change_no_bit(data_set, tmp_path, undisturbed, cl
 
 
 @pytest.mark.soak
-def test_a_group_that_goes_from_two_to_three_to_one_to_two_is_the_same_run(data_set, tmp_path, undisturbed, cluster):
+def test_a_group_that_goes_from_two_to_three_to_one_to_two_is_the_same_run(data_set, tmp_path, cluster):
+    slow = ("cluster.num_workers=[1,3]", "model.image_size_px=320")  # time for three changes
+    train(config_of(data_set, tmp_path / "undisturbed", *SLOW, *slow), ALONE)
     log, metrics = tmp_path / "log", tmp_path / "debug_cpu" / "metrics.jsonl"
     nodes = [cluster.add_node(), cluster.add_node()]
-    driver = cluster.train(*settings_of(data_set, tmp_path, "cluster.num_workers=[1,3]"), log=log)
+    driver = cluster.train(*settings_of(data_set, tmp_path, *slow), log=log)
     wait_for_step(metrics, 6, driver, log)
     nodes.append(cluster.add_node())
     wait_until(lambda: starts(tmp_path)[-1][1] == 3, driver, log)
@@ -130,7 +132,7 @@ def test_a_group_that_goes_from_two_to_three_to_one_to_two_is_the_same_run(data_
     wait_until(lambda: starts(tmp_path)[-1][1] == 2, driver, log)
     assert driver.wait(timeout=120) == 0, log.read_text()
     assert [workers for _, workers in starts(tmp_path)] == [2, 3, 1, 2]
-    torch.testing.assert_close(losses(tmp_path), undisturbed, rtol=1e-4, atol=0)
+    torch.testing.assert_close(losses(tmp_path), losses(tmp_path / "undisturbed"), rtol=1e-4, atol=0)
     print(log.read_text().splitlines()[-3:])
 
 
@@ -144,6 +146,8 @@ def test_a_node_that_says_that_it_will_go_costs_no_step_before_its_notice(data_s
     wait_for_step(metrics, 5, driver, log)
     if notice == "drain":
         cluster.drain(cluster.node_ids()[1], seconds=8)
+        time.sleep(9)
+        cluster.kill(leaving)  # as the cloud does
     else:
         os.kill(leaving.pid, signal.SIGTERM)
     wait_until(lambda: len(starts(tmp_path)) == 2, driver, log)
@@ -173,3 +177,30 @@ def test_a_run_whose_head_died_is_submitted_again_and_is_the_same_run(data_set, 
         other.close()
     assert starts(tmp_path)[1][0] >= 10
     torch.testing.assert_close(losses(tmp_path), undisturbed, rtol=1e-4, atol=0)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+def test_a_run_of_ten_minutes_with_a_kill_every_minute_trains_most_of_the_time(data_set, tmp_path, cluster):
+    rng, log, folder = random.Random(1), tmp_path / "log", tmp_path / "debug_cpu"
+    for _ in range(2):
+        cluster.add_node()
+    endless = (
+        "train.max_steps=100000",
+        "checkpoint.every_minutes=0.1",
+        "checkpoint.every_steps=null",
+        "cluster.max_failures=99",
+    )
+    began = time.time()
+    driver = cluster.train(*settings_of(data_set, tmp_path, "cluster.num_workers=2", *endless), log=log)
+    wait_for_step(folder / "metrics.jsonl", 2, driver, log)
+    for kill in range(1, 10):
+        wait_until(lambda due=began + 60 * kill: time.time() > due, driver, log)
+        os.kill(rng.choice(cluster.workers()), signal.SIGKILL)
+    wait_until(lambda: time.time() > began + 600, driver, log, timeout_s=200)
+    driver.send_signal(signal.SIGTERM)
+    assert driver.wait(timeout=60) == EXIT_STOPPED, log.read_text()
+    losses(tmp_path)  # no step twice, none missing
+    line = next(line for line in log.read_text().splitlines() if "goodput" in line)
+    print(line)
+    assert float(line.partition("goodput ")[2].partition("%")[0]) >= 60
