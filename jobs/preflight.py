@@ -75,7 +75,7 @@ def _look_at(node: dict[str, Any], config: Config) -> _Node:
     look = ray.remote(_on_a_node).options(num_cpus=0, scheduling_strategy=place)
     name, versions, storage = ray.get(look.remote(config.run.dir, config.run.name, probe))
     storage = storage or _read_probe(_run_folder(config.run.dir, config.run.name), probe)
-    clock = ray.remote(time.time).options(num_cpus=0, scheduling_strategy=place)
+    clock = ray.remote(_now).options(num_cpus=0, scheduling_strategy=place)
     skews = []
     for _ in range(3):
         before = time.time()
@@ -83,6 +83,10 @@ def _look_at(node: dict[str, Any], config: Config) -> _Node:
         after = time.time()
         skews.append((after - before, there - (before + after) / 2))  # the quickest answer is the most exact
     return _Node(f"{name} ({node['NodeID'][:8]})", versions, min(skews)[1], storage)
+
+
+def _now() -> float:
+    return time.time()
 
 
 def _on_a_node(folder: str, run: str, probe: str) -> tuple[str, dict[str, str], str]:

@@ -25,6 +25,7 @@ from typing import Any, cast
 import ray
 import ray.train
 import torch
+from ray._private.state import state as ray_state
 from ray.experimental import internal_kv
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
@@ -222,13 +223,17 @@ class _Resizing(ControllerCallback, WorkerGroupCallback):
 
 
 def _wait_for_the_dead() -> None:
-    """Until the cluster knows of nodes that do not answer: a group that counts on them would wait for a minute in vain.
+    """Until the cluster knows of nodes that do not answer, or that said they would go by now: a group that counts on them would
+    wait for a minute in vain.
 
     Workers of a lost node are missed at once, by the others' broken connections; the node itself only after health checks.
     """
     nodes = [node for node in ray.nodes() if node["Alive"]]
     with ThreadPoolExecutor(max_workers=32) as pool:
         silent = {node["NodeID"] for node, answers in zip(nodes, pool.map(_answers, nodes), strict=True) if not answers}
+    silent |= {
+        node for node, deadline_ms in ray_state.get_draining_nodes().items() if 0 < deadline_ms < (time.time() + 5) * 1000
+    }
     deadline = time.monotonic() + DEAD_KNOWN_AFTER_S
     while silent & {node["NodeID"] for node in ray.nodes() if node["Alive"]} and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -111,6 +111,20 @@ def test_ten_kills_of_a_worker_change_no_bit(data_set, tmp_path, undisturbed, cl
 
 
 @pytest.mark.soak
+def test_a_worker_that_stands_still_is_missed_by_the_other_and_both_are_started_anew(data_set, tmp_path, undisturbed, cluster):
+    for _ in range(2):
+        cluster.add_node()
+    log, metrics = tmp_path / "log", tmp_path / "debug_cpu" / "metrics.jsonl"
+    driver = cluster.train(*settings_of(data_set, tmp_path, "cluster.num_workers=2", "train.hang_timeout_s=4"), log=log)
+    wait_for_step(metrics, 8, driver, log)
+    os.kill(cluster.workers()[0], signal.SIGSTOP)
+    wait_for_starts(tmp_path, 2, driver, log)
+    assert driver.wait(timeout=120) == 0, log.read_text()
+    assert "waiting for other ranks for " in log.read_text()
+    torch.testing.assert_close(losses(tmp_path), undisturbed, rtol=1e-4, atol=0)
+
+
+@pytest.mark.soak
 def test_a_group_that_goes_from_two_to_three_to_one_to_two_is_the_same_run(data_set, tmp_path, cluster):
     slow = ("cluster.num_workers=[1,3]", "model.image_size_px=320")  # time for three changes
     train(config_of(data_set, tmp_path / "undisturbed", *SLOW, *slow), ALONE)
@@ -138,11 +152,13 @@ def test_a_group_that_goes_from_two_to_three_to_one_to_two_is_the_same_run(data_
 
 @pytest.mark.soak
 @pytest.mark.parametrize("notice", ["drain", "sigterm"])
-def test_a_node_that_says_that_it_will_go_costs_no_step_before_its_notice(data_set, tmp_path, undisturbed, cluster, notice):
+def test_a_node_that_says_that_it_will_go_costs_no_step_before_its_notice(data_set, tmp_path, cluster, notice):
+    slow = ("model.image_size_px=320", "train.max_steps=40")  # time for the notice to run out
+    train(config_of(data_set, tmp_path / "undisturbed", *SLOW, *slow), ALONE)
     log, metrics = tmp_path / "log", tmp_path / "debug_cpu" / "metrics.jsonl"
     leaving, _ = cluster.add_node(environment={"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "8"}), cluster.add_node()
     never = ("checkpoint.every_steps=null", "cluster.num_workers=[1,2]", "cluster.resize_every_s=1000")
-    driver = cluster.train(*settings_of(data_set, tmp_path, *never), log=log)
+    driver = cluster.train(*settings_of(data_set, tmp_path, *slow, *never), log=log)
     wait_for_step(metrics, 5, driver, log)
     if notice == "drain":
         cluster.drain(cluster.node_ids()[1], seconds=8)
@@ -155,7 +171,7 @@ def test_a_node_that_says_that_it_will_go_costs_no_step_before_its_notice(data_s
     assert resumed_from >= 5
     assert driver.wait(timeout=120) == 0, log.read_text()
     assert "a node of this run will be taken away" in log.read_text()
-    torch.testing.assert_close(losses(tmp_path), undisturbed, rtol=1e-4, atol=0)
+    torch.testing.assert_close(losses(tmp_path), losses(tmp_path / "undisturbed"), rtol=1e-4, atol=0)
 
 
 @pytest.mark.soak
