@@ -28,6 +28,7 @@ from typing import Any
 
 import yaml
 
+from pipeline.storage import StorageError
 from training.checkpoint_writer import RunTakenError
 from training.goodput import Launch, Ledger, Spent
 from training.plan import RunPlan
@@ -71,7 +72,10 @@ class RunRecord:
         self._world_size = world_size
         self._owner = uuid.uuid4().hex
         self._run.write("owner.json", json.dumps({"process": self._owner}).encode())
-        plan.checkpoints.remove_unfinished()
+        try:
+            plan.checkpoints.remove_unfinished()
+        except StorageError as error:  # tidiness must not stop a run
+            logger.warning("what a killed run has left unfinished was not removed: %s", error)
         self._folder = self._run.local_path("") or Path(tempfile.gettempdir()) / "rayclip" / self._name
         self._folder.mkdir(parents=True, exist_ok=True)
         if self._run.local_path("") is None:  # a node that has not seen this run fetches what it has written

@@ -1,11 +1,24 @@
 """Small training runs in this process, and what of their record must be the same in every repetition."""
 
+from pathlib import Path
+
 import torch
 
 from jobs.config import Config, load_config
 from training.distributed import World
 from training.tracking import read_metrics
 
+ROOT = Path(__file__).parents[2]
+BARE = """
+import sys
+import torch
+from jobs.config import load_config
+from training.distributed import World
+from training.trainer import train
+
+result = train(load_config(sys.argv[1], sys.argv[2:]), World(0, 1, torch.device("cpu")))
+print("finished" if result.finished else "not finished")
+"""
 ALONE = World(rank=0, world_size=1, device=torch.device("cpu"))
 EXACT = ("step", "samples_seen", "epoch", "loss", "loss_image_to_text", "loss_text_to_image", "logit_scale", "temperature",
          "learning_rate", "grad_norm", "batch_accuracy_image_to_text", "batch_accuracy_text_to_image", "skipped_samples",

@@ -12,23 +12,11 @@ import pytest
 import torch
 import torch.multiprocessing as multiprocessing
 
-from tests.support.runs import ALONE, config_of, exact_rows
+from tests.support.runs import ALONE, BARE, ROOT, config_of, exact_rows
 from training.plan import plan_run
 from training.requests import Request, Requests
 from training.tracking import read_metrics
 from training.trainer import train
-
-ROOT = Path(__file__).parents[2]
-BARE = """
-import sys
-import torch
-from jobs.config import load_config
-from training.distributed import World
-from training.trainer import train
-
-result = train(load_config(sys.argv[1], sys.argv[2:]), World(0, 1, torch.device("cpu")))
-print("finished" if result.finished else "not finished")
-"""
 
 
 def test_alone_what_was_asked_for_is_done_at_once_and_once():

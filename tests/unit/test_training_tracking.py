@@ -1,12 +1,20 @@
 """metrics.jsonl is exact through restarts, and W&B never stops a run."""
 
 import json
+import os
+import subprocess
+import sys
+import time
 
 import pytest
 
+from jobs.config import load_config
+from tests.support.runs import ALONE, BARE, ROOT
+from tests.support.wandb_file import history
 from training import tracking
 from training.config import TrackingConfig
 from training.tracking import MetricsFile, Tracker, read_metrics
+from training.trainer import train
 
 
 def test_a_row_is_on_disk_as_soon_as_it_is_appended(tmp_path):
@@ -36,6 +44,34 @@ def test_an_offline_run_of_wandb_is_written_beside_the_record(tmp_path):
     with Tracker(config, "name", "name-1234", tmp_path, {"train": {"seed": 1}}, resume_step=0) as tracker:
         tracker.log({"step": 1, "loss": 2.0, "temperature": 0.07})
     assert list(tmp_path.glob("wandb/offline-run-*-name-1234/run-name-1234.wandb"))
+
+
+def test_a_killed_run_has_every_step_once_in_the_segment_that_its_resume_wrote(data_set, tmp_path):
+    settings = [f"data.uri={data_set}", f"run.dir={tmp_path}", "tracking.wandb_mode=offline", "checkpoint.every_steps=5"]
+    environment = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}  # with a W&B of its own
+    run = subprocess.Popen(
+        [sys.executable, "-c", BARE, "debug_cpu", *settings, "train.max_steps=40"],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        env=environment | {"PYTHONPATH": str(ROOT), "WANDB_MODE": "offline"},
+    )
+    while not any(row["step"] >= 12 for row in read_metrics(tmp_path / "debug_cpu" / "metrics.jsonl")):
+        time.sleep(0.005)
+        assert run.poll() is None
+    run.kill()
+    run.wait()
+    train(load_config("debug_cpu", [*settings, "train.max_steps=40"]), ALONE)
+    first, second = sorted((tmp_path / "debug_cpu").glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime)
+    assert first.name == second.name, "one run to W&B"
+    written = [row["_step"] for row in history(first)]
+    assert written == sorted(set(written))
+    assert len(written) < 40
+    rows = {row["_step"]: row for row in history(second)}
+    assert len(history(second)) == len(rows)
+    assert sorted(rows) == list(range(1, 41))
+    for row in read_metrics(tmp_path / "debug_cpu" / "metrics.jsonl"):
+        assert rows[row["step"]]["loss"] == row["loss"]
+        assert rows[row["step"]]["temperature"] == row["temperature"]
 
 
 def test_a_run_that_is_open_already_is_left_to_its_owner(tmp_path):

@@ -1,0 +1,46 @@
+"""Reads back what W&B wrote offline: a LevelDB log of protobufs.
+
+W&B has no public reader. The log's blocks are of 32 KiB (github.com/google/leveldb/blob/main/doc/log_format.md), the first of
+them begins with 7 bytes of W&B's own, and the messages are read with the classes that the package brings.
+"""
+
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from wandb.proto import wandb_internal_pb2
+
+BLOCK, HEADER, FILE_HEADER = 32 * 1024, 7, 7
+FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
+
+
+def history(path: Path) -> list[dict[str, Any]]:
+    """The logged rows of a file, each with its `_step`. Ends where a kill has cut the file."""
+    rows = []
+    for message in _messages(path.read_bytes()):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(message)
+        if record.WhichOneof("record_type") == "history":
+            items = {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+            rows.append(items)
+    return rows
+
+
+def _messages(data: bytes) -> Iterator[bytes]:
+    assert data[:4] == b":W&B"
+    place, parts = FILE_HEADER, b""
+    while place + HEADER <= len(data):
+        left = BLOCK - place % BLOCK
+        if left < HEADER:
+            place += left
+            continue
+        _crc, length, kind = struct.unpack_from("<IHB", data, place)
+        body = data[place + HEADER : place + HEADER + length]
+        if kind == 0 or len(body) < length:
+            return
+        place += HEADER + length
+        parts = body if kind in (FULL, FIRST) else parts + body
+        if kind in (FULL, LAST):
+            yield parts
