@@ -66,7 +66,24 @@ def _findings(config: Config) -> Iterator[Finding]:
     if not all(finding.fine for finding in same_versions):
         yield Finding("workers", False, "not started: install the same versions on all nodes first")
         return
-    yield from _check_workers(config)
+    room = _check_room(nodes, config)
+    yield room
+    if room.fine:
+        yield from _check_workers(config)
+
+
+def _check_room(nodes: list[dict[str, Any]], config: Config) -> Finding:
+    """Whether the nodes that are there now hold the workers: a run would wait for more, for ever if none come."""
+    cluster = config.cluster
+    wanted = {"CPU": 1.0 if cluster.cpus_per_worker == "auto" else float(cluster.cpus_per_worker)}
+    has_gpus = any(node["Resources"].get("GPU", 0) for node in nodes)
+    if cluster.use_gpu is True or (cluster.use_gpu == "auto" and has_gpus):
+        wanted["GPU"] = 1.0
+    fit = sum(min(int(node["Resources"].get(name, 0) // amount) for name, amount in wanted.items()) for node in nodes)
+    text = f"{fit} workers of {', '.join(f'{amount:g} {name}' for name, amount in wanted.items())} fit on {len(nodes)} nodes"
+    if fit < cluster.min_workers:
+        return Finding("room", False, f"{text}, and cluster.num_workers={cluster.num_workers}; add nodes, or ask for fewer")
+    return Finding("room", True, text)
 
 
 def _look_at(node: dict[str, Any], config: Config) -> _Node:

@@ -29,7 +29,7 @@ from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from model.clip import CLIP
-from pipeline.storage import Storage, open_storage
+from pipeline.storage import Storage, StorageError, open_storage
 from training.config import CheckpointConfig, ConfigError
 from training.snapshot import AVERAGE, MODEL, STATE, Position, Snapshot, named_parameters
 
@@ -142,7 +142,10 @@ class CheckpointStore:
             "packages": {package: version(package) for package in ("rayclip", "torch", "ray", "numpy")},
         }
         self.storage.write(f"{folder}/{RECORD}", json.dumps(content | {"sha256": _digest(content)}, indent=1).encode())
-        self._remove_old()
+        try:
+            self._remove_old(folder)
+        except StorageError as error:  # the checkpoint is there all the same
+            logger.warning("old checkpoints were not removed: %s", error)
         return folder
 
     def latest(self) -> Checkpoint | None:
@@ -184,9 +187,14 @@ class CheckpointStore:
             checkpoint.check(name, self.storage.read(f"{folder}/{name}"))
         return checkpoint
 
-    def remove_unfinished(self) -> None:
-        """Removes what a writer that was killed has left: folders without a record. Only the run's one writer may call it."""
-        whole = set(self._folders())
+    def remove_unfinished(self, after_step: int) -> None:
+        """Removes what cannot be gone on from: folders without a record, which a killed writer has left, and those after the
+        step that the run goes on from, which are damaged, or another process wrote meanwhile. For the run's one writer.
+        """
+        last = f"{self.prefix}/step_{after_step:08d}"
+        whole = {folder for folder in self._folders() if folder <= last}
+        for folder in set(self._folders()) - whole:
+            self.storage.delete(f"{folder}/{RECORD}")  # first, so that half of one is never visible
         self.storage.remove_unfinished(before=datetime.now(UTC))
         for item in list(self.storage.list(f"{self.prefix}/")):
             if item.path.rpartition("/")[0] not in whole:
@@ -209,10 +217,10 @@ class CheckpointStore:
         records = (item.path for item in self.storage.list(f"{self.prefix}/") if item.path.endswith(f"/{RECORD}"))
         return sorted((path.removesuffix(f"/{RECORD}") for path in records), reverse=True)
 
-    def _remove_old(self) -> None:
+    def _remove_old(self, written: str) -> None:
         """Removes what is neither one of the last nor of the best: the record first, so that half of one is never visible."""
         folders = self._folders()
-        keep = folders[: self.config.keep_last] + self._best(folders)
+        keep = [written, *folders[: self.config.keep_last], *self._best(folders)]
         for folder in folders:
             if folder not in keep:
                 for name in (RECORD, STATE, AVERAGE, MODEL):

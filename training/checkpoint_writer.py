@@ -47,11 +47,15 @@ class CheckpointWriter:
             try:
                 self.last_folder = write()
                 self._failures = 0
-                committed(step)
             except Exception as error:
                 self._failures += 1
                 self._error = error
                 logger.error("the checkpoint of step %s was not written: %s; the last one is %s", step, error, self._last())
+                return
+            try:
+                committed(step)
+            except Exception as error:
+                logger.warning("nobody was told of the checkpoint of step %s: %s", step, error)
 
         self._thread = threading.Thread(target=work, name="checkpoint-writer")
         self._thread.start()

@@ -126,6 +126,11 @@ class Clock:
         self._since += took_s
         self.stopped_s[what] += took_s
 
+    @property
+    def open_s(self) -> float:
+        """Seconds of steps since the last lap."""
+        return max(0.0, time.perf_counter() - self._since)
+
     def lap(self, step: int, samples_seen: int, wait_s: float, communication: CommunicationTimer) -> Lap:
         """What was since the last lap; the next begins."""
         elapsed_s = max(time.perf_counter() - self._since, 1e-9)

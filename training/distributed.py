@@ -18,6 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from training.clock import CommunicationTimer
 
+COLLECTIVE_TIMEOUT = timedelta(hours=6)
+"""Of those that wait for each other in training: train.hang_timeout_s is what ends a hang, and says where."""
 Bounds = list[tuple[int, int]]
 """[start, stop) of every rank's slice."""
 
@@ -42,7 +44,7 @@ class World:
     @cached_property
     def control(self) -> Any:
         """A group for words between the ranks' CPUs, beside that of the training. All ranks ask for it first at one point."""
-        return dist.new_group(backend="gloo")
+        return dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
 
     @property
     def is_main(self) -> bool:

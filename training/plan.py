@@ -157,6 +157,11 @@ def check_model(config: TrainingConfig) -> None:
             f"train.micro_batch_size={train.micro_batch_size}: with train.sync_batch_norm all samples are embedded together; "
             "leave one of the two out"
         )
+    if train.sync_batch_norm and config.cluster.min_workers < config.cluster.max_workers:
+        raise ConfigError(
+            f"cluster.num_workers={config.cluster.num_workers}: fewer workers than the most take "
+            "micro-batches, and with train.sync_batch_norm all samples are embedded together; give one number"
+        )
     if train.compile and "image" in train.activation_checkpointing and row.patch_size_px is None:
         raise ConfigError(
             f"train.activation_checkpointing=image: with train.compile {row.name}'s batch norm would count twice; "

@@ -70,20 +70,19 @@ class RunRecord:
         """Takes the run over from whoever wrote it before, and cuts the record back to the checkpoint."""
         self._plan, self._run, self._name = plan, plan.run, plan.config.run.name
         self._world_size = world_size
-        self._owner = uuid.uuid4().hex
-        self._run.write("owner.json", json.dumps({"process": self._owner}).encode())
+        self._owner = {"process": uuid.uuid4().hex, "launch": launch.id}
+        self._fetch()
+        starts = read_metrics(self._folder / STARTS)
+        if any(start["launch"] == launch.id for start in starts):  # a launch that lost the run does not take it back
+            self._check_owner("launch")
+        self._run.write("owner.json", json.dumps(self._owner).encode())
         try:
-            plan.checkpoints.remove_unfinished()
+            plan.checkpoints.remove_unfinished(after_step=plan.start.step)
         except StorageError as error:  # tidiness must not stop a run
             logger.warning("what a killed run has left unfinished was not removed: %s", error)
-        self._folder = self._run.local_path("") or Path(tempfile.gettempdir()) / "rayclip" / self._name
-        self._folder.mkdir(parents=True, exist_ok=True)
-        if self._run.local_path("") is None:  # a node that has not seen this run fetches what it has written
-            for name in (METRICS, STARTS):
-                (self._folder / name).write_bytes(self._run.read(name) if self._run.exists(name) else b"")
         rows, step = read_metrics(self._folder / METRICS), plan.start.step
         kept, cut = [row for row in rows if row["step"] <= step], [row for row in rows if row["step"] > step]
-        self._ledger = Ledger(launch, read_metrics(self._folder / STARTS), kept, cut, began)
+        self._ledger = Ledger(launch, starts, kept, cut, began)
         self._run.write_if_absent("run.json", json.dumps({"id": f"{self._name}-{secrets.token_hex(4)}"}).encode())
         resolved = plan.config.model_dump(mode="json")
         self._run.write("config.yaml", yaml.safe_dump(resolved, sort_keys=False).encode())
@@ -116,6 +115,7 @@ class RunRecord:
         """The first step begins: what came before it was start-up."""
         with (self._folder / STARTS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(self._ledger.ready(self._plan.start.step, self._world_size)) + "\n")
+        self.push()
 
     def log_step(self, row: dict[str, Any], train_s: float, evaluation_s: float, checkpoint_s: float) -> None:
         """One step's numbers, with the time since the row before. A number that is none is recorded as null."""
@@ -139,16 +139,28 @@ class RunRecord:
 
     def before_commit(self) -> None:
         """Puts the record where the checkpoint goes, and makes sure that the run is still ours. Raises RunTakenError."""
+        self._check_owner("process")
         self.push()
-        if json.loads(self._run.read("owner.json"))["process"] != self._owner:
+        self._check_owner("process")
+
+    def _fetch(self) -> None:
+        """Makes the folder in which the record lies on this node; from object storage it fetches what is there."""
+        self._folder = self._run.local_path("") or Path(tempfile.gettempdir()) / "rayclip" / self._name
+        self._folder.mkdir(parents=True, exist_ok=True)
+        if self._run.local_path("") is None:
+            for name in (METRICS, STARTS):
+                (self._folder / name).write_bytes(self._run.read(name) if self._run.exists(name) else b"")
+
+    def _check_owner(self, what: str) -> None:
+        if json.loads(self._run.read("owner.json"))[what] != self._owner[what]:
             raise RunTakenError(
                 f"run.name={self._name}: another process has started on {self._run.uri} since; this one ends. "
                 "Runs that go on at the same time need a run.name each"
             )
 
-    def sum_up(self, evaluation_s: float, checkpoint_s: float) -> Spent:
+    def sum_up(self, train_s: float, evaluation_s: float, checkpoint_s: float) -> Spent:
         """Adds the time since the last row. Returns where the run's time went."""
-        spent = self._ledger.add(0.0, evaluation_s, checkpoint_s)
+        spent = self._ledger.add(train_s, evaluation_s, checkpoint_s)
         self._tracker.summarize({f"time/{name}": value for name, value in spent.as_row().items()})
         return spent
 

@@ -14,7 +14,7 @@ import logging
 import operator
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -43,8 +43,8 @@ class Link(Protocol):
     def requested(self) -> Request:
         """What was asked for since the last call; called about twice a second, from a thread."""
 
-    def saved(self, step: int) -> None:
-        """A checkpoint of this step is committed."""
+    def saving(self) -> Callable[[int], None]:
+        """A checkpoint is being taken. Returns what to call with its step when it is committed, from another thread."""
 
 
 class Requests:
@@ -79,7 +79,8 @@ class Requests:
             return Request.NONE
         bits, work = self._on_its_way
         self._on_its_way = None
-        work.wait()
+        with self._world.communication.waiting():
+            work.wait()
         return functools.reduce(
             operator.or_, (flag for flag, bit in zip(_FLAGS, bits.tolist(), strict=True) if bit), Request.NONE
         )

@@ -31,7 +31,7 @@ from pipeline.manifest import ManifestError
 from pipeline.storage import StorageError
 from training.checkpoint_writer import CheckpointWriter
 from training.clock import Clock
-from training.config import ConfigError, TrainingConfig
+from training.config import ConfigError, RunError, TrainingConfig
 from training.data import Batch, TrainLoader
 from training.distributed import World, all_ranks, broadcast_buffers, everybodys, parallel
 from training.evaluation.runner import evaluate
@@ -110,9 +110,9 @@ class Trainer:
         if plan.checkpoint is not None and plan.checkpoint.storage.uri == plan.run.uri:
             self._writer.last_folder = plan.checkpoint.folder
         self._metrics: dict[str, float] = {}  # of the step that was done last
-        self._committed: Callable[[int], None] = _nobody_waits
+        self._link: Link | None = None
         self._saved_at = time.monotonic()
-        self._stops = False
+        self._saves = self._stops = False
         self._clock = Clock()
 
     # ---------------------------------------------------------------------------------------------------------- the loop
@@ -121,15 +121,17 @@ class Trainer:
         """Every step that is left, then the last evaluation and checkpoint; or those until it is asked to stop."""
         plan = self.plan
         if plan.start.step >= plan.total_steps and plan.run.exists("result.json"):
-            if self.world.is_main:
-                print(f"run {self.config.run.name!r} has all its {plan.total_steps:,} steps; nothing is left to train")
-            return TrainResult(**json.loads(plan.run.read("result.json")))
+            before = TrainResult(**json.loads(plan.run.read("result.json")))
+            if before.step == plan.total_steps:
+                if self.world.is_main:
+                    print(f"run {self.config.run.name!r} has all its {plan.total_steps:,} steps; nothing is left to train")
+                return before
         if self.world.is_main:
             self.record = RunRecord(plan, self.launch, self.began, self.world.world_size)
             size = self.micro_batch_size
             caveat = batch_norm_caveat(self.config, plan.architecture, self.world.world_size, size)
             self.record.say_hello(self.world.device.type, caveat)
-        self._committed = link.saved if link is not None else _nobody_waits
+        self._link = link
         with contextlib.ExitStack() as stack:
             if self.record is not None:
                 stack.enter_context(self.record)
@@ -150,14 +152,14 @@ class Trainer:
         self.watchdog.start()
         if self.position.step >= self.plan.total_steps:
             return
-        self.watchdog.step_begins(self.position.step + 1, first=True)
+        self.watchdog.step_begins(self.position.step + 1, slow=True)
         for batch in loader:
             self.watchdog.phase("computing")
             self._step(batch, loader)
             self._after_step()
             if self._stops or self.position.step >= self.plan.total_steps:
                 return
-            self.watchdog.step_begins(self.position.step + 1, first=False)
+            self.watchdog.step_begins(self.position.step + 1, slow=self._saves)  # others may wait for the one that saves
 
     def _finish(self) -> TrainResult:
         """Waits for the last checkpoint, and closes the record."""
@@ -176,7 +178,7 @@ class Trainer:
         with self._clock.stopped("checkpoint", self.world.communication):
             self._writer.finish()
         rest = self._clock.stopped_s
-        spent = self.record.sum_up(rest["evaluation"], rest["checkpoint"])
+        spent = self.record.sum_up(self._clock.open_s, rest["evaluation"], rest["checkpoint"])
         result = replace(result, checkpoint=self._writer.last_folder, spent=spent.as_row())
         if result.finished:
             self.plan.run.write("result.json", json.dumps(asdict(result), indent=1).encode())
@@ -227,7 +229,7 @@ class Trainer:
             if self.world.is_main:
                 logger.warning("step %s: loss or gradient is no number (%s): left out, the %s. of this run", step, why, skipped)
             return
-        if self.world.is_main:
+        with contextlib.suppress(RunError):  # every rank raises what follows, and it says more
             self._writer.wait()
         raise DivergedError(
             f"step {step:,}: loss or gradient is no number ({why}): the run has diverged; "
@@ -264,7 +266,8 @@ class Trainer:
             with self._clock.stopped("evaluation", self.world.communication):
                 self._evaluate_and_log()
         every = config.checkpoint.every_steps
-        if step == total or asked or (every is not None and step % every == 0):
+        self._saves = step == total or bool(asked) or (every is not None and step % every == 0)
+        if self._saves:
             self._settle()
             self.watchdog.phase("saving a checkpoint", LONGER_AT_FIRST)
             with self._clock.stopped("checkpoint", self.world.communication):
@@ -329,7 +332,7 @@ class Trainer:
         self._writer.begin(
             self.position.step,
             write=lambda: store.write(snapshot, about, check),
-            committed=self._committed,
+            committed=self._link.saving() if self._link is not None else _nobody_waits,
         )
 
     def _log(

@@ -43,9 +43,11 @@ class Watchdog:
         self._since = time.monotonic()
         self._thread.start()
 
-    def step_begins(self, step: int, first: bool) -> None:
-        """A step's time starts now; the first one of a process compiles, allocates and fills its buffers."""
-        self._step, self._patience = step, LONGER_AT_FIRST if first else 1.0
+    def step_begins(self, step: int, slow: bool) -> None:
+        """A step's time starts now. `slow`: the first one of a process compiles, allocates and fills its buffers; and the one
+        after a checkpoint may wait for the rank that writes it.
+        """
+        self._step, self._patience = step, LONGER_AT_FIRST if slow else 1.0
         self.phase("waiting for data")
 
     def phase(self, name: str, patience: float | None = None) -> None:

@@ -34,7 +34,7 @@ from ray.train.v2._internal.execution.context import get_train_context
 
 from pipeline.storage import Storage, open_storage
 from training.config import RunError, TrainingConfig
-from training.distributed import World
+from training.distributed import COLLECTIVE_TIMEOUT, World
 from training.goodput import Launch
 from training.guard import DivergedError
 from training.plan import plan_run
@@ -47,9 +47,11 @@ logger = logging.getLogger(__name__)
 
 SAVED_BEFORE_DEADLINE_S = 15.0
 """A node that will be taken away: how long before that its last checkpoint begins, besides the one at the notice."""
+NO_DEADLINE_S = 120.0
+"""A node that will be taken away and does not say when: after how long Ray starts the workers anew."""
 DEAD_KNOWN_AFTER_S = 30.0
 """How long a restart waits at most until the cluster knows that a node is gone."""
-RESIZE_WAITS_S = 300.0
+RESIZE_WAITS_S = 60.0
 """How long a change of the group's size waits for the checkpoint before it."""
 
 
@@ -101,7 +103,7 @@ def _trainer(config: TrainingConfig, work: Callable[[dict[str, Any]], Any], laun
     return TorchTrainer(
         cast(Any, work),  # Ray's annotation leaves out that a result may be returned
         train_loop_config={"config": config.model_dump(mode="json"), "launch": asdict(launch)},
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=int(COLLECTIVE_TIMEOUT.total_seconds())),
         scaling_config=cast(Any, ScalingConfig)(  # annotated as Train's first version, which has no ranges
             num_workers=cluster.num_workers,
             use_gpu=use_gpu,
@@ -167,8 +169,9 @@ class _RayLink:
             request |= Request.SAVE
         return request
 
-    def saved(self, step: int) -> None:
-        self._mail.put("saved", self._save)
+    def saving(self) -> Callable[[int], None]:
+        word = self._save
+        return lambda _step: self._mail.put("saved", word)
 
     def _node_leaves(self) -> bool:
         """Whether a checkpoint is due because one of the group's nodes will be taken away: at once, and again near the end.
@@ -178,7 +181,7 @@ class _RayLink:
         info = get_train_context().preemption_context.preemption_info
         if info is None:
             return False
-        deadline = info.deadline_ms / 1000 if info.deadline_ms else time.time() + 3600
+        deadline = info.deadline_ms / 1000 if info.deadline_ms else time.time() + NO_DEADLINE_S
         if self._deadline is None:
             self._deadline = deadline - SAVED_BEFORE_DEADLINE_S
             left_s = max(0.0, deadline - time.time())
@@ -209,17 +212,19 @@ class _Resizing(ControllerCallback, WorkerGroupCallback):
         if names[1] == "SchedulingState":
             self._runs = names[0] == "ResizingState"
         elif names[1] == "RestartingState":
-            _wait_for_the_dead()
+            with _only_a_warning("nodes that are gone cannot be looked for"):
+                _wait_for_the_dead()
             _look_at_the_cluster_anew()
 
     def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
         if not self._runs:
             return
-        mail, wanted = _Mail(self._launch), uuid.uuid4().hex
-        mail.put("save", wanted)
-        deadline = time.monotonic() + RESIZE_WAITS_S
-        while mail.get("saved") != wanted and time.monotonic() < deadline:
-            time.sleep(0.05)
+        with _only_a_warning("the group is resized without a checkpoint before"):
+            mail, wanted = _Mail(self._launch), uuid.uuid4().hex
+            mail.put("save", wanted)
+            deadline = time.monotonic() + RESIZE_WAITS_S
+            while mail.get("saved") != wanted and time.monotonic() < deadline:
+                time.sleep(0.05)
 
 
 def _wait_for_the_dead() -> None:
@@ -250,13 +255,20 @@ def _answers(node: dict[str, Any]) -> bool:
 
 def _look_at_the_cluster_anew() -> None:
     """Ray does each 20 s; until then it would ask for a group that has lost a node in its old size."""
-    from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
+    with _only_a_warning("the cluster's nodes cannot be looked at; Ray does in 20 s"):
+        from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator
 
-    try:
-        coordinator: Any = get_or_create_autoscaling_coordinator()
+        coordinator: Any = default_autoscaling_coordinator.get_or_create_autoscaling_coordinator()
         ray.get(coordinator.get_reserved_resources.remote("", recompute=True), timeout=5)
+
+
+@contextlib.contextmanager
+def _only_a_warning(what: str) -> Iterator[None]:
+    """An error in a hook of Ray's controller would end the run; what these do only makes it recover sooner."""
+    try:
+        yield
     except Exception as error:
-        logger.warning("the cluster's nodes cannot be looked at (%s); Ray does in 20 s", error)
+        logger.warning("%s (%s: %s)", what, type(error).__name__, error)
 
 
 @contextlib.contextmanager

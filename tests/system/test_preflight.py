@@ -69,4 +69,4 @@ def test_a_cluster_that_is_fine_is_called_so_in_less_than_two_minutes(data_set, 
     print(text)
     assert code == 0, text
     assert all(line.startswith("ok") for line in found.values())
-    assert {"versions", "clocks", "storage", "data", "memory", "step", "all-reduce"} == set(found)
+    assert {"versions", "clocks", "storage", "data", "room", "memory", "step", "all-reduce"} == set(found)

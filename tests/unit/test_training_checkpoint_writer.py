@@ -13,6 +13,7 @@ from pipeline.storage import StorageError, open_storage
 from tests.support.runs import ALONE, config_of, exact_rows
 from training.checkpoint import CheckpointStore
 from training.checkpoint_writer import CheckpointError, CheckpointWriter, RunTakenError
+from training.goodput import Launch
 from training.plan import plan_run
 from training.record import RunRecord
 from training.trainer import Trainer, train
@@ -148,3 +149,25 @@ def test_one_failure_at_the_very_end_is_a_failure(caplog):
     writer.wait()
     with pytest.raises(CheckpointError, match=r"the last checkpoint was not written \(no space left on device\)"):
         writer.finish()
+
+
+def test_a_launch_that_has_lost_its_run_does_not_take_it_back_when_it_is_started_anew(data_set, tmp_path):
+    config, first = config_of(data_set, tmp_path), Launch()
+    for launch in (first, first, Launch()):  # started, started anew, and given again
+        RunRecord(plan_run(config), launch, launch.began, 1).ready()
+    owner = (tmp_path / "debug_cpu" / "owner.json").read_bytes()
+    with pytest.raises(RunTakenError, match="another process has started on"):
+        RunRecord(plan_run(config), first, first.began, 1)
+    assert (tmp_path / "debug_cpu" / "owner.json").read_bytes() == owner
+
+
+def test_a_damaged_checkpoint_never_pushes_a_good_one_out(data_set, tmp_path):
+    train(config_of(data_set, tmp_path, "checkpoint.every_steps=3"), ALONE)
+    path = tmp_path / "debug_cpu/checkpoints/step_00000012/model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    config = config_of(data_set, tmp_path, "checkpoint.every_steps=1", "checkpoint.keep_last=1", "train.max_steps=11",
+                       "run.allow_config_changes=true")  # fmt: skip
+    assert plan_run(config).start.step == 9
+    train(config, ALONE)
+    assert [folder.name for folder in (tmp_path / "debug_cpu" / "checkpoints").iterdir()] == ["step_00000011"]
+    assert plan_run(config).start.step == 11

@@ -9,7 +9,7 @@ SAMPLE_BYTES = 100e6  # of a tiny ViT on pictures of 1,024 pixels
 
 def test_a_batch_that_does_not_fit_is_found_with_its_remedy(make_data_set, tmp_path):
     batch = int(1.5 * _available_bytes() / SAMPLE_BYTES)
-    uri = make_data_set(str(tmp_path / "data"), (batch,))
+    uri = make_data_set(str(tmp_path / "data"), (batch + 8,))
     large = ("model.image_size_px=1024", f"train.global_batch_size={batch}", "data.block_size_samples=auto")
     (finding,) = check_first_step(config_of(uri, tmp_path, *large), ALONE)
     assert not finding.fine

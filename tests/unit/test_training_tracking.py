@@ -67,7 +67,7 @@ def test_a_killed_run_has_every_step_once_in_the_segment_that_its_resume_wrote(d
     assert written == sorted(set(written))
     assert len(written) < 40
     rows = {row["_step"]: row for row in history(second)}
-    assert len(history(second)) == len(rows)
+    assert len(history(second)) == len(rows), [row["_step"] for row in history(second)]
     assert sorted(rows) == list(range(1, 41))
     for row in read_metrics(tmp_path / "debug_cpu" / "metrics.jsonl"):
         assert rows[row["step"]]["loss"] == row["loss"]
