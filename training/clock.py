@@ -126,10 +126,9 @@ class Clock:
         self._since += took_s
         self.stopped_s[what] += took_s
 
-    @property
-    def open_s(self) -> float:
-        """Seconds of steps since the last lap."""
-        return max(0.0, time.perf_counter() - self._since)
+    def open_s(self, step: int) -> float:
+        """Seconds of the steps since the last lap, of which `step` was the last; 0 where there was none."""
+        return max(0.0, time.perf_counter() - self._since) if step > self._steps else 0.0
 
     def lap(self, step: int, samples_seen: int, wait_s: float, communication: CommunicationTimer) -> Lap:
         """What was since the last lap; the next begins."""

@@ -112,7 +112,7 @@ def listening(requests: Requests, link: Link | None) -> Iterator[None]:
 
     thread = threading.Thread(target=listen, name="requests", daemon=True)
     thread.start()
-    with _sigterm_stops(requests):
+    with on_sigterm(lambda: requests.ask(Request.STOP)):
         try:
             yield
         finally:
@@ -120,18 +120,19 @@ def listening(requests: Requests, link: Link | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _sigterm_stops(requests: Requests) -> Iterator[None]:
+def on_sigterm(act: Callable[[], None]) -> Iterator[None]:
+    """In a process's main thread, SIGTERM acts, and a second one does what it did before; elsewhere nothing changes."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL  # None: a handler that is not Python's
 
-    def stop(_number: int, _frame: object) -> None:
-        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
-        requests.ask(Request.STOP)
+    def handle(_number: int, _frame: object) -> None:
+        signal.signal(signal.SIGTERM, before)
+        act()
 
-    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGTERM, handle)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, before)

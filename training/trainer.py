@@ -178,7 +178,7 @@ class Trainer:
         with self._clock.stopped("checkpoint", self.world.communication):
             self._writer.finish()
         rest = self._clock.stopped_s
-        spent = self.record.sum_up(self._clock.open_s, rest["evaluation"], rest["checkpoint"])
+        spent = self.record.sum_up(self._clock.open_s(self.position.step), rest["evaluation"], rest["checkpoint"])
         result = replace(result, checkpoint=self._writer.last_folder, spent=spent.as_row())
         if result.finished:
             self.plan.run.write("result.json", json.dumps(asdict(result), indent=1).encode())

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
 import socket
 import tempfile
 import threading
@@ -40,7 +39,7 @@ from training.guard import DivergedError
 from training.plan import plan_run
 from training.preflight import Finding, check_first_step
 from training.record import TrainResult
-from training.requests import Request
+from training.requests import Request, on_sigterm
 from training.trainer import train
 
 logger = logging.getLogger(__name__)
@@ -69,7 +68,7 @@ def run_training(config: TrainingConfig) -> TrainResult:
     if config.run.resume == "never":  # it was obeyed; workers that are started anew go on with their own checkpoints
         config = config.model_copy(update={"run": config.run.model_copy(update={"resume": "auto"})})
     trainer = _trainer(config, _train_on_this_worker, launch)
-    with _sigterm_stops(launch.id):
+    with on_sigterm(lambda: _ask_to_stop(launch.id)):
         try:
             result: Any = trainer.fit()
         except TrainingFailedError as error:
@@ -271,24 +270,10 @@ def _only_a_warning(what: str) -> Iterator[None]:
         logger.warning("%s (%s: %s)", what, type(error).__name__, error)
 
 
-@contextlib.contextmanager
-def _sigterm_stops(launch: str) -> Iterator[None]:
-    """SIGTERM asks the workers to save and end; a second one ends this process as it would have done."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGTERM)
-
-    def stop(_number: int, _frame: object) -> None:
-        signal.signal(signal.SIGTERM, before)
-        print("asked to stop: the workers save a checkpoint after this step and end", flush=True)
-        threading.Thread(target=_Mail(launch).put, args=("stop", "yes")).start()  # a handler must not wait for the network
-
-    signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _ask_to_stop(launch: str) -> None:
+    """Asks the workers, from a thread: a signal's handler must not wait for the network."""
+    print("asked to stop: the workers save a checkpoint after this step and end", flush=True)
+    threading.Thread(target=_Mail(launch).put, args=("stop", "yes")).start()
 
 
 def _ray_folder(run: Storage) -> str:

@@ -1,5 +1,8 @@
 """Small training runs in this process, and what of their record must be the same in every repetition."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -32,3 +35,17 @@ def config_of(data_set: str, folder, *overrides: str) -> Config:
 def exact_rows(folder, name="debug_cpu"):
     rows = read_metrics(folder / name / "metrics.jsonl")
     return [[row[key] for key in EXACT] for row in rows if "loss" in row]
+
+
+def start_script(code: str, *arguments: str, **options) -> subprocess.Popen[str]:
+    """A process of its own that runs some Python beside the project, on one thread and with a W&B of its own."""
+    environment = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-c", code, *arguments], cwd=ROOT, env=environment, text=True, **options)
+
+
+def run_script(code: str, *arguments: str) -> tuple[int, str]:
+    """(exit code, standard error) of such a process."""
+    process = start_script(code, *arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    _, errors = process.communicate(timeout=90)
+    return process.returncode, errors

@@ -1,24 +1,18 @@
 """Checkpoints that cannot be written: said aloud, tried again, never half there, and in the end the run fails."""
 
 import logging
-import os
-import subprocess
-import sys
 import threading
-from pathlib import Path
 
 import pytest
 
 from pipeline.storage import StorageError, open_storage
-from tests.support.runs import ALONE, config_of, exact_rows
+from tests.support.runs import ALONE, config_of, exact_rows, run_script
 from training.checkpoint import CheckpointStore
 from training.checkpoint_writer import CheckpointError, CheckpointWriter, RunTakenError
 from training.goodput import Launch
 from training.plan import plan_run
 from training.record import RunRecord
 from training.trainer import Trainer, train
-
-ROOT = Path(__file__).parents[2]
 
 
 def test_the_training_goes_on_while_a_checkpoint_is_written(data_set, tmp_path, monkeypatch):
@@ -85,19 +79,11 @@ train(load_config("debug_cpu", sys.argv[1:]), World(0, 1, torch.device("cpu")))
 
 def test_a_full_disk_fails_the_run_after_some_tries_and_keeps_the_checkpoint_before(data_set, tmp_path):
     settings = [f"data.uri={data_set}", f"run.dir={tmp_path}", "checkpoint.every_steps=2"]
-    done = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, *settings],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=False,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-    assert done.returncode == 1
-    assert "the checkpoint of step 6 was not written" in done.stderr
-    assert "CheckpointError: 3 checkpoints in a row were not written" in done.stderr
-    assert "the last one is checkpoints/step_00000004. Make room" in done.stderr
+    exit_code, errors = run_script(FULL_DISK, *settings)
+    assert exit_code == 1
+    assert "the checkpoint of step 6 was not written" in errors
+    assert "CheckpointError: 3 checkpoints in a row were not written" in errors
+    assert "the last one is checkpoints/step_00000004. Make room" in errors
     config = config_of(data_set, tmp_path, "train.max_steps=30")
     assert plan_run(config).start.step == 4
     assert train(config, ALONE).step == 30

@@ -1,10 +1,8 @@
 """What a run is asked for: all ranks do it after the same step, and SIGTERM loses nothing."""
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import pytest
 import torch
 import torch.multiprocessing as multiprocessing
 
-from tests.support.runs import ALONE, BARE, ROOT, config_of, exact_rows
+from tests.support.runs import ALONE, BARE, config_of, exact_rows, start_script
 from training.plan import plan_run
 from training.requests import Request, Requests
 from training.tracking import read_metrics
@@ -76,13 +74,7 @@ def test_sigterm_saves_after_the_step_and_the_same_command_goes_on_bit_for_bit(d
     overrides = ("train.max_steps=60", f"train.log_every_steps={log_every}", "checkpoint.every_steps=null")
     train(config_of(data_set, tmp_path / "undisturbed", *overrides), ALONE)
     settings = [f"data.uri={data_set}", f"run.dir={tmp_path / 'stopped'}", *overrides]
-    run = subprocess.Popen(
-        [sys.executable, "-c", BARE, "debug_cpu", *settings],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-    )
+    run = start_script(BARE, "debug_cpu", *settings, stdout=subprocess.PIPE)
     metrics = tmp_path / "stopped" / "debug_cpu" / "metrics.jsonl"
     while len(read_metrics(metrics)) < 2:
         time.sleep(0.01)

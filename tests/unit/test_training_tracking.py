@@ -1,15 +1,13 @@
 """metrics.jsonl is exact through restarts, and W&B never stops a run."""
 
 import json
-import os
 import subprocess
-import sys
 import time
 
 import pytest
 
 from jobs.config import load_config
-from tests.support.runs import ALONE, BARE, ROOT
+from tests.support.runs import ALONE, BARE, start_script
 from tests.support.wandb_file import history
 from training import tracking
 from training.config import TrackingConfig
@@ -48,13 +46,7 @@ def test_an_offline_run_of_wandb_is_written_beside_the_record(tmp_path):
 
 def test_a_killed_run_has_every_step_once_in_the_segment_that_its_resume_wrote(data_set, tmp_path):
     settings = [f"data.uri={data_set}", f"run.dir={tmp_path}", "tracking.wandb_mode=offline", "checkpoint.every_steps=5"]
-    environment = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}  # with a W&B of its own
-    run = subprocess.Popen(
-        [sys.executable, "-c", BARE, "debug_cpu", *settings, "train.max_steps=40"],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        env=environment | {"PYTHONPATH": str(ROOT), "WANDB_MODE": "offline"},
-    )
+    run = start_script(BARE, "debug_cpu", *settings, "train.max_steps=40", stdout=subprocess.DEVNULL)
     while not any(row["step"] >= 12 for row in read_metrics(tmp_path / "debug_cpu" / "metrics.jsonl")):
         time.sleep(0.005)
         assert run.poll() is None

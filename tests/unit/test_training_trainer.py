@@ -306,7 +306,9 @@ def test_a_run_in_object_storage_leaves_its_record_there(data_set, bucket, tmp_p
         with pytest.raises(KilledError):
             train(config, ALONE)
     storage = open_storage(f"{bucket}/runs/debug_cpu")
-    assert len(storage.read("metrics.jsonl").splitlines()) >= 5, "as far as the checkpoint, at least"
+    steps = [json.loads(line)["step"] for line in storage.read("metrics.jsonl").splitlines()]
+    assert steps[:5] == [1, 2, 3, 4, 5], "as far as the checkpoint, at least; it is put beside steps that go on"
+    assert steps == list(range(1, len(steps) + 1))
     for path in (tmp_path / "rayclip").rglob("metrics.jsonl"):
         path.unlink()  # another node goes on
     train(config, ALONE)

@@ -1,15 +1,10 @@
 """A step that hangs: its rank says where, shows its threads, and ends."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
+from tests.support.runs import run_script
 from training.watchdog import EXIT_HANGS
 
-ROOT = Path(__file__).parents[2]
 HANGING = """
 import ctypes, sys, time
 import torch
@@ -46,20 +41,12 @@ train(load_config("debug_cpu", sys.argv[2:]), World(0, 1, torch.device("cpu")))
 @pytest.mark.parametrize(("where", "phase"), [("data", "waiting for data"), ("step", "computing"), ("lock", "")])
 def test_a_rank_that_hangs_says_where_and_ends(data_set, tmp_path, where, phase):
     settings = [f"data.uri={data_set}", f"run.dir={tmp_path}", "train.hang_timeout_s=1.5", "checkpoint.every_steps=2"]
-    done = subprocess.run(
-        [sys.executable, "-c", HANGING, where, *settings],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=False,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-    assert "stand_still" in done.stderr, "the stack is shown"
+    exit_code, errors = run_script(HANGING, where, *settings)
+    assert "stand_still" in errors, "the stack is shown"
     if where == "lock":  # nothing of Python can speak
-        assert done.returncode == 1
-        assert "Timeout" in done.stderr
+        assert exit_code == 1
+        assert "Timeout" in errors
     else:
-        assert done.returncode == EXIT_HANGS
-        assert f"rank 0 hangs in step 4: {phase} for " in done.stderr
+        assert exit_code == EXIT_HANGS
+        assert f"rank 0 hangs in step 4: {phase} for " in errors
         assert (tmp_path / "debug_cpu" / "checkpoints" / "step_00000002" / "checkpoint.json").exists()
