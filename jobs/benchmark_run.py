@@ -93,7 +93,7 @@ def run_checkpoints(recipe: str, batch_size: int, steps: int, repeats: int) -> s
             waits = sum(row["checkpoint_s"] for row in found[0])
             with_one, without = (sum(row["train_s"] + row["checkpoint_s"] for row in rows) for rows in found)
             times = f"{with_one:>12.1f}{without:>11.1f}{with_one / without - 1:>8.1%}"
-            lines.append(f"{repeat + 1:>4}{waits:>9.2f}{waits / with_one:>17.2%}{times}")
+            lines.append(f"{repeat + 1:>4}{waits:>9.2f}{waits / without:>17.2%}{times}")
     return "\n".join(lines)
 
 

@@ -41,7 +41,7 @@ def job(config: Config, options: argparse.Namespace) -> None:
 
     clock = Phases()
     uris = data_uris(options.data_dir)
-    run_storage = open_storage(f"{config.run.dir.rstrip('/')}/{config.run.name}")
+    run_storage = open_storage(config.run.uri)
     _start_afresh(run_storage)
     make_data_sets(options.data_dir, config, options.concepts, clock)
     with clock.phase("train"):

@@ -61,7 +61,7 @@ def open_run(config: Config) -> tuple[CLIP, EvaluationConfig, TrainingConfig]:
     from training.checkpoint import CheckpointStore
     from training.plan import architecture_of
 
-    store = CheckpointStore(open_storage(f"{config.run.dir.rstrip('/')}/{config.run.name}"))
+    store = CheckpointStore(open_storage(config.run.uri))
     checkpoint = store.latest()
     if checkpoint is None:
         raise ConfigError(f"run.name={config.run.name}: {store.storage.uri} holds no checkpoint; name a run that was trained")

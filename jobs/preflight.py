@@ -90,8 +90,8 @@ def _look_at(node: dict[str, Any], config: Config) -> _Node:
     place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
     probe = f"probe-{uuid.uuid4().hex}"
     look = ray.remote(_on_a_node).options(num_cpus=0, scheduling_strategy=place)
-    name, versions, storage = ray.get(look.remote(config.run.dir, config.run.name, probe))
-    storage = storage or _read_probe(_run_folder(config.run.dir, config.run.name), probe)
+    name, versions, storage = ray.get(look.remote(config.run.uri, probe))
+    storage = storage or _read_probe(open_storage(config.run.uri), probe)
     clock = ray.remote(_now).options(num_cpus=0, scheduling_strategy=place)
     skews = []
     for _ in range(3):
@@ -106,11 +106,11 @@ def _now() -> float:
     return time.time()
 
 
-def _on_a_node(folder: str, run: str, probe: str) -> tuple[str, dict[str, str], str]:
+def _on_a_node(run: str, probe: str) -> tuple[str, dict[str, str], str]:
     """(host, versions of packages, what is wrong with the run's folder) of the node that this runs on."""
     problem = ""
     try:
-        _run_folder(folder, run).write(probe, b"written by a check")
+        open_storage(run).write(probe, b"written by a check")
     except (InputError, OSError) as error:
         problem = str(error)
     return socket.gethostname(), {name: version(name) for name in PACKAGES}, problem
@@ -125,10 +125,6 @@ def _read_probe(run: Storage, probe: str) -> str:
         return f"{run.address(probe)}: cannot be deleted; allow it" if run.exists(probe) else ""
     except (InputError, OSError) as error:
         return str(error)
-
-
-def _run_folder(folder: str, run: str) -> Storage:
-    return open_storage(f"{folder.rstrip('/')}/{run}")
 
 
 def _check_versions(seen: list[_Node]) -> Iterator[Finding]:
@@ -151,12 +147,11 @@ def _check_clocks(seen: list[_Node]) -> Iterator[Finding]:
 
 
 def _check_storage(seen: list[_Node], config: Config) -> Iterator[Finding]:
-    where = f"{config.run.dir.rstrip('/')}/{config.run.name}"
     bad = [node for node in seen if node.storage]
     for node in bad[:PROBLEMS_SHOWN]:
         yield Finding("storage", False, f"on {node.name}: {node.storage}")
     if not bad:
-        yield Finding("storage", True, f"{where}: written and removed again from every node")
+        yield Finding("storage", True, f"{config.run.uri}: written and removed again from every node")
 
 
 def _check_data(nodes: list[dict[str, Any]], config: Config) -> Iterator[Finding]:

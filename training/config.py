@@ -38,6 +38,11 @@ class RunConfig(Section):
     allow_config_changes: bool = False
     """Resume although settings that the result depends on are not those of the checkpoint; they are shown."""
 
+    @property
+    def uri(self) -> str:
+        """Address of the run's folder."""
+        return f"{self.dir.rstrip('/')}/{self.name}"
+
 
 class ModelConfig(Section):
     """`model.*`"""
@@ -162,7 +167,7 @@ class TrainConfig(Section):
     """With on_non_finite=skip: how many steps of a run may be skipped before it fails all the same."""
     hang_timeout_s: float = Field(1200.0, gt=0)
     """A step that takes longer is taken to hang: the rank says where, and ends, so that the workers are started anew. The first
-    step of a start, and an evaluation, may take three times as long."""
+    step of a start, an evaluation, and a checkpoint with the step after it may take three times as long."""
 
 
 class OptimizerConfig(Section):

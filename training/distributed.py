@@ -5,6 +5,7 @@ Everything is the identity at world size 1, where no process group is needed.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
@@ -155,7 +156,7 @@ def all_ranks(values_N: Tensor, world: World) -> Tensor:
     return rows.view(world.world_size, len(own))
 
 
-def everybodys(thing: Any, world: World) -> list[Any]:
+def gather_objects(thing: Any, world: World) -> list[Any]:
     """Every rank's small object, in rank order, on every rank."""
     if world.world_size == 1:
         return [thing]
@@ -171,7 +172,9 @@ def parallel(model: nn.Module, world: World) -> nn.Module:
     """
     if world.world_size == 1:
         return model
-    wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True, broadcast_buffers=False)
+    with warnings.catch_warnings():  # its successor is not there in every version of PyTorch that we run on
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+        wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True, broadcast_buffers=False)
     # DDP would hold the hook's own annotations, which are strings in this file, against it.
     wrapped.register_comm_hook(world, lambda state, bucket: _average_bucket(state, bucket))
     return wrapped

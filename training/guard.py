@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from training.config import RunError
-from training.distributed import World, everybodys
+from training.distributed import World, gather_objects
 
 KEYS_SHOWN = 5
 
@@ -89,7 +89,7 @@ class Guard:
     def explain(self) -> str:
         """Which samples of which rank made the step that was settled last no number. Every rank calls it."""
         bad = [key for key, is_bad in zip(self._last.keys, self._last.bad_samples_B.tolist(), strict=True) if is_bad]
-        ranks = everybodys((len(bad), len(self._last.keys), bad[:KEYS_SHOWN]), self._world)
+        ranks = gather_objects((len(bad), len(self._last.keys), bad[:KEYS_SHOWN]), self._world)
         parts = [
             f"rank {rank}: {count} of {of} samples ({', '.join(shown)}{', ...' if count > len(shown) else ''})"
             for rank, (count, of, shown) in enumerate(ranks)

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from model.clip import CLIP
-from training.distributed import World, everybodys
+from training.distributed import World, gather_objects
 from training.prepare import checkpointing_undone
 from training.step import buffers_kept
 
@@ -150,4 +150,4 @@ def _container_bytes(root: Path) -> int:
 
 
 def _ranks_on_this_node(world: World) -> int:
-    return everybodys(socket.gethostname(), world).count(socket.gethostname())
+    return gather_objects(socket.gethostname(), world).count(socket.gethostname())

@@ -12,10 +12,12 @@ from fractions import Fraction
 from typing import Any
 
 from model.config import Architecture, get_architecture
-from pipeline.storage import Storage, open_storage
+from pipeline.manifest import ManifestError
+from pipeline.storage import Storage, StorageError, open_storage
 from training.checkpoint import Checkpoint, CheckpointStore
 from training.config import ConfigError, TrainingConfig
 from training.data_sets import DataSet, block_size_samples, open_data_sets
+from training.distributed import World, gather_objects
 from training.evaluation.runner import check_evaluation
 from training.initial_weights import check_initial_weights, initial_activation
 from training.optimizer import Schedule
@@ -77,7 +79,7 @@ def plan_run(config: TrainingConfig, begin: Start | None = None) -> RunPlan:
     """
     config = TrainingConfig.model_validate(config.model_dump(include=set(TrainingConfig.model_fields)))
     check_model(config)
-    run = open_storage(f"{config.run.dir.rstrip('/')}/{config.run.name}")
+    run = open_storage(config.run.uri)
     checkpoints = CheckpointStore(run, config.checkpoint)
     checkpoint = (begin or find_start(config.run, checkpoints)).checkpoint
     config = _with_activation(config, checkpoint)
@@ -112,6 +114,22 @@ def plan_run(config: TrainingConfig, begin: Start | None = None) -> RunPlan:
         _check_steps_are_left(config, schedule.total_steps, checkpoint.position.step)
     start = checkpoint.position if checkpoint is not None else Position(step=0, samples_seen=0)
     return RunPlan(config, architecture, data_sets, order, run, checkpoints, checkpoint, start, schedule, changes)
+
+
+def agree_on_plan(config: TrainingConfig, world: World) -> RunPlan:
+    """Rank 0 finds the checkpoint to go on from, or what is wrong, for all: another rank might see another checkpoint."""
+    plan: RunPlan | None = None
+    found: Any = None
+    if world.is_main:
+        try:
+            plan = plan_run(config)
+            found = Start(plan.checkpoint)
+        except (ConfigError, StorageError, ManifestError) as error:
+            found = error
+    found = gather_objects(found, world)[0]
+    if isinstance(found, Exception):
+        raise found
+    return plan or plan_run(config, found)
 
 
 def _check_steps_are_left(config: TrainingConfig, total_steps: int, done: int) -> None:

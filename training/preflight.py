@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from training.config import TrainingConfig
-from training.distributed import World, everybodys
+from training.distributed import World, gather_objects
 from training.micro_batch import step_bytes
 from training.plan import plan_run
 from training.trainer import Trainer
@@ -43,7 +43,7 @@ def check_first_step(config: TrainingConfig, world: World) -> list[Finding]:
     batch_size = config.train.global_batch_size
     micro = trainer.micro_batch_size
     needed, free = step_bytes(trainer.clip, world, micro, batch_size, trainer._autocast)
-    worst, left = max(everybodys((needed, free), world), key=lambda pair: pair[0] - pair[1])
+    worst, left = max(gather_objects((needed, free), world), key=lambda pair: pair[0] - pair[1])
     samples = micro or math.ceil(batch_size / world.world_size)
     about = f"{samples:,} samples at a time need up to {worst / 1e9:,.1f} GB of a worker's {left / 1e9:,.1f} GB"
     if worst > left:
@@ -74,7 +74,7 @@ def _step_s(trainer: Trainer) -> float:
         trainer._step(batch, loader)
         if trainer.world.device.type == "cuda":
             torch.cuda.synchronize(trainer.world.device)
-        return max(everybodys(time.perf_counter() - began, trainer.world))
+        return max(gather_objects(time.perf_counter() - began, trainer.world))
     finally:
         loader.close()
 
@@ -88,4 +88,4 @@ def _all_reduce_bytes_per_s(world: World) -> float:
         dist.all_reduce(data)
         if world.device.type == "cuda":
             torch.cuda.synchronize(world.device)
-    return min(everybodys(PROBES * PROBE_BYTES / (time.perf_counter() - began), world))
+    return min(gather_objects(PROBES * PROBE_BYTES / (time.perf_counter() - began), world))

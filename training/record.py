@@ -80,14 +80,12 @@ class RunRecord:
             plan.checkpoints.remove_unfinished(after_step=plan.start.step)
         except StorageError as error:  # tidiness must not stop a run
             logger.warning("what a killed run has left unfinished was not removed: %s", error)
-        rows, step = read_metrics(self._folder / METRICS), plan.start.step
-        kept, cut = [row for row in rows if row["step"] <= step], [row for row in rows if row["step"] > step]
-        self._ledger = Ledger(launch, starts, kept, cut, began)
         self._run.write_if_absent("run.json", json.dumps({"id": f"{self._name}-{secrets.token_hex(4)}"}).encode())
         resolved = plan.config.model_dump(mode="json")
         self._run.write("config.yaml", yaml.safe_dump(resolved, sort_keys=False).encode())
         run_id = json.loads(self._run.read("run.json"))["id"]
-        self._tracker = Tracker(plan.config.tracking, self._name, run_id, self._folder, resolved, resume_step=step)
+        self._tracker = Tracker(plan.config.tracking, self._name, run_id, self._folder, resolved, plan.start.step)
+        self._ledger = Ledger(launch, starts, self._tracker.metrics.kept, self._tracker.metrics.cut, began)
         self._spoke = -math.inf
 
     def say_hello(self, device: str, caveat: str) -> None:

@@ -46,14 +46,14 @@ class Snapshot:
     metadata: dict[str, dict[str, str]]
 
 
-class Camera:
-    """Takes snapshots into memory that it keeps: a snapshot is good until the next one is taken."""
+class Stager:
+    """Stages snapshots in CPU memory that it keeps: a snapshot is good until the next one is staged."""
 
     def __init__(self) -> None:
         self._kept: dict[tuple[str, str], Tensor] = {}
 
     @torch.no_grad()
-    def take(self, clip: CLIP, optimizer: torch.optim.Optimizer, position: Position, average: CLIP | None = None) -> Snapshot:
+    def stage(self, clip: CLIP, optimizer: torch.optim.Optimizer, position: Position, average: CLIP | None = None) -> Snapshot:
         """Waits for the device, copies, and returns."""
         live: dict[str, dict[str, Tensor]] = {MODEL: clip.state_dict(), STATE: optimizer_tensors(clip, optimizer)}
         metadata = {MODEL: weights_metadata(clip.architecture), STATE: {"format": "pt"}}

@@ -27,9 +27,11 @@ class MetricsFile:
         """Opens the file and cuts what lies after `resume_step`, half-written rows of a killed run among it."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        kept = [json.dumps(row) for row in read_metrics(path) if row["step"] <= resume_step]
+        rows = read_metrics(path)
+        self.kept = [row for row in rows if row["step"] <= resume_step]
+        self.cut = [row for row in rows if row["step"] > resume_step]
         part = path.with_suffix(".part")
-        part.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        part.write_text("".join(json.dumps(row) + "\n" for row in self.kept), encoding="utf-8")
         part.replace(path)
         self._file = path.open("a", encoding="utf-8")
 
@@ -74,7 +76,7 @@ class Tracker:
         """
         self.metrics = MetricsFile(folder / "metrics.jsonl", resume_step)
         self._wandb = _start_wandb(config, run_name, run_id, folder, resolved_config)
-        for row in read_metrics(self.metrics.path):
+        for row in self.metrics.kept:
             self._follow(row)
 
     def log(self, row: dict[str, Any]) -> None:

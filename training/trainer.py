@@ -27,13 +27,11 @@ import torch
 
 from model.clip import CLIP
 from model.layers import to_device
-from pipeline.manifest import ManifestError
-from pipeline.storage import StorageError
 from training.checkpoint_writer import CheckpointWriter
 from training.clock import Clock
-from training.config import ConfigError, RunError, TrainingConfig
+from training.config import RunError, TrainingConfig
 from training.data import Batch, TrainLoader
-from training.distributed import World, all_ranks, broadcast_buffers, everybodys, parallel
+from training.distributed import World, all_ranks, broadcast_buffers, parallel
 from training.evaluation.runner import evaluate
 from training.goodput import Launch
 from training.guard import DivergedError, Guard
@@ -42,12 +40,11 @@ from training.loss import ContrastiveResult, contrastive_loss, sigmoid_loss
 from training.micro_batch import resolve_micro_batch_size
 from training.optimizer import WeightAverage, build_optimizer, clamp_logit_scale_, limit_gradients_
 from training.patch_dropout import kept_patches
-from training.plan import RunPlan, batch_norm_caveat, plan_run
+from training.plan import RunPlan, agree_on_plan, batch_norm_caveat
 from training.prepare import autocast, prepare_model
 from training.record import RunRecord, TrainResult
 from training.requests import Link, Request, Requests, listening
-from training.resume import Start
-from training.snapshot import Camera
+from training.snapshot import Stager
 from training.step import compute_gradients
 from training.watchdog import LONGER_AT_FIRST, Watchdog
 
@@ -64,18 +61,7 @@ def train(config: TrainingConfig, world: World, link: Link | None = None, launch
         launch: the job that this is a part of, where it starts workers more than once.
     """
     began = time.time()
-    found = everybodys(_find_plan(config) if world.is_main else None, world)[0]
-    if isinstance(found, Exception):
-        raise found
-    return Trainer(plan_run(config, found), world, launch or Launch(began=began), began).run(link)
-
-
-def _find_plan(config: TrainingConfig) -> Start | Exception:
-    """The checkpoint to go on from, or what is wrong: for all ranks, of which others might see another one."""
-    try:
-        return Start(plan_run(config).checkpoint)
-    except (ConfigError, StorageError, ManifestError) as error:
-        return error
+    return Trainer(agree_on_plan(config, world), world, launch or Launch(began=began), began).run(link)
 
 
 class Trainer:
@@ -106,7 +92,7 @@ class Trainer:
         self.record: RunRecord | None = None
         self.final_loss: float | None = None
         self.evaluation: dict[str, float] = {}
-        self._writer, self._camera = CheckpointWriter(), Camera()
+        self._writer, self._stager = CheckpointWriter(), Stager()
         if plan.checkpoint is not None and plan.checkpoint.storage.uri == plan.run.uri:
             self._writer.last_folder = plan.checkpoint.folder
         self._metrics: dict[str, float] = {}  # of the step that was done last
@@ -326,7 +312,7 @@ class Trainer:
             return
         self._saved_at = time.monotonic()
         self._writer.wait()
-        snapshot = self._camera.take(self.clip, self.optimizer, self.position, self._averaged())
+        snapshot = self._stager.stage(self.clip, self.optimizer, self.position, self._averaged())
         about = self.plan.about(self._metrics)
         store, check = self.plan.checkpoints, self.record.before_commit
         self._writer.begin(

@@ -45,7 +45,8 @@ from training.trainer import train
 logger = logging.getLogger(__name__)
 
 SAVED_BEFORE_DEADLINE_S = 15.0
-"""A node that will be taken away: how long before that its last checkpoint begins, besides the one at the notice."""
+"""A node that will be taken away: how long before that its last checkpoint begins, besides the one at the notice; half of
+the notice where that is shorter."""
 NO_DEADLINE_S = 120.0
 """A node that will be taken away and does not say when: after how long Ray starts the workers anew."""
 DEAD_KNOWN_AFTER_S = 30.0
@@ -112,7 +113,7 @@ def _trainer(config: TrainingConfig, work: Callable[[dict[str, Any]], Any], laun
         run_config=RunConfig(
             # Ray resumes a name that it knows, by its own rules; ours are in the run's folder, so each launch is new to it.
             name=f"{config.run.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
-            storage_path=_ray_folder(open_storage(f"{config.run.dir.rstrip('/')}/{config.run.name}")),
+            storage_path=_ray_folder(open_storage(config.run.uri)),
             failure_config=FailureConfig(max_failures=cluster.max_failures),
             callbacks=[cast(Any, _Resizing(launch.id, look_every_s))],
         ),
@@ -182,8 +183,8 @@ class _RayLink:
             return False
         deadline = info.deadline_ms / 1000 if info.deadline_ms else time.time() + NO_DEADLINE_S
         if self._deadline is None:
-            self._deadline = deadline - SAVED_BEFORE_DEADLINE_S
             left_s = max(0.0, deadline - time.time())
+            self._deadline = deadline - min(SAVED_BEFORE_DEADLINE_S, left_s / 2)
             print(f"a node of this run will be taken away in {left_s:,.0f} s: saving a checkpoint", flush=True)
             return True
         if time.time() > self._deadline:

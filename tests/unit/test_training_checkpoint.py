@@ -12,7 +12,7 @@ from pipeline.storage import open_storage
 from training.checkpoint import CheckpointStore, DamagedError
 from training.config import CheckpointConfig, ConfigError, OptimizerConfig
 from training.optimizer import build_optimizer
-from training.snapshot import Camera, Position
+from training.snapshot import Position, Stager
 
 
 def model_and_optimizer(seed: int, steps: int = 2):
@@ -29,7 +29,7 @@ def model_and_optimizer(seed: int, steps: int = 2):
 
 
 def save(store, clip, optimizer, step, **metrics):
-    return store.write(Camera().take(clip, optimizer, Position(step, 32 * step)), about(**metrics))
+    return store.write(Stager().stage(clip, optimizer, Position(step, 32 * step)), about(**metrics))
 
 
 def about(**metrics):
@@ -206,7 +206,7 @@ def test_a_snapshot_is_of_its_step_though_training_goes_on(tmp_path):
     store = CheckpointStore(open_storage(str(tmp_path / "run")))
     clip, optimizer = model_and_optimizer(seed=1)
     before = {key: value.clone() for key, value in clip.state_dict().items()}
-    snapshot = Camera().take(clip, optimizer, Position(1, 32))
+    snapshot = Stager().stage(clip, optimizer, Position(1, 32))
     with torch.no_grad():
         for parameter in clip.parameters():
             parameter.fill_(7)
