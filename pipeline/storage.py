@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+import tempfile
 import time
 import uuid
 from abc import ABC, abstractmethod
@@ -68,6 +70,10 @@ class Storage(ABC):
     @abstractmethod
     def write_file(self, path: str, file: Path) -> None:
         """Puts a local file's content; large ones in parts that become visible together."""
+
+    @abstractmethod
+    def new_file(self, path: str) -> contextlib.AbstractContextManager[Path]:
+        """A local file to write in the block; at the block's end it is put, without another copy where that can be."""
 
     @abstractmethod
     def write_if_absent(self, path: str, data: bytes) -> bool:
@@ -145,12 +151,15 @@ class LocalStorage(Storage):
             temporary.replace(self.local_path(path))
 
     def write_file(self, path: str, file: Path) -> None:
-        with file.open("rb") as source, self._temporary(path) as temporary:
-            with temporary.open("wb") as target:
-                while chunk := source.read(1 << 20):
-                    target.write(chunk)
-                target.flush()
-                os.fsync(target.fileno())
+        with file.open("rb") as source, self.new_file(path) as temporary, temporary.open("wb") as target:
+            shutil.copyfileobj(source, target)
+
+    @contextlib.contextmanager
+    def new_file(self, path: str) -> Iterator[Path]:
+        with self._temporary(path) as temporary:
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
             temporary.replace(self.local_path(path))
 
     def write_if_absent(self, path: str, data: bytes) -> bool:
@@ -275,6 +284,13 @@ class S3Storage(Storage):
     def write_file(self, path: str, file: Path) -> None:
         with self._errors(path):
             self.client.upload_file(str(file), self.bucket, self.prefix + path)
+
+    @contextlib.contextmanager
+    def new_file(self, path: str) -> Iterator[Path]:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "file"
+            yield file
+            self.write_file(path, file)
 
     def write_if_absent(self, path: str, data: bytes) -> bool:
         from botocore.exceptions import ClientError

@@ -16,12 +16,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -123,15 +121,12 @@ class CheckpointStore:
         """
         folder = f"{self.prefix}/step_{snapshot.position.step:08d}"
         files = {}
-        with tempfile.TemporaryDirectory() as temporary:
-            for name, tensors in snapshot.tensors.items():
-                path = Path(temporary) / name
+        for name, tensors in snapshot.tensors.items():
+            with self.storage.new_file(f"{folder}/{name}") as path:
                 save_file(tensors, path, metadata=snapshot.metadata[name])
                 with path.open("rb") as file:
                     digest = hashlib.file_digest(file, "sha256").hexdigest()
                 files[name] = {"size_bytes": path.stat().st_size, "sha256": digest}
-                self.storage.write_file(f"{folder}/{name}", path)
-                path.unlink()
         if before_commit is not None:
             before_commit()
         content = {

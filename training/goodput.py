@@ -89,21 +89,23 @@ class Ledger:
             cut: rows of steps that will be done again.
             began: seconds since 1970, when this rank's process started to prepare.
         """
-        kept, cut = list(kept), list(cut)
+        kept, cut = list(kept), [row for row in cut if "train_s" in row]  # evaluations have rows of their own, without times
         last = starts[-1] if starts else None
         self._closed_s = last["closed_s"] if last else 0.0
         if last and last["launch"] != launch.id:  # that launch ended when it was last heard of
             heard = max([last["ready"], *(row["time"] for row in (*kept, *cut) if row.get("time"))])
             self._closed_s += max(0.0, heard - last["launch_began"])
         self._launch, self._began = launch, began
+        # A row's stops were before its steps: those of the first row that is cut belong to the last step that is kept.
+        self._stops = {name: (last[name] if last else 0.0) + _sum(cut[:1], name) for name in ("evaluation_s", "checkpoint_s")}
         self._spent = Spent(
             training_s=_sum(kept, "train_s"),
-            evaluation_s=_sum(kept, "evaluation_s"),
-            checkpoints_s=_sum(kept, "checkpoint_s"),
+            evaluation_s=_sum(kept, "evaluation_s") + self._stops["evaluation_s"],
+            checkpoints_s=_sum(kept, "checkpoint_s") + self._stops["checkpoint_s"],
             lost_s=(last["lost_s"] if last else 0.0)
             + _sum(cut, "train_s")
-            + _sum(cut, "checkpoint_s")
-            + _sum(cut, "evaluation_s"),
+            + _sum(cut[1:], "checkpoint_s")
+            + _sum(cut[1:], "evaluation_s"),
             start_up_s=last["start_up_s"] if last else 0.0,
             starts=len(starts) + 1,
         )
@@ -122,6 +124,7 @@ class Ledger:
             "lost_s": self._spent.lost_s,
             "start_up_s": self._spent.start_up_s,
             "closed_s": self._closed_s,
+            **self._stops,
         }
 
     def add(self, train_s: float, evaluation_s: float, checkpoint_s: float) -> Spent:

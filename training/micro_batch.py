@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from model.clip import CLIP
 from training.distributed import World, gather_objects
@@ -28,6 +29,7 @@ FREE_SHARE = 0.6
 def resolve_micro_batch_size(
     wish: int | str | None,
     clip: CLIP,
+    optimizer: Optimizer,
     world: World,
     global_batch_size: int,
     autocast: Callable[[], AbstractContextManager[object]],
@@ -38,7 +40,7 @@ def resolve_micro_batch_size(
         return None
     if isinstance(wish, int):
         return wish if wish < longest else None
-    left = _free_bytes(clip, world) - _batch_bytes(clip, longest, global_batch_size)
+    left = _free_bytes(clip, optimizer, world) - _batch_bytes(clip, longest, global_batch_size)
     fitting = int(max(0.0, left) * FREE_SHARE / sample_bytes(clip, world.device, autocast))
     if world.world_size > 1:
         smallest = torch.tensor([fitting], device=world.device)
@@ -51,6 +53,7 @@ def resolve_micro_batch_size(
 
 def step_bytes(
     clip: CLIP,
+    optimizer: Optimizer,
     world: World,
     micro_batch_size: int | None,
     global_batch_size: int,
@@ -59,7 +62,7 @@ def step_bytes(
     """(what a step takes besides weights, gradients and moments, at most; what is left for it) in bytes, on this rank."""
     longest = -(-global_batch_size // world.world_size)
     kept = sample_bytes(clip, world.device, autocast) * (micro_batch_size or longest)
-    return kept + _batch_bytes(clip, longest, global_batch_size), _free_bytes(clip, world)
+    return kept + _batch_bytes(clip, longest, global_batch_size), _free_bytes(clip, optimizer, world)
 
 
 def sample_bytes(clip: CLIP, device: torch.device, autocast: Callable[[], AbstractContextManager[object]]) -> float:
@@ -120,14 +123,15 @@ def _batch_bytes(clip: CLIP, longest: int, global_batch_size: int) -> int:
     return 2 * longest * 3 * row.image_size_px**2 + 8 * global_batch_size * row.embed_dim * 4
 
 
-def _free_bytes(clip: CLIP, world: World) -> float:
-    """Memory that is left to this rank once gradients and two moments exist."""
-    trained = sum(parameter.nbytes for parameter in clip.parameters() if parameter.requires_grad)
+def _free_bytes(clip: CLIP, optimizer: Optimizer, world: World) -> float:
+    """Memory that is left to this rank once gradients and two moments exist; a resumed run has its moments already."""
+    trained = [parameter for parameter in clip.parameters() if parameter.requires_grad]
+    to_come = sum(one.nbytes * ((one.grad is None) + 2 * (one not in optimizer.state)) for one in trained)
     if world.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(world.device)
         free += torch.cuda.memory_reserved(world.device) - torch.cuda.memory_allocated(world.device)
-        return max(0.0, free - 3 * trained)
-    return max(0.0, _available_bytes() / _ranks_on_this_node(world) - 3 * trained)
+        return max(0.0, free - to_come)
+    return max(0.0, _available_bytes() / _ranks_on_this_node(world) - to_come)
 
 
 def _available_bytes() -> int:

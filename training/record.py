@@ -14,6 +14,7 @@ A run folder in object storage gets the two records with each checkpoint; betwee
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -143,11 +144,14 @@ class RunRecord:
 
     def _fetch(self) -> None:
         """Makes the folder in which the record lies on this node; from object storage it fetches what is there."""
-        self._folder = self._run.local_path("") or Path(tempfile.gettempdir()) / "rayclip" / self._name
+        address = hashlib.sha256(self._run.uri.encode()).hexdigest()[:8]
+        self._folder = self._run.local_path("") or Path(tempfile.gettempdir()) / "rayclip" / f"{self._name}-{address}"
         self._folder.mkdir(parents=True, exist_ok=True)
         if self._run.local_path("") is None:
             for name in (METRICS, STARTS):
-                (self._folder / name).write_bytes(self._run.read(name) if self._run.exists(name) else b"")
+                pushed, ours = self._run.read(name) if self._run.exists(name) else b"", self._folder / name
+                if not pushed or not ours.exists() or not ours.read_bytes().startswith(pushed):
+                    ours.write_bytes(pushed)  # else this node has rows since, whose time is to be accounted for
 
     def _check_owner(self, what: str) -> None:
         if json.loads(self._run.read("owner.json"))[what] != self._owner[what]:

@@ -271,7 +271,7 @@ class Trainer:
         wish = config.micro_batch_size
         if wish is None and self.world.world_size < self.config.cluster.max_workers:
             wish = math.ceil(batch / self.config.cluster.max_workers)
-        size = resolve_micro_batch_size(wish, self.clip, self.world, batch, self._autocast)
+        size = resolve_micro_batch_size(wish, self.clip, self.optimizer, self.world, batch, self._autocast)
         if config.micro_batch_size == "auto" and self.world.is_main:
             longest = math.ceil(batch / self.world.world_size)
             print(f"train.micro_batch_size=auto: {size or longest:,} at a time of the {longest:,} samples of a rank")

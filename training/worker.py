@@ -77,8 +77,8 @@ def run_training(config: TrainingConfig) -> TrainResult:
                 if isinstance(cause, RunError):
                     raise cause from error
             raise
-    if "diverged" in result.return_value:
-        raise DivergedError(result.return_value["diverged"])
+    if "ended" in result.return_value:
+        raise RunError(result.return_value["ended"])
     return TrainResult(**result.return_value)
 
 
@@ -130,11 +130,16 @@ def _train_on_this_worker(arguments: dict[str, Any]) -> Any:
     """What Ray calls in each worker."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     config, launch = TrainingConfig.model_validate(arguments["config"]), Launch(**arguments["launch"])
-    device = torch.device("cpu") if config.train.device == "cpu" else get_device()
+    device, mail = torch.device("cpu") if config.train.device == "cpu" else get_device(), _Mail(launch.id)
+    if mail.get("ended"):
+        return {"ended": mail.get("ended")}
     try:
         return asdict(train(config, World.from_process_group(device), _RayLink(launch.id), launch))
     except DivergedError as error:  # every rank raises it; returned, so that Ray does not try the same again
-        return {"diverged": str(error)}
+        return {"ended": str(error)}
+    except RunError as error:  # of this rank alone: the others fail as they miss it, and end when Ray starts them anew
+        mail.put("ended", str(error))
+        raise
 
 
 class _Mail:

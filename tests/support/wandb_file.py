@@ -6,6 +6,7 @@ them begins with 7 bytes of W&B's own, and the messages are read with the classe
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,14 @@ def history(path: Path) -> list[dict[str, Any]]:
             items = {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
             rows.append(items)
     return rows
+
+
+def history_of(path: Path, count: int, timeout_s: float = 20.0) -> list[dict[str, Any]]:
+    """Likewise, once so many rows are there: W&B's own process writes the last ones after `finish` has returned."""
+    deadline = time.monotonic() + timeout_s
+    while len(history(path)) < count and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return history(path)
 
 
 def _messages(data: bytes) -> Iterator[bytes]:

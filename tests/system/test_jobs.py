@@ -15,6 +15,7 @@ import pytest
 
 from pipeline.manifest import read_manifest
 from pipeline.storage import open_storage
+from training.tracking import read_metrics
 
 ROOT = Path(__file__).parents[2]
 RAY = str(Path(sys.executable).parent / "ray")
@@ -48,8 +49,9 @@ def cluster(tmp_path_factory, data_set, make_data_set):
     command += [f"--dashboard-agent-listen-port={free_port(29265)}"]  # the default one may belong to another Ray
     command += ["--dashboard-host=127.0.0.1", "--num-cpus=2", f"--temp-dir={temporary}", "--disable-usage-stats"]
     log = (project / "ray.log").open("w")
-    quick_end = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "1"}  # by default a head drains for 30 s
-    head = subprocess.Popen(command, cwd=project, env=environment(**quick_end), stdout=log, stderr=log)
+    settings = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "1"}  # by default a head drains for 30 s
+    settings |= {"RAY_JOB_STOP_WAIT_TIME_S": "120"}  # as the README says
+    head = subprocess.Popen(command, cwd=project, env=environment(**settings), stdout=log, stderr=log)
     address = f"http://127.0.0.1:{dashboard}"
     for _ in range(120):
         if subprocess.run([RAY, "job", "list", "--address", address], env=environment(), capture_output=True).returncode == 0:
@@ -66,14 +68,15 @@ def cluster(tmp_path_factory, data_set, make_data_set):
     shutil.rmtree(temporary, ignore_errors=True)
 
 
-def submit(cluster, *arguments: str, working_dir: Path | None = None) -> subprocess.CompletedProcess[str]:
+def submit(cluster, *arguments: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    return job(cluster, "submit", *options, "--", "python", *arguments)
+
+
+def job(cluster, command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`ray job COMMAND`, typed in the project's folder."""
     address, project = cluster
-    command = [RAY, "job", "submit", "--address", address]
-    if working_dir is not None:
-        command += ["--working-dir", str(working_dir)]
-    return subprocess.run(
-        [*command, "--", "python", *arguments], cwd=project, env=environment(), capture_output=True, text=True, check=False
-    )
+    full = [RAY, "job", command, "--address", address, *arguments]
+    return subprocess.run(full, cwd=project, env=environment(), capture_output=True, text=True, check=False)
 
 
 def test_ingest_and_train_are_submitted_with_a_working_directory(cluster, web, tmp_path, draw_shape):
@@ -88,7 +91,7 @@ def test_ingest_and_train_are_submitted_with_a_working_directory(cluster, web, t
         f"ingest.input={tmp_path / 't.parquet'}",
         f"ingest.output={tmp_path / 'data'}",
         "ingest.fetch.allow_addresses=[127.0.0.1/32]",
-        working_dir=ROOT,
+        options=("--working-dir", str(ROOT)),
     )
     assert ingest.returncode == 0, ingest.stdout + ingest.stderr
     assert "40 samples" in ingest.stdout
@@ -103,11 +106,33 @@ def test_ingest_and_train_are_submitted_with_a_working_directory(cluster, web, t
         f"run.dir={tmp_path / 'runs'}",
         "train.max_steps=8",
         "optimizer.warmup_steps=2",
-        working_dir=ROOT,
+        options=("--working-dir", str(ROOT)),
     )
     assert training.returncode == 0, training.stdout + training.stderr
     assert "trained 8 steps, 256 samples" in training.stdout
     assert json.loads((tmp_path / "runs" / "debug_cpu" / "result.json").read_text())["step"] == 8
+
+
+def test_a_job_that_is_stopped_saves_the_step_that_it_is_at_and_goes_on_when_submitted_again(cluster, data_set, tmp_path):
+    settings = ("--config", "debug_cpu", f"data.uri={data_set}", f"run.dir={tmp_path}", "checkpoint.every_steps=null")
+    name = ("--submission-id", "to-be-stopped")
+    started = submit(cluster, "jobs/train.py", *settings, "train.max_steps=4000", options=(*name, "--no-wait"))
+    assert started.returncode == 0, started.stdout + started.stderr
+    folder = tmp_path / "debug_cpu"
+    deadline = time.time() + 90
+    while not any(row["step"] >= 5 for row in read_metrics(folder / "metrics.jsonl")):
+        assert time.time() < deadline, job(cluster, "logs", name[1]).stdout
+        time.sleep(0.1)
+    stopped = job(cluster, "stop", name[1])
+    assert "was stopped" in stopped.stdout + stopped.stderr, stopped.stdout + stopped.stderr
+    last = read_metrics(folder / "metrics.jsonl")[-1]["step"]
+    assert (
+        f"stopped at step {last:,}/4,000, as asked; checkpoints/step_{last:08d} has it" in job(cluster, "logs", name[1]).stdout
+    )
+    more = (f"train.max_steps={last + 2}", "run.allow_config_changes=true")
+    again = submit(cluster, "jobs/train.py", *settings, *more)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert f"resumes from checkpoints/step_{last:08d}" in again.stdout
 
 
 def test_the_default_recipe_trains_in_the_projects_folder_without_any_option(cluster):

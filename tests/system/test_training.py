@@ -1,5 +1,6 @@
 """Training on real Ray Train workers: the same losses for any number of them, and through a SIGKILL."""
 
+import json
 import os
 import signal
 import threading
@@ -12,6 +13,8 @@ import pytest
 import torch
 
 from jobs.config import load_config
+from tests.support.wandb_file import history_of
+from training.config import RunError
 from training.tracking import read_metrics
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -138,7 +141,7 @@ def test_a_run_that_goes_from_two_workers_to_one_and_to_three_through_kills_is_t
 def test_a_worker_killed_in_mid_run_changes_no_bit_of_a_loss(data_set, tmp_path, capfd):
     from training.worker import run_training
 
-    overrides = ("train.max_steps=80", "checkpoint.every_steps=10", "cluster.num_workers=2")
+    overrides = ("train.max_steps=80", "checkpoint.every_steps=10", "cluster.num_workers=2", "tracking.wandb_mode=offline")
     run_training(config_of(data_set, tmp_path / "undisturbed", *overrides))
     with killing(13, tmp_path / "killed") as killed:
         result = run_training(config_of(data_set, tmp_path / "killed", *overrides))
@@ -147,3 +150,24 @@ def test_a_worker_killed_in_mid_run_changes_no_bit_of_a_loss(data_set, tmp_path,
     assert "resumes from checkpoints/step_000000" in capfd.readouterr().out
     assert samples(tmp_path / "killed") == samples(tmp_path / "undisturbed")
     assert torch.equal(losses(tmp_path / "killed"), losses(tmp_path / "undisturbed"))
+    *_, last = sorted((tmp_path / "killed" / "debug_cpu").glob("wandb/offline-run-*/*.wandb"))
+    assert [row["_step"] for row in history_of(last, 80)] == list(range(1, 81)), "W&B has every step once"
+    assert [row["loss"] for row in history_of(last, 80)] == losses(tmp_path / "killed")[:, 0].tolist()
+
+
+def test_a_run_that_another_process_takes_over_ends_with_those_words(data_set, tmp_path):
+    from training.worker import run_training
+
+    folder = tmp_path / "debug_cpu"
+
+    def take_over() -> None:
+        while not any(row["step"] >= 12 for row in read_metrics(folder / "metrics.jsonl")):
+            time.sleep(0.01)
+        (folder / "owner.json").write_text(json.dumps({"process": "another", "launch": "another"}))
+
+    thread = threading.Thread(target=take_over, daemon=True)
+    thread.start()
+    endless = ("train.max_steps=5000", "cluster.num_workers=2", "cluster.max_failures=8")
+    with pytest.raises(RunError, match="another process has started on"):
+        run_training(config_of(data_set, tmp_path, *endless))
+    assert len(read_metrics(folder / "starts.jsonl")) == 1, "no worker has trained after that"

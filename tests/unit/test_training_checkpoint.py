@@ -176,7 +176,7 @@ def test_a_writer_that_ends_at_any_point_leaves_the_checkpoint_before(tmp_path, 
 
         return call
 
-    for name in ("write", "write_file", "delete"):
+    for name in ("write", "new_file", "delete"):
         monkeypatch.setattr(storage, name, counted(getattr(storage, name)))
     for allowed in range(20):
         done.update(calls=0, allowed=allowed)

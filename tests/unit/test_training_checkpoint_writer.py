@@ -41,14 +41,14 @@ def test_the_training_goes_on_while_a_checkpoint_is_written(data_set, tmp_path, 
 def test_a_checkpoint_that_fails_is_said_and_costs_only_itself(data_set, tmp_path, monkeypatch, caplog):
     train(config_of(data_set, tmp_path / "undisturbed"), ALONE)
     storage = type(open_storage(str(tmp_path)))
-    write_file = storage.write_file
+    new_file = storage.new_file
 
-    def refusing(self, path, file):
+    def refusing(self, path):
         if "step_00000004" in path:
             raise StorageError(f"{path}: S3 refused (503); try again")
-        write_file(self, path, file)
+        return new_file(self, path)
 
-    monkeypatch.setattr(storage, "write_file", refusing)
+    monkeypatch.setattr(storage, "new_file", refusing)
     train(config_of(data_set, tmp_path / "run", "checkpoint.every_steps=2", "checkpoint.keep_last=9"), ALONE)
     folders = sorted(path.name for path in (tmp_path / "run" / "debug_cpu" / "checkpoints").iterdir())
     assert folders == [f"step_{step:08d}" for step in (2, 6, 8, 10, 12)]

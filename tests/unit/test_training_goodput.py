@@ -16,7 +16,7 @@ def row(step, at, train_s, checkpoint_s=0.0):
 
 def start_of(launch, ready, start_up_s=5.0, lost_s=0.0, closed_s=0.0):
     return {"launch": launch.id, "launch_began": launch.began, "ready": ready, "start_up_s": start_up_s, "lost_s": lost_s,
-            "closed_s": closed_s}  # fmt: skip
+            "closed_s": closed_s, "evaluation_s": 0.0, "checkpoint_s": 0.0}  # fmt: skip
 
 
 def test_steps_that_were_cut_are_lost_and_the_time_between_two_launches_is_nobodys():
@@ -32,6 +32,16 @@ def test_steps_that_were_cut_are_lost_and_the_time_between_two_launches_is_nobod
     assert spent.start_up_s == pytest.approx(5 + 80, abs=1)
     assert spent.elapsed_s == pytest.approx(40 + 101, abs=1)
     assert spent.starts == 2
+
+
+def test_what_the_last_step_that_is_kept_stopped_for_is_not_lost_with_the_step_after_it():
+    now, launch = time.time(), Launch()
+    kept, cut = [row(1, now - 90, 10)], [row(2, now - 80, 10, checkpoint_s=3), row(3, now - 70, 10, checkpoint_s=4)]
+    first = Ledger(launch, [start_of(launch, ready=now - 95)], kept, cut, began=now - 20)
+    again = Ledger(launch, [start_of(launch, ready=now - 95), first.ready(step=1, world_size=1)], kept, [], began=now)
+    for ledger in (first, again):
+        spent = ledger.add(0, 0, 0)
+        assert (spent.training_s, spent.checkpoints_s, spent.lost_s) == (10, 3, 20 + 4)
 
 
 def test_a_start_within_a_launch_counts_the_time_since_as_waiting():

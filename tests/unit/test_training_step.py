@@ -12,7 +12,7 @@ from model.config import get_architecture
 from model.tokenizer import tokenize
 from training.distributed import World
 from training.loss import contrastive_loss
-from training.micro_batch import _batch_bytes, _container_bytes, resolve_micro_batch_size, sample_bytes
+from training.micro_batch import _batch_bytes, _container_bytes, resolve_micro_batch_size, sample_bytes, step_bytes
 from training.prepare import checkpoint_activations, checkpointing_undone
 from training.step import compute_gradients
 
@@ -98,7 +98,20 @@ def test_auto_takes_what_memory_holds_and_the_whole_slice_where_that_fits(monkey
 
 
 def resolve(wish, clip, batch):
-    return resolve_micro_batch_size(wish, clip, ALONE, batch, torch.enable_grad)
+    return resolve_micro_batch_size(wish, clip, torch.optim.AdamW(clip.parameters()), ALONE, batch, torch.enable_grad)
+
+
+def test_gradients_and_moments_that_are_there_already_are_not_counted_twice(monkeypatch):
+    clip = build_clip("debug-vit")
+    optimizer = torch.optim.AdamW(clip.parameters())
+    monkeypatch.setattr("training.micro_batch._available_bytes", lambda: 1 << 40)
+    _, before = step_bytes(clip, optimizer, ALONE, 2, 8, torch.enable_grad)
+    for parameter in clip.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    _, after = step_bytes(clip, optimizer, ALONE, 2, 8, torch.enable_grad)
+    assert after - before == 3 * sum(parameter.nbytes for parameter in clip.parameters())
+    assert after == 1 << 40
 
 
 def test_what_a_sample_keeps_is_what_its_graph_holds():
