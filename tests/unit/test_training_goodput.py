@@ -74,7 +74,7 @@ def test_a_run_whose_clock_goes_backwards_is_the_same_run(data_set, tmp_path, mo
     assert 0 < result.spent["goodput"] <= 1
 
 
-def test_a_finished_run_says_where_its_time_went(data_set, tmp_path, monkeypatch, capsys):
+def train_and_die_at_step_8(config):
     after = Trainer._after_step
 
     def dying(self):
@@ -82,10 +82,14 @@ def test_a_finished_run_says_where_its_time_went(data_set, tmp_path, monkeypatch
         if self.position.step == 8:
             raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "_after_step", dying)
         with pytest.raises(KeyboardInterrupt):
-            train(config_of(data_set, tmp_path, "checkpoint.every_steps=5"), ALONE)
+            train(config, ALONE)
+
+
+def test_a_finished_run_says_where_its_time_went(data_set, tmp_path, capsys):
+    train_and_die_at_step_8(config_of(data_set, tmp_path, "checkpoint.every_steps=5"))
     result = train(config_of(data_set, tmp_path, "checkpoint.every_steps=5", f"evaluation.retrieval_uri={data_set}"), ALONE)
     spent = result.spent
     assert spent["starts"] == 2
@@ -96,3 +100,14 @@ def test_a_finished_run_says_where_its_time_went(data_set, tmp_path, monkeypatch
     assert spent["training_s"] == pytest.approx(sum(row["train_s"] for row in rows if "train_s" in row))
     assert [row["step"] for row in read_metrics(tmp_path / "debug_cpu" / "starts.jsonl")] == [0, 5]
     assert f"goodput {spent['goodput']:.1%} of" in capsys.readouterr().out
+
+
+def test_runs_of_one_name_in_object_storage_keep_their_accounts_apart_on_one_node(data_set, bucket, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    first, second = (config_of(data_set, f"{bucket}/{place}", "checkpoint.every_steps=5") for place in ("first", "second"))
+    train_and_die_at_step_8(first)
+    other = train(second, ALONE).spent
+    assert (other["starts"], other["lost_s"]) == (1, 0)
+    again = train(first, ALONE).spent
+    assert again["starts"] == 2
+    assert again["lost_s"] > 0, "steps 6 to 8 are in this node's copy of the record alone"
