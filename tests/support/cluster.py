@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests.conftest import free_port
@@ -96,6 +97,16 @@ class MiniCluster:
             if ours and title.startswith(b"ray::RayTrainWorker"):
                 found.append(int(folder.name))
         return sorted(found)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """The workers stand still meanwhile."""
+        workers = self.workers()
+        for worker in workers:
+            os.kill(worker, signal.SIGSTOP)
+        yield
+        for worker in workers:
+            os.kill(worker, signal.SIGCONT)
 
     def close(self) -> None:
         for node in self.nodes:
