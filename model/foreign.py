@@ -18,12 +18,11 @@ from model.vocabulary import END_SYMBOL, START_SYMBOL
 
 BICUBIC = 3
 """Pillow's number of the filter."""
-OPEN_CLIP_CONFIG, HUGGING_FACE_CONFIG, HUGGING_FACE_PREPROCESSOR = (
-    "open_clip_config.json",
-    "config.json",
-    "preprocessor_config.json",
-)
-CONFIGS = (OPEN_CLIP_CONFIG, HUGGING_FACE_CONFIG, HUGGING_FACE_PREPROCESSOR)
+OPEN_CLIP_CONFIG = "open_clip_config.json"
+HUGGING_FACE_CONFIG = "config.json"
+HUGGING_FACE_PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
+"""The second one is what transformers 5 writes, with the first one's content under `image_processor`."""
+CONFIGS = (OPEN_CLIP_CONFIG, HUGGING_FACE_CONFIG, *HUGGING_FACE_PREPROCESSORS)
 
 
 @dataclass(frozen=True)
@@ -196,7 +195,7 @@ def stated_by_open_clip(config: dict[str, Any]) -> Stated:
 
 
 def stated_by_hugging_face(config: dict[str, Any], preprocessor: dict[str, Any] | None = None) -> Stated:
-    """What a CLIPModel's config.json says, and the preprocessor_config.json beside it.
+    """What a CLIPModel's config.json says, and the configuration of its image processor beside it.
 
     Raises:
         ValueError: it is no CLIPModel's, its activation is unknown, or it describes a model or preprocessing that is not the
@@ -222,8 +221,8 @@ def stated_by_hugging_face(config: dict[str, Any], preprocessor: dict[str, Any] 
             "CLIP has one here; use weights that were trained with one"
         )
     if preprocessor is not None:
-        wanted = {"image_mean": MEAN, "image_std": STD, **_HUGGING_FACE_PREPROCESS}
-        _check_fixed(HUGGING_FACE_PREPROCESSOR, preprocessor, wanted)
+        images = preprocessor["image_processor"] if "image_processor" in preprocessor else preprocessor
+        _check_fixed("image_processor", images, {"image_mean": MEAN, "image_std": STD, **_HUGGING_FACE_PREPROCESS})
     facts = {
         "embed_dim": config["projection_dim"] if "projection_dim" in config else 512,
         "vision_layers": vision["num_hidden_layers"],

@@ -27,7 +27,7 @@ from torch import Tensor
 from model.convert import from_hugging_face, is_hugging_face
 from model.foreign import (
     HUGGING_FACE_CONFIG,
-    HUGGING_FACE_PREPROCESSOR,
+    HUGGING_FACE_PREPROCESSORS,
     OPEN_CLIP_CONFIG,
     Stated,
     stated_by_hugging_face,
@@ -84,9 +84,9 @@ def files_of(file: str, names: Collection[str]) -> tuple[str, ...]:
     config = next((config for config, files in _PAIRS if config in names and file in files), None)
     if config is None:
         return (file,)
-    if config == HUGGING_FACE_CONFIG and HUGGING_FACE_PREPROCESSOR in names:
-        return (file, config, HUGGING_FACE_PREPROCESSOR)
-    return (file, config)
+    if config == OPEN_CLIP_CONFIG:
+        return (file, config)
+    return (file, config, *[name for name in HUGGING_FACE_PREPROCESSORS if name in names][:1])
 
 
 def read_weights(path: Path, allow_torchscript: bool = False) -> Weights:
