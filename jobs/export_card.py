@@ -5,6 +5,7 @@ In: the model and where it comes from. Out: Markdown. Its Python blocks run as t
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -67,6 +68,7 @@ tags:
 
 def _about(clip: CLIP, origin: Origin) -> str:
     row = clip.architecture
+    logit_scale = float(clip.logit_scale.detach())
     kind = f"ViT, patches of {row.patch_size_px} pixels" if row.patch_size_px is not None else "ResNet"
     rows = {
         "architecture": f"{row.name} ({kind})",
@@ -76,10 +78,10 @@ def _about(clip: CLIP, origin: Origin) -> str:
         "pictures": f"{row.image_size_px} x {row.image_size_px} pixels: short side resized (bicubic), centre crop, CLIP's mean "
         "and standard deviation",
         "captions": f"CLIP's lower-cased byte-pair encoding, {row.context_length} tokens at most",
-        "temperature": f"{1 / float(clip.logit_scale.exp()):.6g} (logit_scale {float(clip.logit_scale):.6g})",
+        "temperature": f"{math.exp(-logit_scale):.6g} (logit_scale {logit_scale:.6g})",
     }
     if clip.logit_bias is not None:
-        rows["logit bias"] = f"{float(clip.logit_bias):.6g}"
+        rows["logit bias"] = f"{float(clip.logit_bias.detach()):.6g}"
     rows["exported from"] = f"`{origin.address}`" + (", the moving average of its weights" if origin.is_average else "")
     if origin.step is not None:
         rows["trained for"] = f"{origin.step:,} steps, {origin.samples_seen:,} samples seen"
@@ -131,7 +133,8 @@ model = CLIPModel.from_pretrained("./hf")
 processor = CLIPProcessor.from_pretrained("./hf")
 ```
 Its tokenizer does not mend text as the other two do (ftfy, HTML entities): such captions get other ids there. Features of a
-whole caption are `model(**inputs).text_embeds`, and of a picture `.image_embeds`; both are normalised.
+whole caption are `model(**inputs).text_embeds`, and of a picture `.image_embeds`; both are normalised. Where half a pixel is
+left over, its centre crop lies one pixel further up or left than that of the other two.
 """
 
 
