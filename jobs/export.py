@@ -111,8 +111,8 @@ def write_export(folder: Path, clip: CLIP, origin: Origin) -> list[str]:
         write_hugging_face(folder / HUGGING_FACE, clip)
     if row.patch_size_px is not None and clip.logit_bias is not None:
         notices.append(
-            f"{HUGGING_FACE}/ is without logit_bias={float(clip.logit_bias.detach()):.4g}: CLIPModel has no place for it; features "
-            "and the order of logits are the same, add it to logits_per_image before a sigmoid"
+            f"{HUGGING_FACE}/ is without logit_bias={clip.logit_bias.item():.4g}: CLIPModel has no place for it; features and "
+            "the order of logits are the same, add it to logits_per_image before a sigmoid"
         )
     (folder / CARD).write_text(card(clip, origin, notices), encoding="utf-8")
     record = {

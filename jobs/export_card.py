@@ -68,7 +68,7 @@ tags:
 
 def _about(clip: CLIP, origin: Origin) -> str:
     row = clip.architecture
-    logit_scale = float(clip.logit_scale.detach())
+    logit_scale = clip.logit_scale.item()
     kind = f"ViT, patches of {row.patch_size_px} pixels" if row.patch_size_px is not None else "ResNet"
     rows = {
         "architecture": f"{row.name} ({kind})",
@@ -81,7 +81,7 @@ def _about(clip: CLIP, origin: Origin) -> str:
         "temperature": f"{math.exp(-logit_scale):.6g} (logit_scale {logit_scale:.6g})",
     }
     if clip.logit_bias is not None:
-        rows["logit bias"] = f"{float(clip.logit_bias.detach()):.6g}"
+        rows["logit bias"] = f"{clip.logit_bias.item():.6g}"
     rows["exported from"] = f"`{origin.address}`" + (", the moving average of its weights" if origin.is_average else "")
     if origin.step is not None:
         rows["trained for"] = f"{origin.step:,} steps, {origin.samples_seen:,} samples seen"

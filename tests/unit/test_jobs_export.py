@@ -86,7 +86,8 @@ def test_open_clip_computes_the_same_features(exports, name):
     assert torch.equal(model.logit_scale, clip.logit_scale)
     assert (model.logit_bias is None) == (clip.logit_bias is None)
     if clip.logit_bias is not None:
-        assert torch.equal(model.logit_bias, clip.logit_bias) and model.logit_bias.item() != 0
+        assert torch.equal(model.logit_bias, clip.logit_bias)
+        assert model.logit_bias.item() != 0
 
 
 @pytest.mark.parametrize("name", VITS)
