@@ -1,7 +1,8 @@
-"""Evaluates a run's last checkpoint, or a file of weights, on held-out data.
+"""Evaluates a run's last checkpoint, or weights in a file or folder (ours, open_clip's, Hugging Face's), on held-out data.
 
     python jobs/evaluate.py run.name=demo evaluation.retrieval_uri=data/demo/heldout
     python jobs/evaluate.py --weights weights.pt --activation quick_gelu model.name=ViT-B/32 evaluation.retrieval_uri=data/pairs
+    python jobs/evaluate.py --weights exports/demo model.name=demo evaluation.retrieval_uri=data/demo/heldout
     ray job submit --working-dir . -- python jobs/evaluate.py run.dir=s3://BUCKET/runs run.name=vit_b_32
 
 Without evaluation.* keys it is measured on what the run itself was configured to evaluate on. Retrieval is R@1, R@5 and R@10

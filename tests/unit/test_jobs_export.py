@@ -18,7 +18,7 @@ from model.preprocess import STD
 from model.tokenizer import tokenize
 from model.weights import load_clip
 from pipeline.storage import open_storage
-from tests.support.models import blobs, random_clip
+from tests.support.models import Archive, blobs, random_clip
 from tests.support.runs import ALONE, config_of
 from training.config import ConfigError
 from training.evaluation import runner
@@ -315,3 +315,35 @@ def test_an_export_in_object_storage_is_whole_and_comes_back(trained, bucket, tm
     capsys.readouterr()
     assert call(export, "--weights", f"{bucket}/none", "model.name=debug-vit", "--output", tmp_path / "x") == EXIT_BAD_INPUT
     assert f"weights={bucket}/none: there is no such object" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore:`torch.jit:DeprecationWarning")
+def test_a_torchscript_archive_becomes_an_export_only_with_the_flag_or_the_key(tmp_path, capsys):
+    clip = random_clip("debug-vit")
+    torch.jit.script(Archive(clip)).save(str(tmp_path / "archive.pt"))
+    source = ("--weights", tmp_path / "archive.pt", "--activation", "quick_gelu", "model.name=debug-vit")
+    assert call(export, *source, "--output", tmp_path / "no") == EXIT_BAD_INPUT
+    assert "is a TorchScript archive" in capsys.readouterr().err
+    for name, allowed in {"flag": "--allow-torchscript", "key": "model.allow_torchscript=true"}.items():
+        assert call(export, *source, allowed, "--output", tmp_path / name) == 0
+        assert_same(clip.half().float(), load_clip("debug-vit", tmp_path / name)[0])
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", ["RN50", "ViT-B/32"])
+def test_published_sizes_compute_the_same_features_in_the_other_tools(name, tmp_path):
+    import open_clip
+    from transformers import CLIPModel
+
+    clip = random_clip(name)
+    write_export(tmp_path, clip, Origin(name, "a test"))
+    texts = tokenize(CAPTIONS)
+    images, image_features, text_features = features_of(clip, texts)
+    model = open_clip.create_model(f"local-dir:{tmp_path}").eval()
+    with torch.no_grad():
+        assert_close(image_features, model.encode_image(images, normalize=True))
+        assert_close(text_features, model.encode_text(texts, normalize=True))
+        if name.startswith("ViT"):
+            found = CLIPModel.from_pretrained(tmp_path / "hf").eval()(input_ids=texts, pixel_values=images)
+            assert_close(image_features, found.image_embeds)
+            assert_close(text_features, found.text_embeds)

@@ -6,13 +6,12 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import nn
 
 from model.convert import to_hugging_face
 from model.foreign import hugging_face_config, open_clip_config, preprocessor_config
 from model.sources import choose_files, read_weights
 from model.weights import load_clip, save_weights
-from tests.support.models import random_clip
+from tests.support.models import Archive, random_clip
 
 
 @pytest.fixture(scope="module")
@@ -230,26 +229,6 @@ def test_scalars_that_open_clip_keeps_as_vectors_are_scalars_here(clip, tmp_path
     state = clip.state_dict()
     torch.save(state | {"logit_scale": state["logit_scale"].reshape(1)}, tmp_path / "vectors.pt")
     assert_is(clip, load_clip("debug-vit", tmp_path / "vectors.pt", activation="gelu")[0])
-
-
-class Archive(nn.Module):
-    """A program that holds weights as OpenAI's archives do: float16, with three numbers beside them."""
-
-    def __init__(self, clip):
-        super().__init__()
-        for key, value in clip.state_dict().items():
-            *parents, name = key.split(".")
-            module = self
-            for parent in parents:
-                if not hasattr(module, parent):
-                    module.add_module(parent, nn.Module())
-                module = getattr(module, parent)
-            module.register_buffer(name, value.half() if value.is_floating_point() else value)
-        for name, number in (("input_resolution", 32), ("context_length", 77), ("vocab_size", 49408)):
-            self.register_buffer(name, torch.tensor(number))
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return images
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore:`torch.jit:DeprecationWarning")
