@@ -1,7 +1,8 @@
-"""Evaluates a run's last checkpoint, or a file of weights, on held-out data.
+"""Evaluates a run's last checkpoint, or weights in a file or folder (ours, open_clip's, Hugging Face's), on held-out data.
 
     python jobs/evaluate.py run.name=demo evaluation.retrieval_uri=data/demo/heldout
     python jobs/evaluate.py --weights weights.pt --activation quick_gelu model.name=ViT-B/32 evaluation.retrieval_uri=data/pairs
+    python jobs/evaluate.py --weights exports/demo model.name=demo evaluation.retrieval_uri=data/demo/heldout
     ray job submit --working-dir . -- python jobs/evaluate.py run.dir=s3://BUCKET/runs run.name=vit_b_32
 
 Without evaluation.* keys it is measured on what the run itself was configured to evaluate on. Retrieval is R@1, R@5 and R@10
@@ -75,21 +76,43 @@ def open_run(config: Config) -> tuple[CLIP, EvaluationConfig, TrainingConfig]:
 
 
 def _from_weights(config: Config, options: argparse.Namespace) -> tuple[CLIP, EvaluationConfig, TrainingConfig]:
-    from model.weights import load_clip
+    return open_weights(config, options), config.evaluation, config
 
+
+def open_weights(config: Config, options: argparse.Namespace) -> CLIP:
+    """The model of `--weights`: a file or a folder, local or s3://. Raises ConfigError where it cannot be."""
+    from model.weights import load_clip
+    from training.initial_weights import local_weights
+
+    model = config.model
+    allowed = options.allow_torchscript or model.allow_torchscript
     try:
-        clip, _, _ = load_clip(config.model.name, options.weights, options.activation, config.model.image_size_px)
+        with local_weights(options.weights) as path:
+            try:
+                clip, _, _ = load_clip(model.name, path, options.activation or model.activation, model.image_size_px, allowed)
+            except ValueError as error:
+                raise ConfigError(str(error).replace(str(path), options.weights)) from None
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    return clip, config.evaluation, config
+    return clip
 
 
 def arguments() -> argparse.ArgumentParser:
     result = parser(__doc__)
-    result.add_argument("--weights", metavar="FILE", help="a state dict (.safetensors or .pt) instead of a run's checkpoint")
-    result.add_argument("--activation", choices=("quick_gelu", "gelu"), help="what the weights were trained with")
+    add_weights_options(result)
     result.add_argument("--json", metavar="FILE", help="also write the figures there")
     return result
+
+
+def add_weights_options(result: argparse.ArgumentParser) -> None:
+    """For jobs that take weights instead of a run's checkpoint."""
+    result.add_argument(
+        "--weights",
+        metavar="PATH",
+        help="a state dict (.safetensors, .pt), or a folder of one: an export, open_clip's, Hugging Face's",
+    )
+    result.add_argument("--activation", choices=("quick_gelu", "gelu"), help="what the weights were trained with")
+    result.add_argument("--allow-torchscript", action="store_true", help="load an archive that is a program, as OpenAI's are")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ only when its activation is stated, by our own metadata in a safetensors file or
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,13 +14,14 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from model.clip import CLIP
 from model.config import Activation, Architecture, get_architecture
+from model.foreign import check_stated
 from model.preprocess import Preprocess
+from model.sources import read_weights
 from model.tokenizer import tokenize
 
 Tokenize = Callable[..., Tensor]
@@ -27,25 +29,33 @@ _POSITIONS = ("visual.positional_embedding", "visual.attnpool.positional_embeddi
 
 
 def load_clip(
-    name: str, weights: str | Path | None = None, activation: Activation | None = None, image_size_px: int | None = None
+    name: str,
+    weights: str | Path | None = None,
+    activation: Activation | None = None,
+    image_size_px: int | None = None,
+    allow_torchscript: bool = False,
 ) -> tuple[CLIP, Preprocess, Tokenize]:
     """Model, preprocess and tokenizer of one name, which belong together.
 
     Args:
-        weights: a state dict to load; None: the published initialisation.
-        activation: what the weights were trained with. May be left out for files that `save_weights` wrote.
+        weights: a file or folder to load (`read_weights`); None: the published initialisation.
+        activation: what the weights were trained with. May be left out for files that `save_weights` wrote, and where a
+            configuration of open_clip or Hugging Face lies beside the weights.
         image_size_px: learned positions are interpolated to it; None: the size of the weights, or the architecture's.
+        allow_torchscript: load a TorchScript archive, which is a program. For those whose origin is trusted.
 
     Raises:
-        ValueError: the file cannot be read, does not fit the architecture, or its activation is unknown or another.
+        ValueError: the weights cannot be read, do not fit the architecture, or their activation is unknown or another.
     """
     architecture = get_architecture(name)
     state = None
     if weights is not None:
-        state, found = read_weights(Path(weights))
+        found = read_weights(Path(weights), allow_torchscript)
+        state = found.state
+        check_stated(architecture, found.stated, str(weights))
         architecture = replace(
             architecture,
-            activation=settle_activation(str(weights), activation, found),
+            activation=settle_activation(str(weights), activation, found.activation),
             image_size_px=_image_size_px(state, architecture),
             has_logit_bias="logit_bias" in state,
         )
@@ -56,7 +66,8 @@ def load_clip(
     clip = CLIP(architecture)
     if state is not None:
         load_state(clip, resize_positions(clip, state), str(weights))
-    return clip.eval(), Preprocess(architecture.image_size_px), tokenize
+    tokens = functools.partial(tokenize, context_length=architecture.context_length)
+    return clip.eval(), Preprocess(architecture.image_size_px), tokens
 
 
 def save_weights(clip: CLIP, path: Path) -> None:
@@ -68,46 +79,6 @@ def save_weights(clip: CLIP, path: Path) -> None:
 def weights_metadata(row: Architecture) -> dict[str, str]:
     """What a safetensors file of such weights says about itself."""
     return {"format": "pt", "architecture": row.name, "activation": row.activation}
-
-
-def read_weights(path: Path) -> tuple[dict[str, Tensor], str | None]:
-    """A state dict and the activation that the file states, if it does.
-
-    Reads .safetensors, and PyTorch files of tensors alone (weights_only), bare or under `state_dict`, with or without DDP's
-    `module.` and open_clip's `text.` prefixes.
-    """
-    if not path.is_file():
-        raise ValueError(f"weights={path}: there is no such file; give the path of a state dict")
-    if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-            state = load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"weights={path}: not a whole safetensors file ({error}); fetch or export it again") from None
-        return _plain_names(state), metadata["activation"] if "activation" in metadata else None
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"weights={path}: not a plain state dict ({first}); TorchScript archives and pickled objects are not loaded, "
-            "convert them to safetensors first"
-        ) from None
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"weights={path}: holds no state dict; give a mapping of names to tensors")
-    return _plain_names(content), None
-
-
-_NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
-"""Numbers that OpenAI's files hold beside the weights."""
-
-
-def _plain_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    plain = {key.removeprefix("module.").removeprefix("text."): value for key, value in state.items()}
-    return {key: value for key, value in plain.items() if key not in _NO_WEIGHTS}
 
 
 def _image_size_px(state: dict[str, Tensor], architecture: Architecture) -> int:

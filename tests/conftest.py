@@ -18,6 +18,7 @@ import pytest
 os.environ["RAY_AUTH_MODE"] = "disabled"  # before Ray is imported anywhere: the same for servers, drivers and clients
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["WANDB_MODE"] = "offline"
+os.environ["HF_HUB_OFFLINE"] = "1"
 ROOT = Path(__file__).parents[1]
 
 

@@ -52,6 +52,7 @@ class Checkpoint:
         config: the resolved configuration that wrote it.
         metrics: name -> value, of its very step.
         started_from: address of the checkpoint that its run began with, empty for a run that began anew.
+        packages: name -> version, of what wrote it.
     """
 
     storage: Storage
@@ -63,6 +64,7 @@ class Checkpoint:
     metrics: dict[str, float]
     started_from: str
     files: dict[str, dict[str, Any]]
+    packages: dict[str, str]
 
     @property
     def address(self) -> str:
@@ -81,9 +83,14 @@ class Checkpoint:
         if average is not None:
             average.load_state_dict(self._tensors(AVERAGE), strict=True)
 
+    @property
+    def has_average(self) -> bool:
+        """Whether its run keeps a moving average of the weights, which `restore_weights` puts in then."""
+        return AVERAGE in self.files
+
     def restore_weights(self, clip: CLIP) -> None:
         """Puts in the weights that a run has to offer: their moving average where it keeps one."""
-        clip.load_state_dict(self._tensors(AVERAGE if AVERAGE in self.files else MODEL), strict=True)
+        clip.load_state_dict(self._tensors(AVERAGE if self.has_average else MODEL), strict=True)
 
     def check(self, name: str, data: bytes) -> None:
         """Raises DamagedError where a file's bytes are not those that were written."""
@@ -177,6 +184,7 @@ class CheckpointStore:
             metrics=record["metrics"],
             started_from=record["started_from"],
             files=record["files"],
+            packages=record["packages"],
         )
         for name in checkpoint.files:
             checkpoint.check(name, self.storage.read(f"{folder}/{name}"))

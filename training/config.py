@@ -50,7 +50,10 @@ class ModelConfig(Section):
     name: str = "ViT-B/32"
     """A row of model/config.py."""
     weights: str = ""
-    """What a new run starts from: a state dict (.safetensors, .pt), local or s3://; empty: the published initialisation."""
+    """What a new run starts from: a state dict (.safetensors, .pt), or a folder of one (an export's, open_clip's, Hugging
+    Face's), local or s3://; empty: the published initialisation."""
+    allow_torchscript: bool = False
+    """Load `weights` that are a TorchScript archive, as OpenAI's are: a program, so only one whose origin you trust."""
     activation: Literal["quick_gelu", "gelu"] | None = None
     """What the weights were trained with; None: what their file states, or without weights quick_gelu."""
     image_size_px: Annotated[int, Field(ge=1)] | None = None

@@ -17,7 +17,8 @@ from training.sample_order import SampleOrder
 
 FREE_SECTIONS = ("run", "checkpoint", "tracking", "evaluation", "cluster")
 FREE_KEYS = {
-    "model": ("weights", "activation", "image_size_px"),  # used up, or compared as the architecture that they make
+    # used up, or compared as the architecture that they make
+    "model": ("weights", "allow_torchscript", "activation", "image_size_px"),
     "data": (
         "uri", "version", "mixture", "block_size_samples", "num_streams", "run_size_samples", "shuffle_shards",  # `identity`
         "prefetch_bytes", "prefetch_batches", "read_threads", "decode_workers", "cache_dir", "cache_bytes", "on_damage",

@@ -10,6 +10,7 @@ from model.clip import CLIP, build_clip
 from model.config import PUBLISHED
 from model.tokenizer import tokenize
 from model.weights import load_state
+from tests.support.models import blobs, randomise
 
 OPEN_CLIP_NAMES = {
     "RN50": "RN50-quickgelu",
@@ -26,35 +27,6 @@ FAST = ("RN50", "ViT-B/32")
 CAPTIONS = ["a diagram", "two dogs on a beach, one of them asleep", "Rock & roll"]
 
 
-def randomise(model: torch.nn.Module, seed: int) -> None:
-    """Every parameter and batch-norm buffer, at scales that keep each branch alive and no activation beyond reason.
-
-    With the published initialisation each residual branch of a ResNet is zero and a comparison would prove nothing.
-    """
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(tensor: torch.Tensor, mean: float, std: float) -> None:
-        tensor.copy_(mean + std * torch.randn(tensor.shape, generator=generator))
-
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name == "logit_scale":
-                parameter.fill_(3.0)
-            elif parameter.ndim >= 2 and "embedding" not in name:
-                normal(parameter, 0.0, parameter[0].numel() ** -0.5)
-            elif "embedding" in name:
-                normal(parameter, 0.0, 0.1)
-            elif name.endswith("weight"):
-                normal(parameter, 1.0, 0.2)
-            else:
-                normal(parameter, 0.0, 0.1)
-        for name, buffer in model.named_buffers():
-            if name.endswith("running_mean"):
-                normal(buffer, 0.0, 0.2)
-            elif name.endswith("running_var"):
-                buffer.copy_(0.5 + torch.rand(buffer.shape, generator=generator))
-
-
 def compare(name: str, open_clip_name: str) -> tuple[float, float, CLIP]:
     """Largest differences of normalised image and text features between open_clip's model and ours."""
     import open_clip
@@ -68,9 +40,7 @@ def compare(name: str, open_clip_name: str) -> tuple[float, float, CLIP]:
     load_state(ours, state, open_clip_name)
     ours.eval()
     size = ours.architecture.image_size_px
-    # Blobs of colour: white noise is averaged away, and all pictures of it have much the same features.
-    blobs = 3 * torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(2))
-    images = torch.nn.functional.interpolate(blobs, size=(size, size), mode="bicubic")
+    images = blobs(size)
     texts = tokenize(CAPTIONS)
     with torch.no_grad():
         image_features, text_features, scale = ours(images, texts)

@@ -1,0 +1,231 @@
+"""Writes a model as a folder that open_clip, Hugging Face transformers and RayCLIP load, with a card that says what it is.
+
+    python jobs/export.py run.name=demo --output exports/demo                 a run's last checkpoint
+    python jobs/export.py --checkpoint runs/demo/checkpoints/step_00000300 --output exports/demo-300
+    python jobs/export.py --weights clip.pt --activation quick_gelu model.name=ViT-B/32 --output s3://BUCKET/exports/clip
+
+    open_clip_model.safetensors, open_clip_config.json   the published keys: for RayCLIP too
+    hf/                                                  a CLIPModel and its CLIPProcessor (of ViTs: it knows no ResNets)
+    README.md                                            model card: data, recipe, results, how to load it
+    export.json                                          the same for programs, with size and sha256 of every file
+
+A folder appears whole or not at all; in object storage export.json comes last. Runs in this process, without Ray.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import shutil
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs.command import parser, run
+from jobs.config import Config
+from jobs.evaluate import add_weights_options, open_weights
+from training.config import ConfigError, TrainingConfig
+
+if TYPE_CHECKING:
+    from jobs.export_card import Origin
+    from model.clip import CLIP
+    from pipeline.storage import Storage
+
+FORMAT_VERSION = 1
+RECORD, CARD, HUGGING_FACE = "export.json", "README.md", "hf"
+
+
+def job(config: Config, options: argparse.Namespace) -> None:
+    from pipeline.storage import open_storage
+
+    target = open_storage(options.output.rstrip("/"))
+    check_target(target, options.overwrite)
+    clip, origin = open_source(config, options)
+    with staged(target) as folder:
+        notices = write_export(folder, clip, origin)
+        publish(folder, target)
+    for notice in notices:
+        print(notice)
+    print(f"{clip.architecture.name} of {origin.address} is in {target.uri}; how to load it: {target.uri}/{CARD}")
+
+
+def open_source(config: Config, options: argparse.Namespace) -> tuple[CLIP, Origin]:
+    """The model that is exported, and where it comes from. Raises ConfigError."""
+    from jobs.export_card import Origin
+    from model.clip import CLIP
+    from pipeline.storage import open_storage
+    from training.checkpoint import CheckpointStore, open_checkpoint
+    from training.plan import architecture_of
+
+    if options.weights:
+        return open_weights(config, options).eval(), Origin(Path(options.weights).stem, options.weights)
+    if options.checkpoint:
+        try:
+            checkpoint = open_checkpoint(options.checkpoint)
+        except ConfigError as error:  # says what a run would be told
+            raise ConfigError(str(error).replace("run.resume=", "--checkpoint=")) from None
+    else:
+        store = CheckpointStore(open_storage(config.run.uri))
+        found = store.latest()
+        if found is None:
+            raise ConfigError(f"run.name={config.run.name}: {store.storage.uri} holds no checkpoint; name a trained run")
+        checkpoint = found
+    trained = TrainingConfig.model_validate(checkpoint.config)
+    clip = CLIP(architecture_of(trained)).eval()
+    checkpoint.restore_weights(clip)
+    return clip, Origin(
+        name=trained.run.name,
+        address=checkpoint.address,
+        step=checkpoint.position.step,
+        samples_seen=checkpoint.position.samples_seen,
+        is_average=checkpoint.has_average,
+        data_sets=tuple(checkpoint.data_sets),
+        metrics=checkpoint.metrics,
+        config=trained.model_dump(mode="json"),
+        packages=checkpoint.packages,
+    )
+
+
+def write_export(folder: Path, clip: CLIP, origin: Origin) -> list[str]:
+    """Writes all files of an export into an empty folder. Returns what a person should know of it."""
+    from jobs.export_card import card, package_versions
+    from model.foreign import OPEN_CLIP_CONFIG, open_clip_config
+    from model.sources import OPEN_CLIP_WEIGHTS
+    from model.weights import save_weights
+
+    row = clip.architecture
+    save_weights(clip, folder / OPEN_CLIP_WEIGHTS)
+    _write_json(folder / OPEN_CLIP_CONFIG, open_clip_config(row))
+    notices = []
+    if row.patch_size_px is None:
+        notices.append(
+            f"{HUGGING_FACE}/ is not written: {row.name} is a ResNet, and transformers' CLIPModel has none; use open_clip"
+        )
+    else:
+        write_hugging_face(folder / HUGGING_FACE, clip)
+    if row.patch_size_px is not None and clip.logit_bias is not None:
+        notices.append(
+            f"{HUGGING_FACE}/ is without logit_bias={clip.logit_bias.item():.4g}: CLIPModel has no place for it; features and "
+            "the order of logits are the same, add it to logits_per_image before a sigmoid"
+        )
+    (folder / CARD).write_text(card(clip, origin, notices), encoding="utf-8")
+    record = {
+        "format_version": FORMAT_VERSION,
+        "architecture": asdict(row),
+        "origin": asdict(origin),
+        "packages": package_versions(),
+        "files": {path.relative_to(folder).as_posix(): _digest(path) for path in sorted(folder.rglob("*")) if path.is_file()},
+    }
+    _write_json(folder / RECORD, record)
+    return notices
+
+
+def write_hugging_face(folder: Path, clip: CLIP) -> None:
+    """What `CLIPModel.from_pretrained` and `CLIPProcessor.from_pretrained` read of a local folder."""
+    from safetensors.torch import save_file
+
+    from model.convert import to_hugging_face
+    from model.foreign import (
+        HUGGING_FACE_CONFIG,
+        HUGGING_FACE_PREPROCESSORS,
+        hugging_face_config,
+        preprocessor_config,
+        tokenizer_config,
+    )
+    from model.sources import HUGGING_FACE_WEIGHTS
+    from model.vocabulary import merges, vocabulary
+
+    folder.mkdir()
+    row = clip.architecture
+    tensors = {key: value.detach().cpu().contiguous() for key, value in to_hugging_face(clip.state_dict()).items()}
+    save_file(tensors, folder / HUGGING_FACE_WEIGHTS, metadata={"format": "pt", "activation": row.activation})
+    _write_json(folder / HUGGING_FACE_CONFIG, hugging_face_config(row))
+    _write_json(folder / HUGGING_FACE_PREPROCESSORS[0], preprocessor_config(row))
+    _write_json(folder / "tokenizer_config.json", tokenizer_config(row))
+    (folder / "vocab.json").write_text(json.dumps(vocabulary(), ensure_ascii=False), encoding="utf-8")
+    lines = "".join(f"{first} {second}\n" for first, second in merges())
+    (folder / "merges.txt").write_text(f"#version: 0.2\n{lines}", encoding="utf-8")
+
+
+def check_target(target: Storage, overwrite: bool) -> None:
+    """Raises ConfigError where an export must not go: onto another one unasked, or among other things ever."""
+    place = target.local_path("")
+    if place is not None and place.exists() and not place.is_dir():
+        raise ConfigError(f"--output={target.uri}: is a file; give a folder")
+    names = {item.path for item in target.list("")} if place is None or place.is_dir() else set()
+    if RECORD in names:
+        if not overwrite:
+            raise ConfigError(f"--output={target.uri}: holds an export already; choose another folder, or give --overwrite")
+    elif names and not (place is None and all(map(_is_ours, names))):  # ours without a record: an upload that was killed
+        raise ConfigError(f"--output={target.uri}: holds other things, which --overwrite does not remove; choose a new folder")
+
+
+@contextlib.contextmanager
+def staged(target: Storage) -> Iterator[Path]:
+    """A folder to write in: beside the target, so that it can be renamed, or for object storage a temporary one."""
+    place = target.local_path("")
+    if place is None:
+        with tempfile.TemporaryDirectory() as temporary:
+            yield Path(temporary)
+        return
+    folder = place.with_name(f".{place.name}.{uuid.uuid4().hex}.part")
+    try:
+        folder.mkdir(parents=True)
+        yield folder
+    except OSError as error:
+        raise ConfigError(f"--output={target.uri}: cannot be written ({error.strerror}); choose a folder that can") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def publish(folder: Path, target: Storage) -> None:
+    """Makes a staged export visible, in place of an older one."""
+    place = target.local_path("")
+    if place is not None:
+        old = folder.with_suffix(".old")
+        if place.exists():
+            place.rename(old)
+        folder.rename(place)
+        shutil.rmtree(old, ignore_errors=True)
+        return
+    target.delete(RECORD)  # first, and written last: so that no part of one export passes for another
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    for name in sorted(names, key=lambda name: name == RECORD):
+        target.write_file(name, folder / name)
+    for item in list(target.list("")):
+        if _is_ours(item.path) and item.path not in names:
+            target.delete(item.path)  # an older export's
+
+
+def _is_ours(name: str) -> bool:
+    return name in (RECORD, CARD) or name.startswith(("open_clip_", f"{HUGGING_FACE}/"))
+
+
+def _digest(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"size_bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def arguments() -> argparse.ArgumentParser:
+    result = parser(__doc__)
+    result.add_argument(
+        "--output", metavar="FOLDER", required=True, help="where the export goes: a new folder, or s3://BUCKET/PREFIX"
+    )
+    result.add_argument("--overwrite", action="store_true", help="in place of the export that is there")
+    result.add_argument("--checkpoint", metavar="ADDRESS", help="a checkpoint's folder, or a run's, instead of run.name")
+    add_weights_options(result)
+    return result
+
+
+if __name__ == "__main__":
+    sys.exit(run(arguments(), job))

@@ -1,0 +1,282 @@
+"""What open_clip and Hugging Face write beside weights, and what it says about them.
+
+In: an architecture, or the configuration of a source. Out: the configuration that makes the other tool compute the same
+features; or what a source states about its weights, to be held against an architecture. Plain dictionaries throughout.
+
+Values that a source leaves out are the defaults of its own configuration class, as they have been since these classes exist.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from model.config import ARCHITECTURES, Activation, Architecture
+from model.preprocess import MEAN, STD
+from model.tokenizer import END_OF_TEXT, START_OF_TEXT
+from model.vocabulary import END_SYMBOL, START_SYMBOL
+
+BICUBIC = 3
+"""Pillow's number of the filter."""
+OPEN_CLIP_CONFIG = "open_clip_config.json"
+HUGGING_FACE_CONFIG = "config.json"
+HUGGING_FACE_PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
+"""The second one is what transformers 5 writes, with the first one's content under `image_processor`."""
+CONFIGS = (OPEN_CLIP_CONFIG, HUGGING_FACE_CONFIG, *HUGGING_FACE_PREPROCESSORS)
+
+
+@dataclass(frozen=True)
+class Stated:
+    """What a source says about its weights.
+
+    Attributes:
+        facts: fields of `Architecture`, but for the image size, which the weights themselves tell.
+    """
+
+    source: str
+    activation: Activation
+    facts: dict[str, Any]
+
+
+def open_clip_config(row: Architecture) -> dict[str, Any]:
+    """open_clip_config.json, by which `open_clip.create_model("local-dir:FOLDER")` makes the same model (open_clip 3)."""
+    layers = list(row.vision_layers) if isinstance(row.vision_layers, tuple) else row.vision_layers
+    model: dict[str, Any] = {
+        "embed_dim": row.embed_dim,
+        "quick_gelu": row.activation == "quick_gelu",
+        "vision_cfg": {
+            "image_size": row.image_size_px,
+            "layers": layers,
+            "width": row.vision_width,
+            "patch_size": row.patch_size_px,
+        },
+        "text_cfg": {
+            "context_length": row.context_length,
+            "vocab_size": row.vocab_size,
+            "width": row.text_width,
+            "heads": row.text_heads,
+            "layers": row.text_layers,
+        },
+    }
+    if row.has_logit_bias:
+        model["init_logit_bias"] = 0.0  # that there is one; the weights say which
+    preprocess = {"size": row.image_size_px, "mode": "RGB", "mean": list(MEAN), "std": list(STD)}
+    return {"model_cfg": model, "preprocess_cfg": preprocess | _OPEN_CLIP_PREPROCESS}
+
+
+def hugging_face_config(row: Architecture) -> dict[str, Any]:
+    """config.json of a CLIPModel. For ViTs: CLIPModel has no ResNets."""
+    assert row.patch_size_px is not None
+    return {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "projection_dim": row.embed_dim,
+        "vision_config": {
+            "model_type": "clip_vision_model",
+            "hidden_size": row.vision_width,
+            "intermediate_size": 4 * row.vision_width,
+            "num_hidden_layers": row.vision_layers,
+            "num_attention_heads": row.vision_heads,
+            "image_size": row.image_size_px,
+            "patch_size": row.patch_size_px,
+            "projection_dim": row.embed_dim,
+            "hidden_act": row.activation,
+        },
+        "text_config": {
+            "model_type": "clip_text_model",
+            "hidden_size": row.text_width,
+            "intermediate_size": 4 * row.text_width,
+            "num_hidden_layers": row.text_layers,
+            "num_attention_heads": row.text_heads,
+            "max_position_embeddings": row.context_length,
+            "vocab_size": row.vocab_size,
+            "projection_dim": row.embed_dim,
+            "hidden_act": row.activation,
+            "bos_token_id": START_OF_TEXT,
+            "eos_token_id": END_OF_TEXT,
+            "pad_token_id": END_OF_TEXT,
+        },
+    }
+
+
+def preprocessor_config(row: Architecture) -> dict[str, Any]:
+    """preprocessor_config.json of a CLIPImageProcessor that does what `Preprocess` does."""
+    size = row.image_size_px
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "processor_class": "CLIPProcessor",
+        "size": {"shortest_edge": size},
+        "crop_size": {"height": size, "width": size},
+        "image_mean": list(MEAN),
+        "image_std": list(STD),
+        "rescale_factor": 1 / 255,
+        **_HUGGING_FACE_PREPROCESS,
+    }
+
+
+def tokenizer_config(row: Architecture) -> dict[str, Any]:
+    """tokenizer_config.json of a CLIPTokenizer, beside vocab.json and merges.txt (model/vocabulary.py)."""
+    return {
+        "tokenizer_class": "CLIPTokenizer",
+        "processor_class": "CLIPProcessor",
+        "model_max_length": row.context_length,
+        "bos_token": START_SYMBOL,
+        "eos_token": END_SYMBOL,
+        "unk_token": END_SYMBOL,
+        "pad_token": END_SYMBOL,  # as published: what follows the first end of text changes nothing
+        "do_lower_case": True,
+        "add_prefix_space": False,
+        "errors": "replace",
+    }
+
+
+_OPEN_CLIP_PREPROCESS = {"interpolation": "bicubic", "resize_mode": "shortest"}
+_HUGGING_FACE_PREPROCESS = {
+    "do_resize": True,
+    "do_center_crop": True,
+    "do_rescale": True,
+    "do_normalize": True,
+    "do_convert_rgb": True,
+    "resample": BICUBIC,
+}
+# What these classes are made with, where a configuration does not say. The second of each pair of tables: what computes
+# something else than the paper's CLIP where it has another value.
+_OPEN_CLIP_VISION: dict[str, Any] = {"layers": 12, "width": 768, "patch_size": 16}
+_OPEN_CLIP_VISION_FIXED = {
+    "head_width": 64, "mlp_ratio": 4.0, "ls_init_value": None, "attentional_pool": False, "no_ln_pre": False,
+    "pos_embed_type": "learnable", "final_ln_after_pool": False, "pool_type": "tok", "act_kwargs": None, "norm_kwargs": None,
+    "qk_norm": False, "scaled_cosine_attn": False, "scale_heads": False, "scale_attn_inner": False, "scale_attn": False,
+    "scale_fc": False, "timm_model_name": None,
+}  # fmt: skip
+_OPEN_CLIP_TEXT: dict[str, Any] = {"layers": 12, "width": 512, "heads": 8, "context_length": 77, "vocab_size": 49408}
+_OPEN_CLIP_TEXT_FIXED = {
+    "mlp_ratio": 4.0, "ls_init_value": None, "embed_cls": False, "no_causal_mask": False, "final_ln_after_pool": False,
+    "pool_type": "argmax", "proj_bias": False, "proj_type": "linear", "act_kwargs": None, "norm_kwargs": None,
+    "qk_norm": False, "scaled_cosine_attn": False, "scale_heads": False, "scale_attn_inner": False, "scale_attn": False,
+    "scale_fc": False, "hf_model_name": None,
+}  # fmt: skip
+_HUGGING_FACE_VISION: dict[str, Any] = {
+    "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "patch_size": 32, "intermediate_size": 3072,
+    "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
+}  # fmt: skip
+_HUGGING_FACE_TEXT: dict[str, Any] = {
+    "hidden_size": 512, "num_hidden_layers": 12, "num_attention_heads": 8, "max_position_embeddings": 77, "vocab_size": 49408,
+    "intermediate_size": 2048, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
+}  # fmt: skip
+
+
+def stated_by_open_clip(config: dict[str, Any]) -> Stated:
+    """What an open_clip_config.json says.
+
+    Raises:
+        ValueError: it is none, or describes a model that is not the paper's, or other preprocessing.
+    """
+    model = config["model_cfg"] if "model_cfg" in config else config
+    if not all(key in model for key in ("embed_dim", "vision_cfg", "text_cfg")):
+        raise ValueError("holds no embed_dim, vision_cfg and text_cfg; put the file back that was published with the weights")
+    vision, text = _OPEN_CLIP_VISION | model["vision_cfg"], _OPEN_CLIP_TEXT | model["text_cfg"]
+    _check_fixed("vision_cfg", vision, _OPEN_CLIP_VISION_FIXED)
+    _check_fixed("text_cfg", text, _OPEN_CLIP_TEXT_FIXED)
+    if "preprocess_cfg" in config:
+        _check_fixed("preprocess_cfg", config["preprocess_cfg"], {"mean": MEAN, "std": STD, **_OPEN_CLIP_PREPROCESS})
+    is_resnet = isinstance(vision["layers"], list)
+    facts = {
+        "embed_dim": model["embed_dim"],
+        "vision_layers": tuple(vision["layers"]) if is_resnet else vision["layers"],
+        "vision_width": vision["width"],
+        "patch_size_px": None if is_resnet else vision["patch_size"],
+        "text_layers": text["layers"],
+        "text_width": text["width"],
+        "text_heads": text["heads"],
+        "context_length": text["context_length"],
+        "vocab_size": text["vocab_size"],
+    }
+    return Stated(OPEN_CLIP_CONFIG, "quick_gelu" if model.get("quick_gelu") else "gelu", facts)
+
+
+def stated_by_hugging_face(config: dict[str, Any], preprocessor: dict[str, Any] | None = None) -> Stated:
+    """What a CLIPModel's config.json says, and the configuration of its image processor beside it.
+
+    Raises:
+        ValueError: it is no CLIPModel's, its activation is unknown, or it describes a model or preprocessing that is not the
+            paper's.
+    """
+    if "model_type" not in config or config["model_type"] != "clip":
+        found = config["model_type"] if "model_type" in config else None
+        raise ValueError(f"model_type={found!r}: is not clip; give the folder of a CLIPModel")
+    vision = _HUGGING_FACE_VISION | _section(config, "vision_config")
+    text = _HUGGING_FACE_TEXT | _section(config, "text_config")
+    for name, section in (("vision_config", vision), ("text_config", text)):
+        if section["hidden_act"] not in ("quick_gelu", "gelu"):
+            raise ValueError(
+                f"{name}.hidden_act={section['hidden_act']!r}: is neither quick_gelu nor gelu, and no other activation is "
+                "known here; use weights that were trained with one of the two"
+            )
+        width = section["hidden_size"]
+        heads = {"num_attention_heads": width // 64} if name == "vision_config" else {}
+        _check_fixed(name, section, {"intermediate_size": 4 * width, "layer_norm_eps": 1e-5} | heads)
+    if vision["hidden_act"] != text["hidden_act"]:
+        raise ValueError(
+            f"hidden_act: the image encoder's is {vision['hidden_act']} and the text encoder's {text['hidden_act']}, and a "
+            "CLIP has one here; use weights that were trained with one"
+        )
+    if preprocessor is not None:
+        images = preprocessor["image_processor"] if "image_processor" in preprocessor else preprocessor
+        _check_fixed("image_processor", images, {"image_mean": MEAN, "image_std": STD, **_HUGGING_FACE_PREPROCESS})
+    facts = {
+        "embed_dim": config["projection_dim"] if "projection_dim" in config else 512,
+        "vision_layers": vision["num_hidden_layers"],
+        "vision_width": vision["hidden_size"],
+        "patch_size_px": vision["patch_size"],
+        "text_layers": text["num_hidden_layers"],
+        "text_width": text["hidden_size"],
+        "text_heads": text["num_attention_heads"],
+        "context_length": text["max_position_embeddings"],
+        "vocab_size": text["vocab_size"],
+    }
+    return Stated(HUGGING_FACE_CONFIG, vision["hidden_act"], facts)
+
+
+def check_stated(row: Architecture, stated: Stated | None, weights: str) -> None:
+    """Raises ValueError where a source's configuration is another architecture's, with the name that fits, if one does."""
+    if stated is None:
+        return
+    wrong = [
+        f"{field}={value}, not {getattr(row, field)}" for field, value in stated.facts.items() if getattr(row, field) != value
+    ]
+    if wrong:
+        fitting = [
+            name
+            for name, other in ARCHITECTURES.items()
+            if all(getattr(other, key) == one for key, one in stated.facts.items())
+        ]
+        named = f"its model.name is {' or '.join(fitting)}" if fitting else "no row of model/config.py describes it"
+        raise ValueError(f"weights={weights}: is not {row.name}, its {stated.source} says {'; '.join(wrong)}; {named}")
+
+
+def _section(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """One encoder's part; files of older versions have a second one beside it, which wins."""
+    found: dict[str, Any] = {}
+    for key in (name, f"{name}_dict"):
+        if key in config and config[key] is not None:
+            found |= config[key]
+    return found
+
+
+def _check_fixed(section: str, given: dict[str, Any], wanted: dict[str, Any]) -> None:
+    for key, value in wanted.items():
+        if key in given and not _equal(given[key], value):
+            raise ValueError(
+                f"{section}.{key}={given[key]!r}: computes something else than CLIP as it is here, which has {value!r}; use "
+                "other weights, or, to train these on all the same, give a copy of their file alone and their activation"
+            )
+
+
+def _equal(given: Any, wanted: Any) -> bool:
+    if isinstance(wanted, tuple):
+        return isinstance(given, list) and len(given) == len(wanted) and all(map(_close, given, wanted))
+    return bool(given == wanted)
+
+
+def _close(given: float, wanted: float) -> bool:
+    return abs(given - wanted) < 1e-6
