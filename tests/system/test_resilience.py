@@ -228,6 +228,7 @@ def test_a_run_of_ten_minutes_with_a_kill_every_minute_trains_most_of_the_time(d
         cluster.add_node()
     endless = (
         "train.max_steps=100000",
+        "train.num_epochs=100000",
         "checkpoint.every_minutes=0.1",
         "checkpoint.every_steps=null",
         "cluster.max_failures=99",
