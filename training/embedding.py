@@ -7,6 +7,7 @@ threads take turns well: decoders and the model's kernels hold no lock of Python
 from __future__ import annotations
 
 import hashlib
+import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ class ShardFeatures:
         image_features_NE, text_features_NE: normalised.
         clip_score_N: their cosine similarity.
         problems: place -> what is wrong with a sample; its features mean nothing.
+        decode_s, forward_s: that threads have read and decoded, and that the model has computed.
     """
 
     keys: list[str]
@@ -40,6 +42,8 @@ class ShardFeatures:
     text_features_NE: NDArray[np.float32]
     clip_score_N: NDArray[np.float32]
     problems: dict[int, str]
+    decode_s: float
+    forward_s: float
 
 
 @dataclass(frozen=True)
@@ -50,15 +54,17 @@ class DecodedBatch:
         pixels: uint8 (B, size, size, 3), centre crop.
         texts: token ids, int64 (B, L), cut to the longest.
         problems: place in the batch -> what is wrong with the sample; its picture is black then.
+        duration_s: that it took.
     """
 
     pixels: NDArray[np.uint8]
     texts: NDArray[np.int64]
     problems: dict[int, str]
+    duration_s: float
 
 
-Features = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
-"""image_features (B, E), text_features (B, E), clip_score (B,)."""
+Features = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.float64]]
+"""image_features (B, E), text_features (B, E), clip_score (B,), and the seconds that they took (1,)."""
 
 
 class ShardEmbedder:
@@ -96,8 +102,9 @@ class ShardEmbedder:
         keys = read_samples(self.reader.storage, record, ["key"])["key"].to_pylist()
         dim = self.clip.architecture.embed_dim
         nothing = np.zeros((0, dim), np.float32)
-        parts: list[Features] = [(nothing, nothing, np.zeros(0, np.float32))]
+        parts: list[Features] = [(nothing, nothing, np.zeros(0, np.float32), np.zeros(1))]
         problems: dict[int, str] = {}
+        decode_s = 0.0
         decoding: deque[tuple[int, Future[DecodedBatch]]] = deque()
         starts = iter(range(0, len(keys), self.batch_size))
         while True:
@@ -108,15 +115,17 @@ class ShardEmbedder:
                 break
             first, future = decoding.popleft()
             batch = future.result()
+            decode_s += batch.duration_s
             problems |= {first + place: f"sample {keys[first + place]}: {text}" for place, text in batch.problems.items()}
             if problems and not self.skip_damaged:
                 raise ManifestError(f"{self.reader.address(shard)}: {next(iter(problems.values()))}")
             parts.append(self._model.submit(self.forward, batch).result())
-        image_features_NE, text_features_NE, clip_score_N = (np.concatenate(column) for column in zip(*parts, strict=True))
-        return ShardFeatures(keys, image_features_NE, text_features_NE, clip_score_N, problems)
+        images_NE, texts_NE, clip_score_N, forward_s = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return ShardFeatures(keys, images_NE, texts_NE, clip_score_N, problems, decode_s, float(forward_s.sum()))
 
     def decode(self, shard: int, first: int, stop: int) -> DecodedBatch:
         """Reads and decodes samples [first, stop) of a shard."""
+        began = time.perf_counter()
         row = self.clip.architecture
         pixels = np.zeros((stop - first, row.image_size_px, row.image_size_px, 3), np.uint8)
         captions, problems = [""] * len(pixels), {}
@@ -132,17 +141,19 @@ class ShardEmbedder:
             except ValueError as error:
                 problems[place] = str(error)
         texts = cut_to_longest(token_ids(captions, row.context_length)).astype(np.int64)
-        return DecodedBatch(pixels, texts, problems)
+        return DecodedBatch(pixels, texts, problems, time.perf_counter() - began)
 
     def forward(self, batch: DecodedBatch) -> Features:
         """What the model makes of a batch, in float32."""
+        began = time.perf_counter()
         with torch.inference_mode(), autocast(self.config, self.device):
             # (B, H, W, 3) -> (B, 3, H, W); token ids stay on the CPU, where the model counts them without waiting
             images = torch.from_numpy(batch.pixels).to(self.device).permute(0, 3, 1, 2)
             image_features_BE = self.clip.encode_image(images, normalize=True).float()
             text_features_BE = self.clip.encode_text(torch.from_numpy(batch.texts), normalize=True).float()
             clip_score_B = (image_features_BE * text_features_BE).sum(dim=1)
-        return image_features_BE.cpu().numpy(), text_features_BE.cpu().numpy(), clip_score_B.cpu().numpy()
+            found = [features.cpu().numpy() for features in (image_features_BE, text_features_BE, clip_score_B)]
+        return found[0], found[1], found[2], np.array([time.perf_counter() - began])
 
     def close(self) -> None:
         """Ends the threads."""
