@@ -103,7 +103,7 @@ def run(setting: Setting, repeats: int) -> str:
 
 def _job_s(setting: Setting, clip: Any, data: str, output: str) -> tuple[float, float]:
     """(seconds from the first shard's begin to the last one's end, share of them that the model computed), at one worker."""
-    from jobs.embed import Done, Work, embed_units
+    from jobs.embed import Work, embed_shards
     from pipeline.storage import open_storage
     from training.config import EmbedConfig, TrainConfig
 
@@ -116,9 +116,8 @@ def _job_s(setting: Setting, clip: Any, data: str, output: str) -> tuple[float, 
         cpus_per_worker=setting.threads,
         use_gpu=False,
     )
-    found: list[Done] = []
     work = Work(embed, TrainConfig(), clip.architecture, ("caption",), skip_damaged=False)
-    embed_units(work, clip, dict.fromkeys(range(setting.shards), setting.shard_samples), 0, found.append)
+    found = list(embed_shards(work, clip, list(range(setting.shards))))
     duration_s = max(done.ended_s for done in found) - min(done.began_s for done in found)
     return duration_s, sum(done.forward_s for done in found) / duration_s
 

@@ -18,7 +18,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from model.config import Architecture
     from pipeline.embedding import Embedding
     from pipeline.manifest import Manifest
+    from pipeline.storage import Storage
+    from training.embedding import ShardEmbedder
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +62,7 @@ def job(config: Config, options: argparse.Namespace) -> None:
     shards = {number: shard for number, shard in enumerate(manifest.shards) if shard.num_samples}
     missing = {number: shard for number, shard in shards.items() if file_of(shard, held) is None}
     if missing:
+        output.check_writable()
         connect_ray()
         work = Work(
             embed.model_copy(update={"version": manifest.version}),
@@ -69,7 +72,7 @@ def job(config: Config, options: argparse.Namespace) -> None:
             config.data.on_damage == "skip",
         )
         units = {number: shard.num_samples for number, shard in missing.items()}
-        print(embed_units(work, clip, units, config.data.max_skipped_samples))
+        print(follow(embed_shards(work, clip, list(units)), units, config.data.max_skipped_samples))
     else:
         print(
             f"nothing to do: {output.uri} holds all {manifest.num_samples:,} samples of {data.uri} version {manifest.version}"
@@ -204,7 +207,7 @@ class Done:
 
 
 class _EmbedActor:
-    """Holds the model. An error that a person can mend comes back as a row, never as a traceback."""
+    """Holds the model, in a process of Ray's."""
 
     def __init__(self, work: Work, weights: Any) -> None:
         import ray
@@ -233,32 +236,39 @@ class _EmbedActor:
         )
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        from pipeline.embedding import write_features
-
-        shard, began_s = self._embedder.reader.manifest.shards[row["shard"]], time.time()
-        try:
-            found = self._embedder.embed(row["shard"])
-            features = (found.image_features_NE, found.text_features_NE, found.clip_score_N)
-            write_features(self._output, shard, found.keys, features, found.problems, self._dtype)
-        except InputError as error:
-            return asdict(Done(row["shard"], error=str(error)))
-        good = [place not in found.problems for place in range(len(found.keys))]
-        address = self._embedder.reader.address(row["shard"])
-        problems = [f"{address}: {problem}" for problem in found.problems.values()]
-        score_sum = float(found.clip_score_N[good].sum())
-        return asdict(
-            Done(row["shard"], "", problems, score_sum, found.decode_s, found.forward_s, began_s, ended_s=time.time())
-        )
+        return asdict(embed_shard(self._embedder, self._output, self._dtype, row["shard"]))
 
 
-def embed_units(
-    work: Work, clip: CLIP, units: dict[int, int], max_skipped_samples: int, finished: Callable[[Done], object] | None = None
-) -> str:
-    """Embeds shards; their files are there when it returns what there is to say about it.
+def embed_shard(embedder: ShardEmbedder, output: Storage, dtype: str, shard: int) -> Done:
+    """Embeds a shard and writes its file. What a person can mend comes back as an error, and is not raised."""
+    from pipeline.embedding import write_features
+
+    began_s, reader = time.time(), embedder.reader
+    try:
+        found = embedder.embed(shard)
+        features = (found.image_features_NE, found.text_features_NE, found.clip_score_N)
+        write_features(output, reader.manifest.shards[shard], found.keys, features, found.problems, dtype)
+    except InputError as error:
+        return Done(shard, error=str(error))
+    except OSError as error:
+        return Done(shard, error=f"embed.output={output.uri}: cannot be written ({error}); make room, or choose another one")
+    good = [place not in found.problems for place in range(len(found.keys))]
+    return Done(
+        shard=shard,
+        problems=[f"{reader.address(shard)}: {problem}" for problem in found.problems.values()],
+        score_sum=float(found.clip_score_N[good].sum()),
+        decode_s=found.decode_s,
+        forward_s=found.forward_s,
+        began_s=began_s,
+        ended_s=time.time(),
+    )
+
+
+def follow(dones: Iterable[Done], units: dict[int, int], max_skipped_samples: int) -> str:
+    """Shows progress while shards come back, and returns what there is to say at the end.
 
     Args:
-        units: shard -> samples.
-        finished: is told of every shard whose file is there.
+        units: shard -> samples, of all that will come back.
 
     Raises:
         InputError: damaged data, or a storage that cannot be used.
@@ -268,17 +278,14 @@ def embed_units(
 
     began, missing, skipped, score, decode_s, forward_s = time.perf_counter(), set(units), 0, 0.0, 0.0, 0.0
     with tqdm(total=sum(units.values()), unit="samples", desc="embed", mininterval=1.0) as bar:
-        for done in _stream(work, clip, list(units)):
+        for done in dones:
             if done.error:
-                remedy = "" if work.skip_damaged else " (or leave such samples without features: data.on_damage=skip)"
-                raise InputError(done.error + remedy)
+                raise InputError(done.error)
             missing.discard(done.shard)
             skipped = _skip(done.problems, skipped, max_skipped_samples)
             score, decode_s, forward_s = score + done.score_sum, decode_s + done.decode_s, forward_s + done.forward_s
             bar.update(units[done.shard])
             bar.set_postfix_str(f"mean clip_score {score / max(1, bar.n - skipped):.4f}")
-            if finished is not None:
-                finished(done)
     if missing:
         raise RunError(f"{len(missing)} shards did not come back, no. {min(missing)} among them; run the job again")
     duration_s, samples = time.perf_counter() - began, sum(units.values())
@@ -306,7 +313,7 @@ def _skip(problems: list[str], skipped: int, max_skipped_samples: int) -> int:
     return skipped
 
 
-def _stream(work: Work, clip: CLIP, numbers: list[int]) -> Iterator[Done]:
+def embed_shards(work: Work, clip: CLIP, numbers: list[int]) -> Iterator[Done]:
     """Shards to actors; a row comes back for each."""
     import ray
     from ray.data import ActorPoolStrategy, DataContext

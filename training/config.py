@@ -312,6 +312,12 @@ class EmbedConfig(Section):
     decode_threads: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Of one worker; auto: one less than its CPUs, and at least one."""
 
+    @model_validator(mode="after")
+    def _least_before_most(self) -> EmbedConfig:
+        if isinstance(self.num_workers, tuple) and self.num_workers[0] > self.num_workers[1]:
+            raise ValueError(f"num_workers={list(self.num_workers)}: is [least, most]; give the smaller first")
+        return self
+
 
 class TrainingConfig(Section):
     """All that a training run depends on. jobs/config.py adds the section of ingestion."""

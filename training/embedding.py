@@ -118,7 +118,8 @@ class ShardEmbedder:
             decode_s += batch.duration_s
             problems |= {first + place: f"sample {keys[first + place]}: {text}" for place, text in batch.problems.items()}
             if problems and not self.skip_damaged:
-                raise ManifestError(f"{self.reader.address(shard)}: {next(iter(problems.values()))}")
+                first_of_them = f"{self.reader.address(shard)}: {next(iter(problems.values()))}"
+                raise ManifestError(f"{first_of_them} (or leave such samples without features: data.on_damage=skip)")
             parts.append(self._model.submit(self.forward, batch).result())
         images_NE, texts_NE, clip_score_N, forward_s = (np.concatenate(column) for column in zip(*parts, strict=True))
         return ShardFeatures(keys, images_NE, texts_NE, clip_score_N, problems, decode_s, float(forward_s.sum()))
