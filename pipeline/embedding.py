@@ -101,8 +101,8 @@ def claim_output(storage: Storage, wanted: Embedding) -> None:
         old, new = _value(found, path), _value(wanted, path)
         if old != new:
             raise InputError(
-                f"embed.output={storage.uri}: holds features with {path}={old} (of {found.model.address}, data set "
-                f"{found.data.uri}), and {path}={new} is asked for: they cannot stand side by side; choose another embed.output"
+                f"embed.output={storage.uri}: holds features with {path}={old} (of {found.model.address}), and {path}={new} "
+                f"(of {wanted.model.address}) is asked for: they cannot stand side by side; choose another embed.output"
             )
 
 
