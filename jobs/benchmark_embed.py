@@ -74,6 +74,21 @@ class _Alone:
             self.embedder.forward(batch)
         return time.perf_counter() - began
 
+    def cpu_s(self, output: str) -> tuple[float, float]:
+        """CPU seconds of this process for all shards: of the forward pass, and of all that the job does for them.
+
+        What else the machine does meanwhile changes them little; threads that wait for each other count as busy.
+        """
+        from jobs.embed import embed_shard
+        from pipeline.storage import open_storage
+
+        began = time.process_time()
+        self.forward_s()
+        between = time.process_time()
+        for shard in range(len(self.embedder.reader.manifest.shards)):
+            embed_shard(self.embedder, open_storage(output), "float16", shard)
+        return between - began, time.process_time() - between
+
 
 def run(setting: Setting, repeats: int) -> str:
     """Samples per second of the forward pass, of the job, and their ratio; decoding apart."""
@@ -98,7 +113,8 @@ def run(setting: Setting, repeats: int) -> str:
             job_s, waits = _job_s(setting, clip, f"{temporary}/data", f"{temporary}/features-{repeat}")
             after_s = ray.get(alone.forward_s.remote())
             rows.append((decode_s, (before_s + after_s) / 2, job_s, waits))
-    return _report(setting, rows)
+        cpu_s = [ray.get(alone.cpu_s.remote(f"{temporary}/alone-{repeat}")) for repeat in range(repeats)]
+    return _report(setting, rows, cpu_s)
 
 
 def _job_s(setting: Setting, clip: Any, data: str, output: str) -> tuple[float, float]:
@@ -122,10 +138,11 @@ def _job_s(setting: Setting, clip: Any, data: str, output: str) -> tuple[float, 
     return duration_s, sum(done.forward_s for done in found) / duration_s
 
 
-def _report(setting: Setting, rows: list[tuple[float, float, float, float]]) -> str:
+def _report(setting: Setting, rows: list[tuple[float, float, float, float]], cpu_s: list[tuple[float, float]]) -> str:
     n = setting.samples
     decode_s, forward_s, job_s, busy = (median(column) for column in zip(*rows, strict=True))
     ratios = [forward / job for _, forward, job, _ in rows]
+    forward_cpu_s, all_cpu_s = (median(column) for column in zip(*cpu_s, strict=True))
     in_turn = [(forward + decode) / job for decode, forward, job, _ in rows]
     return "\n".join(
         [
@@ -138,5 +155,7 @@ def _report(setting: Setting, rows: list[tuple[float, float, float, float]]) -> 
             f"the job over the forward pass alone: {median(ratios):.3f} ({', '.join(f'{ratio:.3f}' for ratio in ratios)}); "
             f"wanted 0.85",
             f"the job over forward, then decode:   {median(in_turn):.3f} ({', '.join(f'{ratio:.3f}' for ratio in in_turn)})",
+            f"CPU of a sample: {forward_cpu_s / n * 1e3:.3f} ms of the forward pass, {all_cpu_s / n * 1e3:.3f} ms of all: "
+            f"{forward_cpu_s / all_cpu_s:.3f}",
         ]
     )
