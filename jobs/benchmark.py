@@ -11,6 +11,7 @@
     python jobs/benchmark.py ray                    jobs/train.py with one worker against the bare loop
     python jobs/benchmark.py workers                two workers of one thread against one
     python jobs/benchmark.py checkpoints            what training waits for a checkpoint
+    python jobs/benchmark.py embed                  jobs/embed.py against the forward pass alone, decode apart
     python jobs/benchmark.py parity                 500 steps in ours and in open_clip, from the same weights
 
 Needs the `test` extra (the peers are in it) and a machine that does nothing else.
@@ -23,7 +24,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from jobs import benchmark_data, benchmark_ingest, benchmark_parity, benchmark_run, benchmark_train
+from jobs import benchmark_data, benchmark_embed, benchmark_ingest, benchmark_parity, benchmark_run, benchmark_train
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -85,6 +86,7 @@ def _add_training(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     ray.add_argument("--threads", type=int, default=os.cpu_count(), help="of the one worker (default: all cores)")
     _add_whole_run(commands, "workers", benchmark_run.run_workers, "two workers against one", 64, 5, 2)
     _add_whole_run(commands, "checkpoints", benchmark_run.run_checkpoints, "what training waits for a checkpoint", 16, 20, 2)
+    _add_embedding(commands)
     parity = commands.add_parser("parity", help="the same run in ours and in open_clip")
     parity.set_defaults(
         run=lambda options: benchmark_parity.run(options.model, options.steps, options.seeds, options.data_dir, options.control)
@@ -94,6 +96,21 @@ def _add_training(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     parity.add_argument("--steps", type=int, default=500)
     parity.add_argument("--seeds", type=int, default=3)
     parity.add_argument("--data-dir", default="data/demo", help="the demo's data sets, made where they are missing")
+
+
+def _add_embedding(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    def run_embedding(options: argparse.Namespace) -> str:
+        sizes = (options.batch_size, options.shards, options.shard_samples)
+        return benchmark_embed.run(benchmark_embed.Setting(options.model, *sizes, options.threads), options.repeats)
+
+    embed = commands.add_parser("embed", help="embedding against the forward pass alone")
+    embed.set_defaults(run=run_embedding)
+    embed.add_argument("--model", default="ViT-B/32")
+    embed.add_argument("--batch-size", type=int, default=64)
+    embed.add_argument("--shards", type=int, default=4)
+    embed.add_argument("--shard-samples", type=int, default=512)
+    embed.add_argument("--threads", type=int, default=os.cpu_count(), help="of the one worker (default: all cores)")
+    embed.add_argument("--repeats", type=int, default=3, help="of the whole comparison (default: %(default)s)")
 
 
 def _add_whole_run(

@@ -50,7 +50,7 @@ def s3_server() -> Iterator[Server]:
             process.kill()
 
 
-def write_tars(folder: Path, captions: Sequence[str]) -> int:
+def write_tars(folder: Path, captions: Sequence[str], shard_samples: int = SHARD_SAMPLES) -> int:
     """Tars of photographs as webdataset's own writer makes them, one sample a caption; returns their size in bytes."""
     import io
 
@@ -66,9 +66,9 @@ def write_tars(folder: Path, captions: Sequence[str]) -> int:
         image.resize((SHORT_SIDE_PX * 4 // 3, SHORT_SIDE_PX), Image.Resampling.LANCZOS).save(file, "JPEG", quality=95)
         pictures.append(file.getvalue())
     folder.mkdir()
-    for first in range(0, len(captions), SHARD_SAMPLES):
-        with webdataset.TarWriter(str(folder / f"{first // SHARD_SAMPLES:05d}.tar")) as tar:
-            for number, text in enumerate(captions[first : first + SHARD_SAMPLES], start=first):
+    for first in range(0, len(captions), shard_samples):
+        with webdataset.TarWriter(str(folder / f"{first // shard_samples:05d}.tar")) as tar:
+            for number, text in enumerate(captions[first : first + shard_samples], start=first):
                 tar.write({"__key__": f"{number:09d}", "jpg": pictures[number % len(pictures)], "txt": text})
     return sum(path.stat().st_size for path in folder.iterdir())
 

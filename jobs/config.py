@@ -21,7 +21,7 @@ from pydantic import BaseModel, ValidationError
 
 from model.config import get_architecture
 from pipeline.config import CurateConfig, IndexConfig, IngestConfig
-from training.config import ConfigError, TrainingConfig
+from training.config import ConfigError, EmbedConfig, TrainingConfig
 
 RECIPES = Path(__file__).parent / "recipes"
 LOCATIONS = (
@@ -29,6 +29,9 @@ LOCATIONS = (
     "ingest.output",
     "curate.data",
     "curate.exclude_hashes",
+    "curate.scores",
+    "embed.data",
+    "embed.output",
     "index.input",
     "index.output",
     "data.uri",
@@ -44,11 +47,12 @@ LOCATIONS = (
 
 
 class Config(TrainingConfig):
-    """The whole tree: what training needs (training/config.py), and the pipeline's sections."""
+    """The whole tree: what training needs (training/config.py), and the other jobs' sections."""
 
     ingest: IngestConfig = IngestConfig()
     curate: CurateConfig = CurateConfig()
     index: IndexConfig = IndexConfig()
+    embed: EmbedConfig = EmbedConfig()
 
 
 def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:

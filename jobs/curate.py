@@ -2,6 +2,7 @@
 
     python jobs/curate.py curate.data=data/pairs curate.min_side_px=200 curate.max_aspect_ratio=3 curate.drop_duplicates=true
     python jobs/curate.py curate.data=data/pairs curate.exclude_hashes=evaluation_hashes.txt "curate.where=lang == 'en'"
+    python jobs/curate.py curate.data=data/pairs curate.scores=data/features "curate.where=clip_score > 0.28"   (jobs/embed.py)
     python jobs/curate.py curate.data=data/pairs --materialize             rewrite what is left into compact shards
     python jobs/curate.py curate.data=data/pairs --remove urls.txt         take samples down: keys or URLs, one a line
     python jobs/curate.py curate.data=data/pairs --remove urls.txt --purge --runs runs     and rewrite the shards that hold them
@@ -43,6 +44,8 @@ def job(config: Config, options: argparse.Namespace) -> None:
     storage = open_storage(config.curate.data)
     base = read_manifest(storage, config.curate.version)
     rules = read_rules(config.curate, options.remove)
+    if rules.scores is not None:
+        rules.scores.check(storage, base)
     if base.num_samples:  # a condition that cannot be asked is refused here, before Ray starts
         judge(storage, next(shard for shard in base.shards if shard.num_samples), rules)
     connect_ray()

@@ -116,6 +116,8 @@ class CurateConfig(Section):
     """A text file with a sha256 a line, of stored or of original pictures, e.g. those of an evaluation set."""
     where: str = ""
     """A condition on the sidecar's columns, in pandas' words, e.g. "width >= 300 and lang == 'en'"."""
+    scores: str = ""
+    """What jobs/embed.py has written of these samples: its clip_score is a column for `where`, e.g. "clip_score > 0.28"."""
     sample_share: float = Field(1.0, gt=0, le=1)
     """Keep so large a share of what is left, by a hash of (seed, key)."""
     seed: int = Field(0, ge=0)

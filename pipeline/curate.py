@@ -1,7 +1,8 @@
 """Which samples of a version the next one keeps: rules over sidecars; no picture is read.
 
-In: a shard's sidecar and the rules. Out: a verdict for each sample ("" keeps it), and the shard's record with its selection.
-What concerns more than one shard, duplicates, is decided by jobs/curate.py, which has Ray.
+In: a shard's sidecar, a model's scores where there are any, and the rules. Out: a verdict for each sample ("" keeps it), and
+the shard's record with its selection. What concerns more than one shard, duplicates, is decided by jobs/curate.py, which has
+Ray.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.config import CurateConfig
+from pipeline.embedding import SCORE, Scores
 from pipeline.manifest import Selection, ShardRecord, read_samples, read_selection, read_sidecar
-from pipeline.storage import Storage
+from pipeline.storage import Storage, open_storage
 from pipeline.types import InputError
 
 DUPLICATE, REMOVED = "duplicate", "removed"
@@ -30,16 +32,19 @@ class Rules:
 
     Attributes:
         removed: keys and URLs of samples that are taken down.
+        scores: that a model has given the samples.
     """
 
     config: CurateConfig
     excluded_hashes: frozenset[str] = frozenset()
     removed: frozenset[str] = frozenset()
+    scores: Scores | None = None
 
     @property
     def are_empty(self) -> bool:
         config = self.config
-        return not self.removed and config == CurateConfig(data=config.data, version=config.version, seed=config.seed)
+        rest = {"data": config.data, "version": config.version, "seed": config.seed, "scores": config.scores}
+        return not self.removed and config == CurateConfig(**rest)
 
 
 def read_rules(config: CurateConfig, remove: str | None = None) -> Rules:
@@ -51,7 +56,8 @@ def read_rules(config: CurateConfig, remove: str | None = None) -> Rules:
                 f"curate.exclude_hashes={config.exclude_hashes}: {line[:80]!r} is no sha256; write 64 hex digits a line"
             )
     removed = _lines(remove, "--remove") if remove else frozenset[str]()
-    return Rules(config, frozenset(line.lower() for line in hashes), removed)
+    scores = Scores(open_storage(config.scores)) if config.scores else None
+    return Rules(config, frozenset(line.lower() for line in hashes), removed, scores)
 
 
 def _lines(path: str, key: str) -> frozenset[str]:
@@ -70,6 +76,13 @@ def judge(storage: Storage, shard: ShardRecord, rules: Rules) -> tuple[list[str]
     """
     names = read_sidecar(storage, shard).column_names
     frame = read_samples(storage, shard, names).to_pandas()
+    if rules.scores is not None:
+        if SCORE in frame:
+            raise InputError(
+                f"curate.scores={rules.config.scores}: the sidecars have a column {SCORE} already, from the input table; leave "
+                "curate.scores out to ask that one"
+            )
+        frame[SCORE] = rules.scores.of(shard, frame["key"].tolist())
     verdicts = pd.Series("", index=frame.index)
     for reason, dropped in _rules(frame, rules):
         verdicts[dropped & (verdicts == "")] = reason

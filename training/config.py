@@ -293,6 +293,35 @@ class ClusterConfig(Section):
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
 
 
+class EmbedConfig(Section):
+    """`embed.*`: features of a data set's pictures and captions. The captions are those of `data.captions`, and damaged samples
+    are treated as `data.on_damage` says."""
+
+    data: str = ""
+    """Root of the data set."""
+    version: int | Literal["latest"] = "latest"
+    output: str = ""
+    """Where the features go, of one model: a local folder that every node sees, or s3://bucket/prefix."""
+    dtype: Literal["float16", "float32"] = "float16"
+    """Of the stored features."""
+    batch_size: int = Field(256, ge=1)
+    """Samples that one worker embeds at a time."""
+    num_workers: _Workers | tuple[_Workers, _Workers] | None = None
+    """[least, most] Ray actors that hold the model; None: from one to as many as the cluster has room for."""
+    cpus_per_worker: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """auto: one; with GPUs the cluster's CPUs shared out over its GPUs."""
+    use_gpu: bool | Literal["auto"] = "auto"
+    """auto: one GPU a worker where the cluster has any."""
+    decode_threads: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Of one worker; auto: one less than its CPUs, and at least one."""
+
+    @model_validator(mode="after")
+    def _least_before_most(self) -> EmbedConfig:
+        if isinstance(self.num_workers, tuple) and self.num_workers[0] > self.num_workers[1]:
+            raise ValueError(f"num_workers={list(self.num_workers)}: is [least, most]; give the smaller first")
+        return self
+
+
 class TrainingConfig(Section):
     """All that a training run depends on. jobs/config.py adds the section of ingestion."""
 

@@ -1,0 +1,354 @@
+"""Embeds a data set: features of its pictures and captions, and their CLIP score, as one parquet file a shard.
+
+    python jobs/embed.py run.name=demo embed.data=data/demo/train embed.output=data/features
+    python jobs/embed.py --weights b32.pt --activation gelu model.name=ViT-B/32 embed.data=data/pairs embed.output=data/features
+    ray job submit --working-dir . -- python jobs/embed.py run.dir=s3://BUCKET/runs run.name=vit_b_32 'embed.num_workers=[4,64]'
+        embed.data=s3://BUCKET/pairs embed.output=s3://BUCKET/features
+    python jobs/curate.py curate.data=data/pairs curate.scores=data/features 'curate.where=clip_score > 0.28'
+
+Safe to run again: shards whose file is there are not embedded again, so a run that was killed is continued by the next one, and
+a data set that has grown costs its new shards. Features of another model need another output. `embedding.json` there says
+which model and which data set they are of; a file is joined to the data set by its shard's name, and its rows by key.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, cast
+
+from jobs.command import connect_ray, parser, run
+from jobs.config import Config
+from pipeline.types import InputError
+from training.config import ConfigError, EmbedConfig, RunError, TrainConfig
+
+if TYPE_CHECKING:
+    from model.clip import CLIP
+    from model.config import Architecture
+    from pipeline.embedding import Embedding
+    from pipeline.manifest import Manifest
+    from pipeline.storage import Storage
+    from training.embedding import ShardEmbedder
+
+logger = logging.getLogger(__name__)
+
+CONCURRENT_SHARDS = 2
+"""Of one actor: one is read and decoded, or written, while the model works on the other."""
+NAMED_PROBLEMS = 10
+
+
+def job(config: Config, options: argparse.Namespace) -> None:
+    from pipeline.embedding import claim_output, file_of, finish_output, names_held
+    from pipeline.manifest import read_manifest
+    from pipeline.storage import open_storage
+
+    embed = config.embed
+    for key, value in (("data", embed.data), ("output", embed.output)):
+        if not value:
+            raise ConfigError(f"embed.{key}: is empty; name a folder or an s3://bucket/prefix")
+    data, output = open_storage(embed.data), open_storage(embed.output)
+    manifest = read_manifest(data, embed.version)
+    if not manifest.num_samples:
+        raise ConfigError(f"embed.data={embed.data}: version {manifest.version} holds no samples; name a data set that does")
+    clip, train, address = _from_weights(config, options) if options.weights else _from_run(config)
+    wanted = _describe(config, clip, train, address, manifest)
+    claim_output(output, wanted)
+    held = names_held(output)
+    shards = {number: shard for number, shard in enumerate(manifest.shards) if shard.num_samples}
+    missing = {number: shard for number, shard in shards.items() if file_of(shard, held) is None}
+    if missing:
+        output.check_writable()
+        connect_ray()
+        work = Work(
+            embed.model_copy(update={"version": manifest.version}),
+            train,
+            clip.architecture,
+            config.data.captions,
+            config.data.on_damage == "skip",
+        )
+        units = {number: shard.num_samples for number, shard in missing.items()}
+        print(follow(embed_shards(work, clip, list(units)), units, config.data.max_skipped_samples))
+    else:
+        print(
+            f"nothing to do: {output.uri} holds all {manifest.num_samples:,} samples of {data.uri} version {manifest.version}"
+        )
+    finish_output(output, wanted, manifest)
+
+
+# --------------------------------------------------------------------------------------------------------------- which model
+
+
+def _from_run(config: Config) -> tuple[CLIP, TrainConfig, str]:
+    """(the model of a run's last checkpoint, how it was trained, the checkpoint's address)."""
+    from model.clip import CLIP
+    from pipeline.storage import open_storage
+    from training.checkpoint import CheckpointStore
+    from training.config import TrainingConfig
+    from training.plan import architecture_of
+
+    store = CheckpointStore(open_storage(config.run.uri))
+    checkpoint = store.latest()
+    if checkpoint is None:
+        raise ConfigError(f"run.name={config.run.name}: {store.storage.uri} holds no checkpoint; name a run that was trained")
+    trained = TrainingConfig.model_validate(checkpoint.config)
+    clip = CLIP(architecture_of(trained))
+    checkpoint.restore_weights(clip)
+    print(f"{trained.model.name} of {checkpoint.address}, {checkpoint.position.samples_seen:,} samples seen")
+    return clip, trained.train, checkpoint.address
+
+
+def _from_weights(config: Config, options: argparse.Namespace) -> tuple[CLIP, TrainConfig, str]:
+    from model.weights import load_clip
+
+    try:
+        clip, _, _ = load_clip(config.model.name, options.weights, options.activation, config.model.image_size_px)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return clip, config.train, str(options.weights)
+
+
+def _describe(config: Config, clip: CLIP, train: TrainConfig, address: str, manifest: Manifest) -> Embedding:
+    from pipeline.embedding import EmbeddedData, Embedding, EmbeddingModel
+    from pipeline.storage import open_storage
+    from training.embedding import weights_sha256
+
+    row = clip.architecture
+    return Embedding(
+        model=EmbeddingModel(
+            address=address,
+            name=row.name,
+            activation=row.activation,
+            image_size_px=row.image_size_px,
+            weights_sha256=weights_sha256(clip),
+        ),
+        data=EmbeddedData(uri=open_storage(config.embed.data).uri, version=manifest.version, identity=manifest.identity),
+        captions=config.data.captions,
+        precision=train.precision,
+        dtype=config.embed.dtype,
+        embed_dim=row.embed_dim,
+    )
+
+
+# ------------------------------------------------------------------------------------------------------- the Ray Data graph
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every actor has to know.
+
+    Attributes:
+        embed: with the version pinned.
+        train: its `precision` counts.
+        cpus: of one actor, once they are settled.
+    """
+
+    embed: EmbedConfig
+    train: TrainConfig
+    architecture: Architecture
+    captions: tuple[str, ...]
+    skip_damaged: bool
+    cpus: int = 1
+    use_gpu: bool = False
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The actors that hold the model: from `least` to `most`, `first` of them at the start."""
+
+    least: int
+    first: int
+    most: int
+    cpus: int
+    use_gpu: bool
+
+
+def plan_pool(embed: EmbedConfig, resources: dict[str, float], num_units: int) -> Pool:
+    """As many actors as there is work and room for.
+
+    Args:
+        resources: of the cluster, as it is now.
+    """
+    cpus, gpus = max(1, int(resources.get("CPU", 0))), int(resources.get("GPU", 0))
+    use_gpu = gpus > 0 if embed.use_gpu == "auto" else embed.use_gpu
+    share = max(1, cpus // max(1, gpus)) if use_gpu else 1
+    each = share if embed.cpus_per_worker == "auto" else embed.cpus_per_worker
+    room = max(1, min(cpus // each, gpus) if use_gpu else cpus // each)
+    wished = embed.num_workers if embed.num_workers is not None else (1, room)
+    least, most = (wished, wished) if isinstance(wished, int) else wished
+    least, most = min(least, num_units), min(most, num_units)
+    return Pool(least, first=min(max(least, room), most), most=most, cpus=each, use_gpu=use_gpu)
+
+
+@dataclass(frozen=True)
+class Done:
+    """What comes back for a shard.
+
+    Attributes:
+        error: why there is no file, for people; empty where there is one.
+        problems: damaged samples, with their addresses.
+        score_sum: of the samples that are not damaged.
+        decode_s, forward_s: that its actor's threads have read and decoded, and that the model has computed.
+        began_s, ended_s: by the actor's clock.
+    """
+
+    shard: int
+    error: str = ""
+    problems: list[str] = field(default_factory=list)
+    score_sum: float = 0.0
+    decode_s: float = 0.0
+    forward_s: float = 0.0
+    began_s: float = 0.0
+    ended_s: float = 0.0
+
+
+class _EmbedActor:
+    """Holds the model, in a process of Ray's."""
+
+    def __init__(self, work: Work, weights: Any) -> None:
+        import ray
+        import torch
+
+        from model.clip import CLIP
+        from pipeline.manifest import read_manifest
+        from pipeline.storage import open_storage
+        from training.embedding import ShardEmbedder
+        from training.shards import ShardReader
+
+        torch.set_num_threads(work.cpus)
+        clip = CLIP(work.architecture)
+        clip.load_state_dict(ray.get(weights[0]))
+        data = open_storage(work.embed.data)
+        threads = work.embed.decode_threads
+        self._output, self._dtype = open_storage(work.embed.output), work.embed.dtype
+        self._embedder = ShardEmbedder(
+            clip,
+            ShardReader(data, read_manifest(data, work.embed.version), work.captions),
+            torch.device("cuda" if work.use_gpu else "cpu"),
+            work.train,
+            work.embed.batch_size,
+            max(1, work.cpus - 1) if threads == "auto" else threads,
+            work.skip_damaged,
+        )
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        return asdict(embed_shard(self._embedder, self._output, self._dtype, row["shard"]))
+
+
+def embed_shard(embedder: ShardEmbedder, output: Storage, dtype: str, shard: int) -> Done:
+    """Embeds a shard and writes its file. What a person can mend comes back as an error, and is not raised."""
+    from pipeline.embedding import write_features
+
+    began_s, reader = time.time(), embedder.reader
+    try:
+        found = embedder.embed(shard)
+        features = (found.image_features_NE, found.text_features_NE, found.clip_score_N)
+        write_features(output, reader.manifest.shards[shard], found.keys, features, found.problems, dtype)
+    except InputError as error:
+        return Done(shard, error=str(error))
+    except OSError as error:
+        return Done(shard, error=f"embed.output={output.uri}: cannot be written ({error}); make room, or choose another one")
+    good = [place not in found.problems for place in range(len(found.keys))]
+    return Done(
+        shard=shard,
+        problems=[f"{reader.address(shard)}: {problem}" for problem in found.problems.values()],
+        score_sum=float(found.clip_score_N[good].sum()),
+        decode_s=found.decode_s,
+        forward_s=found.forward_s,
+        began_s=began_s,
+        ended_s=time.time(),
+    )
+
+
+def follow(dones: Iterable[Done], units: dict[int, int], max_skipped_samples: int) -> str:
+    """Shows progress while shards come back, and returns what there is to say at the end.
+
+    Args:
+        units: shard -> samples, of all that will come back.
+
+    Raises:
+        InputError: damaged data, or a storage that cannot be used.
+        RunError: a shard did not come back.
+    """
+    from tqdm import tqdm
+
+    began, missing, skipped, score, decode_s, forward_s = time.perf_counter(), set(units), 0, 0.0, 0.0, 0.0
+    with tqdm(total=sum(units.values()), unit="samples", desc="embed", mininterval=1.0) as bar:
+        for done in dones:
+            if done.error:
+                raise InputError(done.error)
+            missing.discard(done.shard)
+            skipped = _skip(done.problems, skipped, max_skipped_samples)
+            score, decode_s, forward_s = score + done.score_sum, decode_s + done.decode_s, forward_s + done.forward_s
+            bar.update(units[done.shard])
+            bar.set_postfix_str(f"mean clip_score {score / max(1, bar.n - skipped):.4f}")
+    if missing:
+        raise RunError(f"{len(missing)} shards did not come back, no. {min(missing)} among them; run the job again")
+    duration_s, samples = time.perf_counter() - began, sum(units.values())
+    mean = score / (samples - skipped) if samples > skipped else math.nan
+    damaged = f", {skipped:,} of them damaged and without features" if skipped else ""
+    return (
+        f"{samples:,} samples in {len(units):,} shards{damaged}, in {duration_s:.1f} s ({samples / duration_s:,.1f} a second); "
+        f"mean clip_score {mean:.4f}\n"
+        f"of one worker a sample takes {decode_s / samples * 1e3:.2f} ms of a decoding thread and "
+        f"{forward_s / samples * 1e3:.2f} ms of the model"
+    )
+
+
+def _skip(problems: list[str], skipped: int, max_skipped_samples: int) -> int:
+    """Names damaged samples, and counts them. Raises InputError where there are too many."""
+    for problem in problems:
+        skipped += 1
+        if skipped > max_skipped_samples:
+            raise InputError(
+                f"data.max_skipped_samples={max_skipped_samples}: one more sample is damaged ({problem}); restore the data, or "
+                "raise the limit"
+            )
+        if skipped <= NAMED_PROBLEMS or skipped % 100 == 0:
+            logger.warning("damaged sample no. %d: %s", skipped, problem)
+    return skipped
+
+
+def embed_shards(work: Work, clip: CLIP, numbers: list[int]) -> Iterator[Done]:
+    """Shards to actors; a row comes back for each."""
+    import ray
+    from ray.data import ActorPoolStrategy, DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False  # ours counts samples
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    pool = plan_pool(work.embed, ray.cluster_resources(), len(numbers))
+    # In a list, or Ray would put the weights into every call that makes an actor.
+    weights = [ray.put({name: tensor.cpu() for name, tensor in clip.state_dict().items()})]
+    stream = ray.data.from_items([{"shard": number} for number in numbers], override_num_blocks=len(numbers)).map(
+        cast(Any, _EmbedActor),  # Ray's annotation leaves classes out
+        fn_constructor_args=(replace(work, cpus=pool.cpus, use_gpu=pool.use_gpu), weights),
+        # Tasks in flight stay at Ray's twice as many as are concurrent: with fewer it would never think of a larger pool.
+        compute=ActorPoolStrategy(
+            min_size=pool.least,
+            max_size=pool.most,
+            initial_size=pool.first,
+            max_concurrent_calls_per_actor=CONCURRENT_SHARDS,
+            enable_true_multi_threading=True,
+        ),
+        num_cpus=pool.cpus,
+        num_gpus=1 if pool.use_gpu else 0,
+    )
+    for row in stream.iter_rows():
+        yield Done(**row)
+
+
+def arguments() -> argparse.ArgumentParser:
+    result = parser(__doc__)
+    result.add_argument("--weights", metavar="FILE", help="a state dict (.safetensors or .pt) instead of a run's checkpoint")
+    result.add_argument("--activation", choices=("quick_gelu", "gelu"), help="what the weights were trained with")
+    return result
+
+
+if __name__ == "__main__":
+    sys.exit(run(arguments(), job))
