@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Makes the two roles that infra/aws/cluster.yaml names, once per account:
+# rayclip-node may use the one bucket; rayclip-head may also launch and end the instances of this cluster.
+#
+#   infra/aws/create_roles.sh
+set -euo pipefail
+cd "$(dirname "$0")"
+
+for role in rayclip-node rayclip-head; do
+    aws iam create-role --role-name "$role" --assume-role-policy-document file://iam-trust.json
+    aws iam put-role-policy --role-name "$role" --policy-name bucket --policy-document file://iam-policy.json
+    aws iam create-instance-profile --instance-profile-name "$role"
+    aws iam add-role-to-instance-profile --instance-profile-name "$role" --role-name "$role"
+done
+aws iam put-role-policy --role-name rayclip-head --policy-name launch --policy-document file://iam-head-policy.json
+# An account's first spot instance needs this role; in later ones it exists already.
+aws iam create-service-linked-role --aws-service-name spot.amazonaws.com || true

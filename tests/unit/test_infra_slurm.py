@@ -1,0 +1,94 @@
+"""infra/slurm/train.sbatch, run by bash with stand-ins for SLURM's and Ray's commands: what it starts, and how it stops."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "infra" / "slurm" / "train.sbatch"
+STAND_INS = {
+    # `srun` runs the command behind its own options, `ray symmetric-run` the one behind `--`, as those do on the first node.
+    "srun": 'while [ "${1#--}" != "$1" ]; do shift; done; exec "$@"',
+    "ray": 'echo "ray $*" >> "$LOG"; [ "$1" = symmetric-run ] || exit 0\n'
+    'env | grep "^RAY_" | sort >> "$LOG"; while [ "$1" != -- ]; do shift; done; shift; "$@"',
+    "python": 'echo "python $*" >> "$LOG"; trap "exit 143" TERM; echo ready >> "$LOG"\n'
+    'for _ in $(seq "${STEPS:-1}"); do sleep 0.05; done; exit "${CODE:-0}"',
+    "scontrol": 'echo "scontrol $*" >> "$LOG"',
+    "hostname": "echo 10.0.0.7 10.1.0.7",
+}
+
+
+@pytest.fixture
+def launch(tmp_path):
+    processes = []
+
+    def start(*arguments: str, **variables: str) -> tuple[subprocess.Popen[str], Path]:
+        folder, log = tmp_path / "bin", tmp_path / "log"
+        folder.mkdir()
+        log.touch()
+        for name, body in STAND_INS.items():
+            (folder / name).write_text(f"#!/bin/bash\n{body}\n")
+            (folder / name).chmod(0o755)
+        slurm = {"SLURM_JOB_NUM_NODES": "2", "SLURM_CPUS_ON_NODE": "48", "SLURM_GPUS_ON_NODE": "4", "SLURM_JOB_ID": "17"}
+        path = f"{folder}:{os.environ['PATH']}"
+        environment = {"HOME": str(tmp_path), "TMPDIR": str(tmp_path), "PATH": path, "LOG": str(log), **slurm, **variables}
+        command = ["bash", str(SCRIPT), *arguments]
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        processes.append(process)
+        return process, log
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def lines(log: Path) -> list[str]:
+    return log.read_text().splitlines()
+
+
+def wait_for(log: Path, line: str) -> None:
+    deadline = time.monotonic() + 30
+    while line not in lines(log):
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.02)
+
+
+def test_it_starts_one_ray_over_all_nodes_and_hands_the_arguments_to_the_job(launch):
+    process, log = launch("--config", "vit_b_32", "data.uri=/a b/pairs")
+    assert process.wait(30) == 0, process.stdout.read()
+    (start,) = [line for line in lines(log) if line.startswith("ray symmetric-run")]
+    assert "--address 10.0.0.7:6379 --min-nodes 2 --num-cpus=48 --num-gpus=4 -- bash" in start
+    assert "python jobs/train.py cluster.num_workers=[1,8] --config vit_b_32 data.uri=/a b/pairs" in lines(log)
+    assert {"RAY_AUTH_MODE=token", "RAY_health_check_period_ms=1000"} <= set(lines(log))
+    assert lines(log)[0] == "ray get-auth-token --generate"
+    assert not any(line.startswith("scontrol") for line in lines(log))
+
+
+def test_sigterm_reaches_the_driver_alone_and_the_job_is_queued_again(launch):
+    process, log = launch(STEPS="600")
+    wait_for(log, "ready")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 143, process.stdout.read()
+    assert lines(log)[-1] == "scontrol requeue 17"
+
+
+def test_sigterm_that_comes_when_the_run_ends_by_itself_keeps_its_exit_code(launch):
+    process, log = launch(STEPS="10", CODE="0")
+    wait_for(log, "ready")
+    (driver,) = [path for path in log.parent.glob("tmp.*") if path.read_text().strip()]
+    driver.write_text("999999999\n")  # the driver is gone when the signal is handed on
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 0, process.stdout.read()
+    assert not any(line.startswith("scontrol") for line in lines(log))
+
+
+@pytest.mark.parametrize("code", ["1", "2"])
+def test_a_run_that_failed_keeps_its_exit_code_and_is_not_queued_again(launch, code):
+    process, log = launch(CODE=code)
+    assert process.wait(30) == int(code)
+    assert not any(line.startswith("scontrol") for line in lines(log))
