@@ -51,10 +51,13 @@ class MetricsFile:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All whole rows of a record. A last row that a kill cut short is left out; a missing file has no rows."""
-    if not path.exists():
-        return []
+    return parse_metrics(path.read_text(encoding="utf-8")) if path.exists() else []
+
+
+def parse_metrics(text: str) -> list[dict[str, Any]]:
+    """Likewise, of a record's text."""
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in text.splitlines():
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
