@@ -12,9 +12,9 @@ is not there is said on the page. Runs in this process, without Ray.
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -22,13 +22,17 @@ from pathlib import Path
 from jobs.command import parser, run
 from jobs.config import Config
 from pipeline.storage import Storage, open_storage
-from training.config import ConfigError, RunError
+from training.config import ConfigError
 
 logger = logging.getLogger(__name__)
 
 PAGE = "report.html"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-PICTURE_PX, PICTURE_COLOURS = (1280, 1600), 128
+BROWSER_OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+BROWSER_OPTIONS += ["--disable-component-update", "--disable-sync"]
+PICTURE_PX = (1600, 2110)
+PAINTED_AFTER_MS = 1500
+"""That charts have been laid out does not say that their canvas is painted."""
 
 
 def job(config: Config, options: argparse.Namespace) -> None:
@@ -68,37 +72,34 @@ def report_at_the_end(config: Config) -> str:
 
 
 def take_picture(page: str, picture: Path) -> None:
-    """What a browser shows of the page's upper part. Raises ConfigError where there is no browser, RunError where it fails."""
+    """What a browser shows of the page's upper part. Raises ConfigError where there is none, or nothing to drive it."""
     from PIL import Image
 
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        raise ConfigError(f"--picture={picture}: needs the package playwright; install it, or leave the option out") from None
     browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
     if browser is None:
         raise ConfigError(f"--picture={picture}: needs a browser; install one of {', '.join(BROWSERS)}, or leave it out")
-    with tempfile.TemporaryDirectory() as folder:
-        source, shot = Path(folder) / PAGE, Path(folder) / "shot.png"
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        source = Path(folder) / PAGE
         source.write_text(page, encoding="utf-8")
-        size = ",".join(map(str, PICTURE_PX))
-        command = [
-            browser,
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--hide-scrollbars",
-            f"--user-data-dir={folder}/profile",
-        ]
-        command += ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
-        command += [f"--window-size={size}", "--virtual-time-budget=20000", f"--screenshot={shot}", source.as_uri()]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-        if not shot.exists():
-            raise RunError(f"--picture={picture}: {browser} made none: {done.stderr.strip()[-300:]}")
-        with Image.open(shot) as image:
-            image.convert("RGB").quantize(PICTURE_COLOURS).save(picture, optimize=True)
+        with playwright.chromium.launch(executable_path=browser, args=BROWSER_OPTIONS) as chromium:
+            width_px, height_px = PICTURE_PX
+            tab = chromium.new_page(viewport={"width": width_px, "height": height_px})
+            tab.goto(source.as_uri())
+            tab.evaluate("drawAll()")
+            tab.wait_for_timeout(PAINTED_AFTER_MS)
+            shot = tab.screenshot()
+    with Image.open(io.BytesIO(shot)) as image:
+        image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(picture, optimize=True)
 
 
 def arguments() -> argparse.ArgumentParser:
     result = parser(__doc__)
     result.add_argument("--output", metavar="FILE", help="write the page there instead of into the run's folder")
-    result.add_argument("--picture", metavar="FILE", help="also a PNG of the page's upper part; needs Chromium or Chrome")
+    result.add_argument("--picture", metavar="FILE", help="also a PNG of the page's top; needs Chromium and playwright")
     return result
 
 

@@ -23,8 +23,8 @@ from bokeh.models import (
     LinearColorMapper,
     NumeralTickFormatter,
     PrintfTickFormatter,
-    Span,
 )
+from bokeh.models.annotations import Span
 from bokeh.palettes import Viridis256
 from bokeh.plotting import figure
 from numpy.typing import NDArray
@@ -98,7 +98,7 @@ def draw_curves(
         colour = COLOURS[number % len(COLOURS)]
         columns = {"step": curve.step, "value": curve.value, "low": curve.low, "high": curve.high}
         source = ColumnDataSource({key: column.astype(np.float32) for key, column in columns.items()})
-        parts = [plot.line("step", "value", source=source, color=colour, line_width=2)]
+        parts: list[Any] = [plot.line("step", "value", source=source, color=colour, line_width=2)]
         banded = not np.array_equal(curve.low, curve.high, equal_nan=True)
         if banded:
             parts.append(plot.varea("step", "low", "high", source=source, fill_color=colour, fill_alpha=0.22))
@@ -177,7 +177,7 @@ def draw_similarity(cells: Sequence[Sequence[float | None]], captions: Sequence[
     plot.xaxis.ticker = plot.yaxis.ticker = FixedTicker(ticks=list(range(1, count + 1)))
     plot.grid.visible = False
     scale = ((low, Viridis256[0]), ((low + high) / 2, Viridis256[127]), (high, Viridis256[-1]))
-    return Chart(plot, tuple((f"{value:.2f}", colour) for value, colour in scale))
+    return Chart(plot, tuple((f"{value + 0:.2f}", colour) for value, colour in scale))
 
 
 def _empty_chart(**options: Any) -> figure:

@@ -55,7 +55,7 @@ class DataReport:
     size_bytes: int
     failures: list[tuple[str, int, float]]
     seen: int
-    sides_px: NDArray[np.float64]
+    sides_px: NDArray[np.int64]
     stored: str
     tokens: NDArray[np.int64]
     context_length: int
@@ -228,10 +228,10 @@ def _some_samples(storage: Storage, manifest: Manifest) -> pa.Table:
     return pa.concat_tables([read_samples(storage, shard, columns) for shard in shards], promote_options="permissive")
 
 
-def _shorter_sides(samples: pa.Table) -> NDArray[np.float64]:
+def _shorter_sides(samples: pa.Table) -> NDArray[np.int64]:
     width, height = (pc.coalesce(samples[f"original_{side}"], samples[side]) for side in ("width", "height"))
     sides = pc.min_element_wise(width, height, skip_nulls=False).drop_null()
-    return np.asarray(sides.to_numpy(), dtype=np.float64)
+    return np.asarray(sides.to_numpy(), dtype=np.int64)
 
 
 def _commonest_size(samples: pa.Table) -> str:

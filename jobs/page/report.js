@@ -16,7 +16,8 @@ const near = new IntersectionObserver((entries) => {
 }, { rootMargin: "400px" });
 const places = [...document.querySelectorAll("[data-chart]")];
 places.forEach((place) => near.observe(place));
-addEventListener("beforeprint", () => places.forEach(draw));
+const drawAll = () => Promise.all(places.map(draw));
+addEventListener("beforeprint", drawAll);
 
 // A canvas has the colours that it was painted with: another scheme means painting again.
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
