@@ -6,10 +6,13 @@ what could not be read. Nothing is computed from the model.
 
 from __future__ import annotations
 
+import io
 import json
+from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -30,6 +33,7 @@ from training.tracking import LOOKS, METRICS, PROBE, parse_metrics
 
 CONFIG, RESULT = "config.yaml", "result.json"
 SHARDS_READ, CAPTIONS_COUNTED, MOST_TOKENS = 8, 4000, 256
+Numbers = NDArray[np.float64]
 SECTIONS_OF_DATA = 4
 """Data sets of a mixture that are looked into."""
 
@@ -67,12 +71,28 @@ class DataReport:
 
 
 @dataclass(frozen=True)
+class Steps:
+    """The logged steps of a record, in its order.
+
+    Attributes:
+        columns: the numbers by key; NaN where a step has none.
+        last: the last row as it is; empty where there is no step.
+    """
+
+    count: int = 0
+    columns: dict[str, Numbers] = field(default_factory=dict)
+    last: dict[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, key: str) -> Numbers:
+        return self.columns[key] if key in self.columns else np.full(self.count, np.nan)
+
+
+@dataclass(frozen=True)
 class RunReport:
     """What is known of a run.
 
     Attributes:
         config_text: config.yaml as it is stored.
-        steps: rows of logged steps, in the record's order.
         evaluations: rows of evaluations.
         result: result.json; None for a run that has not ended.
         pairs, looks: the probe and what each evaluation saw of it.
@@ -81,7 +101,7 @@ class RunReport:
     name: str
     uri: str
     config_text: str
-    steps: list[dict[str, Any]]
+    steps: Steps
     evaluations: list[dict[str, Any]]
     starts: list[dict[str, Any]]
     result: dict[str, Any] | None
@@ -89,11 +109,6 @@ class RunReport:
     looks: list[dict[str, Any]]
     data: list[DataReport] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
-
-    def column(self, key: str) -> NDArray[np.float64]:
-        """A number of each logged step; NaN where there is none."""
-        values = [row[key] if key in row else None for row in self.steps]
-        return np.array([value if isinstance(value, int | float) else np.nan for value in values], dtype=np.float64)
 
     @property
     def total_steps(self) -> int | None:
@@ -107,15 +122,16 @@ class RunReport:
         if self.result is not None and self.result["spent"]:
             parts = Spent.__dataclass_fields__
             return Spent(**{key: value for key, value in self.result["spent"].items() if key in parts})
-        rows = [row for row in self.steps if "train_s" in row]
-        if not rows or not self.starts:
+        if not self.steps.count or not self.starts:
             return None
-        last, goodput = self.starts[-1], rows[-1]["goodput"]
-        trained_s = sum(row["train_s"] for row in rows)
+        last, goodput = self.starts[-1], self.steps.last["goodput"]
+        trained_s, evaluation_s, checkpoint_s = (
+            float(np.nansum(self.steps[key])) for key in ("train_s", "evaluation_s", "checkpoint_s")
+        )
         return Spent(
             training_s=trained_s,
-            evaluation_s=sum(row["evaluation_s"] for row in rows) + last["evaluation_s"],
-            checkpoints_s=sum(row["checkpoint_s"] for row in rows) + last["checkpoint_s"],
+            evaluation_s=evaluation_s + last["evaluation_s"],
+            checkpoints_s=checkpoint_s + last["checkpoint_s"],
             lost_s=last["lost_s"],
             start_up_s=last["start_up_s"],
             elapsed_s=trained_s / goodput if goodput else 0.0,
@@ -130,20 +146,18 @@ def read_run(run: Storage, name: str) -> RunReport:
         ConfigError: there is no such run.
         StorageError: the folder cannot be read.
     """
-    texts = {
-        path: run.read(path).decode("utf-8", "replace") if run.exists(path) else ""
-        for path in (METRICS, STARTS, LOOKS, PROBE, CONFIG, RESULT)
-    }
-    if not texts[METRICS] and not texts[CONFIG]:
+    files = {path: run.read(path) if run.exists(path) else b"" for path in (METRICS, STARTS, LOOKS, PROBE, CONFIG, RESULT)}
+    if not files[METRICS] and not files[CONFIG]:
         raise ConfigError(f"run.name={name}: {run.uri} holds no record of a run; name one that has begun")
-    rows = parse_metrics(texts[METRICS])
+    steps, evaluations = parse_record(files[METRICS])
+    texts = {path: data.decode("utf-8", "replace") for path, data in files.items() if path != METRICS}
     problems: list[str] = []
     report = RunReport(
         name=name,
         uri=run.uri,
         config_text=texts[CONFIG],
-        steps=[row for row in rows if "loss" in row],
-        evaluations=[row for row in rows if any(key.startswith("evaluation/") for key in row)],
+        steps=steps,
+        evaluations=evaluations,
         starts=parse_metrics(texts[STARTS]),
         result=_json_of(texts[RESULT], RESULT, problems),
         pairs=_json_of(texts[PROBE], PROBE, problems),
@@ -152,6 +166,33 @@ def read_run(run: Storage, name: str) -> RunReport:
     )
     report.data.extend(_look_at_data(texts[CONFIG], problems))
     return report
+
+
+def parse_record(data: bytes) -> tuple[Steps, list[dict[str, Any]]]:
+    """Logged steps as columns, since a record may have millions of numbers, and the rows of evaluations.
+
+    A last row that is just being written is left out.
+    """
+    count, last, evaluations = 0, dict[str, Any](), []
+    columns: dict[str, array[float]] = {}
+    for line in io.BytesIO(data):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            break
+        if any(key.startswith("evaluation/") for key in row):
+            evaluations.append(row)
+        if "loss" not in row:
+            continue
+        for key, value in row.items():
+            if isinstance(value, int | float):
+                column = columns.setdefault(key, array("d"))
+                column.extend(repeat(np.nan, count - len(column)))
+                column.append(value)
+        count, last = count + 1, row
+    for column in columns.values():
+        column.extend(repeat(np.nan, count - len(column)))
+    return Steps(count, {key: np.frombuffer(column) for key, column in columns.items()}, last), evaluations
 
 
 def _json_of(text: str, name: str, problems: list[str]) -> dict[str, Any] | None:

@@ -128,10 +128,10 @@ STEP_CHARTS: tuple[tuple[str, dict[str, str], dict[str, Any]], ...] = (
 
 
 def _step_charts(report: RunReport) -> Iterator[tuple[str, Chart]]:
-    steps = report.column("step")
+    steps = report.steps["step"]
     marks = sorted({start["step"] for start in report.starts if start["step"]})
     for name, labels, options in STEP_CHARTS:
-        values = {label: report.column(key) for key, label in labels.items()}
+        values = {label: report.steps[key] for key, label in labels.items()}
         if options.get("scale") == "log":
             values = {label: np.where(column > 0, column, np.nan) for label, column in values.items()}
         curves = [thin(label, steps, column) for label, column in values.items() if np.isfinite(column).any()]
@@ -220,15 +220,15 @@ def _evaluation_table(report: RunReport) -> dict[str, Any]:
 
 def _summary(report: RunReport) -> Iterator[tuple[str, str]]:
     """What one wants to know first: (name, value)."""
-    if report.steps:
-        last = report.steps[-1]
+    if report.steps.count:
+        last = report.steps.last
         yield "samples seen", f"{last['samples_seen']:,}"
         yield "loss", "not a number" if last["loss"] is None else f"{last['loss']:.4f}"
         yield "temperature", "not a number" if last["temperature"] is None else f"{last['temperature']:.4f}"
-        rate = report.column("samples_per_s")
+        rate = report.steps["samples_per_s"]
         if np.isfinite(rate).any():
             yield "samples a second", f"{np.nanmedian(rate):,.0f}"
-        wait = report.column("data_wait_share")
+        wait = report.steps["data_wait_share"]
         if np.isfinite(wait).any():
             yield "waiting for data", f"{np.nanmean(wait):.1%}"
     if report.spent is not None:
@@ -241,18 +241,20 @@ def _summary(report: RunReport) -> Iterator[tuple[str, str]]:
 
 def _state(report: RunReport) -> str:
     """Finished or not, and how far."""
-    step = report.steps[-1]["step"] if report.steps else 0
+    step = report.steps.last["step"] if report.steps.count else 0
     of = f" of {report.total_steps:,}" if report.total_steps else ""
     if report.result is not None:
         return f"finished: {report.result['step']:,} steps"
-    heard = [row["time"] for row in report.steps[-1:] if row.get("time")] + [start["ready"] for start in report.starts[-1:]]
+    heard = [start["ready"] for start in report.starts[-1:]]
+    if "time" in report.steps.last:
+        heard.append(report.steps.last["time"])
     when = f", last heard of on {_time(max(heard))}" if heard else ""
     return f"not finished: {step:,}{of} steps{when}"
 
 
 def _thinned(report: RunReport) -> int:
     """Steps that one point of a curve stands for."""
-    return -(-len(report.steps) // POINTS)
+    return -(-report.steps.count // POINTS)
 
 
 def _gallery(report: RunReport) -> Iterator[dict[str, Any]]:

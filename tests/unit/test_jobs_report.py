@@ -10,7 +10,7 @@ import pytest
 from jobs.command import EXIT_BAD_INPUT, run
 from jobs.report import arguments, job, make_report, report_at_the_end, take_picture
 from jobs.report_charts import POINTS, thin
-from jobs.report_data import RunReport, read_run
+from jobs.report_data import RunReport, parse_record, read_run
 from jobs.report_page import bounds_of, evaluation_values, figures_of, render
 from pipeline.storage import open_storage
 from tests.support.browser import CHROMIUM, NO_CHROMIUM, chromium, visit
@@ -177,7 +177,18 @@ def test_a_thinned_curve_keeps_every_peak_and_the_mean_and_leaves_gaps():
 
 def report_of(steps=(), evaluations=(), **more):
     known = {"config_text": "", "starts": [], "result": None, "pairs": None, "looks": []}
-    return RunReport("name", "runs/name", steps=list(steps), evaluations=list(evaluations), **(known | more))
+    columns, rows = parse_record("".join(json.dumps(row) + "\n" for row in (*steps, *evaluations)).encode())
+    return RunReport("name", "runs/name", steps=columns, evaluations=rows, **(known | more))
+
+
+def test_a_record_whose_rows_differ_has_a_gap_where_a_step_has_no_number():
+    rows = [{"step": 1, "loss": 2.0}, {"step": 1, "evaluation/r1": 0.5}, {"step": 2, "loss": None, "grad_norm": 3.0}]
+    report = report_of(rows, [{"step": 3, "loss": 1.0}])
+    assert report.steps["step"].tolist() == [1, 2, 3]
+    assert report.steps["loss"].tolist() == pytest.approx([2.0, np.nan, 1.0], nan_ok=True)
+    assert report.steps["grad_norm"].tolist() == pytest.approx([np.nan, 3.0, np.nan], nan_ok=True)
+    assert np.isnan(report.steps["never_logged"]).all()
+    assert report.evaluations == [{"step": 1, "evaluation/r1": 0.5}]
 
 
 def test_whatever_was_evaluated_is_shown_with_its_interval_and_oddities_are_left_out():
@@ -215,13 +226,11 @@ def test_a_hundred_thousand_steps_are_a_small_page_that_says_what_a_point_is():
         "communication_s",
         "goodput",
     )
-    noise = np.random.default_rng(0).lognormal(size=(100_000, len(keys)))
-    steps = [
-        {"step": number, "samples_seen": number * 32, **dict(zip(keys, row, strict=True))}
-        for number, row in enumerate(noise.tolist(), start=1)
-    ]
-    steps[50_000]["loss"] = None  # a step that was no number
-    page = render(report_of(steps))
+    numbers = ", ".join(f'"{key}": 0.123456' for key in keys[1:])
+    lines = [f'{{"step": {step}, "samples_seen": {step * 32}, "loss": {step % 997}, {numbers}}}' for step in range(1, 100_001)]
+    lines[50_000] = lines[50_000].replace('"temperature": 0.123456', '"temperature": null')  # a step that was no number
+    steps, _ = parse_record("\n".join(lines).encode())
+    page = render(RunReport("name", "runs/name", "", steps, [], starts=[], result=None, pairs=None, looks=[]))
     assert len(page) < 2_500_000
     assert "100,000 logged steps" in page
     assert "A point of a curve is the mean of 125 of them" in page
