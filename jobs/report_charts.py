@@ -177,7 +177,7 @@ def draw_similarity(cells: Sequence[Sequence[float | None]], captions: Sequence[
     plot.xaxis.ticker = plot.yaxis.ticker = FixedTicker(ticks=list(range(1, count + 1)))
     plot.grid.visible = False
     scale = ((low, Viridis256[0]), ((low + high) / 2, Viridis256[127]), (high, Viridis256[-1]))
-    return Chart(plot, tuple((f"{value + 0:.2f}", colour) for value, colour in scale))
+    return Chart(plot, tuple((f"{round(value, 2) + 0.0:.2f}", colour) for value, colour in scale))
 
 
 def _empty_chart(**options: Any) -> figure:
@@ -186,7 +186,7 @@ def _empty_chart(**options: Any) -> figure:
     plot = figure(tools="xbox_zoom,reset,save", active_drag=None, active_scroll=None, **settings | options)
     plot.toolbar.logo = None
     plot.toolbar.autohide = plot.toolbar_inner = True  # over the chart while the pointer is there: no room is kept for it
-    plot.min_border_right = 14
+    plot.min_border_right = 24
     plot.axis.major_label_text_font_size = "12px"
     plot.axis.axis_label_text_font_size = "12px"
     plot.axis.axis_label_text_font_style = "normal"

@@ -37,8 +37,9 @@ from jobs.report_data import RunReport
 
 TEMPLATES = Path(__file__).parent / "page"
 EVALUATIONS_SHOWN = 40
-BOUND = re.compile(r"(?P<name>.+?)_(?:ci_?)?(?P<side>low|high|lower|upper)$")
-"""Keys that are an end of the interval of another key."""
+PREFIXES = ("evaluation/", "evaluation_bounds/")
+BOUND = re.compile(r"(?P<name>.+?)_(?:ci_?)?(?P<side>low|high|lower|upper|chance)$")
+"""Keys that say of another one where its interval ends, or what chance would get."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,12 @@ class Figure:
     """One evaluated figure over the steps.
 
     Attributes:
+        chance: what chance would get, as text; empty where nobody says it.
         last, best: (step, value, interval as text or empty).
     """
 
     name: str
+    chance: str
     last: tuple[int, str, str]
     best: tuple[int, str, str]
 
@@ -147,20 +150,26 @@ def evaluation_values(report: RunReport) -> dict[str, dict[int, float]]:
     found: dict[str, dict[int, float]] = {}
     for row in report.evaluations:
         for key, value in row.items():
-            if key.startswith("evaluation/") and isinstance(value, int | float):
-                found.setdefault(key.removeprefix("evaluation/"), {})[row["step"]] = float(value)
+            if key.startswith(PREFIXES) and isinstance(value, int | float):
+                found.setdefault(key.partition("/")[2], {})[row["step"]] = float(value)
     return found
 
 
 def bounds_of(values: dict[str, dict[int, float]]) -> dict[str, dict[str, dict[int, float]]]:
-    """Name -> low and high of its interval, of those names that have one."""
+    """Name -> low, high and chance -> step -> value; of those names of which it is known."""
     bounds: dict[str, dict[str, dict[int, float]]] = {}
     for key in values:
         match = BOUND.match(key)
         if match and match["name"] in values:
-            side = "low" if match["side"] in ("low", "lower") else "high"
+            side = {"lower": "low", "upper": "high"}.get(match["side"]) or match["side"]
             bounds.setdefault(match["name"], {})[side] = values[key]
-    return {name: both for name, both in bounds.items() if len(both) == 2}
+    return bounds
+
+
+def _ends(bounds: dict[str, dict[str, dict[int, float]]], name: str, step: int) -> tuple[float, float] | None:
+    """The interval of a figure at a step."""
+    sides = [bounds[name][side] if name in bounds and side in bounds[name] else {} for side in ("low", "high")]
+    return (sides[0][step], sides[1][step]) if all(step in side for side in sides) else None
 
 
 def _own_names(values: dict[str, dict[int, float]]) -> list[str]:
@@ -176,14 +185,10 @@ def _evaluation_curves(report: RunReport) -> dict[str, list[Curve]]:
         group, _, last = name.rpartition("_")
         steps = np.array(sorted(values[name]), dtype=np.float64)
         middle = np.array([values[name][int(step)] for step in steps])
-        ends = {"low": middle, "high": middle}
-        if name in bounds:
-            ends = {
-                side: np.array([of[int(step)] if int(step) in of else np.nan for step in steps])
-                for side, of in bounds[name].items()
-            }
-        curve = Curve(last or name, steps, middle, ends["low"], ends["high"])
-        groups.setdefault(group or name, []).append(curve if name in bounds else thin(curve.label, steps, middle))
+        ends = np.array([_ends(bounds, name, int(step)) or (np.nan, np.nan) for step in steps])
+        known = np.isfinite(ends).any()
+        curve = Curve(last or name, steps, middle, ends[:, 0], ends[:, 1]) if known else thin(last or name, steps, middle)
+        groups.setdefault(group or name, []).append(curve)
     return groups
 
 
@@ -193,15 +198,16 @@ def figures_of(report: RunReport) -> list[Figure]:
     bounds = bounds_of(values)
 
     def cell(name: str, step: int) -> tuple[int, str, str]:
-        ends = [bounds[name][side].get(step) for side in ("low", "high")] if name in bounds else [None]
-        interval = "" if None in ends else " – ".join(_number(end) for end in ends if end is not None)
-        return step, _number(values[name][step]), interval
+        ends = _ends(bounds, name, step)
+        return step, _number(values[name][step]), "" if ends is None else " – ".join(map(_number, ends))
 
     found = []
     for name in _own_names(values):
         course = values[name]
         best = min(course, key=course.__getitem__) if re.search(r"rank|loss", name) else max(course, key=course.__getitem__)
-        found.append(Figure(name, cell(name, max(course)), cell(name, best)))
+        chances = bounds[name]["chance"] if name in bounds and "chance" in bounds[name] else {}
+        chance = _number(chances[max(chances)]) if chances else ""
+        found.append(Figure(name, chance, cell(name, max(course)), cell(name, best)))
     return found
 
 
@@ -236,7 +242,7 @@ def _summary(report: RunReport) -> Iterator[tuple[str, str]]:
         yield "time", _duration(report.spent.elapsed_s)
     for figure in figures_of(report):
         if re.search(r"_r1$|_top1$", figure.name):
-            yield figure.name.replace("_", " "), figure.last[1] + (f" ({figure.last[2]})" if figure.last[2] else "")
+            yield figure.name.replace("_", " "), figure.last[1]
 
 
 def _state(report: RunReport) -> str:

@@ -198,6 +198,10 @@ def test_whatever_was_evaluated_is_shown_with_its_interval_and_oddities_are_left
             "evaluation/probe_accuracy": value,
             "evaluation/probe_accuracy_low": value - 0.1,
             "evaluation/probe_accuracy_ci_high": value + 0.1,
+            "evaluation/image_to_text_r1": value,
+            "evaluation_bounds/image_to_text_r1_low": value - 0.2,
+            "evaluation_bounds/image_to_text_r1_high": value + 0.2,
+            "evaluation_bounds/image_to_text_r1_chance": 0.015625,
             "evaluation/median_rank": 30 - step,
             "evaluation/lowest_low": 0.5,
             "evaluation/note": "words",
@@ -207,12 +211,17 @@ def test_whatever_was_evaluated_is_shown_with_its_interval_and_oddities_are_left
     ]
     report = report_of(evaluations=rows)
     figures = {figure.name: figure for figure in figures_of(report)}
-    assert set(figures) == {"probe_accuracy", "median_rank", "lowest_low"}
+    assert set(figures) == {"probe_accuracy", "image_to_text_r1", "median_rank", "lowest_low"}
+    assert figures["image_to_text_r1"].last == (30, "0.600", "0.400 – 0.800")
+    assert (figures["image_to_text_r1"].chance, figures["median_rank"].chance) == ("0.016", "")
     assert figures["probe_accuracy"].last == (30, "0.600", "0.500 – 0.700")
     assert figures["probe_accuracy"].best == (20, "0.700", "0.600 – 0.800")
     assert figures["median_rank"].best == (30, "0.000", ""), "a lower rank is better"
-    assert set(bounds_of(evaluation_values(report))) == {"probe_accuracy"}
-    assert "evaluation/probe" in charts_of(render(report))
+    assert set(bounds_of(evaluation_values(report))) == {"probe_accuracy", "image_to_text_r1"}
+    page = render(report)
+    assert {"evaluation/probe", "evaluation/image_to_text"} <= set(charts_of(page))
+    assert "0.400 – 0.800" in page
+    assert "chance 0.016" in page
 
 
 def test_a_hundred_thousand_steps_are_a_small_page_that_says_what_a_point_is():
