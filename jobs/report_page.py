@@ -233,7 +233,7 @@ def _summary(report: RunReport) -> Iterator[tuple[str, str]]:
         yield "temperature", "not a number" if last["temperature"] is None else f"{last['temperature']:.4f}"
         rate = report.steps["samples_per_s"]
         if np.isfinite(rate).any():
-            yield "samples a second", f"{np.nanmedian(rate):,.0f}"
+            yield "samples/s", f"{np.nanmedian(rate):,.0f}"
         wait = report.steps["data_wait_share"]
         if np.isfinite(wait).any():
             yield "waiting for data", f"{np.nanmean(wait):.1%}"
