@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from jobs.command import connect_ray, parser, run
 from jobs.config import Config
+from jobs.report import report_at_the_end
 from training.config import ConfigError
 
 if TYPE_CHECKING:
@@ -48,11 +49,14 @@ def job(config: Config, options: argparse.Namespace) -> None:
         run_training(_training_config(config, options.seed, uris))
     with clock.phase("evaluate"):
         figures, written = _evaluate(config, run_storage, uris)
+    with clock.phase("report"):
+        page = report_at_the_end(config)
     print(f"\n{figures.table()}\n")
     (written / "demo.json").write_text(
         json.dumps({"figures": figures.as_dict(), "seconds": clock.seconds}, indent=1), encoding="utf-8"
     )
     print(f"time: {clock}")
+    print(f"report:   {page}")
     print(f"curves:   {written / 'curves.png'}\ngallery:  {written / 'gallery.png'}\nfigures:  {written / 'demo.json'}")
     print(f"metrics:  {run_storage.address('metrics.jsonl')}\nshards:   {uris['train']}")
     print(f"\n{ATTRIBUTION}\n")

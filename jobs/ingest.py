@@ -51,8 +51,9 @@ def job(config: Config, options: argparse.Namespace) -> int:
         connect_ray()
     from pipeline.ingest import run_ingest
 
-    with _wandb_log(config, wanted=options.wandb and bool(plan.partitions)) as log:
-        summary = run_ingest(ingest, plan, log)
+    with _wandb_run(config, wanted=options.wandb and bool(plan.partitions)) as wandb_run:
+        summary = run_ingest(ingest, plan, None if wandb_run is None else _log_to(wandb_run))
+        _declare_version(wandb_run, ingest, summary.version)
     print(summary)
     if options.summary:
         Path(options.summary).write_text(json.dumps(asdict(summary), indent=1), encoding="utf-8")
@@ -109,34 +110,41 @@ def _output(config: IngestConfig) -> str:
 
 
 @contextlib.contextmanager
-def _wandb_log(config: Config, wanted: bool) -> Iterator[Log | None]:
-    """The job's progress as a W&B run; trouble with W&B stops no ingestion."""
-    wandb_run: Any = _start_wandb(config) if wanted else None
+def _wandb_run(config: Config, wanted: bool) -> Iterator[Any]:
+    """The job as a W&B run, or None; trouble with W&B stops no ingestion."""
+    from training.lineage import open_run
 
-    def log(state: dict[str, float]) -> None:
+    wandb_run = None
+    if wanted:
         with _complaints():
-            wandb_run.log(state)
-
-    yield None if wandb_run is None else log
+            ingest = config.ingest.model_dump(mode="json")
+            wandb_run = open_run(config.tracking, None, None, None, ingest, job_type="ingest")
+    yield wandb_run
     if wandb_run is not None:
         with _complaints():
             wandb_run.finish()
 
 
-def _start_wandb(config: Config) -> Any:
-    tracking = config.tracking
-    with _complaints():
-        import wandb
+def _log_to(wandb_run: Any) -> Log:
+    def log(state: dict[str, float]) -> None:
+        with _complaints():
+            wandb_run.log(state)
 
-        return wandb.init(
-            project=tracking.wandb_project,
-            entity=tracking.wandb_entity,
-            mode=tracking.wandb_mode,
-            job_type="ingest",
-            config=config.ingest.model_dump(mode="json"),
-            settings=wandb.Settings(silent=True, console="off"),
-        )
-    return None
+    return log
+
+
+def _declare_version(wandb_run: Any, config: IngestConfig, version: int) -> None:
+    """The data set version as what the job has made."""
+    if wandb_run is None or not version:
+        return
+    from pipeline.manifest import read_manifest
+    from pipeline.storage import open_storage
+    from training.lineage import declare_output
+
+    with _complaints():
+        storage = open_storage(_output(config))
+        manifest = read_manifest(storage, version)
+        declare_output(wandb_run, {"uri": storage.uri, "version": manifest.version, "identity": manifest.identity})
 
 
 @contextlib.contextmanager

@@ -6,7 +6,8 @@
     ray job submit --working-dir . -- python jobs/train.py --config vit_b_32 data.uri=s3://BUCKET/DATA run.dir=s3://BUCKET/runs
 
 Without --config it is the recipe jobs/recipes/default.yaml: a small CLIP on the demo's data set. A run whose name exists
-already goes on from its last checkpoint. Results: RUN_DIR/NAME/{metrics.jsonl, checkpoints/, result.json, config.yaml}.
+already goes on from its last checkpoint. Results: RUN_DIR/NAME/{metrics.jsonl, checkpoints/, result.json, config.yaml}, and
+report.html, a page with all of it (jobs/report.py).
 
     python jobs/train.py --check --config vit_b_32 data.uri=...     finds in two minutes what would stop it: storage, shards,
                                                                     versions, clocks, memory, the network; trains nothing
@@ -21,6 +22,7 @@ import sys
 
 from jobs.command import EXIT_FAILED, EXIT_STOPPED, connect_ray, parser, run
 from jobs.config import Config
+from jobs.report import report_at_the_end
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -47,6 +49,9 @@ def job(config: Config, options: argparse.Namespace) -> int:
     print(f"\ntrained {result.step:,} steps, {result.samples_seen:,} samples; run folder: {result.run}")
     for name, value in result.evaluation.items():
         print(f"  {name.removeprefix('evaluation/'):32} {value:.4f}")
+    page = report_at_the_end(config)
+    if page:
+        print(f"report: {page}")
     print(f"next: python jobs/evaluate.py run.dir={config.run.dir} run.name={config.run.name} --help")
     return 0
 

@@ -1,4 +1,6 @@
-"""AdamW as the paper uses it, the learning rate's schedule, the clamp of the temperature, and the weights' moving average."""
+"""AdamW as the paper uses it, the learning rate's schedule, the clamp of the temperature, the norms of gradients, and the
+weights' moving average.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import clip_grads_with_norm_
 
 from model.clip import CLIP
 from training.config import OptimizerConfig
@@ -66,13 +68,41 @@ def clamp_logit_scale_(model: CLIP) -> None:
     model.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
 
 
+@dataclass(frozen=True)
+class GradientNorms:
+    """Norms of one step's gradients, as they were before they were limited. Nothing of it waits for the device.
+
+    Attributes:
+        joint: of all gradients together, ().
+        parts: of each parameter that has a gradient, by name.
+    """
+
+    joint: Tensor
+    parts: dict[str, Tensor]
+
+    @torch.no_grad()
+    def by_tower(self) -> Tensor:
+        """Of the image encoder, of the text encoder, each with its projection, and of logit_scale: (3,); 0 where locked."""
+        image = [norm for name, norm in self.parts.items() if name.startswith("visual.")]
+        scale = [norm for name, norm in self.parts.items() if name == "logit_scale"]
+        text = [norm for name, norm in self.parts.items() if not name.startswith(("visual.", "logit_"))]
+        return torch.stack([_joint(norms, self.joint) for norms in (image, text, scale)])
+
+
 @torch.no_grad()
-def limit_gradients_(model: nn.Module, limit: float | None) -> Tensor:
-    """Scales all gradients down to a joint norm of `limit`, where there is one. Returns the norm before."""
-    norm = get_total_norm([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
+def limit_gradients_(model: nn.Module, limit: float | None) -> GradientNorms:
+    """Scales all gradients down to a joint norm of `limit`, where there is one. Returns the norms before."""
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    parts = dict(zip(gradients, torch._foreach_norm(list(gradients.values())), strict=True)) if gradients else {}
+    norms = GradientNorms(_joint(list(parts.values()), next(model.parameters())), parts)
     if limit is not None:
-        clip_grads_with_norm_(model.parameters(), limit, norm)
-    return norm
+        clip_grads_with_norm_(model.parameters(), limit, norms.joint)
+    return norms
+
+
+def _joint(norms: list[Tensor], like: Tensor) -> Tensor:
+    """The norm of vectors with these norms, joined; 0 where there is none."""
+    return torch.linalg.vector_norm(torch.stack(norms)) if norms else like.new_zeros(())
 
 
 class WeightAverage:

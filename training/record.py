@@ -6,23 +6,29 @@ owner.json      which process writes the run now; the latest to start
 config.yaml     the resolved configuration, itself a recipe
 metrics.jsonl   one row for each logged step and each evaluation
 starts.jsonl    one row for each start of the workers
+probe.json      the few pairs that every evaluation looks at, with small pictures (training/evaluation/probe.py)
+probe.jsonl     one row for each look at them
 result.json     what a finished run reports
+report.html     the page that jobs/report.py makes of all this
 ```
 
-A run folder in object storage gets the two records with each checkpoint; between them they lie in a scratch folder of the node.
+A run folder in object storage gets the records with each checkpoint; between them they lie in a scratch folder of the node.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import math
+import platform
 import secrets
 import tempfile
 import time
 import uuid
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -31,14 +37,18 @@ import yaml
 
 from pipeline.storage import StorageError
 from training.checkpoint_writer import RunTakenError
+from training.evaluation.probe import Look, Probe
 from training.goodput import Launch, Ledger, Spent
 from training.plan import RunPlan
-from training.tracking import Tracker, read_metrics
+from training.tracking import LOOKS, METRICS, PROBE, Tracker, read_metrics
 
 logger = logging.getLogger(__name__)
 
 PROGRESS_EVERY_S = 5.0
-METRICS, STARTS = "metrics.jsonl", "starts.jsonl"
+STARTS = "starts.jsonl"
+RECORDS = (METRICS, STARTS, LOOKS, PROBE)
+PACKAGES = ("rayclip", "torch", "ray", "numpy", "pillow", "simplejpeg", "opencv-python-headless", "safetensors", "wandb")
+"""Whose versions are noted at each start."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +77,10 @@ class TrainResult:
 class RunRecord:
     """The record of one run, from where a start of its workers takes it up."""
 
-    def __init__(self, plan: RunPlan, launch: Launch, began: float, world_size: int) -> None:
+    def __init__(self, plan: RunPlan, launch: Launch, began: float, world_size: int, device: str) -> None:
         """Takes the run over from whoever wrote it before, and cuts the record back to the checkpoint."""
         self._plan, self._run, self._name = plan, plan.run, plan.config.run.name
-        self._world_size = world_size
+        self._world_size, self._device = world_size, device
         self._owner = {"process": uuid.uuid4().hex, "launch": launch.id}
         self._fetch()
         starts = read_metrics(self._folder / STARTS)
@@ -85,11 +95,12 @@ class RunRecord:
         resolved = plan.config.model_dump(mode="json")
         self._run.write("config.yaml", yaml.safe_dump(resolved, sort_keys=False).encode())
         run_id = json.loads(self._run.read("run.json"))["id"]
-        self._tracker = Tracker(plan.config.tracking, self._name, run_id, self._folder, resolved, plan.start.step)
+        data_sets = [one.identity() for one in plan.data_sets]
+        self._tracker = Tracker(plan.config.tracking, self._name, run_id, self._folder, resolved, plan.start.step, data_sets)
         self._ledger = Ledger(launch, starts, self._tracker.metrics.kept, self._tracker.metrics.cut, began)
         self._spoke = -math.inf
 
-    def say_hello(self, device: str, caveat: str) -> None:
+    def say_hello(self, caveat: str) -> None:
         """The first lines of a start. `caveat`: of what batch norm makes the result depend on."""
         plan, config = self._plan, self._plan.config
         if caveat:
@@ -106,14 +117,16 @@ class RunRecord:
             f"{config.model.name} on {', '.join(map(str, plan.data_sets))}: {plan.order.epoch_samples:,} samples an epoch, "
             f"{plan.order.steps_per_epoch:,} steps of {config.train.global_batch_size:,} an epoch "
             f"({plan.order.remainder:,} samples left over), {plan.total_steps:,} steps, "
-            f"{self._world_size} x {device}",
+            f"{self._world_size} x {self._device}",
             flush=True,
         )
 
     def ready(self) -> None:
         """The first step begins: what came before it was start-up."""
+        row = self._ledger.ready(self._plan.start.step, self._world_size)
+        row |= {"total_steps": self._plan.total_steps, "device": self._device, "packages": _versions()}
         with (self._folder / STARTS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(self._ledger.ready(self._plan.start.step, self._world_size)) + "\n")
+            file.write(json.dumps(row) + "\n")
         self.push()
 
     def log_step(self, row: dict[str, Any], train_s: float, evaluation_s: float, checkpoint_s: float) -> None:
@@ -136,6 +149,17 @@ class RunRecord:
         shown = "  ".join(f"{name.removeprefix('evaluation/')} {value:.3f}" for name, value in values.items())
         print(f"evaluation at step {step:,}: {shown}", flush=True)
 
+    def log_probe(self, step: int, probe: Probe, look: Look | None) -> None:
+        """What an evaluation saw of the probe, to look at: no run ends because it could not be written."""
+        if look is None or probe.pairs is None:
+            return
+        try:
+            pairs = probe.pairs.as_dict()
+            (self._folder / PROBE).write_text(json.dumps(pairs), encoding="utf-8")
+            self._tracker.log_probe(pairs, look.as_row(step))
+        except Exception as error:
+            logger.warning("the probe of step %s was not recorded (%s: %s)", step, type(error).__name__, error)
+
     def before_commit(self) -> None:
         """Puts the record where the checkpoint goes, and makes sure that the run is still ours. Raises RunTakenError."""
         self._check_owner("process")
@@ -148,9 +172,11 @@ class RunRecord:
         self._folder = self._run.local_path("") or Path(tempfile.gettempdir()) / "rayclip" / f"{self._name}-{address}"
         self._folder.mkdir(parents=True, exist_ok=True)
         if self._run.local_path("") is None:
-            for name in (METRICS, STARTS):
+            for name in RECORDS:
                 pushed, ours = self._run.read(name) if self._run.exists(name) else b"", self._folder / name
-                if not pushed or not ours.exists() or not ours.read_bytes().startswith(pushed):
+                if not pushed:
+                    ours.unlink(missing_ok=True)
+                elif not ours.exists() or not ours.read_bytes().startswith(pushed):
                     ours.write_bytes(pushed)  # else this node has rows since, whose time is to be accounted for
 
     def _check_owner(self, what: str) -> None:
@@ -175,8 +201,17 @@ class RunRecord:
     def push(self) -> None:
         """Copies the record to a run folder in object storage."""
         if self._run.local_path("") is None:
-            for name in (METRICS, STARTS):
-                self._run.write_file(name, self._folder / name)
+            for name in RECORDS:
+                if (self._folder / name).exists():
+                    self._run.write_file(name, self._folder / name)
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):  # one may be there under another name
+            found[package] = version(package)
+    return found
 
 
 def _number_or_none(value: Any) -> Any:

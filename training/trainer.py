@@ -32,13 +32,14 @@ from training.clock import Clock
 from training.config import RunError, TrainingConfig
 from training.data import Batch, TrainLoader
 from training.distributed import World, all_ranks, broadcast_buffers, parallel
+from training.evaluation.probe import Look, Probe
 from training.evaluation.runner import evaluate
 from training.goodput import Launch
 from training.guard import DivergedError, Guard
 from training.initial_weights import load_initial_weights
 from training.loss import ContrastiveResult, contrastive_loss, sigmoid_loss
 from training.micro_batch import resolve_micro_batch_size
-from training.optimizer import WeightAverage, build_optimizer, clamp_logit_scale_, limit_gradients_
+from training.optimizer import GradientNorms, WeightAverage, build_optimizer, clamp_logit_scale_, limit_gradients_
 from training.patch_dropout import kept_patches
 from training.plan import RunPlan, agree_on_plan, batch_norm_caveat
 from training.prepare import autocast, prepare_model
@@ -92,6 +93,7 @@ class Trainer:
         self.record: RunRecord | None = None
         self.final_loss: float | None = None
         self.evaluation: dict[str, float] = {}
+        self.probe = Probe(plan.config, plan.data_sets, world)
         self._writer, self._stager = CheckpointWriter(), Stager()
         if plan.checkpoint is not None and plan.checkpoint.storage.uri == plan.run.uri:
             self._writer.last_folder = plan.checkpoint.folder
@@ -113,10 +115,10 @@ class Trainer:
                     print(f"run {self.config.run.name!r} has all its {plan.total_steps:,} steps; nothing is left to train")
                 return before
         if self.world.is_main:
-            self.record = RunRecord(plan, self.launch, self.began, self.world.world_size)
+            self.record = RunRecord(plan, self.launch, self.began, self.world.world_size, self.world.device.type)
             size = self.micro_batch_size
             caveat = batch_norm_caveat(self.config, plan.architecture, self.world.world_size, size)
-            self.record.say_hello(self.world.device.type, caveat)
+            self.record.say_hello(caveat)
         self._link = link
         with contextlib.ExitStack() as stack:
             if self.record is not None:
@@ -189,9 +191,9 @@ class Trainer:
         result = compute_gradients(self.model, self._inputs(batch), self._loss, self.micro_batch_size, self._autocast)
         self.world.communication.backward_ended()
         logit_scale_exp = self.clip.logit_scale.detach().exp()
-        grad_norm = limit_gradients_(self.clip, self.config.optimizer.max_grad_norm)
+        norms = limit_gradients_(self.clip, self.config.optimizer.max_grad_norm)
         self._settle()  # of the step before: the device has long been there
-        self.guard.arm(step, grad_norm, logit_scale_exp, batch.keys, buffers)
+        self.guard.arm(step, norms.joint, logit_scale_exp, batch.keys, buffers)
         self.optimizer.step()
         clamp_logit_scale_(self.clip)
         if self.average is not None:
@@ -201,7 +203,7 @@ class Trainer:
         self._metrics = {}
         if logged:
             self._settle()
-            self._log(batch, loader, result, logit_scale_exp, grad_norm, rate)
+            self._log(batch, loader, result, logit_scale_exp, norms, rate)
 
     def _settle(self) -> None:
         """Looks whether the last step was left out because a number was none. Raises DivergedError."""
@@ -292,19 +294,24 @@ class Trainer:
         """The moving average as a model, where the run keeps one."""
         return None if self.average is None else self.average.clip
 
-    def _evaluate(self) -> None:
+    def _evaluate(self) -> Look | None:
+        """Sets the figures. Returns what the model makes of the probe, on rank 0."""
         clip = self._averaged() or self.clip
         broadcast_buffers(clip, self.world)  # batch-norm statistics are rank 0's, as in the checkpoint
         clip.eval()
         with torch.no_grad(), self._autocast():
             self.evaluation = evaluate(clip, self.config.evaluation, self.world)
+            look = self.probe.look(clip)
         clip.train()
+        return look
 
     def _evaluate_and_log(self) -> None:
-        self._evaluate()
+        look = self._evaluate()
         self._metrics |= self.evaluation
-        if self.record is not None and self.evaluation:
-            self.record.log_evaluation(self.position.step, self.evaluation)
+        if self.record is not None:
+            if self.evaluation:
+                self.record.log_evaluation(self.position.step, self.evaluation)
+            self.record.log_probe(self.position.step, self.probe, look)
 
     def _save(self) -> None:
         """Rank 0 copies its state, and a thread of it writes the copy; the other ranks go on."""
@@ -327,7 +334,7 @@ class Trainer:
         loader: TrainLoader,
         result: ContrastiveResult,
         logit_scale_exp: torch.Tensor,
-        grad_norm: torch.Tensor,
+        norms: GradientNorms,
         rate: float,
     ) -> None:
         """Global values of one step: one small all-gather, and the only point where a step waits for the device."""
@@ -346,7 +353,8 @@ class Trainer:
         data_wait_s, compute_s, communication_s = ranks[:, 6:].mean(0).tolist()
         slowest = ranks[:, 6:].max(0).values.tolist()
         self.final_loss = (image_to_text + text_to_image) / 2
-        scale, norm = float(logit_scale_exp), float(grad_norm)
+        scale = float(logit_scale_exp)
+        norm, *tower_norms = torch.cat([norms.joint[None], norms.by_tower()]).tolist()
         self._metrics = {"loss": self.final_loss} if math.isfinite(self.final_loss) else {}
         if self.record is None:
             return
@@ -361,6 +369,7 @@ class Trainer:
             "temperature": 1 / scale,
             "learning_rate": rate,
             "grad_norm": norm,
+            **dict(zip(("grad_norm_image", "grad_norm_text", "grad_norm_logit_scale"), tower_norms, strict=True)),
             "batch_accuracy_image_to_text": right_image,
             "batch_accuracy_text_to_image": right_text,
             "samples_per_s": lap.samples_per_s,

@@ -19,14 +19,22 @@ FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 def history(path: Path) -> list[dict[str, Any]]:
     """The logged rows of a file, each with its `_step`. Ends where a kill has cut the file."""
-    rows = []
-    for message in _messages(path.read_bytes()):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(message)
-        if record.WhichOneof("record_type") == "history":
-            items = {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
-            rows.append(items)
-    return rows
+    return [
+        {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+        for record in _records(path, "history")
+    ]
+
+
+def artifacts_of(path: Path, timeout_s: float = 20.0) -> list[dict[str, Any]]:
+    """Type, name, aliases, metadata of the artifacts of a file, and whether the run uses them; once there is one."""
+    deadline = time.monotonic() + timeout_s
+    while not (found := [record.artifact for record in _records(path, "artifact")]) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return [
+        {"type": one.type, "name": one.name, "aliases": list(one.aliases), "used": one.use_after_commit, "digest": one.digest}
+        | {"metadata": json.loads(one.metadata)}
+        for one in found
+    ]
 
 
 def history_of(path: Path, count: int, timeout_s: float = 20.0) -> list[dict[str, Any]]:
@@ -35,6 +43,14 @@ def history_of(path: Path, count: int, timeout_s: float = 20.0) -> list[dict[str
     while len(history(path)) < count and time.monotonic() < deadline:
         time.sleep(0.1)
     return history(path)
+
+
+def _records(path: Path, kind: str) -> Iterator[Any]:
+    for message in _messages(path.read_bytes()):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(message)
+        if record.WhichOneof("record_type") == kind:
+            yield record
 
 
 def _messages(data: bytes) -> Iterator[bytes]:

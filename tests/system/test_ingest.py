@@ -10,6 +10,7 @@ from jobs.config import load_config
 from pipeline.ingest import run_ingest
 from pipeline.manifest import read_manifest, read_sidecar
 from pipeline.storage import open_storage
+from tests.support.wandb_file import artifacts_of, history_of
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -117,7 +118,10 @@ def test_the_commands_around_an_ingestion(web, tmp_path, capsys, monkeypatch):
     code, text = command_line(capsys, *where, "--summary", str(summary), "--wandb", "tracking.wandb_mode=offline")
     assert code == 0
     assert json.loads(summary.read_text())["counts"] == {"success": 21, "http_404": 3, "not_an_image": 3, "decode": 3}
-    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb")), "the progress was sent to W&B"
+    (written,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    (made,) = artifacts_of(written)
+    assert (made["type"], made["used"], made["aliases"]) == ("dataset", False, ["latest", "version-1"])
+    assert history_of(written, 1)[0]["rows"] == 30, "the progress was sent to W&B"
 
     for number in range(0, 30):
         web.put(f"/gone/{number}", png(number))

@@ -111,6 +111,7 @@ def test_ingest_and_train_are_submitted_with_a_working_directory(cluster, web, t
     assert training.returncode == 0, training.stdout + training.stderr
     assert "trained 8 steps, 256 samples" in training.stdout
     assert json.loads((tmp_path / "runs" / "debug_cpu" / "result.json").read_text())["step"] == 8
+    assert "finished: 8 steps" in (tmp_path / "runs" / "debug_cpu" / "report.html").read_text()
 
 
 def test_a_job_that_is_stopped_saves_the_step_that_it_is_at_and_goes_on_when_submitted_again(cluster, data_set, tmp_path):
@@ -188,6 +189,7 @@ def test_a_shrunken_demo_has_its_shards_and_checkpoints_in_object_storage(bucket
     assert read_manifest(open_storage(f"{bucket}/demo/train")).num_samples > 50
     assert storage.exists("runs/demo/checkpoints/step_00000006/checkpoint.json")
     assert len(storage.read("runs/demo/metrics.jsonl").splitlines()) >= 6
+    assert b"finished: 6 steps" in storage.read("runs/demo/report.html")
 
 
 @pytest.mark.soak

@@ -116,7 +116,7 @@ def test_a_run_that_another_process_has_taken_over_writes_no_more_checkpoints(da
         after(self)
         if self.position.step == 4:
             self._writer.wait()
-            RunRecord(plan_run(config), self.launch, self.began, 1)
+            RunRecord(plan_run(config), self.launch, self.began, 1, "cpu")
 
     monkeypatch.setattr(Trainer, "_after_step", taken)
     with pytest.raises(RunTakenError, match=r"run\.name=debug_cpu: another process has started on .*run\.name each"):
@@ -140,10 +140,10 @@ def test_one_failure_at_the_very_end_is_a_failure(caplog):
 def test_a_launch_that_has_lost_its_run_does_not_take_it_back_when_it_is_started_anew(data_set, tmp_path):
     config, first = config_of(data_set, tmp_path), Launch()
     for launch in (first, first, Launch()):  # started, started anew, and given again
-        RunRecord(plan_run(config), launch, launch.began, 1).ready()
+        RunRecord(plan_run(config), launch, launch.began, 1, "cpu").ready()
     owner = (tmp_path / "debug_cpu" / "owner.json").read_bytes()
     with pytest.raises(RunTakenError, match="another process has started on"):
-        RunRecord(plan_run(config), first, first.began, 1)
+        RunRecord(plan_run(config), first, first.began, 1, "cpu")
     assert (tmp_path / "debug_cpu" / "owner.json").read_bytes() == owner
 
 

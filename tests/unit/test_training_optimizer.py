@@ -1,11 +1,14 @@
 """AdamW as published: what decays, how the rate moves, where the temperature ends."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn.utils import get_total_norm
 
-from model.clip import build_clip
+from model.clip import CLIP, build_clip
+from model.config import get_architecture
 from training.config import OptimizerConfig
 from training.optimizer import Schedule, WeightAverage, build_optimizer, clamp_logit_scale_, limit_gradients_
 
@@ -49,10 +52,35 @@ def test_gradients_are_scaled_to_the_limit_together_and_measured_only_when_asked
     model = torch.nn.Linear(2, 2)
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, 3.0)
-    assert limit_gradients_(model, None) == pytest.approx(math.sqrt(6 * 9))
+    assert limit_gradients_(model, None).joint == pytest.approx(math.sqrt(6 * 9))
     assert model.bias.grad.tolist() == [3.0, 3.0]
-    assert limit_gradients_(model, 1.0) == pytest.approx(math.sqrt(6 * 9))
-    assert limit_gradients_(model, None) == pytest.approx(1.0, rel=1e-5)
+    assert limit_gradients_(model, 1.0).joint == pytest.approx(math.sqrt(6 * 9))
+    assert limit_gradients_(model, None).joint == pytest.approx(1.0, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["debug-vit", "debug-rn"])
+def test_the_norms_of_the_towers_are_of_their_own_parameters_and_join_to_the_whole(name):
+    clip = CLIP(replace(get_architecture(name), has_logit_bias=True))
+    for number, parameter in enumerate(clip.parameters()):
+        parameter.grad = torch.full_like(parameter, 0.01 * (number + 1))
+    norms = limit_gradients_(clip, None)
+    image, text, scale = norms.by_tower().tolist()
+    assert norms.joint == pytest.approx(float(get_total_norm([one.grad for one in clip.parameters()])), rel=1e-6)
+    assert image == pytest.approx(float(get_total_norm([one.grad for one in clip.visual.parameters()])), rel=1e-6)
+    assert scale == pytest.approx(abs(float(clip.logit_scale.grad)))
+    rest = float(norms.joint) ** 2 - image**2 - scale**2 - float(clip.logit_bias.grad) ** 2
+    assert text == pytest.approx(math.sqrt(rest), rel=1e-4)
+
+
+def test_a_locked_encoder_has_no_gradient_and_the_norm_zero():
+    clip = build_clip("debug-vit")
+    clip.lock("image")
+    for parameter in clip.parameters():
+        parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
+    norms = limit_gradients_(clip, None)
+    image, text, _ = norms.by_tower().tolist()
+    assert image == 0
+    assert 0 < text < float(norms.joint)
 
 
 def test_the_average_moves_by_its_share_statistics_included_and_by_more_at_the_start():

@@ -7,12 +7,17 @@ import time
 import pytest
 
 from jobs.config import load_config
+from pipeline.manifest import read_manifest
+from pipeline.storage import open_storage
 from tests.support.runs import ALONE, BARE, start_script
-from tests.support.wandb_file import history, history_of
-from training import tracking
+from tests.support.wandb_file import artifacts_of, history, history_of
 from training.config import TrackingConfig
+from training.lineage import data_set_artifact, log_model
 from training.tracking import MetricsFile, Tracker, read_metrics
 from training.trainer import train
+
+PAIRS = {"captions": ["a red disc"], "thumbnails": [""], "shown": [0], "queries": [0]}
+LOOK = {"step": 1, "similarity": [[0.5]], "found": [[0]], "rank": [0]}
 
 
 def test_a_row_is_on_disk_as_soon_as_it_is_appended(tmp_path):
@@ -46,6 +51,7 @@ def test_an_offline_run_of_wandb_is_written_beside_the_record(tmp_path):
 
 def test_a_killed_run_has_every_step_once_in_the_segment_that_its_resume_wrote(data_set, tmp_path):
     settings = [f"data.uri={data_set}", f"run.dir={tmp_path}", "tracking.wandb_mode=offline", "checkpoint.every_steps=5"]
+    settings += [f"evaluation.retrieval_uri={data_set}", "evaluation.every_steps=4"]
     run = start_script(BARE, "debug_cpu", *settings, "train.max_steps=40", stdout=subprocess.DEVNULL)
     while not any(row["step"] >= 12 for row in read_metrics(tmp_path / "debug_cpu" / "metrics.jsonl")):
         time.sleep(0.005)
@@ -62,8 +68,18 @@ def test_a_killed_run_has_every_step_once_in_the_segment_that_its_resume_wrote(d
     assert [row["_step"] for row in written] == list(range(1, 41))
     rows = {row["_step"]: row for row in written}
     for row in read_metrics(tmp_path / "debug_cpu" / "metrics.jsonl"):
-        assert rows[row["step"]]["loss"] == row["loss"]
-        assert rows[row["step"]]["temperature"] == row["temperature"]
+        numbers = {key: value for key, value in row.items() if isinstance(value, int | float) and key != "step"}
+        assert numbers.items() <= rows[row["step"]].items(), "steps and evaluations, every number"
+    media = [row for row in written if "probe/similarity.path" in row]
+    assert [row["_step"] for row in media] == list(range(4, 41, 4)), "those before the kill too"
+    for row in media:
+        pictures = [row["probe/similarity.path"], *row["probe/text_to_image.filenames"]]
+        assert all((second.parent / "files" / picture).is_file() for picture in pictures)
+        assert len(pictures) == 1 + len(row["probe/text_to_image.captions"]) == 9
+    (used,) = artifacts_of(second)
+    manifest = read_manifest(open_storage(data_set))
+    assert (used["type"], used["used"], used["aliases"]) == ("dataset", True, ["latest", "version-1"])
+    assert used["metadata"] == {"uri": data_set, "version": 1, "identity": manifest.identity}
 
 
 def test_a_run_that_is_open_already_is_left_to_its_owner(tmp_path):
@@ -77,23 +93,54 @@ def test_a_run_that_is_open_already_is_left_to_its_owner(tmp_path):
     assert list(tmp_path.glob("wandb/offline-run-*-name-1234/run-name-1234.wandb"))
 
 
-@pytest.mark.parametrize("moment", ["init", "log"])
-def test_a_broken_wandb_does_not_stop_the_record(tmp_path, monkeypatch, moment):
-    import wandb
+@pytest.mark.parametrize("moment", ["init", "Artifact.add_reference", "Image", "log"])
+def test_a_broken_wandb_does_not_stop_the_record(data_set, tmp_path, monkeypatch, moment):
 
     def broken(*arguments, **options):
         raise RuntimeError("no W&B today")
 
-    if moment == "init":
-        monkeypatch.setattr(wandb, "init", broken)
-    tracker = Tracker(TrackingConfig(wandb_mode="offline"), "name", "id", tmp_path, {}, resume_step=0)
+    if moment != "log":
+        monkeypatch.setattr(f"wandb.{moment}", broken)
+    data_sets = [{"uri": data_set, "version": 1, "identity": "a" * 64}]
+    tracker = Tracker(TrackingConfig(wandb_mode="offline"), "name", f"id-{moment}", tmp_path, {}, 0, data_sets)
     if moment == "log":
         monkeypatch.setattr(tracker._wandb, "log", broken)
     tracker.log({"step": 1, "loss": 2.0})
+    tracker.log_probe(PAIRS, LOOK)
     tracker.log({"step": 2, "loss": 1.0})
     tracker.close()
     assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2]
+    assert read_metrics(tmp_path / "probe.jsonl") == [LOOK]
+    if moment in ("Artifact.add_reference", "Image"):
+        (path,) = tmp_path.glob(f"wandb/offline-run-*-id-{moment}/run-id-{moment}.wandb")
+        assert [row["_step"] for row in history_of(path, 2)] == [1, 2], "what is not broken goes on"
 
 
-def test_disabled_starts_no_wandb(tmp_path, monkeypatch):
-    assert tracking._start_wandb(TrackingConfig(wandb_mode="disabled"), "name", "id", tmp_path, {}) is None
+def test_disabled_starts_no_wandb(tmp_path):
+    with Tracker(TrackingConfig(wandb_mode="disabled"), "name", "name-1234", tmp_path, {}, resume_step=0) as tracker:
+        tracker.log({"step": 1, "loss": 2.0})
+        tracker.log_probe(PAIRS, LOOK)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "probe.jsonl"]
+
+
+def test_an_export_and_an_ingestion_name_what_they_made_and_versions_differ_by_their_identity(data_set, tmp_path):
+    first = {"uri": data_set, "version": 1, "identity": "a" * 64}
+    data_sets = [data_set_artifact(one) for one in (first, first, first | {"identity": "b" * 64})]
+    assert data_sets[0].name == data_sets[2].name
+    assert data_sets[0].digest == data_sets[1].digest, "an ingestion and a run mean the same version"
+    assert data_sets[0].digest != data_sets[2].digest, "made anew in the same place"
+    config = TrackingConfig(wandb_mode="offline")
+    (tmp_path / "weights.safetensors").write_bytes(b"1")
+    export = str(tmp_path / "weights.safetensors")
+    log_model(config, "demo", "demo-1234", str(tmp_path), export, {"sha256": "c" * 64, "step": 30})
+    (path,) = tmp_path.glob("wandb/offline-run-*-demo-1234/run-demo-1234.wandb")
+    (model,) = artifacts_of(path)
+    assert (model["type"], model["name"], model["used"]) == ("model", "demo-weights", False)
+    assert model["metadata"] == {"address": export, "sha256": "c" * 64, "step": 30}
+
+
+def test_a_data_set_in_object_storage_is_referred_to_and_not_asked_for():
+    artifact = data_set_artifact({"uri": "s3://nobody-has-this-bucket/pairs", "version": 7, "identity": "a" * 64})
+    assert [entry.ref for entry in artifact.manifest.entries.values()] == [
+        "s3://nobody-has-this-bucket/pairs/manifests/00000007.json"
+    ]

@@ -1,0 +1,40 @@
+"""The probe as pictures for W&B: a heat map of similarities, and for each caption the pictures found."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import matplotlib
+import numpy as np
+from PIL import Image, ImageOps
+
+CELL_PX, TILE_PX, FRAME_PX = 20, 96, 5
+RIGHT, OTHER = "#2da44e", "#d0d7de"
+
+
+def draw_similarity(similarity: list[list[float | None]]) -> Image.Image:
+    """Cosines from -1 to 1 as colours, pictures downwards and captions to the right; what is no number is grey.
+
+    The scale is that of the map itself: CLIP's cosines lie close together, and it is their order that counts.
+    """
+    cells = np.array([[np.nan if value is None else value for value in row] for row in similarity])
+    finite = cells[np.isfinite(cells)]
+    low, high = (finite.min(), finite.max()) if len(finite) else (0.0, 1.0)
+    colours = matplotlib.colormaps["viridis"].with_extremes(bad="grey")
+    pixels = colours(np.ma.masked_invalid((cells - low) / max(high - low, 1e-9)), bytes=True)[:, :, :3]
+    return Image.fromarray(pixels.repeat(CELL_PX, axis=0).repeat(CELL_PX, axis=1))
+
+
+def draw_found(pairs: Mapping[str, Any], look: Mapping[str, Any]) -> Iterator[tuple[Image.Image, str]]:
+    """For each query of a look (a row of probe.jsonl): the pictures found in a row, its own framed in green, and words."""
+    for query, found, rank in zip(pairs["queries"], look["found"], look["rank"], strict=True):
+        strip = Image.new("RGB", (len(found) * TILE_PX, TILE_PX), "white")
+        for number, place in enumerate(found):
+            picture = Image.open(io.BytesIO(base64.b64decode(pairs["thumbnails"][place])))
+            inner = ImageOps.pad(picture, (TILE_PX - 2 * FRAME_PX,) * 2, color="white")
+            framed = ImageOps.expand(inner, FRAME_PX, fill=RIGHT if place == query else OTHER)
+            strip.paste(framed, (number * TILE_PX, 0))
+        yield strip, f"{pairs['captions'][query]} (its own picture is number {rank + 1} of {len(pairs['captions'])})"
