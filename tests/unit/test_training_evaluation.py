@@ -36,11 +36,8 @@ def brute_force_ranks(images, texts, image_of_text) -> tuple[list[int], list[int
     Every score is computed by itself in the same way, so that equal features have equal scores.
     """
 
-    def score(one, other) -> float:
-        return float((one.double() * other.double()).sum())
-
     of = image_of_text.tolist()
-    matrix = [[score(image, text) for text in texts] for image in images]
+    matrix = (images.double()[:, None] * texts.double()[None]).sum(-1).tolist()
     to_text, to_image = [], []
     for place, row in enumerate(matrix):
         best = max(row[text] for text in range(len(texts)) if of[text] == place)

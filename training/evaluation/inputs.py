@@ -88,7 +88,7 @@ def read_classes(source: Source, config: ZeroShotConfig) -> Classes:
         names = {label: name for label, _, name in (line.partition("\t") for line in lines)}
     else:
         names = source.name(sorted(counts), lines or sorted(counts))
-    unnamed = [label for label in counts if label not in names]
+    unnamed = sorted(label for label in counts if label not in names)
     if unnamed:
         raise ConfigError(
             f"{source.what}: {sum(counts[label] for label in unnamed):,} samples are of classes without a name "

@@ -1,9 +1,8 @@
 """Retrieval between pictures and captions, several a picture: R@1, R@5, R@10 and the median rank, both ways.
 
 In: each rank's normalised features of its own pictures and their captions. Out: every query's rank, and `Figure`s, on all
-ranks. The N x M similarity matrix is walked once, in tiles that fit the cache, and each tile serves both ways: it says something
-of its pictures among captions, and of its captions among pictures. Pictures stay on their rank; captions go around once, and
-then counts.
+ranks. The N x M similarity matrix is walked once, in tiles that fit the cache, and each tile serves both ways: pictures among
+captions, and captions among pictures. Pictures stay on their rank; captions go around once, and then counts.
 
 A tie counts against us: a model that gives every pair the same score finds nothing. A score that is no number is never a hit.
 """
@@ -25,6 +24,8 @@ RANKS = (1, 5, 10)
 TILE = (256, 1024)
 """Pictures x captions. A matter of speed, and of nothing else: as large as the second-level cache (1 MB)."""
 GPU_TILE = (4096, 4096)
+HALF = 0.5 - 1e-9
+"""Less what logarithms lose."""
 _BYTE_SUMS = 128
 """So many zeros and ones are summed in a byte before it could overflow."""
 
@@ -212,7 +213,7 @@ def _figures(way: str, ranks_N: Tensor, right_N: Tensor, num_keys: int) -> list[
     low, high = 1, num_keys
     while low < high:  # the first k within which chance finds half
         middle = (low + high) // 2
-        low, high = (low, middle) if _chance(middle, counts, queries, num_keys) >= 0.5 else (middle + 1, high)
+        low, high = (low, middle) if _chance(middle, counts, queries, num_keys) >= HALF else (middle + 1, high)
     places = (ranks_N + 1).sort().values.tolist()
     return [*found, median(f"{way}_median_rank", places, float(low))]
 
