@@ -20,18 +20,19 @@ from training.evaluation.retrieval import rank_pairs, retrieval_figures
 from training.evaluation.runner import evaluate
 
 TILE = (128, 128)  # several tiles a rank, with edges
+NAMES = ("random", "tied", "duplicates", "broken", "tiny")
 
 
 def pairs(name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Features of pictures and captions, and each caption's picture: 1 to 4 captions a picture, in its order.
 
     "tied": few distinct scores. "duplicates": a third of the captions, and of the pictures, has another's exact feature.
-    "broken": some are no numbers.
+    "broken": some are no numbers. "tiny": two pictures, fewer than there may be ranks.
     """
-    generator = torch.Generator().manual_seed(len(name))
-    captions = torch.randint(1, 5, (301,), generator=generator)
-    image_of_text = torch.arange(301).repeat_interleave(captions)
-    images, noise = torch.randn(301, 48, generator=generator), torch.randn(len(image_of_text), 48, generator=generator)
+    generator, size = torch.Generator().manual_seed(len(name)), 2 if name == "tiny" else 301
+    captions = torch.randint(1, 5, (size,), generator=generator)
+    image_of_text = torch.arange(size).repeat_interleave(captions)
+    images, noise = torch.randn(size, 48, generator=generator), torch.randn(len(image_of_text), 48, generator=generator)
     texts = images[image_of_text] + 2.5 * noise
     if name == "tied":
         return images[:, :6].sign(), texts[:, :6].sign(), image_of_text
@@ -60,7 +61,7 @@ def evaluated(folder: Path, world) -> dict[str, float]:
 def main(rank: int, world_size: int, folder: Path) -> None:
     torch.set_num_threads(1)
     world = init_world(rank, world_size, f"file://{folder}/meet-{world_size}", torch.device("cpu"), timeout_s=60)
-    found = {name: ranks_of(name, world) for name in ("random", "tied", "duplicates", "broken")}
+    found = {name: ranks_of(name, world) for name in NAMES}
     found["evaluated"] = evaluated(folder, world)
     everybodys = [None] * world_size
     dist.all_gather_object(everybodys, found["evaluated"])
