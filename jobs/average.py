@@ -25,6 +25,7 @@ def job(config: Config, options: argparse.Namespace) -> None:
     from model.clip import CLIP
     from model.weights import interpolate, load_state, save_weights
     from training.distributed import World, pick_device
+    from training.evaluation.figures import headline
     from training.evaluation.runner import evaluate
     from training.initial_weights import load_initial_weights
     from training.prepare import autocast
@@ -47,8 +48,8 @@ def job(config: Config, options: argparse.Namespace) -> None:
             metrics = evaluate(clip, evaluation, World(rank=0, world_size=1, device=device))
         found.append({"alpha": alpha, **metrics})
         if point == 0:
-            print("alpha  " + "  ".join(name.removeprefix("evaluation/") for name in metrics))
-        print(f"{alpha:5.2f}  " + "  ".join(f"{value:{len(name) - len('evaluation/')}.4f}" for name, value in metrics.items()))
+            print("alpha  " + "  ".join(headline(metrics)))
+        print(f"{alpha:5.2f}  " + "  ".join(f"{value:{len(name)}.4f}" for name, value in headline(metrics).items()))
     if options.json:
         Path(options.json).write_text(json.dumps(found, indent=1), encoding="utf-8")
     if options.save:

@@ -13,6 +13,7 @@
     python jobs/benchmark.py checkpoints            what training waits for a checkpoint
     python jobs/benchmark.py embed                  jobs/embed.py against the forward pass alone, decode apart
     python jobs/benchmark.py parity                 500 steps in ours and in open_clip, from the same weights
+    python jobs/benchmark.py retrieval              retrieval metrics of 100,000 pairs against rows of the matrix at a time
 
 Needs the `test` extra (the peers are in it) and a machine that does nothing else.
 """
@@ -24,7 +25,15 @@ import os
 import sys
 from collections.abc import Callable
 
-from jobs import benchmark_data, benchmark_embed, benchmark_ingest, benchmark_parity, benchmark_run, benchmark_train
+from jobs import (
+    benchmark_data,
+    benchmark_embed,
+    benchmark_ingest,
+    benchmark_parity,
+    benchmark_retrieval,
+    benchmark_run,
+    benchmark_train,
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -95,6 +104,14 @@ def _add_training(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     parity.add_argument("--control", action="store_true", help="also ours on one thread less: what rounding alone does")
     parity.add_argument("--steps", type=int, default=500)
     parity.add_argument("--seeds", type=int, default=3)
+    retrieval = commands.add_parser("retrieval", help="time and memory of the retrieval metrics")
+    retrieval.set_defaults(
+        run=lambda options: benchmark_retrieval.run(options.pairs, options.dimensions, options.threads, options.repeats)
+    )
+    retrieval.add_argument("--pairs", type=int, default=100_000)
+    retrieval.add_argument("--dimensions", type=int, default=512)
+    retrieval.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch (default: all cores)")
+    retrieval.add_argument("--repeats", type=int, default=1)
     parity.add_argument("--data-dir", default="data/demo", help="the demo's data sets, made where they are missing")
 
 

@@ -42,6 +42,11 @@ LOCATIONS = (
     "model.weights",
     "evaluation.retrieval_uri",
     "evaluation.zero_shot.uri",
+    "evaluation.zero_shot.class_names_file",
+    "evaluation.zero_shot.templates_file",
+    "evaluation.linear_probe.train_uri",
+    "evaluation.linear_probe.test_uri",
+    "evaluation.linear_probe.validation_uri",
 )
 """Keys that hold a path or an address; a list of sections on the way means every one of them."""
 

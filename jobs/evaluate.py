@@ -3,10 +3,15 @@
     python jobs/evaluate.py run.name=demo evaluation.retrieval_uri=data/demo/heldout
     python jobs/evaluate.py --weights weights.pt --activation quick_gelu model.name=ViT-B/32 evaluation.retrieval_uri=data/pairs
     python jobs/evaluate.py --weights exports/demo model.name=demo evaluation.retrieval_uri=data/demo/heldout
-    ray job submit --working-dir . -- python jobs/evaluate.py run.dir=s3://BUCKET/runs run.name=vit_b_32
+    python jobs/evaluate.py run.name=demo evaluation.zero_shot.uri=data/wds_cifar10
+    python jobs/evaluate.py run.name=demo 'evaluation.linear_probe={train_uri: data/pets/train, test_uri: data/pets/test}'
+    ray job submit --working-dir . -- python jobs/evaluate.py run.dir=s3://BUCKET/runs run.name=vit_b_32 cluster.num_workers=8
 
-Without evaluation.* keys it is measured on what the run itself was configured to evaluate on. Retrieval is R@1, R@5 and R@10
-both ways; zero-shot classification needs evaluation.zero_shot.{uri,label_column}. Runs in this process, without Ray.
+Without evaluation.* keys it is measured on what the run itself was configured to evaluate on. Retrieval is R@1, R@5, R@10 and
+the median rank, both ways; zero-shot classification and the linear probe are accuracies. Each stands beside what chance would
+get and a 95% confidence interval. An address is that of a data set of ours (its classes are in label_column), of a folder of
+clip-benchmark tars, or of a folder with a folder of pictures for each class. Runs in this process, without Ray; with
+cluster.num_workers above 1 on Ray's workers.
 """
 
 from __future__ import annotations
@@ -17,7 +22,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.command import parser, run
+from jobs.command import connect_ray, parser, run
 from jobs.config import Config
 from training.config import ConfigError, EvaluationConfig, TrainingConfig
 
@@ -26,29 +31,50 @@ if TYPE_CHECKING:
 
 
 def job(config: Config, options: argparse.Namespace) -> None:
+    from training.evaluation.figures import table
+    from training.evaluation.runner import check_evaluation
+
+    clip, evaluation, trained = _from_weights(config, options) if options.weights else open_run(config)
+    check_there_is_something_to_measure(evaluation)
+    check_evaluation(evaluation)
+    # The precision is that in which the run itself is evaluated; where, is for this command to say.
+    train = trained.train.model_copy(update={"device": config.train.device})
+    settings = config.model_copy(update={"evaluation": evaluation, "train": train})
+    metrics = _on_workers(clip, settings) if config.cluster.max_workers > 1 else _here(clip, settings)
+    print(table(metrics))
+    if options.json:
+        Path(options.json).write_text(json.dumps(metrics, indent=1), encoding="utf-8")
+
+
+def _here(clip: CLIP, config: TrainingConfig) -> dict[str, float]:
     import torch
 
     from training.distributed import World, pick_device
     from training.evaluation.runner import evaluate
     from training.prepare import autocast
 
-    clip, evaluation, trained = _from_weights(config, options) if options.weights else open_run(config)
-    check_there_is_something_to_measure(evaluation)
     device = pick_device(config.train.device)
     clip.to(device).eval()
-    with torch.no_grad(), autocast(trained.train, device):  # as the run itself is evaluated
-        metrics = evaluate(clip, evaluation, World(rank=0, world_size=1, device=device))
-    for name, value in metrics.items():
-        print(f"{name.removeprefix('evaluation/'):32} {value:.4f}")
-    if options.json:
-        Path(options.json).write_text(json.dumps(metrics, indent=1), encoding="utf-8")
+    with torch.no_grad(), autocast(config.train, device):
+        return evaluate(clip, config.evaluation, World(rank=0, world_size=1, device=device))
+
+
+def _on_workers(clip: CLIP, config: TrainingConfig) -> dict[str, float]:
+    connect_ray()
+    from training.worker import run_evaluation
+
+    return run_evaluation(clip, config)
+
+
+def _asks_for_something(evaluation: EvaluationConfig) -> bool:
+    return any((evaluation.retrieval_uri, evaluation.zero_shot, evaluation.linear_probe))
 
 
 def check_there_is_something_to_measure(evaluation: EvaluationConfig) -> None:
     """Raises ConfigError where no evaluation is configured."""
-    if evaluation.retrieval_uri is None and evaluation.zero_shot is None:
+    if not _asks_for_something(evaluation):
         raise ConfigError(
-            "evaluation.retrieval_uri, evaluation.zero_shot: neither is set; name a data set to evaluate on, "
+            "evaluation.retrieval_uri, zero_shot, linear_probe: none is set; name a data set to evaluate on, "
             "e.g. evaluation.retrieval_uri=data/demo/heldout"
         )
 
@@ -71,8 +97,7 @@ def open_run(config: Config) -> tuple[CLIP, EvaluationConfig, TrainingConfig]:
     checkpoint.restore_weights(clip)
     print(f"{trained.model.name} of {store.storage.uri}/{checkpoint.folder}, {checkpoint.position.samples_seen:,} samples seen")
     wished = config.evaluation
-    asked = wished.retrieval_uri is not None or wished.zero_shot is not None
-    return clip, wished if asked else trained.evaluation, trained
+    return clip, wished if _asks_for_something(wished) else trained.evaluation, trained
 
 
 def _from_weights(config: Config, options: argparse.Namespace) -> tuple[CLIP, EvaluationConfig, TrainingConfig]:

@@ -40,6 +40,7 @@ def job(config: Config, options: argparse.Namespace) -> int:
         from jobs.preflight import check
 
         return 0 if check(config) else EXIT_FAILED
+    from training.evaluation.figures import table
     from training.worker import run_training
 
     result = run_training(config)
@@ -47,8 +48,8 @@ def job(config: Config, options: argparse.Namespace) -> int:
         print(f"\nstopped at step {result.step:,}; the same command goes on from {result.checkpoint}")
         return EXIT_STOPPED
     print(f"\ntrained {result.step:,} steps, {result.samples_seen:,} samples; run folder: {result.run}")
-    for name, value in result.evaluation.items():
-        print(f"  {name.removeprefix('evaluation/'):32} {value:.4f}")
+    if result.evaluation:
+        print(table(result.evaluation))
     page = report_at_the_end(config)
     if page:
         print(f"report: {page}")

@@ -95,6 +95,13 @@ class CLIP(nn.Module):
         features_BE: Tensor = self.visual(images_BCHW) if kept_BP is None else self.visual(images_BCHW, kept_BP)
         return l2_normalize(features_BE) if normalize else features_BE
 
+    def encode_trunk(self, images_BCHW: Tensor) -> Tensor:
+        """Pixels, as of `encode_image` -> I_f (B, D), what the projection W_i is applied to: for linear probes."""
+        if images_BCHW.dtype == torch.uint8:
+            images_BCHW = normalize_images(images_BCHW)
+        assert isinstance(self.visual, VisionTransformer | ModifiedResNet)
+        return self.visual.trunk(images_BCHW)
+
     def encode_text(self, texts_BL: Tensor, normalize: bool = False) -> Tensor:
         """Token ids (B, L), L at most context_length, zero-padded -> text_features (B, E).
 

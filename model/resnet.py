@@ -60,6 +60,11 @@ class AttentionPool(nn.Module):
         self.c_proj = nn.Linear(width, embed_dim)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
+        out_BE: Tensor = self.c_proj(self.pool(x_BCHW))
+        return out_BE
+
+    def pool(self, x_BCHW: Tensor) -> Tensor:
+        """What is projected: (B, D)."""
         # (B, C, H, W) -> (B, C, H * W) -> (B, H * W, D): channels are the width
         grid_BPD = x_BCHW.flatten(2).transpose(1, 2)
         x_BPD = torch.cat([grid_BPD.mean(dim=1, keepdim=True), grid_BPD], dim=1) + self.positional_embedding
@@ -67,8 +72,7 @@ class AttentionPool(nn.Module):
         k_BNPK, v_BNPK = self._split_heads(self.k_proj(x_BPD)), self._split_heads(self.v_proj(x_BPD))
         pooled_BNLK = F.scaled_dot_product_attention(q_BNLK, k_BNPK, v_BNPK)
         # (B, N, 1, K) -> (B, N * K)
-        out_BE: Tensor = self.c_proj(pooled_BNLK.flatten(1))
-        return out_BE
+        return pooled_BNLK.flatten(1)
 
     def _split_heads(self, x_BPD: Tensor) -> Tensor:
         # (B, P, N * K) -> (B, N, P, K)
@@ -96,14 +100,21 @@ class ModifiedResNet(nn.Module):
         self.attnpool = AttentionPool(image_size_px // 32, width * 32, heads, embed_dim)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
+        features_BE: Tensor = self.attnpool(self._grid(x_BCHW))
+        return features_BE
+
+    def trunk(self, x_BCHW: Tensor) -> Tensor:
+        """What is projected: (B, D)."""
+        return self.attnpool.pool(self._grid(x_BCHW))
+
+    def _grid(self, x_BCHW: Tensor) -> Tensor:
         x_BCHW = F.relu(self.bn1(self.conv1(x_BCHW)), inplace=True)
         x_BCHW = F.relu(self.bn2(self.conv2(x_BCHW)), inplace=True)
         x_BCHW = F.relu(self.bn3(self.conv3(x_BCHW)), inplace=True)
         x_BCHW = self.avgpool(x_BCHW)
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             x_BCHW = stage(x_BCHW)
-        features_BE: Tensor = self.attnpool(x_BCHW)
-        return features_BE
+        return x_BCHW
 
 
 def _stage(channels_in: int, channels: int, blocks: int, stride: int) -> nn.Sequential:

@@ -37,6 +37,11 @@ class VisionTransformer(nn.Module):
 
     def forward(self, x_BCHW: Tensor, kept_BP: Tensor | None = None) -> Tensor:
         """`kept_BP`: the patches of each picture that are looked at (patch dropout: FLIP, arXiv 2212.00794); None: all."""
+        features_BE: Tensor = self.trunk(x_BCHW, kept_BP) @ self.proj
+        return features_BE
+
+    def trunk(self, x_BCHW: Tensor, kept_BP: Tensor | None = None) -> Tensor:
+        """What is projected: (B, D)."""
         # (B, D, H', W') -> (B, D, H' * W') -> (B, L - 1, D)
         patches_BLD = self.conv1(x_BCHW).flatten(2).transpose(1, 2) + self.positional_embedding[1:]
         if kept_BP is not None:
@@ -44,5 +49,5 @@ class VisionTransformer(nn.Module):
         class_D = self.class_embedding + self.positional_embedding[0]
         x_BLD = torch.cat([class_D.to(patches_BLD.dtype).expand(len(patches_BLD), 1, -1), patches_BLD], dim=1)
         class_BD = self.transformer(self.ln_pre(x_BLD))
-        features_BE: Tensor = self.ln_post(class_BD) @ self.proj
-        return features_BE
+        trunk_BD: Tensor = self.ln_post(class_BD)
+        return trunk_BD

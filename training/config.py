@@ -231,21 +231,54 @@ class TrackingConfig(Section):
     wandb_entity: str | None = None
 
 
+PLACES = ("{}", "{c}")
+"""Where a template takes the class name; the second is what the clip-benchmark community writes."""
+
+
+def check_templates(templates: Sequence[str]) -> None:
+    """Raises ConfigError where a prompt would be the same for every class."""
+    for template in templates:
+        if not any(place in template for place in PLACES):
+            raise ConfigError(f"template {template!r} has no place for the class name; write {{}} (or {{c}}) where it goes")
+
+
 class ZeroShotConfig(Section):
-    """`evaluation.zero_shot.*`: classification of `uri`'s samples by a column of their source table."""
+    """`evaluation.zero_shot.*`: classification of `uri`'s pictures by what their classes are called."""
 
     uri: str
-    label_column: str
-    """Column of the input table that holds the class name of each sample."""
-    templates: tuple[str, ...] = ("a photo of a {}.",)
-    """Prompts; `{}` is the class name; a class's feature is the mean over all of them."""
+    """A data set of ours, a folder of clip-benchmark tars or one of its splits, or a folder with a folder for each class
+    (docs/decisions/0008-evaluation.md)."""
+    label_column: str = ""
+    """Of a data set of ours: the column of its input table that holds the class of each sample."""
+    class_names_file: str = ""
+    """One class name a line, in the order of the labels, or LABEL, a tab and the name; empty: the data set's classnames.txt,
+    else the labels themselves."""
+    templates: tuple[str, ...] = ()
+    """Prompts; `{}` or `{c}` is the class name; a class's feature is the mean over all of them. Empty: those of
+    templates_file, else of the data set's zeroshot_classification_templates.txt, else "a photo of a {}."."""
+    templates_file: str = ""
+    """One prompt a line."""
+    allow_empty_classes: bool = False
+    """Class names without a picture, which only make the task harder, are meant."""
 
     @model_validator(mode="after")
     def _templates_hold_a_place(self) -> ZeroShotConfig:
-        for template in self.templates:
-            if "{}" not in template:
-                raise ValueError(f"template {template!r} has no place for the class name; write {{}} where it goes")
+        check_templates(self.templates)
+        if self.templates and self.templates_file:
+            raise ValueError(f"templates_file={self.templates_file}: templates are given too; give one of the two")
         return self
+
+
+class LinearProbeConfig(Section):
+    """`evaluation.linear_probe.*`: logistic regression on the frozen image encoder's features (paper, appendix A.3)."""
+
+    train_uri: str
+    """What it learns from; an address like evaluation.zero_shot.uri."""
+    test_uri: str
+    validation_uri: str | None = None
+    """What the strength of its L2 penalty is chosen on; None: a fifth of each class of train_uri."""
+    label_column: str = ""
+    """As of evaluation.zero_shot."""
 
 
 class EvaluationConfig(Section):
@@ -254,9 +287,13 @@ class EvaluationConfig(Section):
     every_steps: int | None = Field(None, ge=1)
     """None: only at the end."""
     batch_size: int = Field(256, ge=1)
+    """Pictures, or captions, that a rank embeds at a time."""
     retrieval_uri: str | None = None
-    """A data set whose pairs are retrieved from each other, both ways."""
+    """Pictures and captions that are retrieved from each other, both ways; an address like evaluation.zero_shot.uri."""
+    retrieval_captions: tuple[str, ...] = Field(("caption",), min_length=1)
+    """Of a data set of ours: where a picture's captions come from, as data.captions says it; all of them are right."""
     zero_shot: ZeroShotConfig | None = None
+    linear_probe: LinearProbeConfig | None = None
 
 
 _Workers = Annotated[int, Field(ge=1)]

@@ -192,6 +192,31 @@ def gather_rows(rows: Tensor, global_size: int, world: World) -> Tensor:
         return gather_features(rows.detach().contiguous(), global_size, world)
 
 
+def gather_lengths(length: int, world: World) -> list[int]:
+    """How many rows each rank has, where that is not for `slice_bounds` to say."""
+    return [int(one) for one in all_ranks(torch.tensor([length]), world)[:, 0]]
+
+
+def gather_uneven(rows: Tensor, world: World) -> Tensor:
+    """Like `gather_rows`, for any number of rows on each rank."""
+    if world.world_size == 1:
+        return rows
+    lengths = gather_lengths(len(rows), world)
+    padded = _pad(rows.detach(), max(lengths))
+    parts = padded.new_empty(world.world_size * len(padded), *padded.shape[1:])
+    dist.all_gather_into_tensor(parts, padded)
+    return torch.cat([part[:length] for part, length in zip(parts.split(max(1, len(padded))), lengths, strict=False)])
+
+
+def sum_over_ranks(values: Tensor, world: World) -> Tensor:
+    """The sum of every rank's, on every rank. No gradient."""
+    if world.world_size == 1:
+        return values
+    total = values.detach().clone()
+    dist.all_reduce(total)
+    return total
+
+
 def barrier(world: World) -> None:
     """Waits until every rank is here."""
     if world.world_size > 1:

@@ -86,7 +86,8 @@ def plan_run(config: TrainingConfig, begin: Start | None = None) -> RunPlan:
     architecture = architecture_of(config)
     if config.model.weights and checkpoint is None:
         check_initial_weights(architecture, config.model)
-    check_evaluation(config.evaluation)
+    if begin is None:  # else rank 0 has done so for all
+        check_evaluation(config.evaluation)
     data_sets = open_data_sets(config.data, checkpoint.data_sets if checkpoint is not None else ())
     pinned = config.data.with_versions([one.manifest.version for one in data_sets])
     config = config.model_copy(update={"data": pinned})

@@ -37,6 +37,7 @@ import yaml
 
 from pipeline.storage import StorageError
 from training.checkpoint_writer import RunTakenError
+from training.evaluation.figures import headline
 from training.evaluation.probe import Look, Probe
 from training.goodput import Launch, Ledger, Spent
 from training.plan import RunPlan
@@ -146,7 +147,7 @@ class RunRecord:
 
     def log_evaluation(self, step: int, values: dict[str, float]) -> None:
         self._tracker.log({"step": step, **values})
-        shown = "  ".join(f"{name.removeprefix('evaluation/')} {value:.3f}" for name, value in values.items())
+        shown = "  ".join(f"{name} {value:.3f}" for name, value in headline(values).items())
         print(f"evaluation at step {step:,}: {shown}", flush=True)
 
     def log_probe(self, step: int, probe: Probe, look: Look | None) -> None:

@@ -38,7 +38,7 @@ class RawSample:
 
     Attributes:
         image: the encoded picture.
-        captions: that it may be shown with, one or more.
+        captions: that it may be shown with, one or more; none where nobody asked for any.
         sha256: the first bytes of the picture's, as ingestion recorded it; empty where it did not.
     """
 
@@ -103,12 +103,18 @@ class ShardReader:
     """Reads samples of one data set version. Safe to use from several threads."""
 
     def __init__(
-        self, storage: Storage, manifest: Manifest, captions: Sequence[str] = ("caption",), cache: RangeCache | None = None
+        self,
+        storage: Storage,
+        manifest: Manifest,
+        captions: Sequence[str] = ("caption",),
+        cache: RangeCache | None = None,
+        captions_key: str = "data.captions",
     ) -> None:
         """Args:
-        captions: where captions come from, see `DataConfig.captions`.
+        captions: where captions come from, see `DataConfig.captions`; none, where nobody asks for any.
+        captions_key: what a person calls that.
         """
-        self.storage, self.manifest, self.cache = storage, manifest, cache
+        self.storage, self.manifest, self.cache, self._captions_key = storage, manifest, cache, captions_key
         self._captions = tuple(captions)
         self._indices: OrderedDict[int, _ShardIndex] = OrderedDict()
         self._index_bytes = 0
@@ -211,10 +217,9 @@ class ShardReader:
                 value = member("txt").decode("utf-8", "replace")
             found += value if isinstance(value, list) else [value]
         captions = tuple(text for text in found if isinstance(text, str) and text.strip())
-        if not captions:
-            raise _DamagedError(
-                f"sample {key} has no caption in {', '.join(self._captions)}; name another place in data.captions"
-            )
+        if not captions and self._captions:
+            places = ", ".join(self._captions)
+            raise _DamagedError(f"sample {key} has no caption in {places}; name another place in {self._captions_key}")
         return captions
 
     def _index(self, shard: int) -> _ShardIndex:

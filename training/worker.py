@@ -31,13 +31,16 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.train.v2._internal.execution.context import get_train_context
 
+from model.clip import CLIP
 from pipeline.storage import Storage, open_storage
 from training.config import RunError, TrainingConfig
 from training.distributed import COLLECTIVE_TIMEOUT, World
+from training.evaluation.runner import evaluate
 from training.goodput import Launch
 from training.guard import DivergedError
 from training.plan import plan_run
 from training.preflight import Finding, check_first_step
+from training.prepare import autocast
 from training.record import TrainResult
 from training.requests import Request, on_sigterm
 from training.trainer import train
@@ -94,15 +97,39 @@ def check_workers(config: TrainingConfig) -> list[Finding]:
     return [Finding(**finding) for finding in result.return_value["findings"]]
 
 
-def _trainer(config: TrainingConfig, work: Callable[[dict[str, Any]], Any], launch: Launch) -> TorchTrainer:
-    """A group of workers that each do the work."""
+def run_evaluation(clip: CLIP, config: TrainingConfig) -> dict[str, float]:
+    """Evaluates a model on the Ray cluster that this process has joined, as `training.evaluation.runner.evaluate` does.
+
+    Raises:
+        ray.train.TrainingFailedError: the workers failed more often than `cluster.max_failures`.
+    """
+    model = ray.put((clip.architecture, clip.state_dict()))
+    settings = TrainingConfig.model_validate(config.model_dump(include=set(TrainingConfig.model_fields)))
+    with tempfile.TemporaryDirectory(prefix="rayclip-") as folder:
+        result: Any = _trainer(settings, _evaluate_on_this_worker, Launch(), {"model": model}, folder).fit()
+    return dict(result.return_value)
+
+
+def _trainer(
+    config: TrainingConfig,
+    work: Callable[[dict[str, Any]], Any],
+    launch: Launch,
+    more: dict[str, Any] | None = None,
+    folder: str | None = None,
+) -> TorchTrainer:
+    """A group of workers that each do the work.
+
+    Args:
+        more: arguments of the work besides the configuration.
+        folder: where Ray keeps its own state; None: with the run.
+    """
     cluster = config.cluster
     look_every_s = cluster.resize_every_s if cluster.min_workers < cluster.max_workers else None
     use_gpu = ray.cluster_resources().get("GPU", 0) > 0 if cluster.use_gpu == "auto" else cluster.use_gpu
     cpus = _cpus_per_worker(config, ray.cluster_resources(), ray.nodes())
     return TorchTrainer(
         cast(Any, work),  # Ray's annotation leaves out that a result may be returned
-        train_loop_config={"config": config.model_dump(mode="json"), "launch": asdict(launch)},
+        train_loop_config={"config": config.model_dump(mode="json"), "launch": asdict(launch), **(more or {})},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=int(COLLECTIVE_TIMEOUT.total_seconds())),
         scaling_config=cast(Any, ScalingConfig)(  # annotated as Train's first version, which has no ranges
             num_workers=cluster.num_workers,
@@ -113,7 +140,7 @@ def _trainer(config: TrainingConfig, work: Callable[[dict[str, Any]], Any], laun
         run_config=RunConfig(
             # Ray resumes a name that it knows, by its own rules; ours are in the run's folder, so each launch is new to it.
             name=f"{config.run.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
-            storage_path=_ray_folder(open_storage(config.run.uri)),
+            storage_path=folder or _ray_folder(open_storage(config.run.uri)),
             failure_config=FailureConfig(max_failures=cluster.max_failures),
             callbacks=[cast(Any, _Resizing(launch.id, look_every_s))],
         ),
@@ -124,6 +151,17 @@ def _check_on_this_worker(arguments: dict[str, Any]) -> Any:
     config = TrainingConfig.model_validate(arguments["config"])
     device = torch.device("cpu") if config.train.device == "cpu" else get_device()
     return {"findings": [asdict(one) for one in check_first_step(config, World.from_process_group(device))]}
+
+
+def _evaluate_on_this_worker(arguments: dict[str, Any]) -> Any:
+    config = TrainingConfig.model_validate(arguments["config"])
+    device = torch.device("cpu") if config.train.device == "cpu" else get_device()
+    architecture, state = ray.get(arguments["model"])
+    clip = CLIP(architecture)
+    clip.load_state_dict(state)
+    clip.to(device).eval()
+    with autocast(config.train, device):
+        return evaluate(clip, config.evaluation, World.from_process_group(device))
 
 
 def _train_on_this_worker(arguments: dict[str, Any]) -> Any:

@@ -78,7 +78,9 @@ def test_three_workers_with_all_that_a_recipe_can_ask_for_are_one_process_too(da
     together = run_training(config_of(data_set, tmp_path / "three", *overrides, *shared))
     assert samples(tmp_path / "three") == samples(tmp_path / "one")
     torch.testing.assert_close(losses(tmp_path / "three"), losses(tmp_path / "one"), rtol=1e-4, atol=0)
-    assert together.evaluation == pytest.approx(alone.evaluation, abs=1.01 / 64)  # a pair may change its place
+    assert set(together.evaluation) == set(alone.evaluation)
+    for name, value in alone.evaluation.items():  # a pair may change its place
+        assert together.evaluation[name] == pytest.approx(value, abs=1.01 if "median" in name else 1.01 / 64), name
     pairs = [json.loads((tmp_path / run / "debug_cpu" / "probe.json").read_text()) for run in ("one", "three")]
     assert pairs[0] == pairs[1]
     (one,), (three,) = (read_metrics(tmp_path / run / "debug_cpu" / "probe.jsonl") for run in ("one", "three"))

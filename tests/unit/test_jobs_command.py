@@ -100,7 +100,9 @@ def test_a_checkpoint_and_a_file_of_weights_are_evaluated_alike(data_set, tmp_pa
     capsys.readouterr()
     assert complaint(evaluate, f"run.dir={tmp_path}", "run.name=debug_cpu", "train.device=cpu") == "0"
     printed = capsys.readouterr().out
-    for name, value in result.evaluation.items():
+    figures = {name: value for name, value in result.evaluation.items() if name.startswith("evaluation/")}
+    assert len(figures) == 8
+    for name, value in figures.items():
         assert f"{name.removeprefix('evaluation/'):32} {value:.4f}" in printed
     clip = build_clip("debug-vit")
     CheckpointStore(open_storage(str(tmp_path / "debug_cpu"))).latest().restore_weights(clip)

@@ -292,10 +292,15 @@ def test_evaluation_runs_during_and_after_training(data_set, tmp_path):
     result = train(config, ALONE)
     rows = [row for row in read_metrics(tmp_path / "debug_cpu" / "metrics.jsonl") if "loss" not in row]
     assert [row["step"] for row in rows] == [5, 10, 12]
-    recall = {f"evaluation/{way}_r{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)}
-    assert set(rows[0]) == {"step", *recall, *(f"evaluation/zero_shot_{name}" for name in ("top1", "top5", "chance"))}
+    recall = {f"{way}_{what}" for way in ("image_to_text", "text_to_image") for what in ("r1", "r5", "r10", "median_rank")}
+    measured = {*recall, *(f"zero_shot_{name}" for name in ("top1", "top5", "mean_per_class"))}
+    bounds = {f"evaluation_bounds/{name}_{bound}" for name in measured for bound in ("low", "high", "chance")}
+    assert set(rows[0]) == {"step", "evaluation/zero_shot_chance", *(f"evaluation/{name}" for name in measured), *bounds}
     assert result.evaluation["evaluation/zero_shot_chance"] == 0.25
-    assert all(0 <= value <= 1 for value in result.evaluation.values())
+    assert all(0 <= value <= 1 for name, value in result.evaluation.items() if "median_rank" not in name)
+    for name in measured:
+        low, high = (result.evaluation[f"evaluation_bounds/{name}_{bound}"] for bound in ("low", "high"))
+        assert low <= result.evaluation[f"evaluation/{name}"] <= high
 
 
 def test_a_run_in_object_storage_leaves_its_record_there(data_set, bucket, tmp_path, monkeypatch):
@@ -399,7 +404,7 @@ def test_a_run_keeps_its_version_of_a_growing_data_set(make_data_set, tmp_path):
         (["model.lock=[image, text]", "model.weights=w.pt"], ConfigError, "nothing but the temperature"),
         (["model.weights=/no/w.pt"], ConfigError, r"model\.weights=/no/w\.pt: there is no such file"),
         (["cluster.num_workers=33"], ConfigError, r"cluster\.num_workers=33"),
-        (["evaluation.retrieval_uri=/nowhere"], ManifestError, "there is no data set"),
+        (["evaluation.retrieval_uri=/nowhere"], ConfigError, "holds no data set of ours"),
     ],
 )
 def test_bad_input_is_refused_before_the_first_step(data_set, tmp_path, overrides, error, message):

@@ -1,40 +1,229 @@
-"""Retrieval between images and texts: recall at 1, 5 and 10, both ways, in tiles."""
+"""Retrieval between pictures and captions, several a picture: R@1, R@5, R@10 and the median rank, both ways.
+
+In: each rank's normalised features of its own pictures and their captions. Out: every query's rank, and `Figure`s, on all
+ranks. The N x M similarity matrix is walked once, in tiles that fit the cache, and each tile serves both ways: pictures among
+captions, and captions among pictures. Pictures stay on their rank; captions go around once, and then counts.
+
+A tie counts against us: a model that gives every pair the same score finds nothing. A score that is no number is never a hit.
+"""
 
 from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from training.distributed import World, gather_lengths, gather_uneven, sum_over_ranks
+from training.evaluation.figures import Figure, median, share
+
 RANKS = (1, 5, 10)
+TILE = (512, 512)
+"""Pictures x captions. A matter of speed, and of nothing else: 1 MB, as large as a core's second-level cache."""
+GPU_TILE = (4096, 4096)
+HALF = 0.5 - 1e-9
+"""Less what logarithms lose."""
+_BYTE_SUMS = 128
+"""So many zeros and ones are summed in a byte before it could overflow."""
 
 
-def retrieval_ranks(query_NE: Tensor, key_ME: Tensor, answer_N: Tensor, tile_size: int = 1024) -> Tensor:
-    """How many keys score at least as high as each query's right one, itself not counted: (N,), 0 is a hit at 1.
+@dataclass(frozen=True)
+class Ranks:
+    """How many wrong answers score at least as high as the (best) right one: 0 is a hit at 1. int64, on every rank.
 
-    A tie counts against us: a model that gives every pair the same score finds nothing.
+    Attributes:
+        image_to_text_N: of each picture, among all captions.
+        text_to_image_M: of each caption, among all pictures.
+        captions_N: how many captions each picture has.
+    """
+
+    image_to_text_N: Tensor
+    text_to_image_M: Tensor
+    captions_N: Tensor
+
+
+@torch.no_grad()
+def rank_pairs(
+    images_NE: Tensor, texts_ME: Tensor, image_of_text_M: Tensor, world: World, tile: tuple[int, int] | None = None
+) -> Ranks:
+    """The ranks of all ranks' pictures and captions. Every rank calls it.
+
+    Args:
+        images_NE, texts_ME: normalised features of this rank's pictures, and of their captions.
+        image_of_text_M: the place of each caption's picture among this rank's pictures, ascending.
+        tile: pictures x captions that are compared at a time, multiples of 128.
+    """
+    with torch.autocast(images_NE.device.type, enabled=False):  # bfloat16 would make ties of scores that are none
+        matrix = _Tiles(images_NE, gather_uneven(texts_ME, world), tile)
+        first = sum(gather_lengths(len(texts_ME), world)[: world.rank])
+        own_M = first + torch.arange(len(texts_ME), device=texts_ME.device)
+        right_M = matrix.scores(image_of_text_M, own_M)
+        best_N = torch.full((len(images_NE),), -torch.inf, device=images_NE.device)
+        best_N = best_N.scatter_reduce(0, image_of_text_M, right_M, "amax")  # of one that is no number, that
+        all_right_M = gather_uneven(right_M, world)
+        lower_N, lower_M = matrix.count_lower(best_N, all_right_M, image_of_text_M, own_M)
+    captions_N = torch.bincount(image_of_text_M, minlength=len(images_NE))
+    num_images = sum(gather_lengths(len(images_NE), world))
+    # What is not lower counts against us, a score that is no number too. Right pairs are not compared: they count as not lower.
+    image_ranks_N = _never_found(len(all_right_M) - lower_N - captions_N, best_N, len(all_right_M))
+    text_ranks_M = _never_found(num_images - sum_over_ranks(lower_M, world) - 1, all_right_M, num_images)
+    return Ranks(gather_uneven(image_ranks_N, world), text_ranks_M, gather_uneven(captions_N, world))
+
+
+def retrieval_ranks(query_NE: Tensor, key_ME: Tensor, answer_N: Tensor, tile: tuple[int, int] | None = None) -> Tensor:
+    """How many other keys score at least as high as each query's right one: (N,), 0 is a hit at 1. In this process alone.
 
     Args:
         query_NE, key_ME: normalised features.
         answer_N: for each query the index of its right key.
-        tile_size: queries that are compared at a time; no N x M matrix is stored.
     """
-    ranks = []
-    for query, answer in zip(query_NE.split(tile_size), answer_N.split(tile_size), strict=True):
-        similarity = query @ key_ME.T
-        right = similarity.gather(1, answer[:, None])
-        # Not lower, rather than at least as high: a score that is no number must not count as a hit.
-        ranks.append((~(similarity < right)).sum(dim=1) - 1)
-    return torch.cat(ranks)
+    with torch.no_grad(), torch.autocast(query_NE.device.type, enabled=False):
+        matrix, queries_N = _Tiles(query_NE, key_ME, tile), torch.arange(len(query_NE), device=query_NE.device)
+        right_N = matrix.scores(queries_N, answer_N)
+        nothing_M = torch.full((len(key_ME),), torch.nan, device=key_ME.device)
+        lower_N, _ = matrix.count_lower(right_N, nothing_M, queries_N, answer_N)
+        return _never_found(len(key_ME) - lower_N - 1, right_N, len(key_ME))
 
 
-def recalls(ranks_N: Tensor, prefix: str) -> dict[str, float]:
-    """Share of the queries whose right key is among the first 1, 5 and 10."""
-    return {f"{prefix}_r{rank}": float((ranks_N < rank).double().mean()) for rank in RANKS}
+def _never_found(ranks_N: Tensor, right_N: Tensor, num_keys: int) -> Tensor:
+    """Where the right score is no number the rank is behind everything, also of fewer keys than are looked at."""
+    return torch.where(right_N.isnan(), max(num_keys, *RANKS), ranks_N)
 
 
-def retrieval_metrics(image_features_NE: Tensor, text_features_NE: Tensor, tile_size: int = 1024) -> dict[str, float]:
-    """R@1, R@5 and R@10 of N pairs, both ways."""
-    answer_N = torch.arange(len(image_features_NE), device=image_features_NE.device)
-    to_text = retrieval_ranks(image_features_NE, text_features_NE, answer_N, tile_size)
-    to_image = retrieval_ranks(text_features_NE, image_features_NE, answer_N, tile_size)
-    return recalls(to_text, "image_to_text") | recalls(to_image, "text_to_image")
+class _Tiles:
+    """The similarity of rows (pictures) and columns (captions), a tile at a time, none of it kept.
+
+    All tiles have one shape, padded at the edges: a matrix product rounds alike wherever in a tile a pair stands, and not alike
+    in products of different shapes. So equal features have equal scores, and a tie is seen as one.
+    """
+
+    def __init__(self, rows_NE: Tensor, columns_ME: Tensor, tile: tuple[int, int] | None) -> None:
+        self.shape = tile or (GPU_TILE if rows_NE.device.type == "cuda" else TILE)
+        self.rows_NE, self.columns_ME = rows_NE.contiguous(), columns_ME.contiguous()
+
+    def scores(self, row_P: Tensor, column_P: Tensor) -> Tensor:
+        """The similarity of some pairs, to the last bit what their tiles hold."""
+        size, found = min(self.shape), [self.rows_NE.new_zeros(0)]
+        for rows, columns in zip(row_P.split(size), column_P.split(size), strict=True):
+            scores_RC = _padded(self.rows_NE[rows], self.shape[0]) @ _padded(self.columns_ME[columns], self.shape[1]).T
+            found.append(scores_RC.diagonal()[: len(rows)])
+        return torch.cat(found)
+
+    def count_lower(self, row_bar_N: Tensor, column_bar_M: Tensor, row_P: Tensor, column_P: Tensor) -> tuple[Tensor, Tensor]:
+        """How many scores of each row are lower than its bar, and of each column than its. The pairs P are left out.
+
+        Args:
+            row_P: ascending.
+        """
+        lower_N = torch.zeros(len(row_bar_N), dtype=torch.int64, device=row_bar_N.device)
+        lower_M = torch.zeros(len(column_bar_M), dtype=torch.int64, device=row_bar_N.device)
+        tops = range(0, len(row_bar_N), self.shape[0])
+        bounds = torch.tensor([*tops, len(row_bar_N)], device=row_P.device)
+        pairs = torch.searchsorted(row_P, bounds).tolist()
+
+        def walk(number: int) -> tuple[Tensor, Tensor]:
+            top, own = tops[number], slice(pairs[number], pairs[number + 1])
+            rows = slice(top, top + self.shape[0])
+            return self._walk(rows, row_bar_N[rows], column_bar_M, row_P[own] - top, column_P[own])
+
+        with _a_tile_a_thread(row_bar_N.device) as spread:
+            for top, (lower_R, lower) in zip(tops, spread(walk, range(len(tops))), strict=True):
+                lower_N[top : top + len(lower_R)] = lower_R
+                lower_M += lower
+        return lower_N, lower_M
+
+    @torch.no_grad()  # a thread has a mode of its own
+    def _walk(
+        self, rows: slice, row_bar_R: Tensor, column_bar_M: Tensor, row_P: Tensor, column_P: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """One tile's height, over all columns."""
+        height, width = self.shape
+        scores_RC = self.rows_NE.new_empty(height, width)
+        lower_RC = torch.empty_like(scores_RC, dtype=torch.bool)
+        lower_R, lower_M = torch.zeros_like(row_bar_R, dtype=torch.int64), torch.zeros_like(column_bar_M, dtype=torch.int64)
+        rows_RE, bar_R1 = _padded(self.rows_NE[rows], height), _padded(row_bar_R, height)[:, None]
+        tile_P = column_P // width
+        band = set(tile_P.tolist())
+        for number, left in enumerate(range(0, len(column_bar_M), width)):
+            columns = slice(left, left + width)
+            torch.mm(rows_RE, _padded(self.columns_ME[columns], width).T, out=scores_RC)
+            if number in band:
+                here = tile_P == number
+                scores_RC[row_P[here], column_P[here] - left] = torch.nan
+            torch.lt(scores_RC, bar_R1, out=lower_RC)
+            lower_R += _sum_of_rows(lower_RC)[: len(lower_R)]
+            torch.lt(scores_RC, _padded(column_bar_M[columns], width), out=lower_RC)
+            lower_M[columns] += _sum_of_columns(lower_RC)[: len(column_bar_M) - left]
+        return lower_R, lower_M
+
+
+@contextlib.contextmanager
+def _a_tile_a_thread(device: torch.device) -> Iterator[Callable[..., Iterable[tuple[Tensor, Tensor]]]]:
+    """A `map` over as many threads as torch has. Its own would wait for each other several times in each tile."""
+    threads = torch.get_num_threads()
+    if device.type == "cuda" or threads == 1:
+        yield map
+        return
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool.map
+    finally:
+        torch.set_num_threads(threads)
+
+
+# Sums of a matrix of zeros and ones, eight bytes at a time: torch would widen each to 64 bits first, several times slower.
+
+
+def _sum_of_rows(ones_RC: Tensor) -> Tensor:
+    height, width = ones_RC.shape
+    words = ones_RC.view(torch.int64).view(height, width // (8 * _BYTE_SUMS) or 1, -1)
+    return words.sum(2).view(torch.uint8).sum(1)
+
+
+def _sum_of_columns(ones_RC: Tensor) -> Tensor:
+    height, width = ones_RC.shape
+    words = ones_RC.view(torch.int64).view(height // _BYTE_SUMS, _BYTE_SUMS, width // 8)
+    return words.sum(1).view(torch.uint8).view(height // _BYTE_SUMS, width).sum(0)
+
+
+def _padded(rows: Tensor, length: int) -> Tensor:
+    """With rows that are no numbers: those are lower than nothing."""
+    if len(rows) == length:
+        return rows
+    return torch.cat([rows, rows.new_full((length - len(rows), *rows.shape[1:]), torch.nan)])
+
+
+def retrieval_figures(ranks: Ranks) -> list[Figure]:
+    """R@1, R@5, R@10 and the median rank (1 is the best), both ways. Captions of one picture are queries of their own."""
+    one_M = torch.ones_like(ranks.text_to_image_M)
+    return [
+        *_figures("image_to_text", ranks.image_to_text_N, ranks.captions_N, len(ranks.text_to_image_M)),
+        *_figures("text_to_image", ranks.text_to_image_M, one_M, len(ranks.image_to_text_N)),
+    ]
+
+
+def _figures(way: str, ranks_N: Tensor, right_N: Tensor, num_keys: int) -> list[Figure]:
+    """`right_N`: right keys of each query."""
+    counts, queries = torch.unique(right_N.cpu(), return_counts=True)
+    found = [share(f"{way}_r{k}", int((ranks_N < k).sum()), len(ranks_N), _chance(k, counts, queries, num_keys)) for k in RANKS]
+    low, high = 1, num_keys
+    while low < high:  # the first k within which chance finds half
+        middle = (low + high) // 2
+        low, high = (low, middle) if _chance(middle, counts, queries, num_keys) >= HALF else (middle + 1, high)
+    places = (ranks_N + 1).sort().values.tolist()
+    return [*found, median(f"{way}_median_rank", places, float(low))]
+
+
+def _chance(k: int, counts: Tensor, queries: Tensor, num_keys: int) -> float:
+    """The share of queries that find one of their right keys among k drawn at random: 1 - C(M - c, k) / C(M, k)."""
+    wrong = (num_keys - counts).double()
+    k = min(k, num_keys)
+    missed = torch.lgamma(wrong + 1) - torch.lgamma(wrong - k + 1)
+    total = torch.tensor(num_keys + 1.0, dtype=torch.float64)
+    missed = (missed - torch.lgamma(total) + torch.lgamma(total - k)).exp()
+    missed = torch.where(wrong < k, 0.0, missed)
+    return float(((1 - missed) * queries).sum() / queries.sum())

@@ -1,53 +1,205 @@
-"""Runs the evaluations that a configuration asks for, on all ranks: each encodes its slice of the data."""
+"""Runs the evaluations that a configuration asks for, on all ranks: each reads, decodes and encodes its slice of the data.
+
+In: a model and `evaluation.*`. Out: `Figure`s, the same on every rank. Between ranks travel captions' features, what the linear
+probe learns from, and counts.
+"""
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from model.clip import CLIP
+from model.decode import load_eval_image
 from model.preprocess import normalize_images
 from model.tokenizer import tokenize
-from pipeline.manifest import Manifest, read_manifest
+from pipeline.manifest import ManifestError, read_manifest
 from pipeline.storage import open_storage
-from training.config import ConfigError, EvaluationConfig, ZeroShotConfig
+from training.config import EvaluationConfig, LinearProbeConfig, ZeroShotConfig
 from training.data import iterate_evaluation
-from training.distributed import World, gather_rows
-from training.evaluation.retrieval import retrieval_metrics
-from training.evaluation.zero_shot import accuracy, build_classifier
+from training.distributed import World, gather_rows, slice_bounds, sum_over_ranks
+from training.evaluation.figures import Figure, flatten
+from training.evaluation.inputs import number_labels, open_source, read_classes, read_templates
+from training.evaluation.linear_probe import Features, Labels, probe_figures
+from training.evaluation.retrieval import rank_pairs, retrieval_figures
+from training.evaluation.sources import Source
+from training.evaluation.zero_shot import build_classifier, count_right, zero_shot_figures
+from training.shards import RawSample
+
+AHEAD = 2
+"""Batches that are read and decoded while the model works."""
+
+
+def evaluate(clip: CLIP, config: EvaluationConfig, world: World) -> dict[str, float]:
+    """What `measure` finds, as a row of metrics.jsonl: `evaluation/NAME`, and `evaluation_bounds/NAME_{low,high,chance}`."""
+    return flatten(measure(clip, config, world))
 
 
 @torch.no_grad()
-def evaluate(clip: CLIP, config: EvaluationConfig, world: World) -> dict[str, float]:
-    """All configured figures, as `evaluation/{name}` -> value, on every rank. The model is in evaluation mode.
+def measure(clip: CLIP, config: EvaluationConfig, world: World) -> list[Figure]:
+    """All configured figures, on every rank. The model is in evaluation mode.
 
     Raises:
-        ManifestError: a data set, or the label column, is not there.
+        ConfigError, ManifestError: a data set, or what is needed of it, is not there.
     """
-    metrics: dict[str, float] = {}
+    figures: list[Figure] = []
     if config.retrieval_uri is not None:
-        images, texts, _ = encode_data_set(clip, config.retrieval_uri, config.batch_size, world)
-        metrics |= retrieval_metrics(images, texts)
+        figures += _retrieval(clip, config, world)
     if config.zero_shot is not None:
-        metrics |= _zero_shot(clip, config.zero_shot, config.batch_size, world)
-    return {f"evaluation/{name}": value for name, value in metrics.items()}
+        figures += _zero_shot(clip, config.zero_shot, config.batch_size, world)
+    if config.linear_probe is not None:
+        figures += _linear_probe(clip, config.linear_probe, config.batch_size, world)
+    return figures
 
 
 def check_evaluation(config: EvaluationConfig) -> None:
-    """Opens what will be evaluated on, before a run starts. Raises ManifestError or ConfigError."""
-    zero_shot = config.zero_shot.uri if config.zero_shot is not None else None
-    for key, uri in (("retrieval_uri", config.retrieval_uri), ("zero_shot.uri", zero_shot)):
-        if uri is not None and read_manifest(open_storage(uri)).num_samples == 0:
-            raise ConfigError(f"evaluation.{key}={uri}: the data set holds no samples; name one that does")
+    """Opens what will be evaluated on, before a run starts. Raises ConfigError or ManifestError."""
+    alone = World(rank=0, world_size=1, device=torch.device("cpu"))
+    if config.retrieval_uri is not None:
+        open_source("evaluation.retrieval_uri", config.retrieval_uri, alone, config.retrieval_captions)
+    if config.zero_shot is not None:
+        source = _open_zero_shot(config.zero_shot, alone)
+        read_templates(source, config.zero_shot)
+        read_classes(source, config.zero_shot)
+    if config.linear_probe is not None:
+        number_labels(*_open_probe(config.linear_probe, alone))
+
+
+def _retrieval(clip: CLIP, config: EvaluationConfig, world: World) -> list[Figure]:
+    assert config.retrieval_uri is not None
+    source = open_source("evaluation.retrieval_uri", config.retrieval_uri, world, config.retrieval_captions)
+    row = clip.architecture
+    images, texts = [], []
+    captions_of: list[int] = []
+    for batch in read_batches(source, config.batch_size, row.image_size_px, world):
+        images.append(clip.encode_image(normalize_images(batch.images.to(world.device)), normalize=True).float())
+        captions = [caption for sample in batch.samples for caption in sample.captions]
+        captions_of += [len(sample.captions) for sample in batch.samples]
+        for start in range(0, len(captions), config.batch_size):
+            ids = tokenize(captions[start : start + config.batch_size], row.context_length)
+            texts.append(clip.encode_text(ids, normalize=True).float())
+    nothing = torch.zeros(0, row.embed_dim, device=world.device)
+    counts = torch.tensor(captions_of, dtype=torch.int64, device=world.device)
+    image_of_text_M = torch.arange(len(counts), device=world.device).repeat_interleave(counts)
+    return retrieval_figures(rank_pairs(torch.cat([nothing, *images]), torch.cat([nothing, *texts]), image_of_text_M, world))
+
+
+def _open_zero_shot(config: ZeroShotConfig, world: World) -> Source:
+    return open_source("evaluation.zero_shot.uri", config.uri, world, label_column=config.label_column)
+
+
+def _zero_shot(clip: CLIP, config: ZeroShotConfig, batch_size: int, world: World) -> list[Figure]:
+    source = _open_zero_shot(config, world)
+    classes, row = read_classes(source, config), clip.architecture
+    classifier_CE = build_classifier(
+        lambda ids: clip.encode_text(ids, normalize=True).float(),
+        lambda prompts: tokenize(prompts, row.context_length),
+        classes.names,
+        read_templates(source, config),
+        world,
+        batch_size,
+    )
+    labels_N = torch.tensor(classes.labels, device=world.device)
+    hits_KC = torch.zeros(2, len(classes.names), dtype=torch.int64, device=world.device)
+    for batch in read_batches(source, batch_size, row.image_size_px, world):
+        images = clip.encode_image(normalize_images(batch.images.to(world.device)), normalize=True).float()
+        own_N = labels_N[batch.first : batch.first + len(images)]
+        hits_KC += count_right(images, classifier_CE, own_N, (1, 5))
+    counts_C = torch.bincount(labels_N, minlength=len(classes.names))
+    return zero_shot_figures(sum_over_ranks(hits_KC, world), counts_C)
+
+
+def _open_probe(config: LinearProbeConfig, world: World) -> tuple[Source, Source, Source | None]:
+    def opened(name: str, uri: str) -> Source:
+        return open_source(f"evaluation.linear_probe.{name}", uri, world, label_column=config.label_column)
+
+    validation = None if config.validation_uri is None else opened("validation_uri", config.validation_uri)
+    return opened("train_uri", config.train_uri), opened("test_uri", config.test_uri), validation
+
+
+def _linear_probe(clip: CLIP, config: LinearProbeConfig, batch_size: int, world: World) -> list[Figure]:
+    sources = _open_probe(config, world)
+    labels = number_labels(*sources)
+
+    def encoded(source: Source, numbers: tuple[int, ...]) -> tuple[Features, Labels]:
+        batches = read_batches(source, batch_size, clip.architecture.image_size_px, world)
+        rows = [clip.encode_trunk(normalize_images(batch.images.to(world.device))).float() for batch in batches]
+        # A rank without a sample has no features whose width it could know; it has them all the same.
+        width = torch.tensor([rows[0].shape[1] if rows else 0], device=world.device)
+        width = sum_over_ranks(width, world) // max(1, min(world.world_size, source.num_samples))
+        nothing = torch.zeros(0, int(width), device=world.device)
+        return gather_rows(torch.cat([nothing, *rows]), source.num_samples, world).cpu().numpy(), np.array(numbers)
+
+    found = [encoded(source, numbers) for source, numbers in zip([one for one in sources if one], labels, strict=True)]
+    train, test, validation = (*found, None)[:3]
+    assert train is not None
+    assert test is not None
+    return probe_figures(train, test, validation, world)
+
+
+# ------------------------------------------------------------------------------------------------------- reading a slice
+
+
+@dataclass(frozen=True)
+class SourceBatch:
+    """Neighbouring samples.
+
+    Attributes:
+        first: index of the first one.
+        images: uint8 (B, 3, H, W), centre crop, on the CPU.
+    """
+
+    first: int
+    samples: list[RawSample]
+    images: Tensor
+
+
+def read_batches(source: Source, batch_size: int, image_size_px: int, world: World) -> Iterator[SourceBatch]:
+    """A rank's contiguous slice of all samples, once, in the order of their index; read and decoded ahead, by threads.
+
+    Raises ManifestError where a picture cannot be decoded.
+    """
+
+    def decoded(sample: RawSample) -> Any:
+        try:
+            return load_eval_image(sample.image, image_size_px)
+        except ValueError as error:
+            raise ManifestError(f"{source.what}: sample {sample.key}: {error}; restore it or leave it out") from None
+
+    start, stop = slice_bounds(source.num_samples, world.rank, world.world_size)
+    threads = max(1, torch.get_num_threads())
+    with ThreadPoolExecutor(1, "evaluation-read") as reader, ThreadPoolExecutor(threads, "evaluation-decode") as decoders:
+
+        def load(first: int) -> SourceBatch:
+            samples = source.read(first, min(first + batch_size, stop))
+            pixels = torch.from_numpy(np.stack(list(decoders.map(decoded, samples))))
+            return SourceBatch(first, samples, pixels.permute(0, 3, 1, 2))  # (B, H, W, 3) -> (B, 3, H, W)
+
+        yield from _ahead(reader, load, range(start, stop, batch_size))
+
+
+def _ahead(reader: ThreadPoolExecutor, load: Callable[[int], SourceBatch], places: range) -> Iterator[SourceBatch]:
+    under_way: deque[Future[SourceBatch]] = deque()
+    for place in places:
+        under_way.append(reader.submit(load, place))
+        if len(under_way) > AHEAD:
+            yield under_way.popleft().result()
+    while under_way:
+        yield under_way.popleft().result()
 
 
 @torch.no_grad()
 def encode_data_set(
     clip: CLIP, uri: str, batch_size: int, world: World, columns: tuple[str, ...] = ()
 ) -> tuple[Tensor, Tensor, dict[str, list[Any]]]:
-    """Normalised features of a data set's pairs, (N, E) each, on every rank, and sidecar columns of this rank's slice."""
+    """Normalised features of our own data set's pairs, (N, E) each, on every rank, and sidecar columns of this rank's slice."""
     storage = open_storage(uri)
     manifest = read_manifest(storage)
     row = clip.architecture
@@ -66,35 +218,3 @@ def encode_data_set(
         gather_rows(torch.cat([nothing, *texts]), manifest.num_samples, world),
         found,
     )
-
-
-def _zero_shot(clip: CLIP, config: ZeroShotConfig, batch_size: int, world: World) -> dict[str, float]:
-    images, _, _ = encode_data_set(clip, config.uri, batch_size, world)
-    names = _all_labels(config)
-    classes = sorted(set(names))
-    labels = torch.tensor([classes.index(name) for name in names], device=world.device)
-    classifier = build_classifier(
-        lambda ids: clip.encode_text(ids, normalize=True).float(),
-        lambda prompts: tokenize(prompts, clip.architecture.context_length),
-        classes,
-        config.templates,
-    )
-    return {
-        "zero_shot_top1": accuracy(images, classifier, labels),
-        "zero_shot_top5": accuracy(images, classifier, labels, k=5),
-        "zero_shot_chance": 1 / len(classes),
-    }
-
-
-def _all_labels(config: ZeroShotConfig) -> list[str]:
-    """The class name of every sample, from the sidecars, in the order of their index."""
-    from training.shards import ShardReader
-
-    storage = open_storage(config.uri)
-    manifest: Manifest = read_manifest(storage)
-    reader = ShardReader(storage, manifest)
-    names: list[Any] = []
-    for shard, record in enumerate(manifest.shards):
-        if record.num_samples:
-            names += reader.columns(shard, [config.label_column])[config.label_column].to_pylist()
-    return [str(name) for name in names]

@@ -1,0 +1,32 @@
+"""jobs/evaluate.py on real Ray Train workers: the figures of one process."""
+
+import json
+
+import pytest
+import torch
+
+from jobs import evaluate
+from jobs.command import run
+from model.clip import build_clip
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+def test_two_workers_find_what_one_process_finds(data_set, tmp_path):
+    torch.manual_seed(0)
+    torch.save(build_clip("debug-vit").state_dict(), tmp_path / "weights.pt")
+    zero_shot = f"{{uri: {data_set}, label_column: shape, templates: ['a {{}}', 'a drawn {{c}}']}}"
+    probe = f"{{train_uri: {data_set}, test_uri: {data_set}, label_column: shape}}"
+    found = []
+    for workers in (1, 2):
+        path = tmp_path / f"{workers}.json"
+        options = [
+            *("--config", "debug_cpu", "--weights", str(tmp_path / "weights.pt"), "--activation", "quick_gelu"),
+            *(f"evaluation.retrieval_uri={data_set}", f"evaluation.zero_shot={zero_shot}", f"evaluation.linear_probe={probe}"),
+            *(f"cluster.num_workers={workers}", f"run.dir={tmp_path}", "train.device=cpu", "--json", str(path)),
+        ]
+        assert run(evaluate.arguments(), evaluate.job, options) == 0
+        found.append(json.loads(path.read_text()))
+    assert found[1] == pytest.approx(found[0], abs=1e-9)
+    assert {name.partition("/")[0] for name in found[0]} == {"evaluation", "evaluation_bounds"}
+    assert not (tmp_path / "debug_cpu").exists()  # nothing is left with a run that there is none of

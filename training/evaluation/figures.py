@@ -1,0 +1,110 @@
+"""What an evaluation reports: figures, each beside what chance would get and a 95% confidence interval.
+
+In: counts of right answers, or ranks. Out: `Figure`s, as a table and as the flat dictionary that metrics.jsonl and W&B hold:
+`evaluation/NAME`, and apart from it `evaluation_bounds/NAME_{low,high,chance}`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+Z_95 = 1.959963984540054
+"""Quantile of the normal distribution that leaves 2.5% above it."""
+VALUES, BOUNDS = "evaluation/", "evaluation_bounds/"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured number.
+
+    Attributes:
+        chance: what answers drawn at random would get; None of what is no result.
+        low, high: a 95% confidence interval, where the queries are a sample of all that could be asked.
+        num_queries: how many there were.
+    """
+
+    name: str
+    value: float
+    chance: float | None
+    low: float | None
+    high: float | None
+    num_queries: int
+
+
+def share(name: str, hits: int, num_queries: int, chance: float) -> Figure:
+    """A share of right answers, with Wilson's interval."""
+    return Figure(name, hits / num_queries, chance, *wilson(hits, num_queries), num_queries)
+
+
+def wilson(hits: float, num_queries: int) -> tuple[float, float]:
+    """Wilson's score interval of a share (J. Am. Stat. Assoc. 22, 1927): it stays in [0, 1], and holds at 0 and at 1 too."""
+    p, n = hits / num_queries, num_queries
+    centre = (p + Z_95**2 / (2 * n)) / (1 + Z_95**2 / n)
+    half = Z_95 / (1 + Z_95**2 / n) * math.sqrt(p * (1 - p) / n + Z_95**2 / (4 * n**2))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def mean_of_shares(name: str, hits: Sequence[int], counts: Sequence[int], chance: float) -> Figure:
+    """The mean over classes of each one's share; classes without a query are left out.
+
+    The interval joins the classes' own Wilson intervals (MOVER: Zou and Donner, Statistics in Medicine 27, 2008), so a class
+    of two pictures makes it as wide as it should.
+    """
+    classes = [(hit, count) for hit, count in zip(hits, counts, strict=True) if count]
+    shares = [hit / count for hit, count in classes]
+    bounds = [wilson(hit, count) for hit, count in classes]
+    mean = sum(shares) / len(shares)
+    below = math.sqrt(sum((p - low) ** 2 for p, (low, _) in zip(shares, bounds, strict=True))) / len(shares)
+    above = math.sqrt(sum((high - p) ** 2 for p, (_, high) in zip(shares, bounds, strict=True))) / len(shares)
+    return Figure(name, mean, chance, max(0.0, mean - below), min(1.0, mean + above), sum(counts))
+
+
+def median(name: str, sorted_ranks: Sequence[int], chance: float) -> Figure:
+    """The median of ranks that begin at 1, with the interval between two of them that holds it in 95 of 100 samples.
+
+    How many of n values lie below their true median is binomial (n, 1/2), whatever their distribution.
+    """
+    n = len(sorted_ranks)
+    middle = (sorted_ranks[(n - 1) // 2] + sorted_ranks[n // 2]) / 2
+    place = max(1, _order_statistic(n))
+    return Figure(name, middle, chance, float(sorted_ranks[place - 1]), float(sorted_ranks[n - place]), n)
+
+
+def _order_statistic(n: int) -> int:
+    """The largest l with P(binomial(n, 1/2) < l) at most 2.5%; 0 for fewer than six values, which are too few."""
+    import torch
+
+    k = torch.arange(n // 2 + 1, dtype=torch.float64)
+    size = torch.tensor(n + 1.0, dtype=torch.float64)
+    chances = (torch.lgamma(size) - torch.lgamma(k + 1) - torch.lgamma(size - k) - n * math.log(2)).exp()
+    return int((chances.cumsum(0) <= 0.025).sum())
+
+
+def flatten(figures: Iterable[Figure]) -> dict[str, float]:
+    """As a row of metrics.jsonl holds them."""
+    row = {}
+    for figure in figures:
+        row[f"{VALUES}{figure.name}"] = figure.value
+        for bound in ("low", "high", "chance"):
+            if getattr(figure, bound) is not None:
+                row[f"{BOUNDS}{figure.name}_{bound}"] = getattr(figure, bound)
+    return row
+
+
+def headline(metrics: Mapping[str, float]) -> dict[str, float]:
+    """NAME -> value, of a row that `flatten` made: what is read first."""
+    return {name.removeprefix(VALUES): value for name, value in metrics.items() if name.startswith(VALUES)}
+
+
+def table(metrics: Mapping[str, float]) -> str:
+    """The same row for people: one line a figure."""
+    lines = [f"{'':32} {'':6}  {'chance':>10}   95% interval"]
+    for name, value in headline(metrics).items():
+        line = f"{name:32} {value:.4f}"
+        if f"{BOUNDS}{name}_low" in metrics:
+            low, high, chance = (metrics[f"{BOUNDS}{name}_{bound}"] for bound in ("low", "high", "chance"))
+            line = f"{line:39}  {chance:10.4f}   {low:.4f} to {high:.4f}"
+        lines.append(line)
+    return "\n".join(lines)
