@@ -31,7 +31,7 @@ def artifacts_of(path: Path, timeout_s: float = 20.0) -> list[dict[str, Any]]:
     while not (found := [record.artifact for record in _records(path, "artifact")]) and time.monotonic() < deadline:
         time.sleep(0.1)
     return [
-        {"type": one.type, "name": one.name, "aliases": list(one.aliases), "used": one.use_after_commit, "digest": one.digest}
+        {"type": one.type, "name": one.name, "aliases": sorted(one.aliases), "used": one.use_after_commit, "digest": one.digest}
         | {"metadata": json.loads(one.metadata)}
         for one in found
     ]
