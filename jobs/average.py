@@ -17,7 +17,7 @@ from pathlib import Path
 
 from jobs.command import parser, run
 from jobs.config import Config
-from jobs.evaluate import check_there_is_something_to_measure, open_run
+from jobs.evaluate import check_there_is_something_to_measure, run_to_evaluate
 from training.config import ConfigError
 
 
@@ -30,7 +30,7 @@ def job(config: Config, options: argparse.Namespace) -> None:
     from training.initial_weights import load_initial_weights
     from training.prepare import autocast
 
-    clip, evaluation, trained = open_run(config)
+    clip, evaluation, trained = run_to_evaluate(config)
     if not trained.model.weights:
         raise ConfigError(f"run.name={config.run.name}: started from no weights, so there is no line to average along")
     if options.points:

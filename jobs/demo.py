@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING
 
 from jobs.command import connect_ray, parser, run
 from jobs.config import Config
+from jobs.export import export_checkpoint
+from jobs.models import last_checkpoint, open_model
 from jobs.report import report_at_the_end
 from training.config import ConfigError
 
@@ -51,12 +53,16 @@ def job(config: Config, options: argparse.Namespace) -> None:
         figures, written = _evaluate(config, run_storage, uris)
     with clock.phase("report"):
         page = report_at_the_end(config)
+    with clock.phase("export"):
+        exported = open_storage(run_storage.address("export"))
+        export_checkpoint(last_checkpoint(config), exported)
     print(f"\n{figures.table()}\n")
     (written / "demo.json").write_text(
         json.dumps({"figures": figures.as_dict(), "seconds": clock.seconds}, indent=1), encoding="utf-8"
     )
     print(f"time: {clock}")
-    print(f"report:   {page}")
+    print(f"report:   {page or 'not made, as was said above'}")
+    print(f"export:   {exported.uri} (for open_clip, as its README.md says)")
     print(f"curves:   {written / 'curves.png'}\ngallery:  {written / 'gallery.png'}\nfigures:  {written / 'demo.json'}")
     print(f"metrics:  {run_storage.address('metrics.jsonl')}\nshards:   {uris['train']}")
     print(f"\n{ATTRIBUTION}\n")
@@ -128,16 +134,9 @@ def _training_config(config: Config, seed: int | None, uris: dict[str, str]) -> 
 def _evaluate(config: Config, run_storage: Storage, uris: dict[str, str]) -> tuple[Figures, Path]:
     """(figures, folder of the pictures): from the last checkpoint, as anyone would load it."""
     from jobs import demo_report
-    from model.clip import CLIP
-    from training.checkpoint import CheckpointStore
-    from training.plan import architecture_of
 
-    store = CheckpointStore(run_storage)
-    checkpoint = store.latest()
-    assert checkpoint is not None  # training has just written one
-    clip = CLIP(architecture_of(config))
-    checkpoint.restore_weights(clip)
-    encoded = demo_report.encode(clip.eval(), uris)
+    clip, _ = open_model(last_checkpoint(config))
+    encoded = demo_report.encode(clip, uris)
     folder = run_storage.local_path("") or Path("runs").absolute() / f"{config.run.name}-pictures"
     folder.mkdir(parents=True, exist_ok=True)
     rows = [json.loads(line) for line in run_storage.read("metrics.jsonl").splitlines()]

@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from jobs.command import connect_ray, parser, run
 from jobs.config import Config
+from jobs.models import add_weights_options, open_run, open_weights
 from pipeline.types import InputError
-from training.config import ConfigError, EmbedConfig, RunError, TrainConfig
+from training.config import ConfigError, EmbedConfig, RunError, TrainConfig, TrainingConfig
 
 if TYPE_CHECKING:
     from model.clip import CLIP
@@ -55,7 +56,12 @@ def job(config: Config, options: argparse.Namespace) -> None:
     manifest = read_manifest(data, embed.version)
     if not manifest.num_samples:
         raise ConfigError(f"embed.data={embed.data}: version {manifest.version} holds no samples; name a data set that does")
-    clip, train, address = _from_weights(config, options) if options.weights else _from_run(config)
+    trained: TrainingConfig = config
+    if options.weights:
+        clip, address = open_weights(config, options), str(options.weights)
+    else:
+        clip, trained, address = open_run(config)
+    train = trained.train
     wanted = _describe(config, clip, train, address, manifest)
     claim_output(output, wanted)
     held = names_held(output)
@@ -81,35 +87,6 @@ def job(config: Config, options: argparse.Namespace) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------------- which model
-
-
-def _from_run(config: Config) -> tuple[CLIP, TrainConfig, str]:
-    """(the model of a run's last checkpoint, how it was trained, the checkpoint's address)."""
-    from model.clip import CLIP
-    from pipeline.storage import open_storage
-    from training.checkpoint import CheckpointStore
-    from training.config import TrainingConfig
-    from training.plan import architecture_of
-
-    store = CheckpointStore(open_storage(config.run.uri))
-    checkpoint = store.latest()
-    if checkpoint is None:
-        raise ConfigError(f"run.name={config.run.name}: {store.storage.uri} holds no checkpoint; name a run that was trained")
-    trained = TrainingConfig.model_validate(checkpoint.config)
-    clip = CLIP(architecture_of(trained))
-    checkpoint.restore_weights(clip)
-    print(f"{trained.model.name} of {checkpoint.address}, {checkpoint.position.samples_seen:,} samples seen")
-    return clip, trained.train, checkpoint.address
-
-
-def _from_weights(config: Config, options: argparse.Namespace) -> tuple[CLIP, TrainConfig, str]:
-    from model.weights import load_clip
-
-    try:
-        clip, _, _ = load_clip(config.model.name, options.weights, options.activation, config.model.image_size_px)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-    return clip, config.train, str(options.weights)
 
 
 def _describe(config: Config, clip: CLIP, train: TrainConfig, address: str, manifest: Manifest) -> Embedding:
@@ -345,8 +322,7 @@ def embed_shards(work: Work, clip: CLIP, numbers: list[int]) -> Iterator[Done]:
 
 def arguments() -> argparse.ArgumentParser:
     result = parser(__doc__)
-    result.add_argument("--weights", metavar="FILE", help="a state dict (.safetensors or .pt) instead of a run's checkpoint")
-    result.add_argument("--activation", choices=("quick_gelu", "gelu"), help="what the weights were trained with")
+    add_weights_options(result)
     return result
 
 

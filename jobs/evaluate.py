@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from jobs.command import connect_ray, parser, run
 from jobs.config import Config
+from jobs.models import add_weights_options, open_run, open_weights
 from training.config import ConfigError, EvaluationConfig, TrainingConfig
 
 if TYPE_CHECKING:
@@ -34,7 +35,11 @@ def job(config: Config, options: argparse.Namespace) -> None:
     from training.evaluation.figures import table
     from training.evaluation.runner import check_evaluation
 
-    clip, evaluation, trained = _from_weights(config, options) if options.weights else open_run(config)
+    trained: TrainingConfig = config
+    if options.weights:
+        clip, evaluation = open_weights(config, options), config.evaluation
+    else:
+        clip, evaluation, trained = run_to_evaluate(config)
     check_there_is_something_to_measure(evaluation)
     check_evaluation(evaluation)
     # The precision is that in which the run itself is evaluated; where, is for this command to say.
@@ -79,47 +84,12 @@ def check_there_is_something_to_measure(evaluation: EvaluationConfig) -> None:
         )
 
 
-def open_run(config: Config) -> tuple[CLIP, EvaluationConfig, TrainingConfig]:
+def run_to_evaluate(config: Config) -> tuple[CLIP, EvaluationConfig, TrainingConfig]:
     """The model of a run's last checkpoint, what to evaluate it on (the command line's wish, else the run's own), and the
     configuration that it was trained with.
     """
-    from model.clip import CLIP
-    from pipeline.storage import open_storage
-    from training.checkpoint import CheckpointStore
-    from training.plan import architecture_of
-
-    store = CheckpointStore(open_storage(config.run.uri))
-    checkpoint = store.latest()
-    if checkpoint is None:
-        raise ConfigError(f"run.name={config.run.name}: {store.storage.uri} holds no checkpoint; name a run that was trained")
-    trained = TrainingConfig.model_validate(checkpoint.config)
-    clip = CLIP(architecture_of(trained))
-    checkpoint.restore_weights(clip)
-    print(f"{trained.model.name} of {store.storage.uri}/{checkpoint.folder}, {checkpoint.position.samples_seen:,} samples seen")
-    wished = config.evaluation
-    return clip, wished if _asks_for_something(wished) else trained.evaluation, trained
-
-
-def _from_weights(config: Config, options: argparse.Namespace) -> tuple[CLIP, EvaluationConfig, TrainingConfig]:
-    return open_weights(config, options), config.evaluation, config
-
-
-def open_weights(config: Config, options: argparse.Namespace) -> CLIP:
-    """The model of `--weights`: a file or a folder, local or s3://. Raises ConfigError where it cannot be."""
-    from model.weights import load_clip
-    from training.initial_weights import local_weights
-
-    model = config.model
-    allowed = options.allow_torchscript or model.allow_torchscript
-    try:
-        with local_weights(options.weights) as path:
-            try:
-                clip, _, _ = load_clip(model.name, path, options.activation or model.activation, model.image_size_px, allowed)
-            except ValueError as error:
-                raise ConfigError(str(error).replace(str(path), options.weights)) from None
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-    return clip
+    clip, trained, _ = open_run(config)
+    return clip, config.evaluation if _asks_for_something(config.evaluation) else trained.evaluation, trained
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -127,17 +97,6 @@ def arguments() -> argparse.ArgumentParser:
     add_weights_options(result)
     result.add_argument("--json", metavar="FILE", help="also write the figures there")
     return result
-
-
-def add_weights_options(result: argparse.ArgumentParser) -> None:
-    """For jobs that take weights instead of a run's checkpoint."""
-    result.add_argument(
-        "--weights",
-        metavar="PATH",
-        help="a state dict (.safetensors, .pt), or a folder of one: an export, open_clip's, Hugging Face's",
-    )
-    result.add_argument("--activation", choices=("quick_gelu", "gelu"), help="what the weights were trained with")
-    result.add_argument("--allow-torchscript", action="store_true", help="load an archive that is a program, as OpenAI's are")
 
 
 if __name__ == "__main__":

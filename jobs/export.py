@@ -18,6 +18,7 @@ import argparse
 import contextlib
 import hashlib
 import json
+import logging
 import shutil
 import sys
 import tempfile
@@ -29,13 +30,16 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.command import parser, run
 from jobs.config import Config
-from jobs.evaluate import add_weights_options, open_weights
+from jobs.models import add_weights_options, last_checkpoint, open_model, open_weights
 from training.config import ConfigError, TrainingConfig
 
 if TYPE_CHECKING:
     from jobs.export_card import Origin
     from model.clip import CLIP
     from pipeline.storage import Storage
+    from training.checkpoint import Checkpoint
+
+logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 RECORD, CARD, HUGGING_FACE = "export.json", "README.md", "hf"
@@ -46,40 +50,21 @@ def job(config: Config, options: argparse.Namespace) -> None:
 
     target = open_storage(options.output.rstrip("/"))
     check_target(target, options.overwrite)
-    clip, origin = open_source(config, options)
-    with staged(target) as folder:
-        notices = write_export(folder, clip, origin)
-        publish(folder, target)
-    for notice in notices:
-        print(notice)
-    print(f"{clip.architecture.name} of {origin.address} is in {target.uri}; how to load it: {target.uri}/{CARD}")
-
-
-def open_source(config: Config, options: argparse.Namespace) -> tuple[CLIP, Origin]:
-    """The model that is exported, and where it comes from. Raises ConfigError."""
-    from jobs.export_card import Origin
-    from model.clip import CLIP
-    from pipeline.storage import open_storage
-    from training.checkpoint import CheckpointStore, open_checkpoint
-    from training.plan import architecture_of
-
     if options.weights:
-        return open_weights(config, options).eval(), Origin(Path(options.weights).stem, options.weights)
-    if options.checkpoint:
-        try:
-            checkpoint = open_checkpoint(options.checkpoint)
-        except ConfigError as error:  # says what a run would be told
-            raise ConfigError(str(error).replace("run.resume=", "--checkpoint=")) from None
+        from jobs.export_card import Origin
+
+        clip, origin = open_weights(config, options), Origin(Path(options.weights).stem, options.weights)
+        _export(clip, origin, target)
     else:
-        store = CheckpointStore(open_storage(config.run.uri))
-        found = store.latest()
-        if found is None:
-            raise ConfigError(f"run.name={config.run.name}: {store.storage.uri} holds no checkpoint; name a trained run")
-        checkpoint = found
-    trained = TrainingConfig.model_validate(checkpoint.config)
-    clip = CLIP(architecture_of(trained)).eval()
-    checkpoint.restore_weights(clip)
-    return clip, Origin(
+        export_checkpoint(_checkpoint(config, options), target)
+
+
+def export_checkpoint(checkpoint: Checkpoint, target: Storage) -> None:
+    """Writes the model of a checkpoint, in place of an export that is there, and tells W&B of it as the run is configured."""
+    from jobs.export_card import Origin
+
+    clip, trained = open_model(checkpoint)
+    origin = Origin(
         name=trained.run.name,
         address=checkpoint.address,
         step=checkpoint.position.step,
@@ -90,6 +75,48 @@ def open_source(config: Config, options: argparse.Namespace) -> tuple[CLIP, Orig
         config=trained.model_dump(mode="json"),
         packages=checkpoint.packages,
     )
+    _export(clip, origin, target)
+    _tell_wandb(trained, checkpoint, target)
+
+
+def _checkpoint(config: Config, options: argparse.Namespace) -> Checkpoint:
+    from training.checkpoint import open_checkpoint
+
+    if not options.checkpoint:
+        return last_checkpoint(config)
+    try:
+        return open_checkpoint(options.checkpoint)
+    except ConfigError as error:  # says what a run would be told
+        raise ConfigError(str(error).replace("run.resume=", "--checkpoint=")) from None
+
+
+def _export(clip: CLIP, origin: Origin, target: Storage) -> None:
+    with staged(target) as folder:
+        notices = write_export(folder, clip, origin)
+        publish(folder, target)
+    for notice in notices:
+        print(notice)
+    print(f"{clip.architecture.name} of {origin.address} is in {target.uri}; how to load it: {target.uri}/{CARD}")
+
+
+def _tell_wandb(trained: TrainingConfig, checkpoint: Checkpoint, target: Storage) -> None:
+    """The export as an output of its run; trouble with W&B stops no export."""
+    from model.sources import OPEN_CLIP_WEIGHTS
+    from pipeline.storage import open_storage
+    from training.lineage import log_model
+
+    if trained.tracking.wandb_mode == "disabled":
+        return
+    try:
+        place = open_storage(checkpoint.address.rpartition("/checkpoints/")[0])
+        run_id = json.loads(place.read("run.json"))["id"]
+        files = json.loads(target.read(RECORD))["files"]
+        about = {"sha256": files[OPEN_CLIP_WEIGHTS]["sha256"], "step": checkpoint.position.step, **checkpoint.metrics}
+        folder = place.local_path("") or Path(tempfile.gettempdir()) / "rayclip" / run_id
+        folder.mkdir(parents=True, exist_ok=True)
+        log_model(trained.tracking, trained.run.name, run_id, str(folder), target.uri, about)
+    except Exception as error:
+        logger.warning("W&B was not told of this export (%s: %s)", type(error).__name__, error)
 
 
 def write_export(folder: Path, clip: CLIP, origin: Origin) -> list[str]:

@@ -20,6 +20,7 @@ from model.weights import load_clip
 from pipeline.storage import open_storage
 from tests.support.models import Archive, blobs, random_clip
 from tests.support.runs import ALONE, config_of
+from tests.support.wandb_file import artifacts_of
 from training.config import ConfigError
 from training.evaluation import runner
 from training.initial_weights import local_weights
@@ -207,7 +208,7 @@ def test_the_cards_python_runs_in_the_exports_folder(exports, monkeypatch):
 def trained(data_set, tmp_path_factory):
     """A short run that was evaluated, and its checkpoint's folder."""
     folder = tmp_path_factory.mktemp("trained")
-    result = train(config_of(data_set, folder, f"evaluation.retrieval_uri={data_set}"), ALONE)
+    result = train(config_of(data_set, folder, f"evaluation.retrieval_uri={data_set}", "tracking.wandb_mode=offline"), ALONE)
     return folder, folder / "debug_cpu" / result.checkpoint
 
 
@@ -238,6 +239,10 @@ def test_a_run_becomes_a_folder_with_its_data_recipe_results_and_versions(traine
     assert yaml.safe_load(recipe.group(1)) == written["config"]
     back, _, _ = load_clip("debug-vit", output)
     assert_same(back, load_clip("debug-vit", checkpoint / "model.safetensors")[0])
+    *_, last = sorted((folder / "debug_cpu").glob("wandb/offline-run-*/*.wandb"))
+    (model,) = artifacts_of(last)
+    assert (model["type"], model["used"]) == ("model", False)
+    assert model["metadata"]["sha256"] == record["files"]["open_clip_model.safetensors"]["sha256"]
 
 
 def test_an_export_is_replaced_only_when_that_is_asked_for_and_other_things_never(trained, tmp_path, capsys):
