@@ -10,7 +10,7 @@ their least to their greatest. So no peak is lost, and the page stays small howe
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -92,27 +92,55 @@ def draw_curves(
     plot.xaxis.formatter = NumeralTickFormatter(format="0,0")
     if scale != "log":
         plot.yaxis.formatter = NumeralTickFormatter(format=form) if form else PrintfTickFormatter(format="%.4g")
-    written, how = (form, "numeral") if form else ("%.4g", "printf")
-    legend = []
+    legend, told = [], list[_Told]()
     for number, curve in enumerate(curves):
         colour = COLOURS[number % len(COLOURS)]
-        columns = {"step": curve.step, "value": curve.value, "low": curve.low, "high": curve.high}
-        source = ColumnDataSource({key: column.astype(np.float32) for key, column in columns.items()})
-        parts: list[Any] = [plot.line("step", "value", source=source, color=colour, line_width=2)]
-        banded = not np.array_equal(curve.low, curve.high, equal_nan=True)
-        if banded:
-            parts.append(plot.varea("step", "low", "high", source=source, fill_color=colour, fill_alpha=0.22))
+        shared = next((one for one in told if np.array_equal(one.step, curve.step)), None)
+        if shared is None:
+            shared = _Told(curve.step, ColumnDataSource({"step": curve.step.astype(np.float32)}))
+            told.append(shared)
+        column = shared.add(plot, curve, colour)
         if dots or np.isfinite(curve.value).sum() == 1:  # a line through one point is none
-            parts.append(plot.scatter("step", "value", source=source, color=colour, size=7))
+            plot.scatter("step", column, source=shared.source, color=colour, size=7)
         legend.append((curve.label, colour))
-        tips = [("step", "@step{0,0}"), (curve.label, f"@value{{{written}}}")]
-        band = [("from … to", f"@low{{{written}}} … @high{{{written}}}")] if banded else []
-        formatters: dict[str, Any] = dict.fromkeys(("@value", "@low", "@high"), how)
-        hover = HoverTool(renderers=parts[:1], tooltips=tips + band, formatters=formatters, mode="vline", visible=False)
-        plot.add_tools(hover)
+    for one in told:
+        plot.add_tools(one.hover(form))
     for step in marks:
         plot.add_layout(Span(location=step, dimension="height", line_color="#8b949e", line_dash="dashed", line_width=1))
     return Chart(plot, tuple(legend) if len(legend) > 1 else ())
+
+
+@dataclass
+class _Told:
+    """Curves over the same steps: one source for them, and one box under the pointer."""
+
+    step: Numbers
+    source: ColumnDataSource
+    lines: list[Any] = field(default_factory=list)
+    labels: list[tuple[str, str, bool]] = field(default_factory=list)
+
+    def add(self, plot: figure, curve: Curve, colour: str) -> str:
+        """Draws a curve, with its band where it has one. Returns the column of its values."""
+        name = f"value{len(self.lines)}"
+        banded = not np.array_equal(curve.low, curve.high, equal_nan=True)
+        columns = {name: curve.value, **({f"{name}_low": curve.low, f"{name}_high": curve.high} if banded else {})}
+        for key, column in columns.items():
+            self.source.data[key] = column.astype(np.float32)
+        self.lines.append(plot.line("step", name, source=self.source, color=colour, line_width=2))
+        if banded:
+            plot.varea("step", f"{name}_low", f"{name}_high", source=self.source, fill_color=colour, fill_alpha=0.22)
+        self.labels.append((name, curve.label, banded))
+        return name
+
+    def hover(self, form: str) -> HoverTool:
+        """What the pointer shows of each curve at its step."""
+        written, how = (form, "numeral") if form else ("%.4g", "printf")
+        tips, formatters = [("step", "@step{0,0}")], dict[str, Any]()
+        for name, label, banded in self.labels:
+            band = f" (@{name}_low{{{written}}} … @{name}_high{{{written}}})" if banded else ""
+            tips.append((label, f"@{name}{{{written}}}{band}"))
+            formatters |= dict.fromkeys((f"@{name}", f"@{name}_low", f"@{name}_high"), how)
+        return HoverTool(renderers=self.lines[:1], tooltips=tips, formatters=formatters, mode="vline", visible=False)
 
 
 def draw_shares(parts: Sequence[tuple[str, float]]) -> Chart:
@@ -186,6 +214,7 @@ def _empty_chart(**options: Any) -> figure:
     plot = figure(tools="xbox_zoom,reset,save", active_drag=None, active_scroll=None, **settings | options)
     plot.toolbar.logo = None
     plot.toolbar.autohide = plot.toolbar_inner = True  # over the chart while the pointer is there: no room is kept for it
+    plot.toolbar.styles = {"background-color": "transparent"}
     plot.min_border_right = 24
     plot.axis.major_label_text_font_size = "12px"
     plot.axis.axis_label_text_font_size = "12px"
