@@ -15,7 +15,7 @@ import json
 import sys
 from pathlib import Path
 
-from jobs.command import parser, run
+from jobs.command import check_folder, parser, run
 from jobs.config import Config
 from jobs.evaluate import check_there_is_something_to_measure, run_to_evaluate
 from training.config import ConfigError
@@ -30,6 +30,8 @@ def job(config: Config, options: argparse.Namespace) -> None:
     from training.initial_weights import load_initial_weights
     from training.prepare import autocast
 
+    check_folder("--json", options.json)
+    check_folder("--save", options.save)
     clip, evaluation, trained = run_to_evaluate(config)
     if not trained.model.weights:
         raise ConfigError(f"run.name={config.run.name}: started from no weights, so there is no line to average along")

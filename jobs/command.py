@@ -74,6 +74,12 @@ def run(
         return EXIT_FAILED
 
 
+def check_folder(option: str, path: str | None) -> None:
+    """Raises ConfigError, before the work, where the file of an option cannot be written for want of its folder."""
+    if path and not Path(path).absolute().parent.is_dir():
+        raise ConfigError(f"{option}={path}: there is no folder {Path(path).parent}; make it, or choose another place")
+
+
 def connect_ray() -> None:
     """Joins the Ray cluster of this machine or of RAY_ADDRESS, and starts a local Ray where there is none."""
     for name, value in (RAY_SETTINGS | CLUSTER_SETTINGS).items():

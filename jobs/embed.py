@@ -3,7 +3,7 @@
     python jobs/embed.py run.name=demo embed.data=data/demo/train embed.output=data/features
     python jobs/embed.py --weights b32.pt --activation gelu model.name=ViT-B/32 embed.data=data/pairs embed.output=data/features
     ray job submit --working-dir . -- python jobs/embed.py run.dir=s3://BUCKET/runs run.name=vit_b_32 'embed.num_workers=[4,64]'
-        embed.data=s3://BUCKET/pairs embed.output=s3://BUCKET/features
+        embed.data=s3://BUCKET/pairs embed.output=s3://BUCKET/features embed.use_gpu=true embed.cpus_per_worker=11
     python jobs/curate.py curate.data=data/pairs curate.scores=data/features 'curate.where=clip_score > 0.28'
 
 Safe to run again: shards whose file is there are not embedded again, so a run that was killed is continued by the next one, and
@@ -18,7 +18,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -44,7 +44,7 @@ NAMED_PROBLEMS = 10
 
 
 def job(config: Config, options: argparse.Namespace) -> None:
-    from pipeline.embedding import claim_output, file_of, finish_output, names_held
+    from pipeline.embedding import claim_output, feature_name, feature_path, file_of, finish_output, names_held
     from pipeline.manifest import read_manifest
     from pipeline.storage import open_storage
 
@@ -78,7 +78,11 @@ def job(config: Config, options: argparse.Namespace) -> None:
             config.data.on_damage == "skip",
         )
         units = {number: shard.num_samples for number, shard in missing.items()}
-        print(follow(embed_shards(work, clip, list(units)), units, config.data.max_skipped_samples))
+
+        def forget(number: int) -> None:
+            output.delete(feature_path(feature_name(missing[number])))
+
+        print(follow(embed_shards(work, clip, list(units)), units, config.data.max_skipped_samples, forget))
     else:
         print(
             f"nothing to do: {output.uri} holds all {manifest.num_samples:,} samples of {data.uri} version {manifest.version}"
@@ -241,11 +245,12 @@ def embed_shard(embedder: ShardEmbedder, output: Storage, dtype: str, shard: int
     )
 
 
-def follow(dones: Iterable[Done], units: dict[int, int], max_skipped_samples: int) -> str:
+def follow(dones: Iterable[Done], units: dict[int, int], max_skipped_samples: int, forget: Callable[[int], None]) -> str:
     """Shows progress while shards come back, and returns what there is to say at the end.
 
     Args:
         units: shard -> samples, of all that will come back.
+        forget: removes a shard's file; called for those with damage where there is too much of it.
 
     Raises:
         InputError: damaged data, or a storage that cannot be used.
@@ -254,12 +259,19 @@ def follow(dones: Iterable[Done], units: dict[int, int], max_skipped_samples: in
     from tqdm import tqdm
 
     began, missing, skipped, score, decode_s, forward_s = time.perf_counter(), set(units), 0, 0.0, 0.0, 0.0
+    damaged_shards: list[int] = []
     with tqdm(total=sum(units.values()), unit="samples", desc="embed", mininterval=1.0) as bar:
         for done in dones:
             if done.error:
                 raise InputError(done.error)
             missing.discard(done.shard)
-            skipped = _skip(done.problems, skipped, max_skipped_samples)
+            damaged_shards += [done.shard] if done.problems else []
+            try:
+                skipped = _skip(done.problems, skipped, max_skipped_samples)
+            except InputError:
+                for shard in damaged_shards:  # or the next run would take their empty features for done
+                    forget(shard)
+                raise
             score, decode_s, forward_s = score + done.score_sum, decode_s + done.decode_s, forward_s + done.forward_s
             bar.update(units[done.shard])
             bar.set_postfix_str(f"mean clip_score {score / max(1, bar.n - skipped):.4f}")
@@ -298,6 +310,7 @@ def embed_shards(work: Work, clip: CLIP, numbers: list[int]) -> Iterator[Done]:
     context = DataContext.get_current()
     context.enable_progress_bars = False  # ours counts samples
     context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = -1  # a large shard, or a wait for nodes, may take over 30 minutes
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     pool = plan_pool(work.embed, ray.cluster_resources(), len(numbers))
     # In a list, or Ray would put the weights into every call that makes an actor.

@@ -22,7 +22,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.command import connect_ray, parser, run
+from jobs.command import check_folder, connect_ray, parser, run
 from jobs.config import Config
 from jobs.models import add_weights_options, open_run, open_weights
 from training.config import ConfigError, EvaluationConfig, TrainingConfig
@@ -42,6 +42,7 @@ def job(config: Config, options: argparse.Namespace) -> None:
         clip, evaluation, trained = run_to_evaluate(config)
     check_there_is_something_to_measure(evaluation)
     check_evaluation(evaluation)
+    check_folder("--json", options.json)
     # The precision is that in which the run itself is evaluated; where, is for this command to say.
     train = trained.train.model_copy(update={"device": config.train.device})
     settings = config.model_copy(update={"evaluation": evaluation, "train": train})
@@ -89,7 +90,13 @@ def run_to_evaluate(config: Config) -> tuple[CLIP, EvaluationConfig, TrainingCon
     configuration that it was trained with.
     """
     clip, trained, _ = open_run(config)
-    return clip, config.evaluation if _asks_for_something(config.evaluation) else trained.evaluation, trained
+    wished = config.evaluation
+    if not _asks_for_something(wished):
+        defaults = EvaluationConfig()
+        names = [name for name in EvaluationConfig.model_fields if getattr(wished, name) != getattr(defaults, name)]
+        given = {name: getattr(wished, name) for name in names}
+        wished = trained.evaluation.model_copy(update=given)
+    return clip, wished, trained
 
 
 def arguments() -> argparse.ArgumentParser:

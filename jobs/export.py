@@ -221,13 +221,12 @@ def publish(folder: Path, target: Storage) -> None:
         folder.rename(place)
         shutil.rmtree(old, ignore_errors=True)
         return
-    target.delete(RECORD)  # first, and written last: so that no part of one export passes for another
+    for item in sorted(target.list(""), key=lambda item: item.path != RECORD):
+        if _is_ours(item.path):
+            target.delete(item.path)  # an older export's, its record first: so that no part of one passes for another
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     for name in sorted(names, key=lambda name: name == RECORD):
         target.write_file(name, folder / name)
-    for item in list(target.list("")):
-        if _is_ours(item.path) and item.path not in names:
-            target.delete(item.path)  # an older export's
 
 
 def _is_ours(name: str) -> bool:

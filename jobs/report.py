@@ -19,7 +19,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from jobs.command import parser, run
+from jobs.command import check_folder, parser, run
 from jobs.config import Config
 from pipeline.storage import Storage, open_storage
 from training.config import ConfigError
@@ -36,6 +36,8 @@ PAINTED_AFTER_MS = 1500
 
 
 def job(config: Config, options: argparse.Namespace) -> None:
+    check_folder("--output", options.output)
+    check_folder("--picture", options.picture)
     page = make_report(open_storage(config.run.uri), config.run.name)
     if options.output:
         Path(options.output).write_text(page, encoding="utf-8")

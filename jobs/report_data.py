@@ -26,8 +26,8 @@ from pipeline.manifest import Manifest, read_manifest, read_samples
 from pipeline.storage import Storage, open_storage
 from pipeline.types import InputError
 from training.config import ConfigError
-from training.evaluation.probe import evenly
-from training.goodput import Spent
+from training.evaluation.probe import evenly, pairs_id
+from training.goodput import Spent, stopped_s
 from training.record import STARTS
 from training.tracking import LOOKS, METRICS, PROBE, parse_metrics
 
@@ -130,8 +130,8 @@ class RunReport:
         )
         return Spent(
             training_s=trained_s,
-            evaluation_s=evaluation_s + last["evaluation_s"],
-            checkpoints_s=checkpoint_s + last["checkpoint_s"],
+            evaluation_s=evaluation_s + stopped_s(last, "evaluation_s"),
+            checkpoints_s=checkpoint_s + stopped_s(last, "checkpoint_s"),
             lost_s=last["lost_s"],
             start_up_s=last["start_up_s"],
             elapsed_s=trained_s / goodput if goodput else 0.0,
@@ -152,16 +152,21 @@ def read_run(run: Storage, name: str) -> RunReport:
     steps, evaluations = parse_record(files[METRICS])
     texts = {path: data.decode("utf-8", "replace") for path, data in files.items() if path != METRICS}
     problems: list[str] = []
+    starts, pairs = parse_metrics(texts[STARTS]), _json_of(texts[PROBE], PROBE, problems)
+    looks = [look for look in parse_metrics(texts[LOOKS]) if pairs is not None and look["pairs"] == pairs_id(pairs)]
+    result = _json_of(texts[RESULT], RESULT, problems)
+    if result is not None and starts and "total_steps" in starts[-1] and result["step"] != starts[-1]["total_steps"]:
+        result = None  # of the run before it was told to go on
     report = RunReport(
         name=name,
         uri=run.uri,
         config_text=texts[CONFIG],
         steps=steps,
         evaluations=evaluations,
-        starts=parse_metrics(texts[STARTS]),
-        result=_json_of(texts[RESULT], RESULT, problems),
-        pairs=_json_of(texts[PROBE], PROBE, problems),
-        looks=parse_metrics(texts[LOOKS]),
+        starts=starts,
+        result=result,
+        pairs=pairs,
+        looks=looks,
         problems=problems,
     )
     report.data.extend(_look_at_data(texts[CONFIG], problems))

@@ -178,18 +178,29 @@ def _own_names(values: dict[str, dict[int, float]]) -> list[str]:
 
 
 def _evaluation_curves(report: RunReport) -> dict[str, list[Curve]]:
-    """Curves by the chart that they belong on: figures whose names differ in the last word, such as r1, r5 and r10."""
+    """Curves by the chart that they belong on: figures of one scale whose names begin alike, such as r1, r5 and r10."""
     values = evaluation_values(report)
     bounds, groups = bounds_of(values), dict[str, list[Curve]]()
     for name in _own_names(values):
-        group, _, last = name.rpartition("_")
+        group, last = _place(name)
         steps = np.array(sorted(values[name]), dtype=np.float64)
         middle = np.array([values[name][int(step)] for step in steps])
         ends = np.array([_ends(bounds, name, int(step)) or (np.nan, np.nan) for step in steps])
         known = np.isfinite(ends).any()
-        curve = Curve(last or name, steps, middle, ends[:, 0], ends[:, 1]) if known else thin(last or name, steps, middle)
-        groups.setdefault(group or name, []).append(curve)
+        curve = Curve(last, steps, middle, ends[:, 0], ends[:, 1]) if known else thin(last, steps, middle)
+        groups.setdefault(group, []).append(curve)
     return groups
+
+
+def _place(name: str) -> tuple[str, str]:
+    """(chart, curve) of a figure."""
+    for end in ("median_rank", "log10_lambda"):  # of a scale of their own
+        if name.endswith(f"_{end}"):
+            return end, name.removesuffix(f"_{end}").replace("_", " ")
+    if name.endswith("_mean_per_class"):
+        return name.removesuffix("_mean_per_class"), "mean per class"
+    group, _, last = name.rpartition("_")
+    return group or name, last or name
 
 
 def figures_of(report: RunReport) -> list[Figure]:

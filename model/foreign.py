@@ -153,7 +153,7 @@ _OPEN_CLIP_TEXT_FIXED = {
     "mlp_ratio": 4.0, "ls_init_value": None, "embed_cls": False, "no_causal_mask": False, "final_ln_after_pool": False,
     "pool_type": "argmax", "proj_bias": False, "proj_type": "linear", "act_kwargs": None, "norm_kwargs": None,
     "qk_norm": False, "scaled_cosine_attn": False, "scale_heads": False, "scale_attn_inner": False, "scale_attn": False,
-    "scale_fc": False, "hf_model_name": None,
+    "scale_fc": False, "hf_model_name": None, "hf_tokenizer_name": None, "tokenizer_mode": None, "tokenizer_kwargs": None,
 }  # fmt: skip
 _HUGGING_FACE_VISION: dict[str, Any] = {
     "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "patch_size": 32, "intermediate_size": 3072,
@@ -273,6 +273,8 @@ def _check_fixed(section: str, given: dict[str, Any], wanted: dict[str, Any]) ->
 
 
 def _equal(given: Any, wanted: Any) -> bool:
+    if wanted is None:
+        return given is None or given == {}
     if isinstance(wanted, tuple):
         return isinstance(given, list) and len(given) == len(wanted) and all(map(_close, given, wanted))
     return bool(given == wanted)

@@ -18,7 +18,13 @@ FAILURES_IN_A_ROW = 3
 
 
 class RunTakenError(RunError):
-    """Another process goes on with this run."""
+    """Another process goes on with this run.
+
+    Attributes:
+        by_own_launch: it is of the same launch: its workers were started anew.
+    """
+
+    by_own_launch = False
 
 
 class CheckpointError(RunError):

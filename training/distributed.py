@@ -161,7 +161,8 @@ def gather_objects(thing: Any, world: World) -> list[Any]:
     if world.world_size == 1:
         return [thing]
     things: list[Any] = [None] * world.world_size
-    dist.all_gather_object(things, thing, group=world.control)
+    with world.communication.waiting():
+        dist.all_gather_object(things, thing, group=world.control)
     return things
 
 

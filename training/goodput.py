@@ -97,7 +97,9 @@ class Ledger:
             self._closed_s += max(0.0, heard - last["launch_began"])
         self._launch, self._began = launch, began
         # A row's stops were before its steps: those of the first row that is cut belong to the last step that is kept.
-        self._stops = {name: (last[name] if last else 0.0) + _sum(cut[:1], name) for name in ("evaluation_s", "checkpoint_s")}
+        self._stops = {
+            name: (stopped_s(last, name) if last else 0.0) + _sum(cut[:1], name) for name in ("evaluation_s", "checkpoint_s")
+        }
         self._spent = Spent(
             training_s=_sum(kept, "train_s"),
             evaluation_s=_sum(kept, "evaluation_s") + self._stops["evaluation_s"],
@@ -139,6 +141,11 @@ class Ledger:
         elapsed_s = self._closed_s + time.time() - self._launch.began
         self._spent = replace(one, elapsed_s=max(elapsed_s, one.known_s))  # a clock that was set back cannot undo what was done
         return self._spent
+
+
+def stopped_s(start: Mapping[str, Any], name: str) -> float:
+    """What a start's row holds of an account that the first runs had no row for."""
+    return float(start[name]) if name in start else 0.0
 
 
 def _sum(rows: Iterable[Mapping[str, Any]], key: str) -> float:

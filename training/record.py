@@ -157,7 +157,7 @@ class RunRecord:
         try:
             pairs = probe.pairs.as_dict()
             (self._folder / PROBE).write_text(json.dumps(pairs), encoding="utf-8")
-            self._tracker.log_probe(pairs, look.as_row(step))
+            self._tracker.log_probe(pairs, look.as_row(step, pairs))
         except Exception as error:
             logger.warning("the probe of step %s was not recorded (%s: %s)", step, type(error).__name__, error)
 
@@ -181,11 +181,14 @@ class RunRecord:
                     ours.write_bytes(pushed)  # else this node has rows since, whose time is to be accounted for
 
     def _check_owner(self, what: str) -> None:
-        if json.loads(self._run.read("owner.json"))[what] != self._owner[what]:
-            raise RunTakenError(
+        owner = json.loads(self._run.read("owner.json"))
+        if owner[what] != self._owner[what]:
+            error = RunTakenError(
                 f"run.name={self._name}: another process has started on {self._run.uri} since; this one ends. "
                 "Runs that go on at the same time need a run.name each"
             )
+            error.by_own_launch = owner["launch"] == self._owner["launch"]
+            raise error
 
     def sum_up(self, train_s: float, evaluation_s: float, checkpoint_s: float) -> Spent:
         """Adds the time since the last row. Returns where the run's time went."""

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from training.config import TrackingConfig
+from training.evaluation.probe import pairs_id
 from training.evaluation.probe_pictures import draw_found, draw_similarity
 from training.lineage import declare_inputs, open_run
 
@@ -113,7 +114,7 @@ class Tracker:
         pairs: dict[str, Any] = {}
         with self._only_a_warning("W&B gets no pictures of what was before"):
             pairs = json.loads((folder / PROBE).read_bytes()) if self.looks.kept else {}
-        shown = [(row["step"], 1, row) for row in self.looks.kept if pairs]
+        shown = [(row["step"], 1, row) for row in self.looks.kept if pairs and row["pairs"] == pairs_id(pairs)]
         for _, kind, row in sorted([*((row["step"], 0, row) for row in self.metrics.kept), *shown], key=lambda one: one[:2]):
             if kind:
                 self._show(pairs, row)

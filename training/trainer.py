@@ -300,7 +300,9 @@ class Trainer:
         broadcast_buffers(clip, self.world)  # batch-norm statistics are rank 0's, as in the checkpoint
         clip.eval()
         with torch.no_grad(), self._autocast():
-            self.evaluation = evaluate(clip, self.config.evaluation, self.world)
+            self.evaluation = evaluate(
+                clip, self.config.evaluation, self.world, lambda: self.watchdog.phase("evaluating", LONGER_AT_FIRST)
+            )
             look = self.probe.look(clip)
         clip.train()
         return look

@@ -32,7 +32,9 @@ from ray.train.v2._internal.execution.callback import ControllerCallback, Worker
 from ray.train.v2._internal.execution.context import get_train_context
 
 from model.clip import CLIP
+from pipeline.manifest import ManifestError
 from pipeline.storage import Storage, open_storage
+from training.checkpoint_writer import RunTakenError
 from training.config import RunError, TrainingConfig
 from training.distributed import COLLECTIVE_TIMEOUT, World
 from training.evaluation.runner import evaluate
@@ -175,8 +177,9 @@ def _train_on_this_worker(arguments: dict[str, Any]) -> Any:
         return asdict(train(config, World.from_process_group(device), _RayLink(launch.id), launch))
     except DivergedError as error:  # every rank raises it; returned, so that Ray does not try the same again
         return {"ended": str(error)}
-    except RunError as error:  # of this rank alone: the others fail as they miss it, and end when Ray starts them anew
-        mail.put("ended", str(error))
+    except (RunError, ManifestError) as error:  # of this rank: the others fail as they miss it, and end when they are started
+        if not (isinstance(error, RunTakenError) and error.by_own_launch):
+            mail.put("ended", str(error))
         raise
 
 

@@ -113,32 +113,38 @@ def test_a_damaged_shard_is_an_error_or_has_a_hole_and_a_storage_that_refuses_is
     assert "cannot be written" in refused.error
 
 
+def no_file_goes(shard):
+    raise AssertionError(shard)
+
+
 def test_what_comes_back_is_summed_up():
     done = [
         Done(shard=1, score_sum=3.0, decode_s=0.1, forward_s=1.0),
         Done(shard=4, score_sum=1.0, decode_s=0.1, forward_s=1.0),
     ]
-    text = follow(iter(done), {1: 10, 4: 10}, max_skipped_samples=0)
+    text = follow(iter(done), {1: 10, 4: 10}, max_skipped_samples=0, forget=no_file_goes)
     assert "20 samples in 2 shards, in " in text
     assert "mean clip_score 0.2000" in text
     assert "10.00 ms of a decoding thread and 100.00 ms of the model" in text
 
 
 def test_damage_is_named_and_more_of_it_than_allowed_ends_the_run(caplog):
+    forgotten = []
     done = [Done(shard=0, problems=["tar: sample a: cut", "tar: sample b: cut"], score_sum=4.0), Done(shard=1, score_sum=4.0)]
     with caplog.at_level(logging.WARNING):
-        text = follow(iter(done), {0: 10, 1: 10}, max_skipped_samples=2)
+        text = follow(iter(done), {0: 10, 1: 10}, max_skipped_samples=2, forget=no_file_goes)
     assert "damaged sample no. 2: tar: sample b: cut" in caplog.text
     assert "20 samples in 2 shards, 2 of them damaged and without features" in text
     assert f"mean clip_score {8 / 18:.4f}" in text
     with pytest.raises(InputError, match=r"data\.max_skipped_samples=1: one more sample is damaged \(tar: sample b: cut\)"):
-        follow(iter(done), {0: 10, 1: 10}, max_skipped_samples=1)
-    all_bad = follow(iter([Done(shard=0, problems=["a"])]), {0: 1}, max_skipped_samples=1)
+        follow(iter(done), {0: 10, 1: 10}, max_skipped_samples=1, forget=forgotten.append)
+    assert forgotten == [0], "or the next run would take its empty features for done"
+    all_bad = follow(iter([Done(shard=0, problems=["a"])]), {0: 1}, max_skipped_samples=1, forget=no_file_goes)
     assert f"mean clip_score {math.nan}" in all_bad
 
 
 def test_an_error_ends_the_run_and_a_shard_that_does_not_come_back_is_an_error():
     with pytest.raises(InputError, match=r"t\.tar is gone; restore it"):
-        follow(iter([Done(shard=0, error="t.tar is gone; restore it")]), {0: 10}, max_skipped_samples=0)
+        follow(iter([Done(shard=0, error="t.tar is gone; restore it")]), {0: 10}, max_skipped_samples=0, forget=no_file_goes)
     with pytest.raises(RunError, match=r"1 shards did not come back, no\. 3 among them; run the job again"):
-        follow(iter([Done(shard=0)]), {0: 10, 3: 10}, max_skipped_samples=0)
+        follow(iter([Done(shard=0)]), {0: 10, 3: 10}, max_skipped_samples=0, forget=no_file_goes)

@@ -70,7 +70,7 @@ def test_a_finished_run_has_every_section_every_chart_and_its_numbers(finished, 
     for section in SECTIONS:
         assert f"<h2>{section}</h2>" in page
     steps = {"loss", "temperature", "learning_rate", "grad_norm", "samples_per_s", "step_time", "goodput", "batch_accuracy"}
-    evaluations = {f"evaluation/{name}" for name in ("image_to_text", "text_to_image", "zero_shot")}
+    evaluations = {f"evaluation/{name}" for name in ("image_to_text", "text_to_image", "zero_shot", "median_rank")}
     others = {"spent", "similarity/first", "similarity/last", "sides/0", "tokens/0"}
     assert set(charts_of(page)) == steps | evaluations | others
     assert "finished: 12 steps" in page
@@ -85,6 +85,19 @@ def test_a_finished_run_has_every_section_every_chart_and_its_numbers(finished, 
     assert not report.problems
     assert len(page) < 2_000_000
     assert page.count("Workers were started anew".lower()) == 1
+
+
+def test_a_run_that_was_told_to_go_on_is_not_finished_and_shows_no_look_at_other_pairs(finished, tmp_path):
+    storage = copy_of(finished, tmp_path, *(path.name for path in finished.glob("*.json*")), "config.yaml")
+    assert render(read_run(storage, "before")).count("finished: 12 steps") == 1
+    starts = [json.loads(line) for line in (tmp_path / "starts.jsonl").read_text().splitlines()]
+    (tmp_path / "starts.jsonl").write_text("".join(json.dumps(row | {"total_steps": 99}) + "\n" for row in starts))
+    pairs = json.loads((tmp_path / "probe.json").read_text())
+    fewer = pairs | {name: pairs[name][:1] for name in ("keys", "captions", "thumbnails")} | {"shown": [0], "queries": [0]}
+    (tmp_path / "probe.json").write_text(json.dumps(fewer))
+    report = read_run(storage, "going")
+    assert report.looks == []
+    assert "not finished: 12 of 99 steps" in render(report)
 
 
 def gallery_of(report):

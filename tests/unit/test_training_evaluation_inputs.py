@@ -12,7 +12,7 @@ from model.preprocess import Preprocess
 from model.tokenizer import tokenize
 from pipeline.manifest import read_manifest
 from pipeline.storage import open_storage
-from training.config import EvaluationConfig, LinearProbeConfig, ZeroShotConfig
+from training.config import ConfigError, EvaluationConfig, LinearProbeConfig, ZeroShotConfig
 from training.distributed import World
 from training.evaluation.inputs import open_source, read_classes, read_templates
 from training.evaluation.runner import check_evaluation, evaluate
@@ -167,7 +167,10 @@ def test_class_names_come_in_the_folders_order_or_by_label_or_as_they_are(as_fol
 
 
 def test_all_captions_of_a_picture_are_right_from_tars_and_from_a_column(tmp_path, pictures, clip, data_set):
-    lines = [(f"a {NAMES[label]}", f"no. {place}", f"drawn {place % 5}") for place, (_, label) in enumerate(pictures)]
+    lines = [
+        (f"a {NAMES[label]} of place {place}", f"no. {place}", f"drawn {place} times")
+        for place, (_, label) in enumerate(pictures)
+    ]
     captions = [three[: place % 3 + 1] for place, three in enumerate(lines)]
     samples = [
         {"txt": ("\n".join(lines) + "\n\n").encode(), extension: picture}
@@ -191,6 +194,22 @@ def test_all_captions_of_a_picture_are_right_from_tars_and_from_a_column(tmp_pat
 
 
 # -------------------------------------------------------------------------------------------------------------- bad input
+
+
+def test_class_names_with_a_blank_line_are_refused_since_labels_count_lines(as_folders, tmp_path):
+    (tmp_path / "names.txt").write_text("a\n\nb\nc\n")
+    config = ZeroShotConfig(uri=as_folders, class_names_file=str(tmp_path / "names.txt"))
+    with pytest.raises(ConfigError, match=r"names\.txt: line 2 is blank; write what belongs there"):
+        read_classes(open_source("evaluation.zero_shot.uri", as_folders, ALONE), config)
+
+
+def test_an_evaluation_says_again_and_again_that_it_goes_on(data_set, clip):
+    heard = []
+    probe = LinearProbeConfig(train_uri=data_set, test_uri=data_set, label_column="shape")
+    for what, at_least in (({"retrieval_uri": data_set}, 8), ({"linear_probe": probe}, 2 * 8 + 15)):
+        heard.clear()
+        evaluate(clip, EvaluationConfig(batch_size=8, **what), ALONE, lambda: heard.append(1))
+        assert len(heard) >= at_least, "for every batch, and every fit"
 
 
 def refusal(**settings) -> str:

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -75,16 +76,20 @@ def test_a_probe_that_cannot_be_read_is_left_out_and_the_run_is_the_same(data_se
     held_out = make_data_set(str(tmp_path / "held_out"), (20,), seed=5)
     probe = probe_of(data_set, tmp_path, f"evaluation.retrieval_uri={held_out}")
     clip = build_clip("debug-vit").eval()
-    for sidecar in (tmp_path / "held_out" / "shards").glob("*.parquet"):
+    sidecars = {path: path.read_bytes() for path in (tmp_path / "held_out" / "shards").glob("*.parquet")}
+    for sidecar in sidecars:
         sidecar.unlink()
     assert probe.look(clip) is None
     assert "the probe is left out: there are no pairs" in caplog.text
-    for manifest in (tmp_path / "held_out" / "manifests").glob("*"):
-        manifest.unlink()
-    gone = probe_of(data_set, tmp_path, f"evaluation.retrieval_uri={held_out}")
-    assert gone.look(clip) is None
-    assert gone.look(clip) is None
-    assert caplog.text.count("there is no data set") == 1, "said once"
+    for sidecar, content in sidecars.items():
+        sidecar.write_bytes(content)
+    look = probe.look(clip)
+    assert look is not None, "it is tried again"
+    shutil.rmtree(tmp_path / "held_out")
+    assert probe.look(clip) == look, "what was read is kept"
+    elsewhere = probe_of(data_set, tmp_path, f"evaluation.retrieval_uri={held_out}")
+    assert elsewhere.look(clip) is not None
+    assert not elsewhere.pairs.held_out, "where no data set of ours is evaluated on, it looks at what is trained on"
 
 
 def test_a_run_records_its_looks_and_goes_on_where_they_cannot_be_written(data_set, tmp_path, caplog):

@@ -12,12 +12,21 @@ from pipeline.storage import open_storage
 from tests.support.runs import ALONE, BARE, start_script
 from tests.support.wandb_file import artifacts_of, history, history_of
 from training.config import TrackingConfig
+from training.evaluation.probe import pairs_id
 from training.lineage import data_set_artifact, log_model
 from training.tracking import MetricsFile, Tracker, read_metrics
 from training.trainer import train
 
-PAIRS = {"captions": ["a red disc"], "thumbnails": [""], "shown": [0], "queries": [0]}
-LOOK = {"step": 1, "similarity": [[0.5]], "found": [[0]], "rank": [0]}
+PAIRS = {
+    "uri": "data",
+    "version": 1,
+    "keys": ["k"],
+    "captions": ["a red disc"],
+    "thumbnails": [""],
+    "shown": [0],
+    "queries": [0],
+}
+LOOK = {"step": 1, "pairs": pairs_id(PAIRS), "similarity": [[0.5]], "found": [[0]], "rank": [0]}
 
 
 def test_a_row_is_on_disk_as_soon_as_it_is_appended(tmp_path):

@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from pipeline.manifest import list_versions
 from pipeline.storage import open_storage
 from training.config import ConfigError, ZeroShotConfig, check_templates
-from training.distributed import World
+from training.distributed import World, gather_objects
 from training.evaluation.benchmark_tars import TarSource
 from training.evaluation.sources import PICTURES, FolderSource, ManifestSource, Source, read_lines
 
@@ -47,8 +47,9 @@ def open_source(key: str, uri: str, world: World, captions: tuple[str, ...] = ()
     """
     storage, what = open_storage(uri), f"{key}={uri}"
     source: Source | None = None
-    if list_versions(storage):
-        source = ManifestSource(what, storage, captions, label_column)
+    versions = gather_objects(list_versions(storage), world)[0]  # as rank 0 sees it: one may be committed meanwhile
+    if versions:
+        source = ManifestSource(what, storage, captions, label_column, versions[-1])
     else:
         paths = [item.path for item in storage.list("") if not any(part.startswith(".") for part in item.path.split("/"))]
         tars = {path.rpartition("/")[0] for path in paths if path.endswith(".tar")}

@@ -74,12 +74,14 @@ def probe_figures(
     test: tuple[Features, Labels],
     validation: tuple[Features, Labels] | None,
     world: World,
+    alive: Callable[[], object] = lambda: None,
 ) -> list[Figure]:
     """Accuracy on the test data, the mean over classes of each one's own, and the decade of lambda. Every rank calls it.
 
     Chance is what always answering the class that is most frequent in training would get.
 
     Args:
+        alive: called before each fit.
         train, test, validation: features (N, D) and labels (N,) of all ranks; None: a fifth of each class of `train`.
     """
     if not all(np.isfinite(features).all() for features, _ in (train, test, validation or test)):
@@ -89,7 +91,11 @@ def probe_figures(
         train, validation = (train[0][~held], train[1][~held]), (train[0][held], train[1][held])
 
     def score(decades: Sequence[float]) -> list[float]:
-        own = [float(fit(*train, one).score(*validation)) for one in decades[world.rank :: world.world_size]]
+        own = []
+        for one in decades[world.rank :: world.world_size]:
+            alive()
+            own.append(float(fit(*train, one).score(*validation)))
+        alive()
         shares = gather_objects(own, world)
         return [shares[place % world.world_size][place // world.world_size] for place in range(len(decades))]
 

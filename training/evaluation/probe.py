@@ -10,11 +10,14 @@ It is there to be looked at: what goes wrong with it is said once, and no run en
 from __future__ import annotations
 
 import base64
+import contextlib
+import hashlib
 import io
+import json
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
@@ -27,8 +30,8 @@ from model.clip import CLIP
 from model.decode import load_eval_image, to_rgb
 from model.preprocess import normalize_images
 from model.tokenizer import tokenize
-from pipeline.manifest import read_manifest
-from pipeline.storage import open_storage
+from pipeline.manifest import Manifest, list_versions, read_manifest
+from pipeline.storage import Storage, open_storage
 from training.config import TrainingConfig
 from training.data_sets import DataSet
 from training.distributed import World, gather_objects, slice_bounds
@@ -87,9 +90,9 @@ class Look:
     found: list[list[int]]
     rank: list[int]
 
-    def as_row(self, step: int) -> dict[str, Any]:
-        """For probe.jsonl."""
-        return {"step": step, **asdict(self)}
+    def as_row(self, step: int, pairs: Mapping[str, Any]) -> dict[str, Any]:
+        """For probe.jsonl. `pairs`: those that were looked at (`ProbePairs.as_dict`)."""
+        return {"step": step, "pairs": pairs_id(pairs), **asdict(self)}
 
 
 @dataclass(frozen=True)
@@ -109,9 +112,9 @@ class Probe:
     def __init__(self, config: TrainingConfig, trained_on: Sequence[DataSet], world: World) -> None:
         self._world = world
         self._held_out = config.evaluation.retrieval_uri
-        self._trained_on, self._columns = trained_on[0], config.data.captions
+        self._trained_on, self._config = trained_on[0], config
         self._own: _Own | None = None
-        self._works = True
+        self._source = ("", 0)  # address and version
         self.pairs: ProbePairs | None = None
         """On rank 0, after the first look."""
 
@@ -121,8 +124,6 @@ class Probe:
 
         Every rank calls it, with its model in evaluation mode.
         """
-        if not self._works:
-            return None
         try:
             own: Any = self._encode(clip)
         except Exception as error:  # said to all ranks, which would wait for this one else
@@ -131,21 +132,24 @@ class Probe:
         problems = [part for part in parts if isinstance(part, str)]
         keys = [] if problems else [key for part in parts for key in part["keys"]]
         if not keys:
-            self._works = False
             if self._world.is_main:
                 logger.warning("the probe is left out: %s", problems[0] if problems else "there are no pairs")
             return None
         if not self._world.is_main:
             return None
-        if self.pairs is None:
-            self.pairs = self._describe(parts)
-        images, texts = (torch.cat([part[tower] for part in parts]) for tower in ("images", "texts"))
-        return compare(images, texts, self.pairs.shown, self.pairs.queries)
+        try:
+            self.pairs = self.pairs or self._describe(parts)
+            images, texts = (torch.cat([part[tower] for part in parts]) for tower in ("images", "texts"))
+            return compare(images, texts, self.pairs.shown, self.pairs.queries)
+        except Exception as error:
+            logger.warning("the probe is left out: %s: %s", type(error).__name__, error)
+            return None
 
     def _encode(self, clip: CLIP) -> dict[str, Any]:
         """This rank's features (B, E), and what else rank 0 is to know of its pairs."""
         row, device = clip.architecture, self._world.device
-        own = self._own = self._own or self._read(row.image_size_px, row.context_length)
+        own = self._own or self._read(row.image_size_px, row.context_length)
+        self._own = own if own.keys else None  # what could not be read is tried again
         features = [torch.zeros(0, row.embed_dim)] * 2
         if own.keys:
             pixels = normalize_images(own.pixels.to(device))
@@ -155,16 +159,21 @@ class Probe:
         return {"images": images, "texts": texts, **known}
 
     def _read(self, image_size_px: int, context_length: int) -> _Own:
-        storage, manifest = self._source()
-        reader = ShardReader(storage, manifest, ("caption",) if self._held_out else self._columns)
+        storage, manifest, captions = self._open()
+        self._source = (storage.uri, manifest.version)
+        reader = ShardReader(storage, manifest, captions)
         pairs = spread([shard.num_samples for shard in manifest.shards], NUM_PAIRS)
         first, stop = slice_bounds(len(pairs), self._world.rank, self._world.world_size)
         wanted: dict[int, list[int]] = defaultdict(list)
         for shard, position in pairs[first:stop]:
             wanted[shard].append(position)
         raw = [one for shard, positions in wanted.items() for one in reader.read_run(shard, positions)]
-        samples = [one for one in raw if isinstance(one, RawSample)]  # damage is for the loader and the evaluation to report
-        pixels = [load_eval_image(sample.image, image_size_px) for sample in samples]
+        samples, pixels = [], []
+        for sample in raw:
+            with contextlib.suppress(ValueError):  # damage is for the loader and the evaluation to report
+                if isinstance(sample, RawSample):
+                    pixels.append(load_eval_image(sample.image, image_size_px))
+                    samples.append(sample)
         stacked = np.stack(pixels) if pixels else np.zeros((0, image_size_px, image_size_px, 3), np.uint8)
         return _Own(
             pixels=torch.from_numpy(stacked).permute(0, 3, 1, 2),  # (B, H, W, 3) -> (B, 3, H, W)
@@ -174,20 +183,21 @@ class Probe:
             thumbnails=[_thumbnail(sample.image) for sample in samples],
         )
 
-    def _source(self) -> tuple[Any, Any]:
-        """(storage, manifest) of the data set that the pairs come from."""
-        if self._held_out is None:
-            return self._trained_on.storage, self._trained_on.manifest
-        storage = open_storage(self._held_out)
-        return storage, read_manifest(storage)
+    def _open(self) -> tuple[Storage, Manifest, tuple[str, ...]]:
+        """(storage, manifest, where captions come from) of the data set of the pairs: one of ours, so that few are read."""
+        if self._held_out is not None:
+            storage = open_storage(self._held_out)
+            if list_versions(storage):
+                return storage, read_manifest(storage), self._config.evaluation.retrieval_captions
+            self._held_out = None
+        return self._trained_on.storage, self._trained_on.manifest, self._config.data.captions
 
     def _describe(self, parts: list[dict[str, Any]]) -> ProbePairs:
-        storage, manifest = self._source()
         known = {name: [one for part in parts for one in part[name]] for name in ("keys", "captions", "thumbnails")}
         places = range(len(known["keys"]))
         return ProbePairs(
-            uri=storage.uri,
-            version=manifest.version,
+            uri=self._source[0],
+            version=self._source[1],
             held_out=self._held_out is not None,
             shown=evenly(places, NUM_SHOWN),
             queries=evenly(places, NUM_QUERIES),
@@ -195,6 +205,13 @@ class Probe:
         )
 
 
+def pairs_id(pairs: Mapping[str, Any]) -> str:
+    """Tells the pairs of one probe from those of another: a run may go on with other data to look at."""
+    content = json.dumps([pairs["uri"], pairs["version"], pairs["keys"]])
+    return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+
+@torch.autocast("cpu", enabled=False)  # in bfloat16 scores tie that do not
 def compare(images_NE: Tensor, texts_NE: Tensor, shown: Sequence[int], queries: Sequence[int]) -> Look:
     """Similarities of some pairs, and the pictures that are nearest to some captions among all N.
 

@@ -37,25 +37,34 @@ AHEAD = 2
 """Batches that are read and decoded while the model works."""
 
 
-def evaluate(clip: CLIP, config: EvaluationConfig, world: World) -> dict[str, float]:
+def _nobody_watches() -> None:
+    pass
+
+
+def evaluate(
+    clip: CLIP, config: EvaluationConfig, world: World, alive: Callable[[], None] = _nobody_watches
+) -> dict[str, float]:
     """What `measure` finds, as a row of metrics.jsonl: `evaluation/NAME`, and `evaluation_bounds/NAME_{low,high,chance}`."""
-    return flatten(measure(clip, config, world))
+    return flatten(measure(clip, config, world, alive))
 
 
 @torch.no_grad()
-def measure(clip: CLIP, config: EvaluationConfig, world: World) -> list[Figure]:
+def measure(clip: CLIP, config: EvaluationConfig, world: World, alive: Callable[[], None] = _nobody_watches) -> list[Figure]:
     """All configured figures, on every rank. The model is in evaluation mode.
+
+    Args:
+        alive: called again and again meanwhile; an evaluation may take hours.
 
     Raises:
         ConfigError, ManifestError: a data set, or what is needed of it, is not there.
     """
     figures: list[Figure] = []
     if config.retrieval_uri is not None:
-        figures += _retrieval(clip, config, world)
+        figures += _retrieval(clip, config, world, alive)
     if config.zero_shot is not None:
-        figures += _zero_shot(clip, config.zero_shot, config.batch_size, world)
+        figures += _zero_shot(clip, config.zero_shot, config.batch_size, world, alive)
     if config.linear_probe is not None:
-        figures += _linear_probe(clip, config.linear_probe, config.batch_size, world)
+        figures += _linear_probe(clip, config.linear_probe, config.batch_size, world, alive)
     return figures
 
 
@@ -72,13 +81,14 @@ def check_evaluation(config: EvaluationConfig) -> None:
         number_labels(*_open_probe(config.linear_probe, alone))
 
 
-def _retrieval(clip: CLIP, config: EvaluationConfig, world: World) -> list[Figure]:
+def _retrieval(clip: CLIP, config: EvaluationConfig, world: World, alive: Callable[[], None]) -> list[Figure]:
     assert config.retrieval_uri is not None
     source = open_source("evaluation.retrieval_uri", config.retrieval_uri, world, config.retrieval_captions)
     row = clip.architecture
     images, texts = [], []
     captions_of: list[int] = []
     for batch in read_batches(source, config.batch_size, row.image_size_px, world):
+        alive()
         images.append(clip.encode_image(normalize_images(batch.images.to(world.device)), normalize=True).float())
         captions = [caption for sample in batch.samples for caption in sample.captions]
         captions_of += [len(sample.captions) for sample in batch.samples]
@@ -95,11 +105,16 @@ def _open_zero_shot(config: ZeroShotConfig, world: World) -> Source:
     return open_source("evaluation.zero_shot.uri", config.uri, world, label_column=config.label_column)
 
 
-def _zero_shot(clip: CLIP, config: ZeroShotConfig, batch_size: int, world: World) -> list[Figure]:
+def _zero_shot(clip: CLIP, config: ZeroShotConfig, batch_size: int, world: World, alive: Callable[[], None]) -> list[Figure]:
     source = _open_zero_shot(config, world)
     classes, row = read_classes(source, config), clip.architecture
+
+    def encode_text(ids: Tensor) -> Tensor:
+        alive()
+        return clip.encode_text(ids, normalize=True).float()
+
     classifier_CE = build_classifier(
-        lambda ids: clip.encode_text(ids, normalize=True).float(),
+        encode_text,
         lambda prompts: tokenize(prompts, row.context_length),
         classes.names,
         read_templates(source, config),
@@ -109,6 +124,7 @@ def _zero_shot(clip: CLIP, config: ZeroShotConfig, batch_size: int, world: World
     labels_N = torch.tensor(classes.labels, device=world.device)
     hits_KC = torch.zeros(2, len(classes.names), dtype=torch.int64, device=world.device)
     for batch in read_batches(source, batch_size, row.image_size_px, world):
+        alive()
         images = clip.encode_image(normalize_images(batch.images.to(world.device)), normalize=True).float()
         own_N = labels_N[batch.first : batch.first + len(images)]
         hits_KC += count_right(images, classifier_CE, own_N, (1, 5))
@@ -124,13 +140,18 @@ def _open_probe(config: LinearProbeConfig, world: World) -> tuple[Source, Source
     return opened("train_uri", config.train_uri), opened("test_uri", config.test_uri), validation
 
 
-def _linear_probe(clip: CLIP, config: LinearProbeConfig, batch_size: int, world: World) -> list[Figure]:
+def _linear_probe(
+    clip: CLIP, config: LinearProbeConfig, batch_size: int, world: World, alive: Callable[[], None]
+) -> list[Figure]:
     sources = _open_probe(config, world)
     labels = number_labels(*sources)
 
     def encoded(source: Source, numbers: tuple[int, ...]) -> tuple[Features, Labels]:
         batches = read_batches(source, batch_size, clip.architecture.image_size_px, world)
-        rows = [clip.encode_trunk(normalize_images(batch.images.to(world.device))).float() for batch in batches]
+        rows = []
+        for batch in batches:
+            alive()
+            rows.append(clip.encode_trunk(normalize_images(batch.images.to(world.device))).float())
         # A rank without a sample has no features whose width it could know; it has them all the same.
         width = torch.tensor([rows[0].shape[1] if rows else 0], device=world.device)
         width = sum_over_ranks(width, world) // max(1, min(world.world_size, source.num_samples))
@@ -141,7 +162,7 @@ def _linear_probe(clip: CLIP, config: LinearProbeConfig, batch_size: int, world:
     train, test, validation = (*found, None)[:3]
     assert train is not None
     assert test is not None
-    return probe_figures(train, test, validation, world)
+    return probe_figures(train, test, validation, world, alive)
 
 
 # ------------------------------------------------------------------------------------------------------- reading a slice

@@ -58,11 +58,11 @@ class Source(ABC):
 
 
 class ManifestSource(Source):
-    """A data set of ours, at its latest version."""
+    """A version of a data set of ours."""
 
-    def __init__(self, what: str, storage: Storage, captions: tuple[str, ...], label_column: str) -> None:
+    def __init__(self, what: str, storage: Storage, captions: tuple[str, ...], label_column: str, version: int) -> None:
         self.what, self._label_column = what, label_column
-        self._manifest: Manifest = read_manifest(storage)
+        self._manifest: Manifest = read_manifest(storage, version)
         self._reader = ShardReader(storage, self._manifest, captions, captions_key="evaluation.retrieval_captions")
         self.num_samples = self._manifest.num_samples
 
@@ -122,12 +122,19 @@ class FolderSource(Source):
 
 
 def read_lines(storage: Storage, path: str) -> tuple[str, ...]:
-    """The lines of a text file that are not blank; none where there is no such file."""
+    """The lines of a text file, without blank ones at its end; none where there is no such file.
+
+    Raises:
+        ConfigError: one in between is blank: what lies after it may be meant by its number.
+    """
     try:
-        text = storage.read(path).decode("utf-8")
+        lines = storage.read(path).decode("utf-8").rstrip().splitlines()
     except FileNotFoundError:
         return ()
-    return tuple(line.strip() for line in text.splitlines() if line.strip())
+    blank = [number for number, line in enumerate(lines, start=1) if not line.strip()]
+    if blank:
+        raise ConfigError(f"{storage.address(path)}: line {blank[0]} is blank; write what belongs there, or take it out")
+    return tuple(line.strip() for line in lines)
 
 
 def read_several(read: Callable[[Item], bytes], items: Sequence[Item]) -> list[bytes]:
