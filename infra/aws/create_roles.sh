@@ -1,16 +1,23 @@
 #!/usr/bin/env bash
-# Makes the two roles that infra/aws/cluster.yaml names, once per account:
+# Makes the two roles that infra/aws/cluster.yaml names, once per account; what is there already stays, so it can be run again.
 # rayclip-node may use the one bucket; rayclip-head may also launch and end the instances of this cluster.
 #
 #   infra/aws/create_roles.sh
 set -euo pipefail
 cd "$(dirname "$0")"
 
+if grep -n "YOUR""_" iam-*.json; then
+    echo "these lines still hold a placeholder; infra/README.md says how to fill them in" >&2
+    exit 2
+fi
 for role in rayclip-node rayclip-head; do
-    aws iam create-role --role-name "$role" --assume-role-policy-document file://iam-trust.json
+    aws iam get-role --role-name "$role" > /dev/null 2>&1 ||
+        aws iam create-role --role-name "$role" --assume-role-policy-document file://iam-trust.json
     aws iam put-role-policy --role-name "$role" --policy-name bucket --policy-document file://iam-policy.json
-    aws iam create-instance-profile --instance-profile-name "$role"
-    aws iam add-role-to-instance-profile --instance-profile-name "$role" --role-name "$role"
+    if ! aws iam get-instance-profile --instance-profile-name "$role" > /dev/null 2>&1; then
+        aws iam create-instance-profile --instance-profile-name "$role"
+        aws iam add-role-to-instance-profile --instance-profile-name "$role" --role-name "$role"
+    fi
 done
 aws iam put-role-policy --role-name rayclip-head --policy-name launch --policy-document file://iam-head-policy.json
 # An account's first spot instance needs this role; in later ones it exists already.

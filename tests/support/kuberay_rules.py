@@ -17,6 +17,8 @@ CRON_FIELD = re.compile(r"(\*|\d+(-\d+)?)(/\d+)?(,(\*|\d+(-\d+)?)(/\d+)?)*")
 LONGEST_NAME = {"RayCluster": 50, "RayJob": 47, "RayCronJob": 36, "CronJob": 52}
 QUANTITY = {"": 1, "m": 1e-3, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 DEFAULT_DRAIN_S = 30
+CUT_TO_SHM_BYTES = 10e9
+"""Ray makes an object store that would be larger only as large as /dev/shm allows."""
 DEFAULT_GRACE_S = 30
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 
@@ -154,6 +156,8 @@ def ray_pod_rules(name: str, pod: dict[str, Any]) -> Iterator[str]:
         yield f"{name}: /dev/shm must be an emptyDir in memory with a sizeLimit; a container has 64 MB else"
     elif quantity(memory[0]["sizeLimit"]) > quantity(container["resources"]["limits"]["memory"]) / 2:
         yield f"{name}: /dev/shm counts as the container's memory: at most half of it"
+    elif quantity(memory[0]["sizeLimit"]) < min(0.3 * quantity(container["resources"]["limits"]["memory"]), CUT_TO_SHM_BYTES):
+        yield f"{name}: /dev/shm holds less than the object store that Ray makes of 30% of the memory, which would go to disk"
 
 
 def variables(container: dict[str, Any]) -> dict[str, str]:

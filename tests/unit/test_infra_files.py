@@ -95,6 +95,7 @@ PLANTED = [
         "longer than the drain",
     ),
     ("kuberay/raycluster.yaml", "sizeLimit: 48Gi", "sizeLimit: 100Gi", "at most half"),
+    ("kuberay/raycluster.yaml", "sizeLimit: 6Gi", "sizeLimit: 4Gi", "holds less than the object store"),
     (
         "kuberay/raycluster.yaml",
         'RAY_health_check_period_ms, value: "1000"',
@@ -136,7 +137,7 @@ PLANTED = [
     ("kuberay/cronjob-ingest.yaml", "concurrencyPolicy:", "concurencyPolicy:", "concurencyPolicy"),
     ("kuberay/cronjob-ingest.yaml", 'schedule: "15 3 * * *"', 'schedule: ["15 3 * * *"]', "is not of type"),
     ("kuberay/cronjob-ingest.yaml", "runAsNonRoot: true", "runAsNonRoot: false", "runAsNonRoot"),
-    ("slurm/train.sbatch", "trap stop TERM", "trap 'stop TERM", "SC2026"),
+    ("slurm/train.sbatch", "trap stop USR1", "trap 'stop USR1", "SC2026"),
     ("slurm/train.sbatch", '"$(cat "$driver_id")"', '$(cat "$driver_id")', "SC2046"),
     ("README.md", "`aws/cluster.yaml`", "`aws/clutser.yaml`", "clutser"),
 ]
@@ -242,6 +243,8 @@ def test_commands_find_the_code_where_the_image_has_it():
         ("s3:GetObject", "/pairs/manifest/1.json", True),
         ("s3:PutObject", "/pairs/manifest/1.json", True),
         ("s3:PutObject", "/runs/a/checkpoints/1", True),
+        ("s3:PutObject", "/features/features/a.parquet", True),
+        ("s3:PutObject", "/exports/a/export.json", True),
         ("s3:DeleteObject", "/runs/a/checkpoints/1", True),
         ("s3:AbortMultipartUpload", "/pairs/a.tar", True),
         ("s3:PutObject", "/tables/0.parquet", False),
