@@ -17,6 +17,9 @@ from pipeline.manifest import FOLDER
 from pipeline.storage import open_storage
 from training.config import TrackingConfig
 
+SERVER_ANSWERS_WITHIN_S = 30.0
+"""Or a start goes on without W&B; its own 90 s would be lost at every restart."""
+
 
 def data_set_artifact(data_set: Mapping[str, Any]) -> Any:
     """The artifact of a data set version; the same for the ingestion that wrote it and for a run that reads it.
@@ -90,7 +93,7 @@ def open_run(
         dir=folder,
         config=config,
         job_type=job_type,
-        settings=wandb.Settings(silent=True, console="off"),
+        settings=wandb.Settings(silent=True, console="off", init_timeout=SERVER_ANSWERS_WITHIN_S),
     )
 
 

@@ -125,6 +125,18 @@ def test_a_broken_wandb_does_not_stop_the_record(data_set, tmp_path, monkeypatch
         assert [row["_step"] for row in history_of(path, 2)] == [1, 2], "what is not broken goes on"
 
 
+def test_a_server_that_cannot_be_reached_does_not_stop_the_record(data_set, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setattr("training.lineage.SERVER_ANSWERS_WITHIN_S", 2.0)
+    data_sets = [{"uri": data_set, "version": 1, "identity": "a" * 64}]
+    with Tracker(TrackingConfig(wandb_mode="online"), "name", "name-1234", tmp_path, {}, 0, data_sets) as tracker:
+        tracker.log({"step": 1, "loss": 2.0})
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 2.0}]
+    assert "W&B did not start; the run goes on with metrics.jsonl alone" in caplog.text
+    assert "0" * 40 not in caplog.text
+
+
 def test_disabled_starts_no_wandb(tmp_path):
     with Tracker(TrackingConfig(wandb_mode="disabled"), "name", "name-1234", tmp_path, {}, resume_step=0) as tracker:
         tracker.log({"step": 1, "loss": 2.0})
