@@ -183,6 +183,9 @@ def test_commands_that_start_from_zero_workers_do_not_leave_gpus_and_cpus_to_aut
     trained = [line for name, line in COMMANDS if "/opt/rayclip/jobs/train.py" in line]
     assert len(trained) >= 3
     assert all("cluster.use_gpu=true" in line and "cluster.cpus_per_worker=" in line for line in trained)
+    embedded = [line for name, line in COMMANDS if "/opt/rayclip/jobs/embed.py" in line]
+    assert embedded
+    assert all("embed.use_gpu=true" in line and "embed.cpus_per_worker=" in line for line in embedded)
 
 
 def test_every_placeholder_is_explained_with_the_folders_that_it_stands_in():

@@ -87,6 +87,15 @@ def test_a_signal_that_comes_when_the_run_ends_by_itself_keeps_its_exit_code(lau
     assert not any(line.startswith("scontrol") for line in lines(log))
 
 
+def test_a_sigterm_that_reaches_the_driver_without_the_script_ends_the_run_for_good(launch):
+    process, log = launch(STEPS="600")
+    wait_for(log, "ready")
+    (driver,) = [path for path in log.parent.glob("tmp.*") if path.read_text().strip()]
+    os.kill(int(driver.read_text()), signal.SIGTERM)  # `scancel JOB` signals the steps, not this shell
+    assert process.wait(30) == 143, process.stdout.read()
+    assert not any(line.startswith("scontrol") for line in lines(log))
+
+
 @pytest.mark.parametrize("code", ["1", "2", "143"])  # 143: SLURM ended the step, as `scancel` does
 def test_a_run_that_failed_or_was_ended_keeps_its_exit_code_and_is_not_queued_again(launch, code):
     process, log = launch(CODE=code)
