@@ -155,8 +155,6 @@ def write_export(folder: Path, clip: CLIP, origin: Origin) -> list[str]:
 
 def write_hugging_face(folder: Path, clip: CLIP) -> None:
     """What `CLIPModel.from_pretrained` and `CLIPProcessor.from_pretrained` read of a local folder."""
-    from safetensors.torch import save_file
-
     from model.convert import to_hugging_face
     from model.foreign import (
         HUGGING_FACE_CONFIG,
@@ -167,11 +165,12 @@ def write_hugging_face(folder: Path, clip: CLIP) -> None:
     )
     from model.sources import HUGGING_FACE_WEIGHTS
     from model.vocabulary import merges, vocabulary
+    from model.weights import save_readable
 
     folder.mkdir()
     row = clip.architecture
     tensors = {key: value.detach().cpu().contiguous() for key, value in to_hugging_face(clip.state_dict()).items()}
-    save_file(tensors, folder / HUGGING_FACE_WEIGHTS, metadata={"format": "pt", "activation": row.activation})
+    save_readable(tensors, folder / HUGGING_FACE_WEIGHTS, {"format": "pt", "activation": row.activation})
     _write_json(folder / HUGGING_FACE_CONFIG, hugging_face_config(row))
     _write_json(folder / HUGGING_FACE_PREPROCESSORS[0], preprocessor_config(row))
     _write_json(folder / "tokenizer_config.json", tokenizer_config(row))

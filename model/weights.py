@@ -73,7 +73,15 @@ def load_clip(
 def save_weights(clip: CLIP, path: Path) -> None:
     """Writes a safetensors file that says which architecture and activation it holds."""
     tensors = {key: value.detach().cpu().contiguous() for key, value in clip.state_dict().items()}
-    save_file(tensors, path, metadata=weights_metadata(clip.architecture))
+    save_readable(tensors, path, weights_metadata(clip.architecture))
+
+
+def save_readable(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """A safetensors file that may be read by whom new files may be read by; `save_file` leaves it to its owner alone."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(tensors, path, metadata=metadata)
+    path.chmod(mode)
 
 
 def weights_metadata(row: Architecture) -> dict[str, str]:

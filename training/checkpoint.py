@@ -23,10 +23,11 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from safetensors.torch import load, save_file
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from model.clip import CLIP
+from model.weights import save_readable
 from pipeline.storage import Storage, StorageError, open_storage
 from training.config import CheckpointConfig, ConfigError
 from training.snapshot import AVERAGE, MODEL, STATE, Position, Snapshot, named_parameters
@@ -130,7 +131,7 @@ class CheckpointStore:
         files = {}
         for name, tensors in snapshot.tensors.items():
             with self.storage.new_file(f"{folder}/{name}") as path:
-                save_file(tensors, path, metadata=snapshot.metadata[name])
+                save_readable(tensors, path, snapshot.metadata[name])
                 with path.open("rb") as file:
                     digest = hashlib.file_digest(file, "sha256").hexdigest()
                 files[name] = {"size_bytes": path.stat().st_size, "sha256": digest}

@@ -216,6 +216,13 @@ def test_a_snapshot_is_of_its_step_though_training_goes_on(tmp_path):
     assert all(torch.equal(value, restored.state_dict()[key]) for key, value in before.items())
 
 
+def test_the_files_of_a_checkpoint_may_be_read_by_whom_new_files_may_be_read_by(tmp_path):
+    (tmp_path / "new").touch()
+    save(CheckpointStore(open_storage(str(tmp_path / "run"))), *model_and_optimizer(seed=1), 1)
+    modes = {path.stat().st_mode for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert modes == {(tmp_path / "new").stat().st_mode}
+
+
 def test_no_file_of_a_checkpoint_is_a_pickle(tmp_path):
     store = CheckpointStore(open_storage(str(tmp_path / "run")), CheckpointConfig(keep_last=2))
     save(store, *model_and_optimizer(seed=1), 1)
