@@ -30,7 +30,7 @@ PAGE = "report.html"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 BROWSER_OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 BROWSER_OPTIONS += ["--disable-component-update", "--disable-sync"]
-PICTURE_PX = (1600, 2170)
+PICTURE_PX = (1600, 2560)
 PAINTED_AFTER_MS = 1500
 """That charts have been laid out does not say that their canvas is painted."""
 
