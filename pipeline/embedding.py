@@ -6,7 +6,6 @@ at all (docs/decisions/0011-embedding.md). Knows no torch: features are numpy ar
 
 from __future__ import annotations
 
-import io
 import math
 from collections import defaultdict
 from collections.abc import Collection, Sequence
@@ -24,6 +23,8 @@ from pipeline.types import InputError
 
 RECORD, FOLDER = "embedding.json", "features"
 SCORE = "clip_score"
+READ_BYTES = 1 << 16
+"""At least so many at a time: keys and scores are a small part of a file."""
 _IDENTITY = ("model.name", "model.weights_sha256", "model.activation", "model.image_size_px", "data.uri")
 _SETTINGS = ("captions", "precision", "dtype", "embed_dim")
 
@@ -222,8 +223,8 @@ class Scores:
             return []
         for name in self._candidates(shard):
             path = feature_path(name)
-            local = self.storage.local_path(path)
-            table = pq.read_table(local or _RangeFile(self.storage, path), columns=["key", SCORE])
+            with self.storage.open(path, READ_BYTES) as file:
+                table = pq.read_table(file, columns=["key", SCORE])
             found = dict(zip(table["key"].to_pylist(), table[SCORE].to_pylist(), strict=True))
             if all(key in found for key in keys):
                 return [math.nan if found[key] is None else found[key] for key in keys]
@@ -236,29 +237,3 @@ class Scores:
         """Files that may hold all of a shard's samples. One of a selection never holds those of the whole tar."""
         names = self._files[shard.name] if shard.name in self._files else []
         return names if shard.selection is not None else names[:1] if names[:1] == [shard.name] else []
-
-
-class _RangeFile(io.RawIOBase):
-    """An object as a file, of which only what is asked for is read."""
-
-    def __init__(self, storage: Storage, path: str) -> None:
-        self._storage, self._path, self._at = storage, path, 0
-        self._size = storage.size(path) or 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        return self._at
-
-    def read(self, count: int = -1) -> bytes:
-        data = self._storage.read_range(self._path, self._at, self._size - self._at if count < 0 else count)
-        self._at += len(data)
-        return data

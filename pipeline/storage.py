@@ -8,6 +8,8 @@ cannot be reached or used is a StorageError.
 from __future__ import annotations
 
 import contextlib
+import functools
+import io
 import os
 import shutil
 import tempfile
@@ -21,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.presigned import PresignedReads
+from pipeline.range_file import RangeFile
 from pipeline.types import InputError
 
 PART_SUFFIX = ".part"
@@ -102,6 +105,13 @@ class Storage(ABC):
     def local_path(self, path: str) -> Path | None:
         """Where the object lies on this machine's disk; None for object storage."""
         return None
+
+    def open(self, path: str, buffer_bytes: int) -> io.BufferedIOBase:
+        """The object as a file, of which only what is asked for is read, so much at a time. Raises FileNotFoundError."""
+        local = self.local_path(path)
+        if local is not None:
+            return local.open("rb")
+        return io.BufferedReader(RangeFile(functools.partial(self.read_range, path), self.size(path) or 0), buffer_bytes)
 
     def exists(self, path: str) -> bool:
         return self.size(path) is not None

@@ -90,10 +90,10 @@ class Tracker:
         self.looks = MetricsFile(folder / LOOKS, resume_step)
         self._wandb: Any = None
         if config.wandb_mode != "disabled":
-            with self._only_a_warning("W&B did not start; the run goes on with metrics.jsonl alone"):
+            with only_a_warning("W&B did not start; the run goes on with metrics.jsonl alone"):
                 self._wandb = open_run(config, run_name, run_id, str(folder), resolved_config, job_type=None)
         if self._wandb is not None:
-            with self._only_a_warning("W&B does not know what data the run reads"):
+            with only_a_warning("W&B does not know what data the run reads"):
                 declare_inputs(self._wandb, data_sets)
         self._replay(folder)
 
@@ -112,7 +112,7 @@ class Tracker:
         if self._wandb is None:
             return
         pairs: dict[str, Any] = {}
-        with self._only_a_warning("W&B gets no pictures of what was before"):
+        with only_a_warning("W&B gets no pictures of what was before"):
             pairs = json.loads((folder / PROBE).read_bytes()) if self.looks.kept else {}
         shown = [(row["step"], 1, row) for row in self.looks.kept if pairs and row["pairs"] == pairs_id(pairs)]
         for _, kind, row in sorted([*((row["step"], 0, row) for row in self.metrics.kept), *shown], key=lambda one: one[:2]):
@@ -134,7 +134,7 @@ class Tracker:
     def _show(self, pairs: Mapping[str, Any], look: Mapping[str, Any]) -> None:
         if self._wandb is None:
             return
-        with self._only_a_warning(f"W&B shows no probe of step {look['step']}"):
+        with only_a_warning(f"W&B shows no probe of step {look['step']}"):
             import wandb
 
             words = f"{len(look['similarity'])} pictures (down) and their captions (across), step {look['step']}"
@@ -147,14 +147,14 @@ class Tracker:
     def summarize(self, numbers: dict[str, float]) -> None:
         """Sets numbers of the whole run in W&B's summary."""
         if self._wandb is not None:
-            with self._only_a_warning("W&B refused the summary"):
+            with only_a_warning("W&B refused the summary"):
                 self._wandb.summary.update(numbers)
 
     def close(self) -> None:
         self.metrics.close()
         self.looks.close()
         if self._wandb is not None:
-            with self._only_a_warning("W&B did not finish"):
+            with only_a_warning("W&B did not finish"):
                 self._wandb.finish()
 
     def __enter__(self) -> Tracker:
@@ -163,11 +163,11 @@ class Tracker:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    @staticmethod
-    @contextlib.contextmanager
-    def _only_a_warning(what: str) -> Iterator[None]:
-        """W&B follows a run; trouble with it is said, and that is all."""
-        try:
-            yield
-        except Exception as error:
-            logger.warning("%s (%s: %s)", what, type(error).__name__, error)
+
+@contextlib.contextmanager
+def only_a_warning(what: str) -> Iterator[None]:
+    """Around what follows a run, or helps it: trouble with that is said, and ends nothing."""
+    try:
+        yield
+    except Exception as error:
+        logger.warning("%s (%s: %s)", what, type(error).__name__, error)

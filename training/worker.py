@@ -7,7 +7,6 @@ training/checkpoint.py alone owns them. What the run is asked for meanwhile goes
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import socket
@@ -15,7 +14,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -45,6 +44,7 @@ from training.preflight import Finding, check_first_step
 from training.prepare import autocast
 from training.record import TrainResult
 from training.requests import Request, on_sigterm
+from training.tracking import only_a_warning
 from training.trainer import train
 
 logger = logging.getLogger(__name__)
@@ -258,14 +258,14 @@ class _Resizing(ControllerCallback, WorkerGroupCallback):
         if names[1] == "SchedulingState":
             self._runs = names[0] == "ResizingState"
         elif names[1] == "RestartingState":
-            with _only_a_warning("nodes that are gone cannot be looked for"):
+            with only_a_warning("nodes that are gone cannot be looked for"):
                 _wait_for_the_dead()
             _look_at_the_cluster_anew()
 
     def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
         if not self._runs:
             return
-        with _only_a_warning("the group is resized without a checkpoint before"):
+        with only_a_warning("the group is resized without a checkpoint before"):
             mail, wanted = _Mail(self._launch), uuid.uuid4().hex
             mail.put("save", wanted)
             deadline = time.monotonic() + RESIZE_WAITS_S
@@ -301,20 +301,11 @@ def _answers(node: dict[str, Any]) -> bool:
 
 def _look_at_the_cluster_anew() -> None:
     """Ray does each 20 s; until then it would ask for a group that has lost a node in its old size."""
-    with _only_a_warning("the cluster's nodes cannot be looked at; Ray does in 20 s"):
+    with only_a_warning("the cluster's nodes cannot be looked at; Ray does in 20 s"):
         from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator
 
         coordinator: Any = default_autoscaling_coordinator.get_or_create_autoscaling_coordinator()
         ray.get(coordinator.get_reserved_resources.remote("", recompute=True), timeout=5)
-
-
-@contextlib.contextmanager
-def _only_a_warning(what: str) -> Iterator[None]:
-    """An error in a hook of Ray's controller would end the run; what these do only makes it recover sooner."""
-    try:
-        yield
-    except Exception as error:
-        logger.warning("%s (%s: %s)", what, type(error).__name__, error)
 
 
 def _ask_to_stop(launch: str) -> None:

@@ -12,7 +12,6 @@ In: such a folder, or one split of it. Out: a `Source`. The ranks index the tars
 
 from __future__ import annotations
 
-import io
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -132,7 +131,7 @@ def _index_tar(uri: str, path: str, etag: str) -> list[_Member]:
     storage = open_storage(uri)
     members, whole = [], storage.size(path) or 0
     try:
-        with tarfile.open(fileobj=_opened(storage, path), mode="r:") as tar:
+        with tarfile.open(fileobj=storage.open(path, BUFFER_BYTES), mode="r:") as tar:
             files = ((*_split(member.name), member) for member in tar if member.isfile())
             for key, group in groupby(files, key=lambda item: item[0]):
                 found = {extension: member for _, extension, member in group}
@@ -159,37 +158,3 @@ def _text(tar: tarfile.TarFile, member: tarfile.TarInfo) -> str:
     file = tar.extractfile(member)
     assert file is not None  # it is a file
     return file.read().decode("utf-8", "replace")
-
-
-def _opened(storage: Storage, path: str) -> io.BufferedIOBase:
-    local = storage.local_path(path)
-    if local is not None:
-        return local.open("rb")
-    return io.BufferedReader(_RangeFile(storage, path), BUFFER_BYTES)
-
-
-class _RangeFile(io.RawIOBase):
-    """An object as a file that can be read anywhere."""
-
-    def __init__(self, storage: Storage, path: str) -> None:
-        self._storage, self._path, self._at = storage, path, 0
-        self._size = storage.size(path) or 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + (0, self._at, self._size)[whence]
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        data = self._storage.read_range(self._path, self._at, min(len(buffer), max(0, self._size - self._at)))
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)
