@@ -147,23 +147,29 @@ def _run_partitions(plan: IngestPlan, config: IngestConfig, log: Log | None) -> 
 
 
 def _stream(plan: IngestPlan, config: IngestConfig) -> Any:
-    """Partitions to actors; a row comes back for each that is done."""
+    """Partitions to actors; a row comes back for each that is done.
+
+    The pool begins with the room that there is, grows with the cluster, and by its demand the cluster grows where it can.
+    """
     import ray
-    from ray.data import ActorPoolStrategy, DataContext
+    from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
 
     context = DataContext.get_current()
     context.enable_progress_bars = False  # ours counts rows and successes
     context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = -1  # a large partition, or a wait for nodes, may take over 30 minutes
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    cpus = int(ray.cluster_resources().get("CPU", 1))
-    most = min(config.num_workers or cpus, len(plan.partitions))
+    most = min(config.num_workers or len(plan.partitions), len(plan.partitions))
+    context.execution_options.resource_limits = ExecutionResources(cpu=most)  # more is not asked of an autoscaler either
+    room = max(1, int(ray.cluster_resources().get("CPU", 0)))
     return ray.data.from_items(
         [asdict(spec) for spec in plan.partitions], override_num_blocks=len(plan.partitions)
     ).map_batches(
         _PartitionActor,
         fn_constructor_args=(config,),
         batch_size=1,
-        compute=ActorPoolStrategy(size=most, max_tasks_in_flight_per_actor=2),
+        # Tasks in flight stay at Ray's two for each that runs: with fewer it would never think of a larger pool.
+        compute=ActorPoolStrategy(min_size=1, initial_size=min(room, most), max_size=most),
         num_cpus=1,
     )
 
