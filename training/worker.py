@@ -29,6 +29,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedErr
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.train.v2._internal.execution.context import get_train_context
+from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
 
 from model.clip import CLIP
 from pipeline.manifest import ManifestError
@@ -261,6 +262,8 @@ class _Resizing(ControllerCallback, WorkerGroupCallback):
             with only_a_warning("nodes that are gone cannot be looked for"):
                 _wait_for_the_dead()
             _look_at_the_cluster_anew()
+            if self._look_every_s is not None:  # its policy goes on for a moment by what it was told before
+                time.sleep(ElasticScalingPolicy.GET_RESERVED_RESOURCES_INTERVAL_S)
 
     def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
         if not self._runs:
