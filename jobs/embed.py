@@ -26,7 +26,7 @@ from jobs.command import connect_ray, parser, run
 from jobs.config import Config
 from jobs.models import add_weights_options, open_run, open_weights
 from pipeline.types import InputError
-from training.config import ConfigError, EmbedConfig, RunError, TrainConfig, TrainingConfig
+from training.config import ConfigError, EmbedConfig, RunError, TrainConfig, TrainingConfig, refuse_auto_on_an_empty_cluster
 
 if TYPE_CHECKING:
     from model.clip import CLIP
@@ -312,6 +312,7 @@ def embed_shards(work: Work, clip: CLIP, numbers: list[int]) -> Iterator[Done]:
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = -1  # a large shard, or a wait for nodes, may take over 30 minutes
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+    refuse_auto_on_an_empty_cluster("embed", work.embed, ray.cluster_resources())
     pool = plan_pool(work.embed, ray.cluster_resources(), len(numbers))
     # In a list, or Ray would put the weights into every call that makes an actor.
     weights = [ray.put({name: tensor.cpu() for name, tensor in clip.state_dict().items()})]

@@ -35,7 +35,7 @@ from model.clip import CLIP
 from pipeline.manifest import ManifestError
 from pipeline.storage import Storage, open_storage
 from training.checkpoint_writer import RunTakenError
-from training.config import RunError, TrainingConfig
+from training.config import RunError, TrainingConfig, refuse_auto_on_an_empty_cluster
 from training.distributed import COLLECTIVE_TIMEOUT, World
 from training.evaluation.runner import evaluate
 from training.goodput import Launch
@@ -127,6 +127,7 @@ def _trainer(
         folder: where Ray keeps its own state; None: with the run.
     """
     cluster = config.cluster
+    refuse_auto_on_an_empty_cluster("cluster", cluster, ray.cluster_resources())
     look_every_s = cluster.resize_every_s if cluster.min_workers < cluster.max_workers else None
     use_gpu = ray.cluster_resources().get("GPU", 0) > 0 if cluster.use_gpu == "auto" else cluster.use_gpu
     cpus = _cpus_per_worker(config, ray.cluster_resources(), ray.nodes())

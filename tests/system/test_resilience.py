@@ -131,7 +131,7 @@ def test_a_run_on_an_empty_cluster_gets_its_nodes_from_the_autoscaler_and_they_g
     log, metrics = tmp_path / "log", tmp_path / "debug_cpu" / "metrics.jsonl"
     cluster = AutoscalingCluster(CLUSTER_SETTINGS, {"cpu": {"resources": {"CPU": 1}, "min_workers": 0, "max_workers": 2}})
     try:
-        workers = ("cluster.num_workers=[1,2]", "cluster.cpus_per_worker=1")
+        workers = ("cluster.num_workers=[1,2]", "cluster.cpus_per_worker=1", "cluster.use_gpu=false")
         driver = cluster.train(*settings_of(data_set, tmp_path, *workers), log=log)
         wait_until(lambda: bool(starts(tmp_path)) and starts(tmp_path)[-1][1] == 2, driver, log)
         wait_for_step(metrics, starts(tmp_path)[-1][0] + 4, driver, log)
