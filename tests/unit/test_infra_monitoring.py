@@ -1,10 +1,12 @@
 """Dashboard, alert rules and scraping name what the code exports, and show all of it; planted errors are caught."""
 
 import re
+import shutil
+import subprocess
 
 import pytest
 
-from tests.support.deploy_checks import INFRA, PLACEHOLDER
+from tests.support.deploy_checks import INFRA, PLACEHOLDER, ROOT
 from tests.support.monitoring_checks import MONITORING, OURS, SERVICE_DISCOVERY, files, problems, rules
 
 FILES = files()
@@ -95,6 +97,15 @@ def test_a_planted_error_is_caught(name, good, bad, says):
 
 def test_an_error_is_planted_in_every_monitoring_file():
     assert {name for name, *_ in PLANTED} == set(FILES)
+
+
+def test_the_alerts_fire_for_what_they_are_named_after_and_for_nothing_else():
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("Prometheus' promtool is not here; the rules were parsed, and not evaluated")
+    command = [promtool, "test", "rules", str(ROOT / "tests" / "support" / "alerts_test.yaml")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 def test_the_file_in_which_ray_lists_its_nodes_has_the_name_that_ray_gives_it():
