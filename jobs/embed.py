@@ -192,10 +192,12 @@ class _EmbedActor:
 
     def __init__(self, work: Work, weights: Any) -> None:
         import ray
+        import ray.util.metrics
         import torch
 
         from model.clip import CLIP
         from pipeline.manifest import read_manifest
+        from pipeline.metrics import publish_requests
         from pipeline.storage import open_storage
         from training.embedding import ShardEmbedder
         from training.shards import ShardReader
@@ -204,6 +206,7 @@ class _EmbedActor:
         clip = CLIP(work.architecture)
         clip.load_state_dict(ray.get(weights[0]))
         data = open_storage(work.embed.data)
+        publish_requests(ray.util.metrics, data_set=data.uri)
         threads = work.embed.decode_threads
         self._output, self._dtype = open_storage(work.embed.output), work.embed.dtype
         self._embedder = ShardEmbedder(

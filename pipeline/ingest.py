@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from pipeline.config import IngestConfig
 from pipeline.manifest import Manifest, PartitionRecord, commit, list_versions, read_manifest
+from pipeline.metrics import INGESTION, Publisher, publish_requests
 from pipeline.partition import ingest_partition
 from pipeline.plan import IngestPlan, PartitionSpec, plan_ingest
 from pipeline.storage import Storage, open_storage
@@ -74,19 +75,24 @@ def run_ingest(config: IngestConfig, plan: IngestPlan | None = None, log: Log | 
     storage = open_storage(config.output)
     plan = plan or plan_ingest(config)
     rows_held, counts = plan.rows_held, Counter[str]()
-    while plan.partitions or plan.adopted:
-        manifest = commit(storage, plan.adopted) if plan.adopted else None
-        records = list(plan.adopted)
-        for batch in _run_partitions(plan, config, log):
-            manifest = commit(storage, batch)
-            records += batch
-        assert manifest is not None
-        held = {record.id for record in manifest.partitions}
-        for record in records:
-            counts.update(record.counts if record.id in held else {})
-        if held.issuperset(record.id for record in records):
-            break
-        plan = plan_ingest(config)  # another run has committed a part of these rows first; what it did not is still to be done
+    library = _ray_metrics() if plan.partitions else None  # Ray is started where there is work
+    publish_requests(library, data_set=storage.uri)
+    with Publisher(INGESTION, {"data_set": storage.uri}, library) as metrics:
+        while plan.partitions or plan.adopted:
+            manifest = _commit(storage, plan.adopted, metrics) if plan.adopted else None
+            records = list(plan.adopted)
+            for batch in _run_partitions(plan, config, log, metrics):
+                manifest = _commit(storage, batch, metrics)
+                records += batch
+            assert manifest is not None
+            held = {record.id for record in manifest.partitions}
+            for record in records:
+                counts.update(record.counts if record.id in held else {})
+            if held.issuperset(record.id for record in records):
+                break
+            plan = plan_ingest(
+                config
+            )  # another run has committed a part of these rows first; what it did not is still to be done
     manifest = read_manifest(storage) if list_versions(storage) else None
     if manifest is not None:
         _write_notes(storage, manifest, plan)
@@ -98,6 +104,14 @@ def run_ingest(config: IngestConfig, plan: IngestPlan | None = None, log: Log | 
         num_samples=manifest.num_samples if manifest else 0,
         duration_s=time.perf_counter() - began,
     )
+
+
+def _commit(storage: Storage, records: Sequence[PartitionRecord], metrics: Publisher) -> Manifest:
+    manifest = commit(storage, records)
+    metrics.add("commits")
+    metrics.set("version", manifest.version)
+    metrics.set("samples", manifest.num_samples)
+    return manifest
 
 
 def _write_notes(storage: Storage, manifest: Manifest, plan: IngestPlan) -> None:
@@ -115,13 +129,16 @@ class _PartitionActor:
 
     def __init__(self, config: IngestConfig) -> None:
         self.config = config
+        publish_requests(_ray_metrics(), data_set=open_storage(config.output).uri)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
         specs = [PartitionSpec(**_plain(batch, index)) for index in range(len(batch["id"]))]
         return {"record": [ingest_partition(spec, self.config).model_dump_json() for spec in specs]}
 
 
-def _run_partitions(plan: IngestPlan, config: IngestConfig, log: Log | None) -> Iterator[list[PartitionRecord]]:
+def _run_partitions(
+    plan: IngestPlan, config: IngestConfig, log: Log | None, metrics: Publisher
+) -> Iterator[list[PartitionRecord]]:
     """The Ray Data graph: finished partitions, as many at a time as are committed together.
 
     A partition that does not come back is an error, never a silence.
@@ -129,6 +146,7 @@ def _run_partitions(plan: IngestPlan, config: IngestConfig, log: Log | None) -> 
     if not plan.partitions:
         return
     missing = {spec.id for spec in plan.partitions}
+    metrics.set("partitions_left", len(missing))
     finished: list[PartitionRecord] = []
     due = time.monotonic() + config.commit_every_s
     with _Progress(plan.num_rows, log) as progress:
@@ -137,6 +155,7 @@ def _run_partitions(plan: IngestPlan, config: IngestConfig, log: Log | None) -> 
             missing.discard(record.id)
             finished.append(record)
             progress.update(record)
+            _publish(record, len(missing), metrics)
             if time.monotonic() >= due:
                 yield finished
                 finished, due = [], time.monotonic() + config.commit_every_s
@@ -172,6 +191,20 @@ def _stream(plan: IngestPlan, config: IngestConfig) -> Any:
         compute=ActorPoolStrategy(min_size=1, initial_size=min(room, most), max_size=most),
         num_cpus=1,
     )
+
+
+def _publish(record: PartitionRecord, partitions_left: int, metrics: Publisher) -> None:
+    for reason, rows in record.counts.items():
+        metrics.add("rows", rows, reason=reason)
+    metrics.add("stored_bytes", sum(shard.tar_size_bytes + shard.sidecar_size_bytes for shard in record.shards))
+    metrics.add("partitions")
+    metrics.set("partitions_left", partitions_left)
+
+
+def _ray_metrics() -> Any:
+    import ray.util.metrics
+
+    return ray.util.metrics
 
 
 class _Progress:

@@ -22,6 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pipeline import request_counts
 from pipeline.presigned import PresignedReads
 from pipeline.range_file import RangeFile
 from pipeline.types import InputError
@@ -265,6 +266,7 @@ class S3Storage(Storage):
                 connect_timeout=CONNECT_TIMEOUT_S, read_timeout=READ_TIMEOUT_S, retries=retries, signature_version="s3v4"
             )
             self._client = boto3.client("s3", config=config)
+            request_counts.watch(self._client)
         return self._client
 
     @property
@@ -364,7 +366,9 @@ class S3Storage(Storage):
                     return body
                 except BotoCoreError:
                     if attempt == BODY_ATTEMPTS - 1:
+                        request_counts.count("failures")
                         raise
+                    request_counts.count("retries")
                     time.sleep(0.1 * 2**attempt)
         raise AssertionError("unreachable")
 
