@@ -48,7 +48,7 @@ def job(config: Config, options: argparse.Namespace) -> int:
         print(plan)
         return 0
     if plan.partitions:
-        connect_ray()
+        connect_ray(config.cluster)
     from pipeline.ingest import run_ingest
 
     with _wandb_run(config, wanted=options.wandb and bool(plan.partitions)) as wandb_run:

@@ -35,7 +35,7 @@ def job(config: Config, options: argparse.Namespace) -> int:
     from training.plan import plan_run
 
     plan_run(config)  # bad input is refused here, before Ray starts
-    connect_ray()
+    connect_ray(config.cluster)
     if options.check:
         from jobs.preflight import check
 
