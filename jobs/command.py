@@ -10,7 +10,9 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -39,6 +41,8 @@ CLUSTER_SETTINGS = {
     "RAY_health_check_failure_threshold": "3",  # a node that does not answer is given up after some 5 s; default 16 s and more
 }
 """Likewise, for what reads it where a cluster is started: the head's environment for a cluster that is not ours."""
+SAYS_NOTHING = ("Attempting to start training worker group", "Setting up process group for")
+"""How lines of Ray Train begin that no job's log needs."""
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -114,20 +118,26 @@ def connect_ray(cluster: ClusterConfig) -> None:
             },
         ),
     )
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _stop)  # after Ray's own, which shows where it was in C++; training has another
+
+
+def _stop(_number: int, _frame: object) -> None:
+    print("stopped, as asked; what is committed stays, and the same command goes on", file=sys.stderr, flush=True)
+    raise SystemExit(EXIT_STOPPED)
 
 
 def quieten_worker() -> None:
     """Runs in every Ray worker: keeps lines that say nothing out of the job's log.
 
     Without a dashboard Ray Train's cleaner cannot ask for the state of an actor, and says so every second. Of a worker group
-    that starts, Ray Train says what it asks for, then the same again, then who has joined; the second is left out.
+    that starts, Ray Train says what it asks for, then the same again, who has joined, and how; the first and the third stay.
     """
     execution = "ray.train.v2._internal.execution"
     logging.getLogger(f"{execution}.controller.placement_group_cleaner").setLevel(logging.ERROR)
-    logging.getLogger("ray.train.torch.config").setLevel(logging.WARNING)
-    logging.getLogger(f"{execution}.worker_group.worker_group").addFilter(
-        lambda record: not record.getMessage().startswith("Attempting to start training worker group")
-    )
+    for name in (f"{execution}.worker_group.worker_group", "ray.train.torch.config"):
+        # Ray Train sets the levels of its loggers anew, and leaves their filters.
+        logging.getLogger(name).addFilter(lambda record: not record.getMessage().startswith(SAYS_NOTHING))
 
 
 def quieten_ray_data() -> None:

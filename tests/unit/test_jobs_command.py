@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import average, evaluate, ingest, train
-from jobs.command import EXIT_BAD_INPUT, EXIT_FAILED, parser, run
+from jobs.command import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_STOPPED, parser, run
 from jobs.config import load_config
 
 
@@ -167,6 +167,14 @@ def test_a_run_without_initial_weights_has_no_line_to_average_along(data_set, tm
     train_bare(load_config("debug_cpu", settings), World(0, 1, torch.device("cpu")))
     assert complaint(average, f"run.dir={tmp_path}", "run.name=debug_cpu") == str(EXIT_BAD_INPUT)
     assert "started from no weights" in capsys.readouterr().err
+
+
+def test_a_job_that_is_told_to_stop_ends_with_its_own_exit_code_and_a_line():
+    code = "import os, signal, ray\nfrom jobs.command import connect_ray\nfrom training.config import ClusterConfig\n"
+    code += "ray.init = lambda **_: None\nconnect_ray(ClusterConfig())\nos.kill(os.getpid(), signal.SIGTERM)\nprint('goes on')"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (EXIT_STOPPED, "")
+    assert result.stderr == "stopped, as asked; what is committed stays, and the same command goes on\n"
 
 
 def test_help_lists_the_keys_and_the_recipes():

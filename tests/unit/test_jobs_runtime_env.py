@@ -1,6 +1,8 @@
 """`cluster.runtime_env`: what it may hold, and what of it is left where a submission says the same."""
 
 import json
+import os
+import signal
 
 import pytest
 
@@ -114,8 +116,6 @@ def test_ray_merges_without_a_conflict_whatever_both_state(submitted):
 
 
 def test_the_jobs_own_process_has_the_variables_before_it_looks_at_anything(monkeypatch):
-    import os
-
     seen = {}
     monkeypatch.setenv("A", "of the node")
     run(
@@ -132,6 +132,7 @@ def test_ray_is_given_the_recipes_environment_and_our_settings(monkeypatch):
     given = {}
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", lambda **options: given.update(options))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
     for name in RAY_SETTINGS:
         monkeypatch.setenv(name, "7")
     connect_ray(ClusterConfig(runtime_env={"env_vars": {"A": "b"}}))
