@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from jobs import runtime_env
 from model.config import get_architecture
 from pipeline.config import CurateConfig, IndexConfig, IngestConfig
 from training.config import ConfigError, EmbedConfig, TrainingConfig
@@ -76,6 +77,7 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
         problem = _apply_override(tree, override)
         if problem:
             problems.append(problem)
+    _refuse_secrets(tree)
     config = None
     try:
         config = Config.model_validate(tree)
@@ -87,9 +89,20 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
             get_architecture(name)
         except ValueError as error:
             problems.append(f"model.name={name}: {error}")
+    if config is not None:
+        problems += runtime_env.problems(config.cluster.runtime_env)
     if problems or config is None:
         raise ConfigError("\n".join(dict.fromkeys(problems)))
     return with_absolute_paths(config)
+
+
+def _refuse_secrets(tree: dict[str, Any]) -> None:
+    """Before anything is said of the tree that would show them. Raises ConfigError."""
+    cluster = tree["cluster"] if "cluster" in tree else None
+    if isinstance(cluster, dict) and "runtime_env" in cluster:
+        problems = runtime_env.secret_problems(cluster["runtime_env"])
+        if problems:
+            raise ConfigError("\n".join(problems))
 
 
 def read_recipe(recipe: str) -> dict[str, Any]:

@@ -13,13 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tqdm import tqdm
-
 from pipeline.config import IngestConfig
 from pipeline.manifest import Manifest, PartitionRecord, commit, list_versions, read_manifest
 from pipeline.metrics import INGESTION, Publisher, publish_requests
 from pipeline.partition import ingest_partition
 from pipeline.plan import IngestPlan, PartitionSpec, plan_ingest
+from pipeline.progress import Progress
 from pipeline.storage import Storage, open_storage
 
 Log = Callable[[dict[str, float]], None]
@@ -90,9 +89,8 @@ def run_ingest(config: IngestConfig, plan: IngestPlan | None = None, log: Log | 
                 counts.update(record.counts if record.id in held else {})
             if held.issuperset(record.id for record in records):
                 break
-            plan = plan_ingest(
-                config
-            )  # another run has committed a part of these rows first; what it did not is still to be done
+            # another run has committed a part of these rows first; what it did not is still to be done
+            plan = plan_ingest(config)
     manifest = read_manifest(storage) if list_versions(storage) else None
     if manifest is not None:
         _write_notes(storage, manifest, plan)
@@ -208,10 +206,10 @@ def _ray_metrics() -> Any:
 
 
 class _Progress:
-    """A bar of rows, with the share of successes and the commonest reason to fail."""
+    """Rows that are done, with the share of successes and the commonest reason to fail."""
 
     def __init__(self, num_rows: int, log: Log | None) -> None:
-        self._bar = tqdm(total=num_rows, unit="rows", desc="ingest", mininterval=1.0)
+        self._bar = Progress(num_rows, "rows", "ingest")
         self._counts: Counter[str] = Counter()
         self._log, self._began = log, time.monotonic()
 
@@ -223,10 +221,9 @@ class _Progress:
 
     def update(self, record: PartitionRecord) -> None:
         self._counts.update(record.counts)
-        self._bar.update(record.num_rows)
-        text = f"{self._counts['success'] / max(self._bar.n, 1):.1%} success"
+        text = f"{self._counts['success'] / max(self._counts.total(), 1):.1%} success"
         failures = [item for item in self._counts.most_common() if item[0] != "success"]
-        self._bar.set_postfix_str(", ".join([text, *(f"{reason} {count:,}" for reason, count in failures[:2])]))
+        self._bar.update(record.num_rows, ", ".join([text, *(f"{reason} {count:,}" for reason, count in failures[:2])]))
         if self._log is not None:
             state = {"rows": self._bar.n, "rows_per_s": self._bar.n / max(time.monotonic() - self._began, 1e-9)}
             state["success_share"] = self._counts["success"] / max(self._bar.n, 1)

@@ -50,6 +50,10 @@ class _BeyondEndError(Exception):
     """S3 has no bytes in a range that begins at an object's end or beyond."""
 
 
+class StorageAwayError(StorageError):
+    """S3 does not answer, or has trouble of its own: the same may work later."""
+
+
 class Storage(ABC):
     """A root and the objects under it. Picklable."""
 
@@ -388,11 +392,12 @@ class S3Storage(Storage):
                 raise _BeyondEndError from error
             if code == "NoSuchBucket":
                 raise StorageError(f"s3://{self.bucket}: there is no such bucket; create it or correct the name") from error
-            raise StorageError(
+            away = error.response["ResponseMetadata"]["HTTPStatusCode"] >= 500
+            raise (StorageAwayError if away else StorageError)(
                 f"{self.address(path)}: S3 refused ({code}); check the keys in the environment and what they may do"
             ) from error
         except (BotoCoreError, Boto3Error) as error:
-            raise StorageError(
+            raise StorageAwayError(
                 f"{self.address(path)}: S3 cannot be reached ({type(error).__name__}); check AWS_ENDPOINT_URL, the region and "
                 "the keys in the environment"
             ) from error

@@ -7,7 +7,7 @@ Every section is frozen and refuses unknown keys. Units sit in the names: `_step
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -314,6 +314,9 @@ class ClusterConfig(Section):
     max_failures: int = Field(3, ge=0)
     """How often the worker group may be started anew after a failure before the run fails. A node that says beforehand that it
     will go is no failure."""
+    runtime_env: dict[str, Any] = {}
+    """What Ray sets up for all processes of the job, as its runtime_env takes it: env_vars, pip, uv, py_modules, ... No secrets
+    (jobs/runtime_env.py)."""
 
     @model_validator(mode="after")
     def _least_before_most(self) -> ClusterConfig:

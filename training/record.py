@@ -46,7 +46,8 @@ from training.tracking import LOOKS, METRICS, PROBE, Tracker, only_a_warning, re
 
 logger = logging.getLogger(__name__)
 
-PROGRESS_EVERY_S = 5.0
+PROGRESS_EVERY_S = (5.0, 60.0)
+"""Between lines of progress: in the first minute of a start, and from the twelfth on; between them a twelfth of its time."""
 STARTS = "starts.jsonl"
 RECORDS = (METRICS, STARTS, LOOKS, PROBE)
 PACKAGES = ("rayclip", "torch", "ray", "numpy", "pillow", "simplejpeg", "opencv-python-headless", "safetensors", "wandb")
@@ -104,7 +105,7 @@ class RunRecord:
         data_sets = [one.identity() for one in plan.data_sets]
         self._tracker = Tracker(plan.config.tracking, self._name, run_id, self._folder, resolved, plan.start.step, data_sets)
         self._ledger = Ledger(launch, starts, self._tracker.metrics.kept, self._tracker.metrics.cut, began)
-        self._spoke = -math.inf
+        self._spoke = self._began = -math.inf
 
     def say_hello(self, caveat: str) -> None:
         """The first lines of a start. `caveat`: of what batch norm makes the result depend on."""
@@ -129,6 +130,7 @@ class RunRecord:
 
     def ready(self) -> None:
         """The first step begins: what came before it was start-up."""
+        self._began = time.perf_counter()
         row = self._ledger.ready(self._plan.start.step, self._world_size)
         row |= {"total_steps": self._plan.total_steps, "device": self._device, "packages": _versions()}
         with (self._folder / STARTS).open("a", encoding="utf-8") as file:
@@ -142,8 +144,9 @@ class RunRecord:
         times = {"train_s": train_s, "evaluation_s": evaluation_s, "checkpoint_s": checkpoint_s}
         row = row | times | {"goodput": spent.goodput, "time": time.time()}
         self._log({key: _number_or_none(value) for key, value in row.items()})
-        now = time.perf_counter()
-        if now - self._spoke > PROGRESS_EVERY_S or row["step"] in (1, self._plan.total_steps):
+        now, (often_s, seldom_s) = time.perf_counter(), PROGRESS_EVERY_S
+        pause_s = max(often_s, min(seldom_s, (now - self._began) / 12))
+        if now - self._spoke > pause_s or row["step"] in (1, self._plan.total_steps):
             self._spoke = now
             print(
                 f"step {row['step']:,}/{self._plan.total_steps:,}  loss {row['loss']:.4f}  temperature "
