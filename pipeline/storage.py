@@ -25,16 +25,13 @@ from typing import Any
 from pipeline import request_counts
 from pipeline.presigned import PresignedReads
 from pipeline.range_file import RangeFile
-from pipeline.types import InputError
+from pipeline.s3_client import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, new_client
+from pipeline.types import StorageError
+from pipeline.userinfo import has_userinfo, refusal
 
 PART_SUFFIX = ".part"
 """Of files that are being written; they are never listed."""
 BODY_ATTEMPTS = 4
-CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 5, 60
-
-
-class StorageError(InputError):
-    """A storage cannot be reached or used. The message says: address: the rule; what to do."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +127,8 @@ class Storage(ABC):
 
 def open_storage(uri: str) -> Storage:
     """The storage of an address: s3://bucket[/prefix], file:///path, or a local path. Touches nothing yet."""
+    if has_userinfo(uri):
+        raise StorageError(refusal(uri))
     scheme, separator, rest = uri.partition("://")
     if not separator or scheme == "file":
         return LocalStorage(rest if separator else uri)
@@ -262,14 +261,7 @@ class S3Storage(Storage):
     def client(self) -> Any:
         """Made once in each process: clients cannot be pickled."""
         if self._client is None:
-            import boto3
-            from botocore.config import Config
-
-            retries = {"mode": "standard", "max_attempts": 5}
-            config = Config(
-                connect_timeout=CONNECT_TIMEOUT_S, read_timeout=READ_TIMEOUT_S, retries=retries, signature_version="s3v4"
-            )
-            self._client = boto3.client("s3", config=config)
+            self._client = new_client()
             request_counts.watch(self._client)
         return self._client
 

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import time
 
@@ -86,12 +87,16 @@ def settings_of(data_set, folder, *overrides):
 
 
 @pytest.mark.timeout(400)
-def test_a_run_that_loses_a_node_gets_another_and_is_told_to_stop_is_the_same_run(data_set, tmp_path, undisturbed, cluster):
+def test_a_run_whose_data_grow_and_that_loses_a_node_gets_another_and_is_told_to_stop_is_the_same_run(
+    data_set, make_data_set, tmp_path, undisturbed, cluster
+):
     log, metrics = tmp_path / "log", tmp_path / "debug_cpu" / "metrics.jsonl"
+    grows = shutil.copytree(data_set, tmp_path / "set")
     nodes = [cluster.add_node(), cluster.add_node()]
-    settings = settings_of(data_set, tmp_path, "cluster.num_workers=[1,2]")
+    settings = settings_of(grows, tmp_path, "cluster.num_workers=[1,2]")
     driver = cluster.train(*settings, log=log)
     wait_for_step(metrics, 6, driver, log)
+    make_data_set(str(grows), (40,), seed=5)  # version 2; whoever starts anew stays with version 1
     cluster.kill(nodes[1])
     wait_until(lambda: starts(tmp_path)[-1][1] == 1, driver, log)
     with cluster.paused():  # on a busy machine a node takes longer to start than the rest of the run
@@ -103,10 +108,12 @@ def test_a_run_that_loses_a_node_gets_another_and_is_told_to_stop_is_the_same_ru
     stopped_at = max(row["step"] for row in read_metrics(metrics))
     assert stopped_at < STEPS
     assert f"stopped at step {stopped_at}" in log.read_text()
-    train(config_of(data_set, tmp_path, *SLOW), ALONE)  # and goes on without a cluster
+    train(config_of(grows, tmp_path, *SLOW), ALONE)  # and goes on without a cluster
     assert [workers for _, workers in starts(tmp_path)] == [2, 1, 2, 1]
     assert starts(tmp_path)[-1][0] == stopped_at, "it goes on at the very step"
     assert json.loads((tmp_path / "debug_cpu" / "result.json").read_text())["spent"]["starts"] == 4
+    last = max((tmp_path / "debug_cpu" / "checkpoints").iterdir())
+    assert [one["version"] for one in json.loads((last / "checkpoint.json").read_text())["data_sets"]] == [1]
     assert_same_run(tmp_path, undisturbed)
 
 
