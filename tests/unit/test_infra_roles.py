@@ -17,8 +17,8 @@ CREATED_ONCE = [
     "create-instance-profile rayclip-head",
     "add-role-to-instance-profile rayclip-head",
 ]
-# `aws iam VERB --OPTION NAME ...`: `get-` finds what `create-` has made, and making it twice fails, as IAM does. A profile names
-# the role that it was given.
+# `aws iam VERB --OPTION NAME ...`: `get-` finds what `create-` has made, and making it twice fails, as IAM does. A profile
+# names the role that it was given.
 AWS = """#!/bin/bash
 verb=$2 name=$4 thing="$MADE/${2#*-}-$4"
 echo "$verb $name" >> "$MADE/log"
