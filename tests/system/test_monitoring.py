@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 
 
 class Seen:
-    """What a Prometheus that scrapes each second would have."""
+    """What a Prometheus that scrapes often would have."""
 
     def __init__(self):
         self.values = defaultdict(dict)  # name -> labels -> the last value
@@ -55,7 +55,7 @@ def scraping():
     seen, ended = Seen(), threading.Event()
 
     def scrape():
-        while not ended.wait(1.0):
+        while not ended.wait(2.0):
             seen.scrape()
 
     thread = threading.Thread(target=scrape)
@@ -109,7 +109,7 @@ def test_every_name_that_is_shown_is_exported_with_its_labels(
             "run.name=seen",
             f"evaluation.retrieval_uri={data_set}",
         ]
-        settings += ["train.max_steps=6", "train.global_batch_size=8"]
+        settings += ["train.max_steps=6", "train.global_batch_size=8", "optimizer.warmup_steps=2", "cluster.num_workers=2"]
         result = run_training(load_config("debug_cpu", settings))
         deadline = time.monotonic() + 25
         while seen.lacks() and time.monotonic() < deadline:
