@@ -28,9 +28,8 @@ class MiniCluster:
         """`settings`: environment of the head, and of all that joins."""
         self.folder = Path(tempfile.mkdtemp(prefix="rc-", dir="/tmp"))  # the names of its sockets may not be long
         self.address = f"127.0.0.1:{free_port_outside_rays_own()}"
-        self.environment = os.environ | settings | {
+        self.environment = os.environ | {"RAY_AUTH_MODE": "disabled"} | settings | {
             "RAY_TMPDIR": str(self.folder),
-            "RAY_AUTH_MODE": "disabled",
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": str(ROOT),
         }  # fmt: skip
