@@ -90,7 +90,7 @@ def run_ingest(config: IngestConfig, plan: IngestPlan | None = None, log: Log | 
                 counts.update(record.counts if record.id in held else {})
             if held.issuperset(record.id for record in records):
                 break
-            # another run has committed a part of these rows first; what it did not is still to be done
+            # Another run has committed a part of these rows first; what it did not is still to be done.
             plan = plan_ingest(config)
     manifest = read_manifest(storage) if list_versions(storage) else None
     if manifest is not None:

@@ -43,7 +43,7 @@ Table = Mapping[str, Metric]
 _DATA_SET = ("data_set",)
 
 INGESTION: Table = {
-    "rows": Metric("rayclip_ingest_rows", "counter", "", "Rows that are done, by what became of them", (*_DATA_SET, "reason")),
+    "rows": Metric("rayclip_ingest_rows", "counter", "", "Rows that are done, by their reason", ("data_set", "reason")),
     "stored_bytes": Metric("rayclip_ingest_stored_bytes", "counter", "bytes", "Tars and sidecars that were stored", _DATA_SET),
     "partitions": Metric("rayclip_ingest_partitions", "counter", "", "Partitions that are done", _DATA_SET),
     "partitions_left": Metric("rayclip_ingest_partitions_left", "gauge", "", "Partitions that are still to be done", _DATA_SET),
