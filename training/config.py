@@ -77,6 +77,7 @@ class DataConfig(Section):
     uri: str = ""
     """Root of a data set that jobs/ingest.py wrote: a local folder or s3://bucket/prefix."""
     version: int | Literal["latest"] = "latest"
+    """latest: the newest when the run begins; it keeps that one."""
     mixture: tuple[MixturePart, ...] = ()
     """Several data sets with weights, instead of uri and version."""
     captions: tuple[str, ...] = Field(("caption",), min_length=1)

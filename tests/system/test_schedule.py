@@ -3,10 +3,12 @@
 import csv
 import io
 import json
+import random
 import subprocess
 import threading
 import time
 from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.command import CLUSTER_SETTINGS
-from pipeline.manifest import list_versions, read_manifest, read_sidecar
+from pipeline.config import FetchConfig, ImageConfig, IngestConfig
+from pipeline.ingest import _shuffled
+from pipeline.manifest import commit, list_versions, read_manifest, read_sidecar
+from pipeline.partition import ingest_partition
+from pipeline.plan import plan_ingest
 from pipeline.storage import LocalStorage, open_storage
 from tests.conftest import draw
 from tests.support.cluster import MiniCluster, wait_until
@@ -161,6 +167,46 @@ def test_overlapping_runs_over_growing_tables_ingest_each_row_once(cluster, web,
     assert (len(web.requests), list_versions(open_storage(output))) == (asked, versions)
 
 
+def test_two_runs_that_begin_at_once_fetch_little_twice(web, tmp_path):
+    """Of two workers each, without Ray: side by side in one order they would fetch nearly all of it twice."""
+    num_rows, picture, lock = 400, draw("red", "disc", 0), threading.Lock()
+
+    def page(handler):
+        time.sleep(random.uniform(0.02, 0.06))
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(picture)))
+        handler.end_headers()
+        handler.wfile.write(picture)
+
+    rows = [{"url": web.put(f"/{number}.png", page), "caption": f"picture {number}"} for number in range(num_rows)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet")
+    config = IngestConfig(
+        input=str(tmp_path / "t.parquet"),
+        output=str(tmp_path / "out"),
+        partition_size_rows=10,
+        fetch=FetchConfig(allow_addresses=("127.0.0.1/32",), concurrency=4),
+        image=ImageConfig(size_px=32),
+    )
+    plans = [_shuffled(plan_ingest(config)) for _ in range(2)]
+    left = [iter(plan.partitions) for plan in plans]
+
+    def work(run):
+        while True:
+            with lock:
+                spec = next(left[run], None)
+            if spec is None:
+                return
+            commit(open_storage(config.output), [ingest_partition(spec, config)])
+
+    with ThreadPoolExecutor(4) as workers:
+        list(workers.map(work, (0, 0, 1, 1)))
+    manifest = read_manifest(open_storage(config.output))
+    assert (manifest.num_samples, len(manifest.partitions)) == (num_rows, 40)
+    twice = len(web.requests) / num_rows - 1
+    print(f"{twice:.0%} of the rows were fetched twice")
+    assert twice < 0.5
+
+
 def check(site, tables, output):
     """Every row of the tables is there once, from the one fetch that was committed."""
     storage = open_storage(output)
@@ -172,4 +218,4 @@ def check(site, tables, output):
     assert {row["reason"] for row in rows} == {"success"}
     assert len({row["key"] for row in rows}) == manifest.num_samples == tables.num_rows
     fetches = sum((run.total() for run in site.asked), start=0)
-    print(f"{tables.num_rows} rows, {fetches} fetches, {fetches / tables.num_rows - 1:.0%} of them for nothing")
+    print(f"{fetches} fetches for {tables.num_rows} rows: {fetches / tables.num_rows - 1:.0%} of the rows were fetched twice")
