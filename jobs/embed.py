@@ -228,7 +228,7 @@ class _EmbedActor:
 def embed_shard(embedder: ShardEmbedder, output: Storage, dtype: str, shard: int) -> Done:
     """Embeds a shard and writes its file. What a person can mend comes back as an error, and is not raised."""
     from pipeline.embedding import write_features
-    from pipeline.storage import StorageAwayError
+    from pipeline.types import StorageAwayError
 
     began_s, reader = time.time(), embedder.reader
     try:

@@ -1,7 +1,7 @@
 """How this process's requests to S3 go: counted where they are made, told to whoever listens.
 
 In: boto3's events, and what is said of reads that go past it or are made again. Out: `requests`, `retries` and `failures`, as
-pipeline/metrics.py describes them. Tables that pyarrow reads are not among them: it has a client of its own.
+pipeline/metrics.py describes them. Text tables are not among them: pyarrow reads those, with a client of its own.
 """
 
 from __future__ import annotations

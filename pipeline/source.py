@@ -25,7 +25,7 @@ from pyarrow.fs import FileSystem, LocalFileSystem, S3FileSystem
 from pipeline.config import IngestConfig
 from pipeline.s3_client import new_client
 from pipeline.storage import Storage, open_storage
-from pipeline.types import InputError
+from pipeline.types import InputError, ReplacedError
 from pipeline.userinfo import HIDDEN, USERINFO
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".ndjson")
 BATCH_ROWS = 16_384
 WRITTEN_WITHIN = timedelta(hours=1)
 """Nobody writes any more to a text table that is older: its last line is whole, also without a line break."""
-TAIL_BYTES = 1 << 16
+READ_BYTES, TAIL_BYTES = 1 << 20, 1 << 16
 
 
 def list_tables(pattern: str) -> list[str]:
@@ -83,12 +83,22 @@ def read_batches(table: str, first_row: int = 0, batch_rows: int = BATCH_ROWS) -
     Raises:
         InputError: the table cannot be read.
     """
+    while True:
+        try:
+            for batch in _read_batches(table, first_row, batch_rows):
+                yield batch
+                first_row += batch.num_rows
+            return
+        except ReplacedError:  # by one that has the same rows and more
+            continue
+
+
+def _read_batches(table: str, first_row: int, batch_rows: int) -> Iterator[pa.RecordBatch]:
     try:
-        filesystem, path = _filesystem(table)
-        if table.endswith(".parquet"):
-            batches, first_row = _open_parquet(filesystem, path, first_row, batch_rows)
+        if is_seekable(table):
+            batches, first_row = _open_parquet(table, first_row, batch_rows)
         else:
-            batches = _open_text(filesystem, path)
+            batches = _open_text(*_filesystem(table))
         for batch in batches:
             _ = batch.schema.names  # raises here, where it is expected, for names that are no text
             if first_row >= batch.num_rows:
@@ -232,10 +242,14 @@ def _filesystem(table: str) -> tuple[FileSystem, str]:
     return LocalFileSystem(), table
 
 
-def _open_parquet(filesystem: FileSystem, path: str, first_row: int, batch_rows: int) -> tuple[Iterator[pa.RecordBatch], int]:
-    """(batches, row of the first batch that is wanted): from the row group on that holds `first_row`."""
+def _open_parquet(table: str, first_row: int, batch_rows: int) -> tuple[Iterator[pa.RecordBatch], int]:
+    """(batches, row of the first batch that is wanted): from the row group on that holds `first_row`.
+
+    Raises ReplacedError, also from the batches: one that grows is written anew, and parts of both would make a third.
+    """
+    folder, _, name = table.rpartition("/")
     # Without pre_buffer and with a buffer, columns stream: a row group may be larger than the memory.
-    file = pq.ParquetFile(filesystem.open_input_file(path), pre_buffer=False, buffer_size=1 << 20)
+    file = pq.ParquetFile(open_storage(folder or "/").open(name, READ_BYTES), pre_buffer=False, buffer_size=READ_BYTES)
     group = 0
     while group < file.num_row_groups and first_row >= file.metadata.row_group(group).num_rows:
         first_row -= file.metadata.row_group(group).num_rows

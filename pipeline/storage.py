@@ -25,7 +25,7 @@ from typing import Any
 from pipeline import request_counts
 from pipeline.presigned import PresignedReads
 from pipeline.range_file import RangeFile
-from pipeline.s3_client import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, new_client
+from pipeline.s3_client import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, BeyondEndError, errors_of, new_client
 from pipeline.types import StorageError
 from pipeline.userinfo import has_userinfo, refusal
 
@@ -41,14 +41,6 @@ class ObjectInfo:
     path: str
     size_bytes: int
     modified: datetime
-
-
-class _BeyondEndError(Exception):
-    """S3 has no bytes in a range that begins at an object's end or beyond."""
-
-
-class StorageAwayError(StorageError):
-    """S3 does not answer, or has trouble of its own: the same may work later."""
 
 
 class Storage(ABC):
@@ -108,12 +100,14 @@ class Storage(ABC):
         """Where the object lies on this machine's disk; None for object storage."""
         return None
 
+    @abstractmethod
     def open(self, path: str, buffer_bytes: int) -> io.BufferedIOBase:
-        """The object as a file, of which only what is asked for is read, so much at a time. Raises FileNotFoundError."""
-        local = self.local_path(path)
-        if local is not None:
-            return local.open("rb")
-        return io.BufferedReader(RangeFile(functools.partial(self.read_range, path), self.size(path) or 0), buffer_bytes)
+        """The object as it is now, as a file of which only what is asked for is read, so much at a time.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ReplacedError: on S3, when it is read and is another by then. On a disk one that was renamed away stays open.
+        """
 
     def exists(self, path: str) -> bool:
         return self.size(path) is not None
@@ -158,6 +152,9 @@ class LocalStorage(Storage):
             return os.pread(file, length, start)
         finally:
             os.close(file)
+
+    def open(self, path: str, buffer_bytes: int) -> io.BufferedIOBase:
+        return self.local_path(path).open("rb")
 
     def write(self, path: str, data: bytes) -> None:
         with self._temporary(path) as temporary:
@@ -275,15 +272,25 @@ class S3Storage(Storage):
         return self._get(path, {})
 
     def read_range(self, path: str, start: int, length: int) -> bytes:
+        return self._read_range(path, {}, start, length)
+
+    def _read_range(self, path: str, condition: dict[str, str], start: int, length: int) -> bytes:
         if length == 0:
             return b""
-        data = self.presigned.read_range(self.prefix + path, start, length)
+        wanted = {"Range": f"bytes={start}-{start + length - 1}"}
+        data = self.presigned.read_range(self.prefix + path, wanted | condition)
         if data is not None:
             return data
         try:
-            return self._get(path, {"Range": f"bytes={start}-{start + length - 1}"})
-        except _BeyondEndError:
+            return self._get(path, {name.replace("-", ""): value for name, value in (wanted | condition).items()})
+        except BeyondEndError:
             return b""
+
+    def open(self, path: str, buffer_bytes: int) -> io.BufferedIOBase:
+        with self._errors(path):
+            head = self.client.head_object(Bucket=self.bucket, Key=self.prefix + path)
+        read = functools.partial(self._read_range, path, {"If-Match": head["ETag"]})
+        return io.BufferedReader(RangeFile(read, head["ContentLength"]), buffer_bytes)
 
     def write(self, path: str, data: bytes) -> None:
         with self._errors(path):
@@ -368,28 +375,5 @@ class S3Storage(Storage):
                     time.sleep(0.1 * 2**attempt)
         raise AssertionError("unreachable")
 
-    @contextlib.contextmanager
-    def _errors(self, path: str) -> Iterator[None]:
-        """botocore's exceptions as ours. Their texts hold no keys; the addresses are those that the user gave."""
-        from boto3.exceptions import Boto3Error
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        try:
-            yield
-        except ClientError as error:
-            code = error.response["Error"]["Code"]
-            if code in ("NoSuchKey", "404"):
-                raise FileNotFoundError(f"{self.address(path)}: there is no such object") from error
-            if code in ("InvalidRange", "416"):
-                raise _BeyondEndError from error
-            if code == "NoSuchBucket":
-                raise StorageError(f"s3://{self.bucket}: there is no such bucket; create it or correct the name") from error
-            away = error.response["ResponseMetadata"]["HTTPStatusCode"] >= 500
-            raise (StorageAwayError if away else StorageError)(
-                f"{self.address(path)}: S3 refused ({code}); check the keys in the environment and what they may do"
-            ) from error
-        except (BotoCoreError, Boto3Error) as error:
-            raise StorageAwayError(
-                f"{self.address(path)}: S3 cannot be reached ({type(error).__name__}); check AWS_ENDPOINT_URL, the region and "
-                "the keys in the environment"
-            ) from error
+    def _errors(self, path: str) -> contextlib.AbstractContextManager[None]:
+        return errors_of(self.address(path))

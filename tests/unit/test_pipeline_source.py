@@ -1,5 +1,7 @@
 """Tables of every kind, streamed, and plans that fetch only what is missing."""
 
+import hashlib
+import io
 import os
 from datetime import timedelta
 
@@ -250,6 +252,24 @@ def test_a_parquet_table_that_is_replaced_by_a_longer_one_gives_a_run_the_rows_t
     assert read == ROWS
     commit(open_storage(str(output)), map(record_of, specs))
     assert [(spec.first_row, spec.num_rows) for spec in plan(table, output).partitions] == [(10, 4), (14, 4), (18, 2)]
+
+
+@pytest.mark.parametrize("place", ["disk", "s3"])
+def test_a_parquet_table_that_is_replaced_while_it_is_read_is_gone_on_with_in_the_longer_one(tmp_path, request, place):
+    storage = open_storage(str(tmp_path / "tables") if place == "disk" else f"{request.getfixturevalue('bucket')}/tables")
+    rows = [{"url": f"http://e.org/{n}", "caption": hashlib.sha256(b"%d" % n).hexdigest() * 20, "n": n} for n in range(6000)]
+
+    def put(count):
+        file = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(rows[:count]), file, row_group_size=count // 4, compression="none")
+        storage.write("t.parquet", file.getvalue())
+
+    put(4000)
+    reading = iter_rows(storage.address("t.parquet"), 100, 3900, batch_rows=64)
+    read = [next(reading) for _ in range(10)]
+    put(6000)
+    read += reading
+    assert read == rows[100:4000]
 
 
 def test_a_table_with_rows_missing_is_not_noted(tmp_path):

@@ -1,5 +1,6 @@
 """Both storages keep the same promises: whole or not at all, absent means put once."""
 
+import contextlib
 import pickle
 import traceback
 from concurrent.futures import ThreadPoolExecutor
@@ -7,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from pipeline.storage import LocalStorage, StorageError, open_storage
+from pipeline.types import ReplacedError
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -27,6 +29,19 @@ def test_what_is_written_is_read_back_whole_and_in_ranges(storage, tmp_path):
     (tmp_path / "file").write_bytes(b"x" * 100_000)
     storage.write_file("c.bin", tmp_path / "file")
     assert storage.size("c.bin") == 100_000
+
+
+def test_an_open_object_that_is_replaced_is_never_read_as_a_mixture(storage):
+    storage.write("x", b"a" * 100)
+    with storage.open("x", 16) as file:
+        assert file.read(16) == b"a" * 16
+        storage.write("x", b"b" * 200)
+        with contextlib.suppress(ReplacedError):
+            assert file.read() == b"a" * 84
+    with storage.open("x", 16) as file:
+        assert file.read() == b"b" * 200
+    with pytest.raises(FileNotFoundError):
+        storage.open("y", 16)
 
 
 def test_a_missing_object_is_named_in_full(storage):
