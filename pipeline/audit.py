@@ -6,14 +6,12 @@ In: a storage. Out: problems by object, or the objects that were removed.
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.manifest import (
     Manifest,
@@ -23,6 +21,7 @@ from pipeline.manifest import (
     locate_tar,
     read_manifest,
 )
+from pipeline.parquet import read_parquet
 from pipeline.plan import INPUTS
 from pipeline.progress import Progress
 from pipeline.storage import Storage
@@ -64,7 +63,7 @@ def check_shard(storage: Storage, shard: ShardRecord) -> Iterator[Problem]:
     yield from problems
     if problems:
         return
-    status = pq.read_table(io.BytesIO(storage.read(shard.sidecar_path)), columns=["status"])["status"]
+    status = read_parquet(storage.read(shard.sidecar_path), ["status"])["status"]
     successes = pc.sum(pc.equal(status, "success")).as_py() or 0
     if (len(status), successes) != (shard.num_rows, shard.tar_samples):
         stated = f"{shard.num_rows} rows and {shard.tar_samples} samples"

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.manifest import Manifest, ShardRecord
+from pipeline.parquet import read_parquet
 from pipeline.storage import Storage
 from pipeline.types import InputError
 
@@ -224,7 +225,7 @@ class Scores:
         for name in self._candidates(shard):
             path = feature_path(name)
             with self.storage.open(path, READ_BYTES) as file:
-                table = pq.read_table(file, columns=["key", SCORE])
+                table = read_parquet(file, ["key", SCORE])
             found = dict(zip(table["key"].to_pylist(), table[SCORE].to_pylist(), strict=True))
             if all(key in found for key in keys):
                 return [math.nan if found[key] is None else found[key] for key in keys]

@@ -7,7 +7,6 @@ version, in order, with their sidecars.
 from __future__ import annotations
 
 import hashlib
-import io
 from bisect import bisect, insort
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -17,9 +16,9 @@ from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from pipeline.parquet import read_parquet
 from pipeline.storage import Storage, open_storage
 from pipeline.types import InputError
 
@@ -257,7 +256,7 @@ def read_sidecar(storage: Storage, shard: ShardRecord, columns: Sequence[str] | 
         ManifestError: the sidecar is missing or is not the one that the manifest names.
     """
     data = _read_checked(storage, shard.sidecar_path, shard.sidecar_sha256, "sidecar")
-    return pq.read_table(io.BytesIO(data), columns=None if columns is None else list(columns))
+    return read_parquet(data, columns)
 
 
 def locate_tar(storage: Storage, shard: ShardRecord) -> tuple[Storage, str]:
@@ -288,7 +287,7 @@ def read_samples(storage: Storage, shard: ShardRecord, columns: Sequence[str]) -
 def read_selection(storage: Storage, selection: Selection) -> pa.Array:
     """Places among the tar's samples, int32, ascending. Raises ManifestError."""
     data = _read_checked(storage, selection.path, selection.sha256, "selection")
-    return pq.read_table(io.BytesIO(data))["position"].combine_chunks()
+    return read_parquet(data)["position"].combine_chunks()
 
 
 def _read_checked(storage: Storage, path: str, sha256: str, kind: str) -> bytes:

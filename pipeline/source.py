@@ -248,13 +248,16 @@ def _open_parquet(table: str, first_row: int, batch_rows: int) -> tuple[Iterator
     Raises ReplacedError, also from the batches: one that grows is written anew, and parts of both would make a third.
     """
     folder, _, name = table.rpartition("/")
+    far = table.startswith("s3://")
+    source = open_storage(folder).open(name, READ_BYTES) if far else LocalFileSystem().open_input_file(table)
     # Without pre_buffer and with a buffer, columns stream: a row group may be larger than the memory.
-    file = pq.ParquetFile(open_storage(folder or "/").open(name, READ_BYTES), pre_buffer=False, buffer_size=READ_BYTES)
+    file = pq.ParquetFile(source, pre_buffer=False, buffer_size=READ_BYTES)
     group = 0
     while group < file.num_row_groups and first_row >= file.metadata.row_group(group).num_rows:
         first_row -= file.metadata.row_group(group).num_rows
         group += 1
-    return file.iter_batches(batch_rows, row_groups=range(group, file.num_row_groups)), first_row
+    groups = range(group, file.num_row_groups)
+    return file.iter_batches(batch_rows, row_groups=groups, use_threads=not far), first_row  # as in pipeline/parquet.py
 
 
 def _open_text(filesystem: FileSystem, path: str) -> Iterator[pa.RecordBatch]:

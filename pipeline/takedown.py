@@ -5,14 +5,12 @@ A published manifest is never edited: a version that named purged objects stays 
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.curate import Rules
 from pipeline.manifest import (
@@ -24,6 +22,7 @@ from pipeline.manifest import (
     read_samples,
     read_sidecar,
 )
+from pipeline.parquet import read_parquet
 from pipeline.plan import INPUTS
 from pipeline.retry import FOLDER
 from pipeline.rewrite import rewrite
@@ -111,7 +110,7 @@ def _delete_tables(storage: Storage, rules: Rules) -> None:
     """Rows that wait to be fetched, or were fed back, are kept as tables in the data set; those that name a sample go."""
     for prefix in (INPUTS, f"{FOLDER}/"):
         for item in list(storage.list(prefix)):
-            if item.path.endswith(".parquet") and _names_any(pq.read_table(io.BytesIO(storage.read(item.path))), rules):
+            if item.path.endswith(".parquet") and _names_any(read_parquet(storage.read(item.path)), rules):
                 storage.delete(item.path)
 
 
