@@ -86,6 +86,28 @@ def test_a_recipe_is_looked_for_where_the_job_will_run(tmp_path, monkeypatch, ca
         recipe_runtime_env(entrypoint, "copy")
 
 
+def test_a_job_is_given_the_recipes_runtime_environment_and_the_working_directory(monkeypatch, capsys):
+    given = {}
+
+    class Server:
+        def get_address(self):
+            return "http://head:8265"
+
+        def submit_job(self, **options):
+            given.update(options)
+            return "an-id"
+
+    monkeypatch.setattr(submit, "connect", lambda address: Server())
+    job = ["python", "jobs/train.py", "--config", "debug_cpu", "cluster.runtime_env.env_vars.A=b c"]
+    assert main(["--no-wait", "--working-dir", "copy", "--submission-id", "mine", "--", *job]) == 0
+    assert given == {
+        "entrypoint": "python jobs/train.py --config debug_cpu 'cluster.runtime_env.env_vars.A=b c'",
+        "submission_id": "mine",
+        "runtime_env": {"env_vars": {"A": "b c"}, "working_dir": "copy"},
+    }
+    assert capsys.readouterr().out == "an-id\n"
+
+
 def test_help_has_the_table_of_exit_codes(capsys):
     with pytest.raises(SystemExit) as error:
         main(["--help"])
