@@ -96,6 +96,7 @@ def run(setting: Setting, repeats: int) -> str:
 
     from jobs.command import connect_ray
     from model.clip import build_clip
+    from training.config import ClusterConfig
 
     torch.manual_seed(0)
     clip = build_clip(setting.name).eval()
@@ -103,7 +104,7 @@ def run(setting: Setting, repeats: int) -> str:
     with tempfile.TemporaryDirectory() as temporary:
         write_tars(Path(temporary) / "tars", captions(setting.samples), setting.shard_samples)
         index(f"{temporary}/tars", f"{temporary}/data")
-        connect_ray()
+        connect_ray(ClusterConfig())
         import ray
 
         # It waits while the job runs, and so takes no CPU of Ray's.

@@ -1,7 +1,8 @@
 """What every entry point does the same way: parse, report bad input, join or start Ray, tell success by the exit code.
 
-Exit codes: 0 done; 1 failed on the way; 2 bad input, which is found before any work starts where it can be; 143 stopped by
-SIGTERM with all its work saved, which the same command goes on with.
+Exit codes: 0 done; 1 failed on the way, or for want of a storage that answers: it may be tried again; 2 bad input, which is
+found before any work starts where it can be; 143 stopped by SIGTERM with all its work saved, which the same command goes on
+with.
 """
 
 from __future__ import annotations
@@ -9,13 +10,17 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from jobs import runtime_env
 from jobs.config import Config, dump_config, key_names, load_config, recipe_names
+from pipeline.storage import StorageAwayError
 from pipeline.types import InputError
-from training.config import ConfigError, RunError
+from training.config import ClusterConfig, ConfigError, RunError
 
 BAD_INPUT = (ConfigError, InputError)
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_STOPPED = 1, 2, 128 + 15
@@ -36,6 +41,8 @@ CLUSTER_SETTINGS = {
     "RAY_health_check_failure_threshold": "3",  # a node that does not answer is given up after some 5 s; default 16 s and more
 }
 """Likewise, for what reads it where a cluster is started: the head's environment for a cluster that is not ours."""
+SAYS_NOTHING = ("Attempting to start training worker group", "Setting up process group for")
+"""How lines of Ray Train begin that no job's log needs."""
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -64,14 +71,15 @@ def run(
         if options.show_config:
             print(dump_config(config), end="")
             return 0
+        os.environ.update(runtime_env.variables_of(config.cluster.runtime_env))  # such as an endpoint, which is asked early
         return job(config, options) or 0
+    except (RunError, StorageAwayError) as error:
+        print(f"{arguments.prog}: {error}", file=sys.stderr)
+        return EXIT_FAILED
     except BAD_INPUT as error:
         print(f"{arguments.prog}: bad input:", file=sys.stderr)
         print("\n".join(f"  {line}" for line in str(error).splitlines()), file=sys.stderr)
         return EXIT_BAD_INPUT
-    except RunError as error:
-        print(f"{arguments.prog}: {error}", file=sys.stderr)
-        return EXIT_FAILED
 
 
 def check_folder(option: str, path: str | None) -> None:
@@ -80,10 +88,16 @@ def check_folder(option: str, path: str | None) -> None:
         raise ConfigError(f"{option}={path}: there is no folder {Path(path).parent}; make it, or choose another place")
 
 
-def connect_ray() -> None:
-    """Joins the Ray cluster of this machine or of RAY_ADDRESS, and starts a local Ray where there is none."""
+def connect_ray(cluster: ClusterConfig) -> None:
+    """Joins the Ray cluster of this machine or of RAY_ADDRESS, and starts a local Ray where there is none.
+
+    Raises:
+        ConfigError: Ray does not take `cluster.runtime_env`.
+    """
     for name, value in (RAY_SETTINGS | CLUSTER_SETTINGS).items():
         os.environ.setdefault(name, value)
+    if not sys.stdout.isatty():
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # a log has no colours
     import ray
 
     if ray.is_initialized():
@@ -95,20 +109,46 @@ def connect_ray() -> None:
     ray.init(
         include_dashboard=False,
         logging_level=logging.WARNING,
-        runtime_env={
-            "worker_process_setup_hook": "jobs.command.quieten_worker",
-            "env_vars": {name: os.environ[name] for name in RAY_SETTINGS},  # for the processes of a cluster that runs already
-        },
+        runtime_env=runtime_env.for_ray_init(
+            cluster.runtime_env,
+            {
+                "worker_process_setup_hook": "jobs.command.quieten_worker",
+                # for the processes of a cluster that runs already
+                "env_vars": {name: os.environ[name] for name in RAY_SETTINGS},
+            },
+        ),
     )
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _stop)  # after Ray's own, which shows where it was in C++; training has another
+
+
+def _stop(_number: int, _frame: object) -> None:
+    print("stopped, as asked; what is committed stays, and the same command goes on", file=sys.stderr, flush=True)
+    raise SystemExit(EXIT_STOPPED)
 
 
 def quieten_worker() -> None:
-    """Runs in every Ray worker: keeps a line that says nothing out of the driver's output.
+    """Runs in every Ray worker: keeps lines that say nothing out of the job's log.
 
-    Without a dashboard Ray Train's cleaner cannot ask for the state of an actor, and says so every second.
+    Without a dashboard Ray Train's cleaner cannot ask for the state of an actor, and says so every second. Of a worker group
+    that starts, Ray Train says what it asks for, then the same again, who has joined, and how; the first and the third stay.
     """
-    name = "ray.train.v2._internal.execution.controller.placement_group_cleaner"
-    logging.getLogger(name).setLevel(logging.ERROR)
+    execution = "ray.train.v2._internal.execution"
+    logging.getLogger(f"{execution}.controller.placement_group_cleaner").setLevel(logging.ERROR)
+    for name in (f"{execution}.worker_group.worker_group", "ray.train.torch.config"):
+        # Ray Train sets the levels of its loggers anew, and leaves their filters.
+        logging.getLogger(name).addFilter(lambda record: not record.getMessage().startswith(SAYS_NOTHING))
+
+
+def quieten_ray_data() -> None:
+    """Ray Data's own account of a job is left out, for the job says how far it is; its warnings are not."""
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # warns that its bars are off
 
 
 def _a_cluster_runs_here() -> bool:

@@ -19,8 +19,10 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from jobs import runtime_env
 from model.config import get_architecture
 from pipeline.config import CurateConfig, IndexConfig, IngestConfig
+from pipeline.userinfo import has_userinfo, refusal
 from training.config import ConfigError, EmbedConfig, TrainingConfig
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -76,6 +78,7 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
         problem = _apply_override(tree, override)
         if problem:
             problems.append(problem)
+    _refuse_secrets(tree)
     config = None
     try:
         config = Config.model_validate(tree)
@@ -87,9 +90,20 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
             get_architecture(name)
         except ValueError as error:
             problems.append(f"model.name={name}: {error}")
+    if config is not None:
+        problems += runtime_env.problems(config.cluster.runtime_env)
     if problems or config is None:
         raise ConfigError("\n".join(dict.fromkeys(problems)))
     return with_absolute_paths(config)
+
+
+def _refuse_secrets(tree: dict[str, Any]) -> None:
+    """Before anything is said of the tree that would show them. Raises ConfigError."""
+    cluster = tree["cluster"] if "cluster" in tree else None
+    if isinstance(cluster, dict) and "runtime_env" in cluster:
+        problems = runtime_env.secret_problems(cluster["runtime_env"])
+        if problems:
+            raise ConfigError("\n".join(problems))
 
 
 def read_recipe(recipe: str) -> dict[str, Any]:
@@ -120,11 +134,17 @@ def dump_config(config: BaseModel) -> str:
 
 
 def with_absolute_paths(config: Config) -> Config:
-    """Local paths made absolute: a Ray worker's current folder is not that of the person who typed the command."""
+    """Local paths made absolute: a Ray worker's current folder is not that of the person who typed the command.
+
+    Raises:
+        ConfigError: an address holds a password, which --show-config, config.yaml and W&B would show.
+    """
     tree = config.model_dump()
     for location in LOCATIONS:
         *parents, key = location.split(".")
         for node in _nodes(tree, parents):
+            if node[key] and has_userinfo(node[key]):
+                raise ConfigError(f"{location}={refusal(node[key])}")
             if node[key] and "://" not in node[key] and node[key] not in ("auto", "never"):  # run.resume's other words
                 node[key] = str(Path(node[key]).expanduser().absolute())
     return Config.model_validate(tree)

@@ -17,7 +17,7 @@ import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from jobs.command import connect_ray, parser, run
+from jobs.command import connect_ray, parser, quieten_ray_data, run
 from jobs.config import Config
 from pipeline.config import CurateConfig
 from pipeline.types import InputError
@@ -48,7 +48,7 @@ def job(config: Config, options: argparse.Namespace) -> None:
         rules.scores.check(storage, base)
     if base.num_samples:  # a condition that cannot be asked is refused here, before Ray starts
         judge(storage, next(shard for shard in base.shards if shard.num_samples), rules)
-    connect_ray()
+    connect_ray(config.cluster)
     manifest = commit_choice(storage, base, [] if rules.are_empty else _choose(storage, base, rules))
     print(_summary(base, manifest))
     if options.materialize:
@@ -88,7 +88,8 @@ def _choose(storage: Storage, base: Manifest, rules: Rules) -> list[PartitionRec
         record = select(storage, shards[shard], group.sort_values("position")["verdict"].tolist())
         return {"shard": [shard], "record": [record.model_dump_json()]}
 
-    _quiet()
+    quieten_ray_data()
+    ray.data.DataContext.get_current().enable_progress_bars = sys.stderr.isatty()  # nothing of ours knows how far it is
     stream = ray.data.range(len(shards), override_num_blocks=max(1, min(len(shards), 1000))).map_batches(verdicts_of)
     if rules.config.drop_duplicates:
         stream = stream.groupby("bucket").map_groups(mark, batch_format="pandas")
@@ -115,10 +116,11 @@ def _materialize(storage: Storage, manifest: Manifest, shard_size_bytes: int) ->
     import ray
 
     from pipeline.manifest import ShardRecord
+    from pipeline.progress import Progress
     from pipeline.rewrite import group_partitions, rewrite
 
     groups = group_partitions(manifest, shard_size_bytes)
-    _quiet()
+    quieten_ray_data()
 
     def rewritten(row: dict[str, Any]) -> dict[str, Any]:
         group = groups[row["id"]]
@@ -126,11 +128,14 @@ def _materialize(storage: Storage, manifest: Manifest, shard_size_bytes: int) ->
         return {"group": row["id"], "shards": [rewrite(storage, shards, f"{group[0].id}-000").model_dump_json()]}
 
     changed = []
-    for row in ray.data.range(len(groups), override_num_blocks=max(1, min(len(groups), 1000))).map(rewritten).iter_rows():
-        first, *others = groups[row["group"]]
-        shards = tuple(ShardRecord.model_validate_json(shard) for shard in row["shards"])
-        changed.append(first.model_copy(update={"shards": shards}))
-        changed += [partition.model_copy(update={"shards": ()}) for partition in others]
+    stream = ray.data.range(len(groups), override_num_blocks=max(1, min(len(groups), 1000))).map(rewritten)
+    with Progress(len(groups), "groups", "materialize") as progress:
+        for row in stream.iter_rows():
+            first, *others = groups[row["group"]]
+            shards = tuple(ShardRecord.model_validate_json(shard) for shard in row["shards"])
+            changed.append(first.model_copy(update={"shards": shards}))
+            changed += [partition.model_copy(update={"shards": ()}) for partition in others]
+            progress.update(1)
     return changed
 
 
@@ -167,17 +172,6 @@ def _drops(shards: tuple[ShardRecord, ...]) -> Counter[str]:
 
 def _tars(manifest: Manifest) -> int:
     return sum(shard.num_samples > 0 for shard in manifest.shards)
-
-
-def _quiet() -> None:
-    import logging
-
-    from ray.data import DataContext
-
-    context = DataContext.get_current()
-    context.enable_progress_bars = True
-    context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
 def arguments() -> argparse.ArgumentParser:

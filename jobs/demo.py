@@ -96,7 +96,7 @@ def make_data_sets(data_dir: str, config: Config, concepts: int | None = None, c
         pairs = render_pairs(concepts)
         print(f"{len(pairs):,} distinct pictures: " + ", ".join(f"{_count(pairs, split):,} {split}" for split in SPLITS))
     with clock.phase("start Ray"):
-        connect_ray()
+        connect_ray(config.cluster)
     with clock.phase("ingest"):
         _ingest(pairs, uris, config)
 

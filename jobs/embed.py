@@ -22,11 +22,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
-from jobs.command import connect_ray, parser, run
+from jobs.command import connect_ray, parser, quieten_ray_data, run
 from jobs.config import Config
 from jobs.models import add_weights_options, open_run, open_weights
 from pipeline.types import InputError
-from training.config import ConfigError, EmbedConfig, RunError, TrainConfig, TrainingConfig
+from training.config import ConfigError, EmbedConfig, RunError, TrainConfig, TrainingConfig, refuse_auto_on_an_empty_cluster
 
 if TYPE_CHECKING:
     from model.clip import CLIP
@@ -69,7 +69,7 @@ def job(config: Config, options: argparse.Namespace) -> None:
     missing = {number: shard for number, shard in shards.items() if file_of(shard, held) is None}
     if missing:
         output.check_writable()
-        connect_ray()
+        connect_ray(config.cluster)
         work = Work(
             embed.model_copy(update={"version": manifest.version}),
             train,
@@ -171,6 +171,7 @@ class Done:
 
     Attributes:
         error: why there is no file, for people; empty where there is one.
+        may_pass: the error is no bad input, and may be gone in another run.
         problems: damaged samples, with their addresses.
         score_sum: of the samples that are not damaged.
         decode_s, forward_s: that its actor's threads have read and decoded, and that the model has computed.
@@ -179,6 +180,7 @@ class Done:
 
     shard: int
     error: str = ""
+    may_pass: bool = False
     problems: list[str] = field(default_factory=list)
     score_sum: float = 0.0
     decode_s: float = 0.0
@@ -192,10 +194,12 @@ class _EmbedActor:
 
     def __init__(self, work: Work, weights: Any) -> None:
         import ray
+        import ray.util.metrics
         import torch
 
         from model.clip import CLIP
         from pipeline.manifest import read_manifest
+        from pipeline.metrics import publish_requests
         from pipeline.storage import open_storage
         from training.embedding import ShardEmbedder
         from training.shards import ShardReader
@@ -204,6 +208,7 @@ class _EmbedActor:
         clip = CLIP(work.architecture)
         clip.load_state_dict(ray.get(weights[0]))
         data = open_storage(work.embed.data)
+        publish_requests(ray.util.metrics, data_set=data.uri)
         threads = work.embed.decode_threads
         self._output, self._dtype = open_storage(work.embed.output), work.embed.dtype
         self._embedder = ShardEmbedder(
@@ -223,6 +228,7 @@ class _EmbedActor:
 def embed_shard(embedder: ShardEmbedder, output: Storage, dtype: str, shard: int) -> Done:
     """Embeds a shard and writes its file. What a person can mend comes back as an error, and is not raised."""
     from pipeline.embedding import write_features
+    from pipeline.storage import StorageAwayError
 
     began_s, reader = time.time(), embedder.reader
     try:
@@ -230,9 +236,10 @@ def embed_shard(embedder: ShardEmbedder, output: Storage, dtype: str, shard: int
         features = (found.image_features_NE, found.text_features_NE, found.clip_score_N)
         write_features(output, reader.manifest.shards[shard], found.keys, features, found.problems, dtype)
     except InputError as error:
-        return Done(shard, error=str(error))
+        return Done(shard, error=str(error), may_pass=isinstance(error, StorageAwayError))
     except OSError as error:
-        return Done(shard, error=f"embed.output={output.uri}: cannot be written ({error}); make room, or choose another one")
+        what = f"embed.output={output.uri}: cannot be written ({error}); make room, or choose another one"
+        return Done(shard, error=what, may_pass=True)
     good = [place not in found.problems for place in range(len(found.keys))]
     return Done(
         shard=shard,
@@ -254,16 +261,16 @@ def follow(dones: Iterable[Done], units: dict[int, int], max_skipped_samples: in
 
     Raises:
         InputError: damaged data, or a storage that cannot be used.
-        RunError: a shard did not come back.
+        RunError: a shard did not come back, or a storage does not answer, or is full.
     """
-    from tqdm import tqdm
+    from pipeline.progress import Progress
 
     began, missing, skipped, score, decode_s, forward_s = time.perf_counter(), set(units), 0, 0.0, 0.0, 0.0
     damaged_shards: list[int] = []
-    with tqdm(total=sum(units.values()), unit="samples", desc="embed", mininterval=1.0) as bar:
+    with Progress(sum(units.values()), "samples", "embed") as progress:
         for done in dones:
             if done.error:
-                raise InputError(done.error)
+                raise RunError(done.error) if done.may_pass else InputError(done.error)
             missing.discard(done.shard)
             damaged_shards += [done.shard] if done.problems else []
             try:
@@ -273,8 +280,8 @@ def follow(dones: Iterable[Done], units: dict[int, int], max_skipped_samples: in
                     forget(shard)
                 raise
             score, decode_s, forward_s = score + done.score_sum, decode_s + done.decode_s, forward_s + done.forward_s
-            bar.update(units[done.shard])
-            bar.set_postfix_str(f"mean clip_score {score / max(1, bar.n - skipped):.4f}")
+            embedded = progress.n + units[done.shard] - skipped
+            progress.update(units[done.shard], f"mean clip_score {score / max(1, embedded):.4f}")
     if missing:
         raise RunError(f"{len(missing)} shards did not come back, no. {min(missing)} among them; run the job again")
     duration_s, samples = time.perf_counter() - began, sum(units.values())
@@ -307,11 +314,9 @@ def embed_shards(work: Work, clip: CLIP, numbers: list[int]) -> Iterator[Done]:
     import ray
     from ray.data import ActorPoolStrategy, DataContext
 
-    context = DataContext.get_current()
-    context.enable_progress_bars = False  # ours counts samples
-    context.print_on_execution_start = False
-    context.execution_no_progress_timeout_s = -1  # a large shard, or a wait for nodes, may take over 30 minutes
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    quieten_ray_data()
+    DataContext.get_current().execution_no_progress_timeout_s = -1  # a large shard, or a wait for nodes, may take long
+    refuse_auto_on_an_empty_cluster("embed", work.embed, ray.cluster_resources())
     pool = plan_pool(work.embed, ray.cluster_resources(), len(numbers))
     # In a list, or Ray would put the weights into every call that makes an actor.
     weights = [ray.put({name: tensor.cpu() for name, tensor in clip.state_dict().items()})]

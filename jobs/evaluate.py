@@ -66,7 +66,7 @@ def _here(clip: CLIP, config: TrainingConfig) -> dict[str, float]:
 
 
 def _on_workers(clip: CLIP, config: TrainingConfig) -> dict[str, float]:
-    connect_ray()
+    connect_ray(config.cluster)
     from training.worker import run_evaluation
 
     return run_evaluation(clip, config)

@@ -14,13 +14,14 @@ import argparse
 import sys
 from typing import Any
 
-from jobs.command import connect_ray, parser, run
+from jobs.command import connect_ray, parser, quieten_ray_data, run
 from jobs.config import Config
 
 
 def job(config: Config, options: argparse.Namespace) -> None:
     from pipeline.index import plan_index
     from pipeline.manifest import PartitionRecord, commit, list_versions, read_manifest
+    from pipeline.progress import Progress
     from pipeline.storage import open_storage
 
     index = config.index
@@ -32,21 +33,28 @@ def job(config: Config, options: argparse.Namespace) -> None:
         print(f"nothing to do: {storage.uri} holds all these tars")
         return
     storage.check_writable()
-    connect_ray()
+    connect_ray(config.cluster)
     import ray
-    from tqdm import tqdm
 
     def indexed(row: dict[str, Any]) -> dict[str, Any]:
         from pipeline.index import index_tar
 
         return {"record": index_tar(row["tar"], index).model_dump_json()}
 
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    quieten_ray_data()
     stream = ray.data.from_items([{"tar": tar} for tar in tars], override_num_blocks=len(tars)).map(indexed)
-    rows = tqdm(stream.iter_rows(), total=len(tars), unit="tars", desc="index")
-    manifest = commit(storage, [PartitionRecord.model_validate_json(row["record"]) for row in rows])
+    records = []
+    with Progress(len(tars), "tars", "index") as progress:
+        for row in stream.iter_rows():
+            records.append(PartitionRecord.model_validate_json(row["record"]))
+            progress.update(1)
+    manifest = commit(storage, records)
     print(f"{storage.uri} version {manifest.version}: {manifest.num_samples:,} samples in {len(manifest.shards):,} tars")
 
 
+def arguments() -> argparse.ArgumentParser:
+    return parser(__doc__)
+
+
 if __name__ == "__main__":
-    sys.exit(run(parser(__doc__), job))
+    sys.exit(run(arguments(), job))

@@ -2,7 +2,7 @@
 
     python jobs/ingest.py ingest.input=pairs.parquet ingest.output=data/pairs
     python jobs/ingest.py ingest.input='s3://BUCKET/tables/*.parquet' ingest.output=s3://BUCKET/pairs ingest.caption_column=alt
-    ray job submit --working-dir . -- python jobs/ingest.py ingest.input=s3://BUCKET/table.csv ingest.output=s3://BUCKET/pairs
+    python jobs/submit.py --working-dir . -- python jobs/ingest.py ingest.input=s3://BUCKET/t.csv ingest.output=s3://BUCKET/pairs
     python jobs/ingest.py ingest.output=data/pairs --retry-failed timeout,http_503
     python jobs/ingest.py ingest.output=data/pairs --verify
 
@@ -48,7 +48,7 @@ def job(config: Config, options: argparse.Namespace) -> int:
         print(plan)
         return 0
     if plan.partitions:
-        connect_ray()
+        connect_ray(config.cluster)
     from pipeline.ingest import run_ingest
 
     with _wandb_run(config, wanted=options.wandb and bool(plan.partitions)) as wandb_run:

@@ -3,7 +3,7 @@
     python jobs/train.py --config demo data.uri=data/demo/train     on this machine
     python jobs/train.py --config debug_cpu data.uri=DATA           a 30-step smoke run of a tiny ViT
     ray job submit -- python jobs/train.py                          the default recipe, on the running cluster
-    ray job submit --working-dir . -- python jobs/train.py --config vit_b_32 data.uri=s3://BUCKET/DATA run.dir=s3://BUCKET/runs
+    python jobs/submit.py --working-dir . -- python jobs/train.py --config vit_b_32 data.uri=s3://BUCKET/DATA run.dir=...
 
 Without --config it is the recipe jobs/recipes/default.yaml: a small CLIP on the demo's data set. A run whose name exists
 already goes on from its last checkpoint. Results: RUN_DIR/NAME/{metrics.jsonl, checkpoints/, result.json, config.yaml}, and
@@ -34,8 +34,10 @@ def arguments() -> argparse.ArgumentParser:
 def job(config: Config, options: argparse.Namespace) -> int:
     from training.plan import plan_run
 
-    plan_run(config)  # bad input is refused here, before Ray starts
-    connect_ray()
+    plan = plan_run(config)  # bad input is refused here, before Ray starts
+    for line in plan.newer_data():
+        print(line)
+    connect_ray(config.cluster)
     if options.check:
         from jobs.preflight import check
 

@@ -14,7 +14,6 @@ from datetime import UTC, datetime, timedelta
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from pipeline.manifest import (
     Manifest,
@@ -25,6 +24,7 @@ from pipeline.manifest import (
     read_manifest,
 )
 from pipeline.plan import INPUTS
+from pipeline.progress import Progress
 from pipeline.storage import Storage
 
 READ_BYTES = 8 << 20
@@ -47,13 +47,10 @@ def verify(storage: Storage, manifest: Manifest) -> list[Problem]:
     """Reads every object that a version names, and compares size, sha256 and counts."""
     problems = []
     size = sum(shard.tar_size_bytes + shard.sidecar_size_bytes for shard in manifest.shards)
-    with (
-        ThreadPoolExecutor(READERS) as readers,
-        tqdm(total=size, unit="B", unit_scale=True, desc="verify", mininterval=1.0) as bar,
-    ):
+    with ThreadPoolExecutor(READERS) as readers, Progress(size, "B", "verify") as progress:
         for shard, found in readers.map(lambda shard: (shard, list(check_shard(storage, shard))), manifest.shards):
             problems += found
-            bar.update(shard.tar_size_bytes + shard.sidecar_size_bytes)
+            progress.update(shard.tar_size_bytes + shard.sidecar_size_bytes)
     return problems + list(_check_counts(manifest))
 
 

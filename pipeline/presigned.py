@@ -13,6 +13,8 @@ from typing import Any
 
 import urllib3
 
+from pipeline.request_counts import ANSWERS, count
+
 VALID_S = 900
 RENEW_S = 600
 """Keys that expire shorten what they signed; an address that no longer holds is refused once and signed anew."""
@@ -40,10 +42,14 @@ class PresignedReads:
             headers = {"Range": f"bytes={start}-{start + length - 1}", "Accept-Encoding": "identity"}
             answer = self._pool.request("GET", address, headers=headers, retries=False, redirect=False)
         except Exception:  # no keys, no network, a proxy, a certificate, a cut body: boto3 finds out which
+            count("retries")
             return None
         if answer.status == 206:
+            count("requests")
             self._refusals = 0
             return answer.data
+        if answer.status not in ANSWERS:
+            count("retries")
         if answer.status in (400, 401, 403):
             self._refusals += 1
             with self._lock:

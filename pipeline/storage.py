@@ -22,18 +22,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pipeline import request_counts
 from pipeline.presigned import PresignedReads
 from pipeline.range_file import RangeFile
-from pipeline.types import InputError
+from pipeline.s3_client import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, new_client
+from pipeline.types import StorageError
+from pipeline.userinfo import has_userinfo, refusal
 
 PART_SUFFIX = ".part"
 """Of files that are being written; they are never listed."""
 BODY_ATTEMPTS = 4
-CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 5, 60
-
-
-class StorageError(InputError):
-    """A storage cannot be reached or used. The message says: address: the rule; what to do."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +45,10 @@ class ObjectInfo:
 
 class _BeyondEndError(Exception):
     """S3 has no bytes in a range that begins at an object's end or beyond."""
+
+
+class StorageAwayError(StorageError):
+    """S3 does not answer, or has trouble of its own: the same may work later."""
 
 
 class Storage(ABC):
@@ -125,6 +127,8 @@ class Storage(ABC):
 
 def open_storage(uri: str) -> Storage:
     """The storage of an address: s3://bucket[/prefix], file:///path, or a local path. Touches nothing yet."""
+    if has_userinfo(uri):
+        raise StorageError(refusal(uri))
     scheme, separator, rest = uri.partition("://")
     if not separator or scheme == "file":
         return LocalStorage(rest if separator else uri)
@@ -257,14 +261,8 @@ class S3Storage(Storage):
     def client(self) -> Any:
         """Made once in each process: clients cannot be pickled."""
         if self._client is None:
-            import boto3
-            from botocore.config import Config
-
-            retries = {"mode": "standard", "max_attempts": 5}
-            config = Config(
-                connect_timeout=CONNECT_TIMEOUT_S, read_timeout=READ_TIMEOUT_S, retries=retries, signature_version="s3v4"
-            )
-            self._client = boto3.client("s3", config=config)
+            self._client = new_client()
+            request_counts.watch(self._client)
         return self._client
 
     @property
@@ -364,7 +362,9 @@ class S3Storage(Storage):
                     return body
                 except BotoCoreError:
                     if attempt == BODY_ATTEMPTS - 1:
+                        request_counts.count("failures")
                         raise
+                    request_counts.count("retries")
                     time.sleep(0.1 * 2**attempt)
         raise AssertionError("unreachable")
 
@@ -384,11 +384,12 @@ class S3Storage(Storage):
                 raise _BeyondEndError from error
             if code == "NoSuchBucket":
                 raise StorageError(f"s3://{self.bucket}: there is no such bucket; create it or correct the name") from error
-            raise StorageError(
+            away = error.response["ResponseMetadata"]["HTTPStatusCode"] >= 500
+            raise (StorageAwayError if away else StorageError)(
                 f"{self.address(path)}: S3 refused ({code}); check the keys in the environment and what they may do"
             ) from error
         except (BotoCoreError, Boto3Error) as error:
-            raise StorageError(
+            raise StorageAwayError(
                 f"{self.address(path)}: S3 cannot be reached ({type(error).__name__}); check AWS_ENDPOINT_URL, the region and "
                 "the keys in the environment"
             ) from error

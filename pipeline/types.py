@@ -12,6 +12,10 @@ class InputError(ValueError):
     """Bad input from a person. The message says: subject = value: the rule it breaks; what to do."""
 
 
+class StorageError(InputError):
+    """A storage cannot be reached or used. The message says: address: the rule; what to do."""
+
+
 @dataclass(frozen=True)
 class Failure:
     """Why a row did not become a sample.

@@ -53,6 +53,7 @@ class CheckpointWriter:
             try:
                 self.last_folder = write()
                 self._failures = 0
+                print(f"checkpoint at step {step:,}: {self.last_folder}", flush=True)
             except Exception as error:
                 self._failures += 1
                 self._error = error

@@ -6,8 +6,8 @@ Every section is frozen and refuses unknown keys. Units sit in the names: `_step
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -77,6 +77,7 @@ class DataConfig(Section):
     uri: str = ""
     """Root of a data set that jobs/ingest.py wrote: a local folder or s3://bucket/prefix."""
     version: int | Literal["latest"] = "latest"
+    """latest: the newest when the run begins; it keeps that one."""
     mixture: tuple[MixturePart, ...] = ()
     """Several data sets with weights, instead of uri and version."""
     captions: tuple[str, ...] = Field(("caption",), min_length=1)
@@ -314,6 +315,9 @@ class ClusterConfig(Section):
     max_failures: int = Field(3, ge=0)
     """How often the worker group may be started anew after a failure before the run fails. A node that says beforehand that it
     will go is no failure."""
+    runtime_env: dict[str, Any] = {}
+    """What Ray sets up for all processes of the job, as its runtime_env takes it: env_vars, pip, uv, py_modules, ... No secrets
+    (jobs/runtime_env.py)."""
 
     @model_validator(mode="after")
     def _least_before_most(self) -> ClusterConfig:
@@ -328,6 +332,21 @@ class ClusterConfig(Section):
     @property
     def max_workers(self) -> int:
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
+
+
+def refuse_auto_on_an_empty_cluster(name: str, section: ClusterConfig | EmbedConfig, resources: Mapping[str, float]) -> None:
+    """Raises ConfigError where `auto` would have to look at nodes that are still to come.
+
+    Args:
+        name: of the section.
+        resources: of the cluster, as it is now.
+    """
+    keys = [key for key in ("use_gpu", "cpus_per_worker") if getattr(section, key) == "auto"]
+    if keys and not any(resources[kind] for kind in ("CPU", "GPU") if kind in resources):
+        raise ConfigError(
+            f"{name}.{keys[0]}=auto: the cluster has no worker node yet to look at; say what it should get, "
+            f"e.g. {name}.use_gpu=true {name}.cpus_per_worker=11"
+        )
 
 
 class EmbedConfig(Section):

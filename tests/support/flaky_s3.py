@@ -1,5 +1,5 @@
 """A proxy in front of an S3 server: delays, answers 503 to one request in `every_503`, cuts one body in `every_cut` short, or
-lets nobody write.
+lets nobody write, at all or below a folder.
 """
 
 import http.client
@@ -28,7 +28,7 @@ class FlakyS3:
 
 @contextmanager
 def flaky_s3(
-    endpoint: str, every_503: int = 10, every_cut: int = 20, delay_s: float = 0.0, read_only: bool = False
+    endpoint: str, every_503: int = 10, every_cut: int = 20, delay_s: float = 0.0, read_only: bool = False, below: str = ""
 ) -> Iterator[FlakyS3]:
     target, state = urlsplit(endpoint), FlakyS3()
     lock, requests, bodies = threading.Lock(), itertools.count(1), itertools.count(1)
@@ -43,7 +43,7 @@ def flaky_s3(
                 state.requests = next(requests)
                 refuse = state.requests % every_503 == 0
                 state.refused += refuse
-            if read_only and self.command in ("PUT", "POST", "DELETE"):
+            if read_only and below in self.path and self.command in ("PUT", "POST", "DELETE"):
                 self.answer(403, [("Content-Type", "application/xml")], DENIED)
                 return
             if refuse:

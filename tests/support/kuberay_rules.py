@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from jobs.command import CLUSTER_SETTINGS
+from jobs.command import CLUSTER_SETTINGS, EXIT_BAD_INPUT
 
 DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 CRON_FIELD = re.compile(r"(\*|\d+(-\d+)?)(/\d+)?(,(\*|\d+(-\d+)?)(/\d+)?)*")
@@ -42,9 +42,28 @@ def broken_rules(manifest: dict[str, Any]) -> Iterator[str]:
         if kind == "RayCronJob":
             yield from job_rules(spec["jobTemplate"])
         else:
-            yield from pod_rules("jobTemplate", spec["jobTemplate"]["spec"]["template"]["spec"])
+            yield from batch_job_rules(spec["jobTemplate"]["spec"])
     elif kind == "PodDisruptionBudget" and ("maxUnavailable" in spec or not isinstance(spec["minAvailable"], int)):
         yield "a disruption budget of pods that no Deployment owns has minAvailable, as a whole number"
+
+
+def batch_job_rules(spec: dict[str, Any]) -> Iterator[str]:
+    """Kubernetes' rules of a Job's podFailurePolicy, then ours of a job whose pod submits and waits."""
+    pod = spec["template"]["spec"]
+    names = {container["name"] for container in pod["containers"]}
+    rules = [rule for rule in spec.get("podFailurePolicy", {}).get("rules", []) if "onExitCodes" in rule]
+    if rules and pod.get("restartPolicy") != "Never":
+        yield f"restartPolicy={pod.get('restartPolicy')}: podFailurePolicy wants Never"
+    for rule in rules:
+        if rule["onExitCodes"].get("containerName", next(iter(names))) not in names:
+            yield f"podFailurePolicy: there is no container {rule['onExitCodes']['containerName']}"
+    ends = [rule["onExitCodes"] for rule in rules if rule["action"] == "FailJob"]
+    if not any(codes["operator"] == "In" and codes["values"] == [EXIT_BAD_INPUT] for codes in ends):
+        yield f"podFailurePolicy: exit code {EXIT_BAD_INPUT}, bad input, and no other, must fail the job without another try"
+    words = [word for container in pod["containers"] for word in container.get("command", [])]
+    if not any(word.endswith("jobs/submit.py") for word in words):
+        yield "command: only jobs/submit.py hands the job's exit code on"
+    yield from pod_rules("jobTemplate", pod)
 
 
 def cluster_rules(spec: dict[str, Any]) -> Iterator[str]:

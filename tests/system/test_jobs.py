@@ -1,204 +1,210 @@
-"""Jobs as users run them: submitted to a running cluster, and the demo with everything in object storage."""
+"""Jobs as users run them: submitted to a running cluster, with token authentication."""
 
 import json
-import os
-import shutil
-import socket
+import re
 import subprocess
-import sys
 import time
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
-from pipeline.manifest import read_manifest
+from model.clip import build_clip
+from pipeline.manifest import list_versions, read_manifest
 from pipeline.storage import open_storage
+from tests.conftest import S3_ENVIRONMENT
+from tests.support.flaky_s3 import flaky_s3
+from tests.support.job_server import PYTHON, ROOT, JobServer, Line, environment
 from training.tracking import read_metrics
 
-ROOT = Path(__file__).parents[2]
-RAY = str(Path(sys.executable).parent / "ray")
-
-
-def free_port(low: int) -> int:
-    """A free port outside the range that Ray's workers take."""
-    for port in range(low, low + 200):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) != 0:
-                return port
-    raise RuntimeError("no free port")
-
-
-def environment(**more: str) -> dict[str, str]:
-    """The caller's environment with the interpreter's folder first on the PATH, as the README tells users to have it."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return os.environ | {"PATH": path, "RAY_AUTH_MODE": "disabled"} | more
+COPY = ("--working-dir", str(ROOT))
+TINY = ("--config", "debug_cpu", "optimizer.warmup_steps=2")
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory, data_set, make_data_set):
-    """`ray start --head` in a project folder; yields (dashboard address, the folder)."""
+def server(tmp_path_factory, make_data_set):
+    """A folder with the code and the default recipe's data, and a cluster whose nodes have S3 keys and no endpoint."""
     project = tmp_path_factory.mktemp("project")
     (project / "jobs").symlink_to(ROOT / "jobs")
     make_data_set(str(project / "data" / "demo" / "train"), (150, 120))
-    dashboard = free_port(28265)
-    # The path of a socket in it must be short.
-    temporary = Path(f"/tmp/ray-test-{os.getpid()}")
-    command = [RAY, "start", "--head", "--block", f"--port={free_port(26379)}", f"--dashboard-port={dashboard}"]
-    command += [f"--dashboard-agent-listen-port={free_port(29265)}"]  # the default one may belong to another Ray
-    command += ["--dashboard-host=127.0.0.1", "--num-cpus=2", f"--temp-dir={temporary}", "--disable-usage-stats"]
-    log = (project / "ray.log").open("w")
-    settings = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "1"}  # by default a head drains for 30 s
-    settings |= {"RAY_JOB_STOP_WAIT_TIME_S": "120"}  # as the README says
-    head = subprocess.Popen(command, cwd=project, env=environment(**settings), stdout=log, stderr=log)
-    address = f"http://127.0.0.1:{dashboard}"
-    for _ in range(120):
-        if subprocess.run([RAY, "job", "list", "--address", address], env=environment(), capture_output=True).returncode == 0:
-            break
-        time.sleep(0.5)
-    else:
-        raise RuntimeError((project / "ray.log").read_text())
-    yield address, project
-    head.terminate()
-    try:
-        head.wait(timeout=40)
-    except subprocess.TimeoutExpired:
-        head.kill()
-    shutil.rmtree(temporary, ignore_errors=True)
+    server = JobServer(project, **S3_ENVIRONMENT)
+    yield server
+    server.close()
 
 
-def submit(cluster, *arguments: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    return job(cluster, "submit", *options, "--", "python", *arguments)
-
-
-def job(cluster, command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`ray job COMMAND`, typed in the project's folder."""
-    address, project = cluster
-    full = [RAY, "job", command, "--address", address, *arguments]
-    return subprocess.run(full, cwd=project, env=environment(), capture_output=True, text=True, check=False)
-
-
-def test_ingest_and_train_are_submitted_with_a_working_directory(cluster, web, tmp_path, draw_shape):
-    rows = []
-    for number in range(40):
-        url = web.put(f"/{number}.png", draw_shape("red", "disc", number))
-        rows.append({"url": url, "caption": f"a red disc, number {number}"})
+@pytest.fixture
+def table(web, tmp_path, draw_shape):
+    """A table of 40 pictures, and one that is gone."""
+    rows = [
+        {"url": web.put(f"/{n}.png", draw_shape("red", "disc", n)), "caption": f"a red disc, number {n}"} for n in range(40)
+    ]
+    rows.append({"url": f"{web.address}/gone.png", "caption": "gone"})
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet")
-    ingest = submit(
-        cluster,
-        "jobs/ingest.py",
-        f"ingest.input={tmp_path / 't.parquet'}",
-        f"ingest.output={tmp_path / 'data'}",
-        "ingest.fetch.allow_addresses=[127.0.0.1/32]",
-        options=("--working-dir", str(ROOT)),
+    return (f"ingest.input={tmp_path / 't.parquet'}", "ingest.fetch.allow_addresses=[127.0.0.1/32]")
+
+
+def at_once(*calls):
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return [future.result() for future in [pool.submit(call) for call in calls]]
+
+
+def output_of(result: subprocess.CompletedProcess[str]) -> str:
+    """What a job printed that had to succeed."""
+    text = result.stdout + result.stderr
+    assert result.returncode == 0, text
+    return text
+
+
+def test_every_job_is_submitted_with_a_working_directory_and_leaves_what_it_should(server, table, tmp_path):
+    def job(name: str, *arguments: str):
+        return lambda: output_of(server.submit(f"jobs/{name}.py", *arguments, options=COPY))
+
+    data, runs, weights = tmp_path / "data", tmp_path / "runs", tmp_path / "weights.pt"
+    log = job("ingest", *table, f"ingest.output={data}")()
+    assert "40 samples" in log
+    assert re.search(r"^ingest: 41 of 41 rows \(100%\), .* rows/s, .* in all, 97\.6% success, http_404 1$", log, re.MULTILINE)
+    assert read_manifest(open_storage(str(data))).num_samples == 40
+
+    torch.manual_seed(0)
+    torch.save(build_clip("debug-vit").state_dict(), weights)
+    start = (f"model.weights={weights}", "model.activation=quick_gelu")
+    run = (f"run.dir={runs}", "run.name=a")
+    curated, indexed, log = at_once(
+        job("curate", f"curate.data={data}", "curate.where=caption != 'a red disc, number 3'"),
+        job("index", f"index.input={data}/shards", f"index.output={tmp_path / 'index'}"),
+        job("train", *TINY, *run, *start, f"data.uri={data}", "data.version=1", "train.max_steps=8",
+            f"evaluation.retrieval_uri={data}"),
+    )  # fmt: skip
+    assert "39 samples in version 2" in curated
+    assert read_manifest(open_storage(str(data))).num_samples == 39
+    assert "index: 1 of 1 tars (100%)" in indexed
+    assert read_manifest(open_storage(str(tmp_path / "index"))).num_samples == 40
+    assert "trained 8 steps, 256 samples" in log
+    assert json.loads((runs / "a" / "result.json").read_text())["step"] == 8
+    assert "finished: 8 steps" in (runs / "a" / "report.html").read_text()
+    for said in ("Requesting resources: {'CPU': 1} * 1", "step 8/8", "evaluation at step 8", "checkpoint at step 8"):
+        assert said in log, "what a person wants to know"
+    # Colours, bars, and what Ray says of itself say nothing in a log.
+    assert not re.search(
+        r"\x1b\[3[0-9]m\(|\r|it/s\]|Attempting to start|Setting up process group|Execution plan", log + indexed
     )
-    assert ingest.returncode == 0, ingest.stdout + ingest.stderr
-    assert "40 samples" in ingest.stdout
-    assert read_manifest(open_storage(str(tmp_path / "data"))).num_samples == 40
 
-    training = submit(
-        cluster,
-        "jobs/train.py",
-        "--config",
-        "debug_cpu",
-        f"data.uri={tmp_path / 'data'}",
-        f"run.dir={tmp_path / 'runs'}",
-        "train.max_steps=8",
-        "optimizer.warmup_steps=2",
-        options=("--working-dir", str(ROOT)),
+    figures, line, exported = tmp_path / "figures.json", tmp_path / "line.json", tmp_path / "export"
+    (runs / "a" / "report.html").unlink()
+    at_once(
+        job("evaluate", *run, f"evaluation.retrieval_uri={data}", "train.device=cpu", "--json", str(figures)),
+        job("average", *run, "--points", "2", "train.device=cpu", "--json", str(line)),
+        job("export", *run, "--output", str(exported)),
+        job("embed", *run, f"embed.data={data}", f"embed.output={tmp_path / 'features'}"),
+        job("report", *run),
+        job("benchmark", "retrieval", "--pairs", "300", "--dimensions", "8", "--threads", "1"),
     )
-    assert training.returncode == 0, training.stdout + training.stderr
-    assert "trained 8 steps, 256 samples" in training.stdout
-    assert json.loads((tmp_path / "runs" / "debug_cpu" / "result.json").read_text())["step"] == 8
-    assert "finished: 8 steps" in (tmp_path / "runs" / "debug_cpu" / "report.html").read_text()
+    assert json.loads(figures.read_text())["evaluation/image_to_text_r1"] >= 0
+    assert [point["alpha"] for point in json.loads(line.read_text())] == [0.0, 1.0]
+    assert {"open_clip_model.safetensors", "export.json", "README.md"} <= {path.name for path in exported.iterdir()}
+    assert sum(pq.read_table(path).num_rows for path in (tmp_path / "features" / "features").glob("*.parquet")) == 39
+    assert "finished: 8 steps" in (runs / "a" / "report.html").read_text()
 
 
-def test_a_job_that_is_stopped_saves_the_step_that_it_is_at_and_goes_on_when_submitted_again(cluster, data_set, tmp_path):
-    settings = ("--config", "debug_cpu", f"data.uri={data_set}", f"run.dir={tmp_path}", "checkpoint.every_steps=null")
-    name = ("--submission-id", "to-be-stopped")
-    started = submit(cluster, "jobs/train.py", *settings, "train.max_steps=4000", options=(*name, "--no-wait"))
-    assert started.returncode == 0, started.stdout + started.stderr
+def test_a_job_that_is_stopped_saves_the_step_that_it_is_at_and_goes_on_when_submitted_again(server, data_set, tmp_path):
+    settings = ("jobs/train.py", *TINY, f"data.uri={data_set}", f"run.dir={tmp_path}", "checkpoint.every_steps=null")
+    started = server.submit_py(
+        "--no-wait", "--submission-id", "to-be-stopped", "--", "python", *settings, "train.max_steps=4000"
+    )
+    assert (started.returncode, started.stdout) == (0, "to-be-stopped\n"), started.stderr
+    for command in ("logs --follow", "status", "stop"):
+        assert f"ray job {command} --address {server.address} to-be-stopped" in started.stderr
     folder = tmp_path / "debug_cpu"
     deadline = time.time() + 90
     while not any(row["step"] >= 5 for row in read_metrics(folder / "metrics.jsonl")):
-        assert time.time() < deadline, job(cluster, "logs", name[1]).stdout
+        assert time.time() < deadline, server.job("logs", "to-be-stopped").stdout
         time.sleep(0.1)
-    stopped = job(cluster, "stop", name[1])
-    assert "was stopped" in stopped.stdout + stopped.stderr, stopped.stdout + stopped.stderr
-    last = read_metrics(folder / "metrics.jsonl")[-1]["step"]
-    said = f"stopped at step {last:,}; the same command goes on from checkpoints/step_{last:08d}"
-    assert said in job(cluster, "logs", name[1]).stdout
-    more = (f"train.max_steps={last + 2}", "run.allow_config_changes=true")
-    again = submit(cluster, "jobs/train.py", *settings, *more)
-    assert again.returncode == 0, again.stdout + again.stderr
-    assert f"resumes from checkpoints/step_{last:08d}" in again.stdout
-
-
-def test_the_default_recipe_trains_in_the_projects_folder_without_any_option(cluster):
-    _, project = cluster
-    # Three steps instead of 300; all else is what `ray job submit -- python jobs/train.py` does.
-    result = submit(cluster, "jobs/train.py", "train.max_steps=3", "optimizer.warmup_steps=1")
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert (project / "runs" / "default" / "result.json").exists()
-
-
-def test_bad_input_fails_the_submission_with_its_message(cluster, tmp_path):
-    result = submit(cluster, "jobs/train.py", "train.max_stebs=3")
-    assert result.returncode != 0
-    assert "did you mean train.max_steps?" in result.stdout + result.stderr
-
-
-def run_demo(bucket: str, folder: Path, s3_environment: dict[str, str], *options: str) -> str:
-    """The demo with shards and checkpoints in a bucket; what it prints. The S3 keys are found nowhere."""
-    command = [
-        sys.executable,
-        str(ROOT / "jobs" / "demo.py"),
-        "--data-dir",
-        f"{bucket}/demo",
-        f"run.dir={bucket}/runs",
-        *options,
-    ]
-    result = subprocess.run(
-        command,
-        cwd=folder,
-        env=environment(RAY_ADDRESS="local", **s3_environment),
-        capture_output=True,
-        text=True,
-        check=False,
+    stopped, waited = at_once(
+        lambda: server.job("stop", "to-be-stopped"), lambda: server.submit_py("--wait-for", "to-be-stopped")
     )
-    output = result.stdout + result.stderr
-    assert result.returncode == 0, output
-    assert "held-out pairs among" in result.stdout
-    assert "http_404" in result.stdout
-    assert "OpenMoji" in result.stdout
-    pictures = list((folder / "runs" / "demo-pictures").glob("*.png"))
-    assert {picture.name for picture in pictures} == {"curves.png", "gallery.png"}
-    secret = s3_environment["AWS_SECRET_ACCESS_KEY"]
-    assert secret not in output
-    storage = open_storage(bucket)
-    for item in storage.list(""):
-        assert secret.encode() not in storage.read(item.path), item.path
-    return result.stdout
+    assert "was stopped" in stopped.stdout + stopped.stderr, stopped.stdout + stopped.stderr
+    assert waited.returncode == 143
+    assert "to-be-stopped was stopped" in waited.stderr
+    last = read_metrics(folder / "metrics.jsonl")[-1]["step"]
+    assert f"stopped at step {last:,}; the same command goes on from checkpoints/step_{last:08d}" in waited.stdout
+    again = server.submit(*settings, f"train.max_steps={last + 2}", "run.allow_config_changes=true")
+    assert f"resumes from checkpoints/step_{last:08d}" in output_of(again)
 
 
-def test_a_shrunken_demo_has_its_shards_and_checkpoints_in_object_storage(bucket, s3_environment, tmp_path):
-    shrunken = ("--concepts", "12", "train.max_steps=6", "optimizer.warmup_steps=2", "train.global_batch_size=32")
-    run_demo(bucket, tmp_path, s3_environment, *shrunken)
-    storage = open_storage(bucket)
-    assert read_manifest(open_storage(f"{bucket}/demo/train")).num_samples > 50
-    assert storage.exists("runs/demo/checkpoints/step_00000006/checkpoint.json")
-    assert len(storage.read("runs/demo/metrics.jsonl").splitlines()) >= 6
-    assert b"finished: 6 steps" in storage.read("runs/demo/report.html")
+def test_the_default_recipe_trains_in_the_projects_folder_without_any_option(server):
+    # Three steps instead of 300; all else is what `ray job submit -- python jobs/train.py` does.
+    output_of(server.submit("jobs/train.py", "train.max_steps=3", "optimizer.warmup_steps=1"))
+    assert (server.project / "runs" / "default" / "result.json").exists()
 
 
-@pytest.mark.soak
-def test_the_full_demo_in_object_storage_learns_to_compose(bucket, s3_environment, tmp_path):
-    print(run_demo(bucket, tmp_path, s3_environment))
-    figures = json.loads((tmp_path / "runs" / "demo-pictures" / "demo.json").read_text())["figures"]
-    retrieval = next(row for name, row in figures.items() if name.startswith("R@1, 283 held-out pairs"))
-    tone = next(row for name, row in figures.items() if name.startswith("tone"))
-    for way in ("image_to_text", "text_to_image"):
-        assert retrieval[way] > 0.25 > retrieval["tone_blind"]
-        assert tone[way] > 0.6 > tone["chance"]
-    assert read_manifest(open_storage(f"{bucket}/demo/train")).num_samples == 3000
+def test_bad_input_fails_the_submission_with_its_message_and_is_told_apart_from_a_failure(server, tmp_path):
+    plain, told_apart = at_once(
+        lambda: server.submit("jobs/train.py", "train.max_stebs=3"),
+        lambda: server.submit_py("--", "python", "jobs/report.py", f"run.dir={tmp_path}", "run.name=none"),
+    )
+    assert plain.returncode != 0
+    assert "did you mean train.max_steps?" in plain.stdout + plain.stderr
+    assert told_apart.returncode == 2, told_apart.stdout + told_apart.stderr
+    assert "report.py: bad input:\n  " in told_apart.stdout
+
+
+def test_a_recipes_runtime_environment_reaches_the_workers_both_ways_and_a_storage_that_refuses_them_is_a_failure(
+    server, table, bucket, s3_endpoint, tmp_path
+):
+    def recipe(name: str, endpoint: str) -> tuple[str, ...]:
+        """The endpoint is stated in the recipe alone, so only processes that have its runtime environment find the bucket."""
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(json.dumps({"cluster": {"runtime_env": {"env_vars": {"AWS_ENDPOINT_URL": endpoint}}}}))
+        return ("jobs/ingest.py", "--config", str(path), *table, f"ingest.output={bucket}/{name}")
+
+    with flaky_s3(s3_endpoint, every_503=10**9, every_cut=10**9, read_only=True, below="/shards/") as refusing:
+        ours, plain, refused = at_once(
+            lambda: server.submit_py(*COPY, "--", "python", *recipe("ours", s3_endpoint)),
+            lambda: server.submit(*recipe("plain", s3_endpoint), options=COPY),
+            lambda: server.submit_py(*COPY, "--", "python", *recipe("refused", refusing.address)),
+        )
+    assert "40 samples" in output_of(ours)
+    assert "40 samples" in output_of(plain)
+    for name in ("ours", "plain"):
+        storage = open_storage(f"{bucket}/{name}")
+        assert sum(item.path.endswith(".tar") for item in storage.list("shards/")) == 1, "what the workers write themselves"
+        assert read_manifest(storage).num_samples == 40
+    assert refused.returncode == 1, refused.stdout + refused.stderr
+    assert "AccessDenied" in refused.stdout, refused.stdout
+    assert not list_versions(open_storage(f"{bucket}/refused"))
+
+
+def test_a_connection_to_the_cluster_that_is_cut_is_made_anew_and_the_exit_code_is_the_jobs(server, tmp_path):
+    line = Line(server.port)
+    prints = "import sys, time\nfor n in range(50):\n    print(f'line {n}', flush=True)\n    time.sleep(0.1)\nsys.exit(7)"
+    command = [str(PYTHON), str(ROOT / "jobs" / "submit.py"), "--address", line.address, "--", "python", "-c", prints]
+    with (tmp_path / "errors").open("w") as errors:
+        process = subprocess.Popen(
+            command, env=environment(), cwd=server.project, stdout=subprocess.PIPE, stderr=errors, text=True
+        )
+        seen = [next(process.stdout) for _ in range(10)]
+        with line.cut():
+            time.sleep(1.5)
+        seen += list(process.stdout)
+    said = (tmp_path / "errors").read_text()
+    assert process.wait() == 7, said
+    assert [text for text in seen if text.startswith("line ")] == [f"line {n}\n" for n in range(50)]
+    assert "is lost" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"RAY_AUTH_TOKEN": "another-token"}, "the token is not this cluster's; set RAY_AUTH_TOKEN"),
+        ({"RAY_AUTH_MODE": "disabled"}, "wants a token; set RAY_AUTH_MODE=token"),
+        ({"RAY_AUTH_TOKEN": "", "RAY_AUTH_TOKEN_PATH": "", "HOME": "/nowhere"}, "but there is no token; set RAY_AUTH_TOKEN"),
+    ],
+)
+def test_a_wrong_token_is_one_line_that_says_what_to_set(server, settings, says):
+    result = server.submit_py("--", "true", **settings)
+    (line,) = result.stderr.splitlines()
+    assert result.returncode == 1
+    assert says in line

@@ -140,6 +140,17 @@ PLANTED = [
     ("kuberay/cronjob-ingest.yaml", "concurrencyPolicy:", "concurencyPolicy:", "concurencyPolicy"),
     ("kuberay/cronjob-ingest.yaml", 'schedule: "15 3 * * *"', 'schedule: ["15 3 * * *"]', "is not of type"),
     ("kuberay/cronjob-ingest.yaml", "runAsNonRoot: true", "runAsNonRoot: false", "runAsNonRoot"),
+    ("kuberay/cronjob-ingest.yaml", "onExitCodes:", "onExitCode:", "onExitCode"),
+    ("kuberay/cronjob-ingest.yaml", "values: [2]", "values: [1, 2]", "bad input, and no other"),
+    ("kuberay/cronjob-ingest.yaml", "action: FailJob", "action: Ignore", "must fail the job without another try"),
+    ("kuberay/cronjob-ingest.yaml", "containerName: submit", "containerName: submitter", "there is no container submitter"),
+    ("kuberay/cronjob-ingest.yaml", "restartPolicy: Never", "restartPolicy: OnFailure", "podFailurePolicy wants Never"),
+    (
+        "kuberay/cronjob-ingest.yaml",
+        "[python, /opt/rayclip/jobs/submit.py, --address,",
+        "[ray, job, submit, --address,",
+        "hands the job's exit code on",
+    ),
     ("slurm/train.sbatch", "trap stop USR1", "trap 'stop USR1", "SC2026"),
     ("slurm/train.sbatch", '"$(cat "$driver_id")"', '$(cat "$driver_id")', "SC2046"),
     ("README.md", "`aws/cluster.yaml`", "`aws/clutser.yaml`", "clutser"),
@@ -267,3 +278,29 @@ def test_a_node_may_do_to_its_bucket_what_storage_asks_for_and_no_more(action, p
     bucket = re.search(r"arn:aws:s3:::([\w.-]+)", text).group()
     result = IAMPolicy(text).is_action_permitted(action, bucket + path)
     assert (result == PermissionResult.PERMITTED) == allowed
+
+
+def ingestion_cpus(name: str) -> int:
+    """CPUs that the nodes without a GPU have at most, of the cluster that a file's commands are for."""
+    if not name.startswith("kuberay/"):
+        types = load_all(filled_in(TEXTS["aws/cluster.yaml"]))[0]["available_node_types"]
+        groups = [node for name, node in types.items() if name != "head" and "GPU" not in node["resources"]]
+        return sum(node["resources"]["CPU"] * node["max_workers"] for node in groups)
+    own = load_all(TEXTS[name])[0]
+    cluster = own["spec"]["jobTemplate"] if own["kind"] == "RayCronJob" else load_all(TEXTS["kuberay/raycluster.yaml"])[0]
+    spec = cluster["rayClusterSpec"] if "rayClusterSpec" in cluster else cluster["spec"]
+    total = 0
+    for group in spec["workerGroupSpecs"]:
+        wanted = group["template"]["spec"]["containers"][0]["resources"]["requests"]
+        total += 0 if "nvidia.com/gpu" in wanted else int(wanted["cpu"]) * group["maxReplicas"]
+    return total
+
+
+INGESTIONS = [pair for pair in COMMANDS if "jobs/ingest.py" in pair[1] and "sbatch" not in pair[1]]
+"""SLURM's has a node, and no autoscaler that would add another."""
+
+
+@pytest.mark.parametrize(("name", "command"), INGESTIONS)
+def test_an_ingestion_asks_for_the_cpus_of_its_own_nodes_and_so_never_starts_one_with_a_gpu(name, command):
+    (workers,) = re.findall(r"ingest\.num_workers=(\d+)", command)
+    assert int(workers) == ingestion_cpus(name)

@@ -1,6 +1,7 @@
 """infra/slurm/train.sbatch, run by bash with stand-ins for SLURM's and Ray's commands: what it starts, and how it stops."""
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -12,8 +13,9 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "infra" / "slurm" / "train.sbatch"
 STAND_INS = {
     # `srun` runs the command behind its own options, `ray symmetric-run` the one behind `--`, as those do on the first node.
-    "srun": 'while [ "${1#--}" != "$1" ]; do shift; done; exec "$@"',
-    "ray": 'echo "ray $*" >> "$LOG"; [ "$1" = symmetric-run ] || exit 0\n'
+    # A lost node gives srun a code of its own, whatever the driver's is.
+    "srun": 'while [ "${1#--}" != "$1" ]; do shift; done; "$@"; code=$?; exit "${SRUN_CODE:-$code}"',
+    "ray": 'echo "ray $*" >> "$LOG"; [ "$1" = symmetric-run ] || exit 0; [ -z "$NO_RAY" ] || exit 3\n'
     'env | grep "^RAY_" | sort >> "$LOG"; while [ "$1" != -- ]; do shift; done; shift; "$@"',
     "python": 'echo "python $*" >> "$LOG"; trap "exit 143" TERM; echo ready >> "$LOG"\n'
     'for _ in $(seq "${STEPS:-1}"); do sleep 0.05; done; exit "${CODE:-0}"',
@@ -101,3 +103,35 @@ def test_a_run_that_failed_or_was_ended_keeps_its_exit_code_and_is_not_queued_ag
     process, log = launch(CODE=code)
     assert process.wait(30) == int(code)
     assert not any(line.startswith("scontrol") for line in lines(log))
+
+
+@pytest.mark.parametrize("code", ["0", "2"])
+def test_the_exit_code_is_the_drivers_also_where_a_node_was_lost_on_the_way(launch, code):
+    process, log = launch(CODE=code, SRUN_CODE="137")
+    assert process.wait(30) == int(code)
+    assert not list(log.parent.glob("tmp.*")), "nothing is left behind"
+
+
+def test_a_step_that_ends_before_its_driver_begins_keeps_its_own_code(launch):
+    process, _ = launch(NO_RAY="1")
+    assert process.wait(30) == 3
+
+
+def test_the_line_for_cron_queues_an_ingestion_that_runs_where_the_code_is(tmp_path):
+    (line,) = [line for line in (ROOT / "infra" / "README.md").read_text().splitlines() if "sbatch --job-name" in line]
+    *times, command = line.split(maxsplit=5)
+    assert len([part for part in times if re.fullmatch(r"[\d*]+", part)]) == 5
+    project, log = tmp_path / "rayclip", tmp_path / "log"
+    stand_ins = {
+        # SLURM runs what is wrapped by sh, in the folder where sbatch was typed
+        tmp_path / "bin" / "sbatch": 'while [ "$1" != --wrap ]; do shift; done; exec sh -c "$2"',
+        project / ".venv" / "bin" / "python": f'echo "$PWD $*" > {log}',
+    }
+    for path, body in stand_ins.items():
+        path.parent.mkdir(parents=True)
+        path.write_text(f"#!/bin/sh\n{body}\n")
+        path.chmod(0o755)
+    path = f"{tmp_path / 'bin'}:/usr/bin:/bin"  # cron's own is short
+    subprocess.run(["sh", "-c", command.replace("/YOUR_FOLDER", str(tmp_path))], env={"PATH": path}, check=True)
+    arguments = f"ingest.input={tmp_path}/tables ingest.output={tmp_path}/pairs"
+    assert log.read_text() == f"{project} jobs/ingest.py {arguments}\n"

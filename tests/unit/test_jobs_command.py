@@ -9,13 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import average, evaluate, ingest, train
-from jobs.command import EXIT_BAD_INPUT, parser, run
+from jobs.command import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_STOPPED, parser, run
 from jobs.config import load_config
 
 
 @pytest.fixture(autouse=True)
 def no_ray(monkeypatch):
-    def refuse():
+    def refuse(_cluster):
         raise AssertionError("Ray was started for bad input")
 
     for job in (ingest, train):
@@ -50,10 +50,14 @@ def test_ingestion_refuses_bad_input_before_ray_starts(table, tmp_path, bucket, 
     for arguments, message in cases.items():
         assert complaint(ingest, *arguments) == str(EXIT_BAD_INPUT), arguments
         assert message in capsys.readouterr().err, arguments
+
+
+def test_a_storage_that_does_not_answer_is_a_failure_that_may_pass_and_no_bad_input(table, bucket, capsys, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    assert complaint(ingest, f"ingest.input={table}", f"ingest.output={bucket}/x") == str(EXIT_BAD_INPUT)
+    assert complaint(ingest, f"ingest.input={table}", f"ingest.output={bucket}/x") == str(EXIT_FAILED)
     message = capsys.readouterr().err
     assert "cannot be reached" in message
+    assert "bad input" not in message
     assert "planted-secret" not in message
 
 
@@ -163,6 +167,14 @@ def test_a_run_without_initial_weights_has_no_line_to_average_along(data_set, tm
     train_bare(load_config("debug_cpu", settings), World(0, 1, torch.device("cpu")))
     assert complaint(average, f"run.dir={tmp_path}", "run.name=debug_cpu") == str(EXIT_BAD_INPUT)
     assert "started from no weights" in capsys.readouterr().err
+
+
+def test_a_job_that_is_told_to_stop_ends_with_its_own_exit_code_and_a_line():
+    code = "import os, signal, ray\nfrom jobs.command import connect_ray\nfrom training.config import ClusterConfig\n"
+    code += "ray.init = lambda **_: None\nconnect_ray(ClusterConfig())\nos.kill(os.getpid(), signal.SIGTERM)\nprint('goes on')"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (EXIT_STOPPED, "")
+    assert result.stderr == "stopped, as asked; what is committed stays, and the same command goes on\n"
 
 
 def test_help_lists_the_keys_and_the_recipes():

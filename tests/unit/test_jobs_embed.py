@@ -30,7 +30,7 @@ def weights(tmp_path):
 
 
 def test_bad_input_is_refused_before_ray_starts(data_set, make_data_set, weights, tmp_path, capsys, monkeypatch):
-    def refuse():
+    def refuse(_cluster):
         raise AssertionError("Ray was started for bad input")
 
     monkeypatch.setattr(embed, "connect_ray", refuse)
@@ -146,5 +146,8 @@ def test_damage_is_named_and_more_of_it_than_allowed_ends_the_run(caplog):
 def test_an_error_ends_the_run_and_a_shard_that_does_not_come_back_is_an_error():
     with pytest.raises(InputError, match=r"t\.tar is gone; restore it"):
         follow(iter([Done(shard=0, error="t.tar is gone; restore it")]), {0: 10}, max_skipped_samples=0, forget=no_file_goes)
+    full = Done(shard=0, error="make room", may_pass=True)
+    with pytest.raises(RunError, match="make room"):
+        follow(iter([full]), {0: 10}, max_skipped_samples=0, forget=no_file_goes)
     with pytest.raises(RunError, match=r"1 shards did not come back, no\. 3 among them; run the job again"):
         follow(iter([Done(shard=0)]), {0: 10, 3: 10}, max_skipped_samples=0, forget=no_file_goes)

@@ -1,0 +1,343 @@
+"""Submits a job to a Ray cluster, shows its log, and ends with the job's own exit code, which `ray job submit` does not.
+
+    python jobs/submit.py -- python jobs/train.py
+    python jobs/submit.py --address http://HEAD:8265 --working-dir . -- python jobs/train.py --config vit_b_32 ...
+    python jobs/submit.py --no-wait -- python jobs/ingest.py ...    prints the id, and how to follow, ask and stop
+    python jobs/submit.py --wait-for ID                             the rest of that one's log, and its exit code
+
+A misspelled key of a job of ours is refused here, before the cluster is asked, and the job is given the recipe's
+`cluster.runtime_env`. A connection that is lost is made anew. Ctrl-C leaves the job running and says how to stop it.
+`ray job submit -- python jobs/train.py` submits the same, and ends with 1 for everything that is not 0.
+
+exit codes:
+    0    the job is done
+    1    it failed on the way; or the cluster cannot be reached, or refuses the token
+    2    bad input: it did not start to work, and would not if it were submitted again
+    143  it was stopped (`ray job stop`); jobs/train.py has saved its work, and the same command goes on
+    130  Ctrl-C here, and 143 for SIGTERM here; the job goes on
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import importlib
+import logging
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import urlsplit
+
+from jobs.command import BAD_INPUT, EXIT_BAD_INPUT, EXIT_FAILED, EXIT_STOPPED
+from jobs.config import RECIPES, load_config
+from jobs.runtime_env import check
+from training.config import ConfigError, RunError
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+SILENCE_S = 120.0
+"""A connection that brings no line for so long may be dead: a new one is made."""
+GIVE_UP_S = 300.0
+"""How long a cluster that does not answer any more is tried."""
+PAUSE_S = 2.0
+"""Between two attempts."""
+SAYS_NOTHING = "has constructor arguments in the object store and max_restarts > 0"
+"""A line of Ray's about its own actors, on each start of Ray Data and Ray Train."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _arguments()
+    options = arguments.parse_args(argv)
+    if bool(options.wait_for) == bool(options.entrypoint):
+        arguments.error("give the job's command behind --, or --wait-for ID")
+    try:
+        if options.wait_for:
+            return follow(connect(options.address), options.wait_for)
+        runtime_env = recipe_runtime_env(options.entrypoint, options.working_dir)
+        if options.working_dir:
+            runtime_env["working_dir"] = options.working_dir
+        client = connect(options.address)
+        job = submit(client, shlex.join(options.entrypoint), options.submission_id, runtime_env)
+        if options.no_wait:
+            print(job)
+            say(f"submitted to {client.get_address()}\n{_what_next(client, job)}")
+            return 0
+        say(f"submitted {job} to {client.get_address()}")
+        return follow(client, job)
+    except BAD_INPUT as error:
+        say("bad input:\n" + "\n".join(f"  {line}" for line in str(error).splitlines()))
+        return EXIT_BAD_INPUT
+    except RunError as error:
+        say(str(error))
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        say("interrupted; `ray job list` says whether the job was submitted")
+        return 128 + signal.SIGINT
+
+
+def say(text: str) -> None:
+    print(f"submit: {text}", file=sys.stderr, flush=True)
+
+
+# ------------------------------------------------------------------------------------------------- what is asked of the job
+
+
+def recipe_runtime_env(entrypoint: Sequence[str], working_dir: str | None) -> dict[str, Any]:
+    """`cluster.runtime_env` of a command that calls a job of ours; empty for any other, and where its recipe is not here.
+
+    Raises:
+        ConfigError: the recipe, an override or the runtime environment is none.
+        SystemExit: likewise an option.
+    """
+    place = next((place for place, word in enumerate(entrypoint) if _is_job(word)), None)
+    if place is None:
+        return {}
+    module = importlib.import_module(f"jobs.{PurePath(entrypoint[place]).stem}")
+    arguments = module.arguments()
+    arguments.prog = entrypoint[place]
+    options = arguments.parse_intermixed_args(list(entrypoint[place + 1 :]))
+    recipe = options.config
+    if Path(recipe).suffix or len(Path(recipe).parts) > 1:  # a path, from where the job will run
+        recipe = str(Path(working_dir or ".") / recipe)
+        if not Path(recipe).is_file():
+            say(f"--config={options.config}: is not here, so that nothing of it is checked before the job starts")
+            return {}
+    runtime_env = dict(load_config(recipe, options.overrides).cluster.runtime_env)
+    if runtime_env:
+        check(runtime_env)
+    return runtime_env
+
+
+def _is_job(word: str) -> bool:
+    """Whether a word of a command is the path of a job that has a recipe."""
+    path = PurePath(word)
+    if path.suffix != ".py" or path.parent.name != "jobs" or not (RECIPES.parent / path.name).is_file():
+        return False
+    return hasattr(importlib.import_module(f"jobs.{path.stem}"), "arguments")
+
+
+# --------------------------------------------------------------------------------------------------------------- the cluster
+
+
+def connect(address: str | None) -> JobSubmissionClient:
+    """The cluster's job server.
+
+    Args:
+        address: as `ray job submit` takes it: None means RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or the Ray of this machine.
+
+    Raises:
+        ConfigError: this is no address of one.
+        RunError: it cannot be reached, or wants another token.
+    """
+    import requests
+    from ray.exceptions import AuthenticationError, RayError
+    from ray.job_submission import JobSubmissionClient
+
+    _quieten()
+    shown = os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or address or "the Ray of this machine"
+    try:
+        if "://" in shown and not urlsplit(shown).hostname:
+            raise ValueError("names no host")
+        return JobSubmissionClient(address)
+    except AuthenticationError as error:
+        raise RunError(f"{shown}: {_about_the_token(error)}") from None
+    except (RuntimeError, ValueError) as error:  # requests' InvalidURL is one
+        raise ConfigError(
+            f"{shown}: {_first_line(error)}; give the address of the head's dashboard, http://HOST:8265"
+        ) from None
+    except (ConnectionError, RayError, requests.RequestException) as error:
+        raise RunError(
+            f"{shown}: cannot be reached ({_first_line(error)}); is the head up, and is this the address of its dashboard, "
+            "http://HOST:8265?"
+        ) from None
+
+
+def submit(client: JobSubmissionClient, entrypoint: str, submission_id: str | None, runtime_env: dict[str, Any]) -> str:
+    """Hands the job over. Returns its submission id.
+
+    Raises:
+        ConfigError: Ray does not take it.
+        RunError: the cluster did not answer as it should.
+    """
+    import requests
+
+    try:
+        return client.submit_job(entrypoint=entrypoint, submission_id=submission_id, runtime_env=runtime_env)
+    except (requests.RequestException, ConnectionError) as error:
+        raise RunError(
+            f"{client.get_address()}: {_first_line(error)}; `ray job list` says whether the job was submitted"
+        ) from None
+    except (RuntimeError, TypeError, ValueError) as error:
+        why = str(error).rstrip(".\n ").splitlines()[-1]  # the rest is the server's traceback
+        if isinstance(error, RuntimeError) and "status code 400" not in str(error):
+            raise RunError(f"{client.get_address()}: the job was not taken ({why})") from None
+        raise ConfigError(f"the job was not taken: {why}") from None
+
+
+def follow(client: JobSubmissionClient, job: str) -> int:
+    """Shows the job's log until it ends, and returns its exit code. Ctrl-C and SIGTERM end this process alone.
+
+    Raises:
+        RunError: there is no such job, or the cluster does not answer any more.
+    """
+    left_by = signal.SIGINT
+
+    def terminate(_number: int, frame: Any) -> None:
+        nonlocal left_by
+        left_by = signal.SIGTERM
+        cast(Any, signal.getsignal(signal.SIGINT))(signal.SIGINT, frame)  # asyncio's where it runs: it ends the log in order
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background processes are born without
+    signal.signal(signal.SIGTERM, terminate)  # in a container the first process would not be ended by it
+    try:
+        return _follow(client, job)
+    except KeyboardInterrupt:
+        say(f"the job goes on\n{_what_next(client, job)}")
+        return 128 + left_by
+
+
+def _follow(client: JobSubmissionClient, job: str) -> int:
+    import aiohttp
+
+    log, lost = _Log(client, job), False
+    while True:
+        try:
+            asyncio.run(log.show())
+            cut = ""
+        except (aiohttp.ClientError, RuntimeError, OSError) as error:
+            cut = _first_line(error)
+        info = _state(client, job)
+        if info.status.is_terminal() and (not cut or lost):
+            return _exit_code(info, job)
+        if cut and not lost:
+            say(f"the connection to the job's log is lost ({cut}); trying again, the job goes on")
+        lost = bool(cut)
+        if lost:
+            time.sleep(PAUSE_S)
+
+
+class _Log:
+    """A job's log, of which each line is shown once, through however many connections."""
+
+    def __init__(self, client: JobSubmissionClient, job: str) -> None:
+        self._client, self._job, self._shown = client, job, 0
+
+    async def show(self) -> None:
+        """Until the job ends, or nothing comes for long. The server begins at the first line each time."""
+        read = 0
+        chunks: Any = self._client.tail_job_logs(self._job)
+        async with contextlib.aclosing(chunks):
+            while True:
+                try:
+                    chunk = await asyncio.wait_for(anext(chunks), SILENCE_S)
+                except (StopAsyncIteration, TimeoutError):
+                    return
+                new = chunk[max(0, self._shown - read) :]
+                read += len(chunk)
+                self._shown = max(self._shown, read)
+                lines = new.splitlines(keepends=True)
+                print("".join(line for line in lines if SAYS_NOTHING not in line), end="", flush=True)
+
+
+def _state(client: JobSubmissionClient, job: str) -> Any:
+    """What the cluster knows of the job, for which it is asked again and again. Raises RunError where there is no answer."""
+    import requests
+    from ray.exceptions import AuthenticationError
+
+    began, said = time.monotonic(), False
+    while True:
+        try:
+            return client.get_job_info(job)
+        except AuthenticationError as error:
+            raise RunError(f"{client.get_address()}: {_about_the_token(error)}") from None
+        except (requests.RequestException, RuntimeError, OSError) as error:
+            if "status code 404" in str(error):
+                raise RunError(
+                    f"{job}: {client.get_address()} knows no such job (any more); was the head started anew?"
+                ) from None
+            if time.monotonic() - began > GIVE_UP_S:
+                raise RunError(
+                    f"{client.get_address()}: does not answer any more ({_first_line(error)}); the job may go on\n"
+                    f"{_what_next(client, job)}"
+                ) from None
+            if not said:
+                say(f"{client.get_address()} does not answer ({_first_line(error)}); trying for {GIVE_UP_S:.0f} s")
+                said = True
+        time.sleep(PAUSE_S)
+
+
+def _exit_code(info: Any, job: str) -> int:
+    """Of a job that has ended, as a shell gives it."""
+    from ray.job_submission import JobStatus
+
+    if info.status == JobStatus.STOPPED:
+        say(f"{job} was stopped")
+        return EXIT_STOPPED
+    code = info.driver_exit_code
+    if info.status == JobStatus.SUCCEEDED:
+        say(f"{job} is done")
+        return 0
+    if code is None:  # it never ran, or was lost with its node
+        say(f"{job} failed: {info.message}")
+        return EXIT_FAILED
+    say(f"{job} ended with exit code {code if code > 0 else f'{128 - code} (signal {-code})'}")
+    return code if code > 0 else 128 - code
+
+
+def _what_next(client: JobSubmissionClient, job: str) -> str:
+    where = f"--address {client.get_address()}"
+    return (
+        f"  log:        ray job logs --follow {where} {job}\n"
+        f"  state:      ray job status {where} {job}\n"
+        f"  stop:       ray job stop {where} {job}\n"
+        f"  exit code:  python jobs/submit.py {where} --wait-for {job}"
+    )
+
+
+def _about_the_token(error: Exception) -> str:
+    """One line for Ray's page, and what to do."""
+    text = str(error)
+    if "Authentication failed" in text:
+        return "the token is not this cluster's; set RAY_AUTH_TOKEN (or ~/.ray/auth_token) to the head's"
+    if "Authentication required" in text:
+        return "wants a token; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN (or ~/.ray/auth_token) to the head's"
+    return "RAY_AUTH_MODE=token, but there is no token; set RAY_AUTH_TOKEN, or write ~/.ray/auth_token"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def _quieten() -> None:
+    """What Ray's client says of its own work; that a file is too large to upload is still said."""
+    logging.getLogger("ray").setLevel(logging.WARNING)
+    for name in ("dashboard_sdk", "job.sdk"):
+        logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.WARNING)
+    logging.getLogger("ray._private.runtime_env.working_dir").setLevel(logging.ERROR)  # warns of .git, which nobody wants there
+
+
+def _arguments() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result.add_argument(
+        "--address", help="of the head's dashboard (default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS, this machine)"
+    )
+    result.add_argument("--working-dir", metavar="DIR", help="the job runs in a copy of this folder")
+    result.add_argument("--submission-id", metavar="ID", help="the job's name on the cluster (default: a new one)")
+    result.add_argument("--no-wait", action="store_true", help="end when the job is submitted")
+    result.add_argument("--wait-for", metavar="ID", help="submit nothing: follow this job, and end with its exit code")
+    result.add_argument(
+        "entrypoint", nargs="*", metavar="-- COMMAND", help="the job, such as: python jobs/train.py --config ..."
+    )
+    return result
+
+
+if __name__ == "__main__":
+    sys.exit(main())

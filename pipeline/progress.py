@@ -1,0 +1,64 @@
+"""How far a job has come: a bar on a terminal, and elsewhere, as in a job's log, a line now and then.
+
+In: counts, as they come in. Out: text on standard error; what a person reads of a day is some thousand lines, not a million.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from tqdm import tqdm
+
+FIRST_EVERY_S, EVERY_S = 2.0, 30.0
+
+
+class Progress:
+    """Counts what is done of a total, and says so: lines come after 2 s at the most at first, and each 30 s in the end."""
+
+    def __init__(self, total: int, unit: str, name: str) -> None:
+        """`unit`: what is counted, such as rows; B for bytes, which are shown with a prefix."""
+        self.n, self._total, self._name = 0, total, name
+        self._unit = unit if unit == "B" else f" {unit}"
+        self._shown = tqdm.format_sizeof if unit == "B" else "{:,.0f}".format
+        self._began, self._spoke_at, self._spoke_of = time.monotonic(), float("-inf"), -1
+        self._note = ""
+        # disable=None: there is a bar on a terminal only.
+        self._bar = tqdm(total=total, unit=unit, unit_scale=unit == "B", desc=name, mininterval=1.0, disable=None)
+
+    def update(self, count: int, note: str = "") -> None:
+        """So many more are done. `note`: what else is to be said of all so far."""
+        self.n, self._note = self.n + count, note
+        self._bar.set_postfix_str(note, refresh=False)
+        self._bar.update(count)
+        if self._bar.disable and time.monotonic() - self._spoke_at >= self._pause_s():
+            self._speak()
+
+    def close(self) -> None:
+        if self._bar.disable and self.n != self._spoke_of:
+            self._speak()
+        self._bar.close()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _pause_s(self) -> float:
+        """Between lines: a tenth of the time that the job takes already."""
+        return max(FIRST_EVERY_S, min(EVERY_S, (time.monotonic() - self._began) / 10))
+
+    def _speak(self) -> None:
+        self._spoke_at, self._spoke_of = time.monotonic(), self.n
+        elapsed_s = max(self._spoke_at - self._began, 1e-9)
+        rate = self.n / elapsed_s
+        if self.n >= self._total:
+            time_left = f"{tqdm.format_interval(elapsed_s)} in all"
+        else:
+            time_left = f"{tqdm.format_interval((self._total - self.n) / rate)} left" if self.n else "time left unknown"
+        done = f"{self._shown(self.n)} of {self._shown(self._total)}{self._unit} ({self.n / max(1, self._total):.0%})"
+        shown_rate = f"{self._shown(rate) if rate >= 100 else f'{rate:.1f}'}{self._unit}/s"
+        parts = [f"{self._name}: {done}", shown_rate, time_left, *([self._note] if self._note else [])]
+        print(", ".join(parts), file=sys.stderr, flush=True)
