@@ -18,8 +18,7 @@ from pathlib import Path
 
 from jobs import runtime_env
 from jobs.config import Config, dump_config, key_names, load_config, recipe_names
-from pipeline.storage import StorageAwayError
-from pipeline.types import InputError
+from pipeline.types import InputError, StorageAwayError
 from training.config import ClusterConfig, ConfigError, RunError
 
 BAD_INPUT = (ConfigError, InputError)

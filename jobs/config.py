@@ -22,6 +22,7 @@ from pydantic import BaseModel, ValidationError
 from jobs import runtime_env
 from model.config import get_architecture
 from pipeline.config import CurateConfig, IndexConfig, IngestConfig
+from pipeline.userinfo import has_userinfo, refusal
 from training.config import ConfigError, EmbedConfig, TrainingConfig
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -133,11 +134,17 @@ def dump_config(config: BaseModel) -> str:
 
 
 def with_absolute_paths(config: Config) -> Config:
-    """Local paths made absolute: a Ray worker's current folder is not that of the person who typed the command."""
+    """Local paths made absolute: a Ray worker's current folder is not that of the person who typed the command.
+
+    Raises:
+        ConfigError: an address holds a password, which --show-config, config.yaml and W&B would show.
+    """
     tree = config.model_dump()
     for location in LOCATIONS:
         *parents, key = location.split(".")
         for node in _nodes(tree, parents):
+            if node[key] and has_userinfo(node[key]):
+                raise ConfigError(f"{location}={refusal(node[key])}")
             if node[key] and "://" not in node[key] and node[key] not in ("auto", "never"):  # run.resume's other words
                 node[key] = str(Path(node[key]).expanduser().absolute())
     return Config.model_validate(tree)

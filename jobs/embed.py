@@ -26,7 +26,7 @@ from jobs.command import connect_ray, parser, quieten_ray_data, run
 from jobs.config import Config
 from jobs.models import add_weights_options, open_run, open_weights
 from pipeline.types import InputError
-from training.config import ConfigError, EmbedConfig, RunError, TrainConfig, TrainingConfig
+from training.config import ConfigError, EmbedConfig, RunError, TrainConfig, TrainingConfig, refuse_auto_on_an_empty_cluster
 
 if TYPE_CHECKING:
     from model.clip import CLIP
@@ -194,10 +194,12 @@ class _EmbedActor:
 
     def __init__(self, work: Work, weights: Any) -> None:
         import ray
+        import ray.util.metrics
         import torch
 
         from model.clip import CLIP
         from pipeline.manifest import read_manifest
+        from pipeline.metrics import publish_requests
         from pipeline.storage import open_storage
         from training.embedding import ShardEmbedder
         from training.shards import ShardReader
@@ -206,6 +208,7 @@ class _EmbedActor:
         clip = CLIP(work.architecture)
         clip.load_state_dict(ray.get(weights[0]))
         data = open_storage(work.embed.data)
+        publish_requests(ray.util.metrics, data_set=data.uri)
         threads = work.embed.decode_threads
         self._output, self._dtype = open_storage(work.embed.output), work.embed.dtype
         self._embedder = ShardEmbedder(
@@ -225,7 +228,7 @@ class _EmbedActor:
 def embed_shard(embedder: ShardEmbedder, output: Storage, dtype: str, shard: int) -> Done:
     """Embeds a shard and writes its file. What a person can mend comes back as an error, and is not raised."""
     from pipeline.embedding import write_features
-    from pipeline.storage import StorageAwayError
+    from pipeline.types import StorageAwayError
 
     began_s, reader = time.time(), embedder.reader
     try:
@@ -313,6 +316,7 @@ def embed_shards(work: Work, clip: CLIP, numbers: list[int]) -> Iterator[Done]:
 
     quieten_ray_data()
     DataContext.get_current().execution_no_progress_timeout_s = -1  # a large shard, or a wait for nodes, may take long
+    refuse_auto_on_an_empty_cluster("embed", work.embed, ray.cluster_resources())
     pool = plan_pool(work.embed, ray.cluster_resources(), len(numbers))
     # In a list, or Ray would put the weights into every call that makes an actor.
     weights = [ray.put({name: tensor.cpu() for name, tensor in clip.state_dict().items()})]

@@ -34,7 +34,9 @@ def arguments() -> argparse.ArgumentParser:
 def job(config: Config, options: argparse.Namespace) -> int:
     from training.plan import plan_run
 
-    plan_run(config)  # bad input is refused here, before Ray starts
+    plan = plan_run(config)  # bad input is refused here, before Ray starts
+    for line in plan.newer_data():
+        print(line)
     connect_ray(config.cluster)
     if options.check:
         from jobs.preflight import check

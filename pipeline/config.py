@@ -93,7 +93,7 @@ class IngestConfig(Section):
     commit_every_s: float = Field(600.0, gt=0)
     """How often a long run adds what is done as a new version of the data set; it also does so at its end."""
     num_workers: int | None = Field(None, ge=1)
-    """Ray actors that ingest; None: one for each CPU that Ray has."""
+    """Most Ray actors that ingest, of one CPU each; None: as many as there is work for and Ray has CPUs, or gets on the way."""
     fetch: FetchConfig = FetchConfig()
     image: ImageConfig = ImageConfig()
     caption: CaptionConfig = CaptionConfig()

@@ -7,14 +7,16 @@ pipeline/partition.py, which knows no Ray.
 from __future__ import annotations
 
 import logging
+import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pipeline.config import IngestConfig
 from pipeline.manifest import Manifest, PartitionRecord, commit, list_versions, read_manifest
+from pipeline.metrics import INGESTION, Publisher, publish_requests
 from pipeline.partition import ingest_partition
 from pipeline.plan import IngestPlan, PartitionSpec, plan_ingest
 from pipeline.progress import Progress
@@ -73,19 +75,23 @@ def run_ingest(config: IngestConfig, plan: IngestPlan | None = None, log: Log | 
     storage = open_storage(config.output)
     plan = plan or plan_ingest(config)
     rows_held, counts = plan.rows_held, Counter[str]()
-    while plan.partitions or plan.adopted:
-        manifest = commit(storage, plan.adopted) if plan.adopted else None
-        records = list(plan.adopted)
-        for batch in _run_partitions(plan, config, log):
-            manifest = commit(storage, batch)
-            records += batch
-        assert manifest is not None
-        held = {record.id for record in manifest.partitions}
-        for record in records:
-            counts.update(record.counts if record.id in held else {})
-        if held.issuperset(record.id for record in records):
-            break
-        plan = plan_ingest(config)  # another run has committed a part of these rows first; what it did not is still to be done
+    library = _ray_metrics() if plan.partitions else None  # Ray is started where there is work
+    publish_requests(library, data_set=storage.uri)
+    with Publisher(INGESTION, {"data_set": storage.uri}, library) as metrics:
+        while plan.partitions or plan.adopted:
+            manifest = _commit(storage, plan.adopted, metrics) if plan.adopted else None
+            records = list(plan.adopted)
+            for batch in _run_partitions(plan, config, log, metrics):
+                manifest = _commit(storage, batch, metrics)
+                records += batch
+            assert manifest is not None
+            held = {record.id for record in manifest.partitions}
+            for record in records:
+                counts.update(record.counts if record.id in held else {})
+            if held.issuperset(record.id for record in records):
+                break
+            # Another run has committed a part of these rows first; what it did not is still to be done.
+            plan = plan_ingest(config)
     manifest = read_manifest(storage) if list_versions(storage) else None
     if manifest is not None:
         _write_notes(storage, manifest, plan)
@@ -97,6 +103,14 @@ def run_ingest(config: IngestConfig, plan: IngestPlan | None = None, log: Log | 
         num_samples=manifest.num_samples if manifest else 0,
         duration_s=time.perf_counter() - began,
     )
+
+
+def _commit(storage: Storage, records: Sequence[PartitionRecord], metrics: Publisher) -> Manifest:
+    manifest = commit(storage, records)
+    metrics.add("commits")
+    metrics.set("version", manifest.version)
+    metrics.set("samples", manifest.num_samples)
+    return manifest
 
 
 def _write_notes(storage: Storage, manifest: Manifest, plan: IngestPlan) -> None:
@@ -114,13 +128,16 @@ class _PartitionActor:
 
     def __init__(self, config: IngestConfig) -> None:
         self.config = config
+        publish_requests(_ray_metrics(), data_set=open_storage(config.output).uri)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
         specs = [PartitionSpec(**_plain(batch, index)) for index in range(len(batch["id"]))]
         return {"record": [ingest_partition(spec, self.config).model_dump_json() for spec in specs]}
 
 
-def _run_partitions(plan: IngestPlan, config: IngestConfig, log: Log | None) -> Iterator[list[PartitionRecord]]:
+def _run_partitions(
+    plan: IngestPlan, config: IngestConfig, log: Log | None, metrics: Publisher
+) -> Iterator[list[PartitionRecord]]:
     """The Ray Data graph: finished partitions, as many at a time as are committed together.
 
     A partition that does not come back is an error, never a silence.
@@ -128,14 +145,16 @@ def _run_partitions(plan: IngestPlan, config: IngestConfig, log: Log | None) -> 
     if not plan.partitions:
         return
     missing = {spec.id for spec in plan.partitions}
+    metrics.set("partitions_left", len(missing))
     finished: list[PartitionRecord] = []
     due = time.monotonic() + config.commit_every_s
     with _Progress(plan.num_rows, log) as progress:
-        for item in _stream(plan, config).iter_rows():
+        for item in _stream(_shuffled(plan), config).iter_rows():
             record = PartitionRecord.model_validate_json(item["record"])
             missing.discard(record.id)
             finished.append(record)
             progress.update(record)
+            _publish(record, len(missing), metrics)
             if time.monotonic() >= due:
                 yield finished
                 finished, due = [], time.monotonic() + config.commit_every_s
@@ -145,26 +164,51 @@ def _run_partitions(plan: IngestPlan, config: IngestConfig, log: Log | None) -> 
         raise RuntimeError(f"{len(missing)} partitions did not come back, {min(missing)} among them; run the job again")
 
 
+def _shuffled(plan: IngestPlan) -> IngestPlan:
+    """The plan in another order: two runs that overlap would else fetch the same partitions side by side to the end."""
+    return replace(plan, partitions=random.sample(plan.partitions, len(plan.partitions)))
+
+
 def _stream(plan: IngestPlan, config: IngestConfig) -> Any:
-    """Partitions to actors; a row comes back for each that is done."""
+    """Partitions to actors; a row comes back for each that is done.
+
+    The pool begins with the room that there is, grows with the cluster, and by its demand the cluster grows where it can.
+    """
     import ray
-    from ray.data import ActorPoolStrategy, DataContext
+    from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
 
     context = DataContext.get_current()
     context.enable_progress_bars = False  # ours counts rows and successes
     context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = -1  # a large partition, or a wait for nodes, may take over 30 minutes
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    cpus = int(ray.cluster_resources().get("CPU", 1))
-    most = min(config.num_workers or cpus, len(plan.partitions))
+    most = min(config.num_workers or len(plan.partitions), len(plan.partitions))
+    context.execution_options.resource_limits = ExecutionResources(cpu=most)  # more is not asked of an autoscaler either
+    room = max(1, int(ray.cluster_resources().get("CPU", 0)))
     return ray.data.from_items(
         [asdict(spec) for spec in plan.partitions], override_num_blocks=len(plan.partitions)
     ).map_batches(
         _PartitionActor,
         fn_constructor_args=(config,),
         batch_size=1,
-        compute=ActorPoolStrategy(size=most, max_tasks_in_flight_per_actor=2),
+        # Tasks in flight stay at Ray's two for each that runs: with fewer it would never think of a larger pool.
+        compute=ActorPoolStrategy(min_size=1, initial_size=min(room, most), max_size=most),
         num_cpus=1,
     )
+
+
+def _publish(record: PartitionRecord, partitions_left: int, metrics: Publisher) -> None:
+    for reason, rows in record.counts.items():
+        metrics.add("rows", rows, reason=reason)
+    metrics.add("stored_bytes", sum(shard.tar_size_bytes + shard.sidecar_size_bytes for shard in record.shards))
+    metrics.add("partitions")
+    metrics.set("partitions_left", partitions_left)
+
+
+def _ray_metrics() -> Any:
+    import ray.util.metrics
+
+    return ray.util.metrics
 
 
 class _Progress:

@@ -25,13 +25,14 @@ from pipeline.caption import clean_caption
 from pipeline.config import IngestConfig
 from pipeline.fetch import PictureSource
 from pipeline.image import Picture, prepare_image
-from pipeline.manifest import PartitionRecord, ShardRecord
+from pipeline.manifest import PartitionRecord, ShardRecord, partition_path
 from pipeline.memory import Claim, Memory
 from pipeline.plan import PartitionSpec
 from pipeline.shard import Row, ShardWriter
 from pipeline.source import BATCH_ROWS, iter_rows
 from pipeline.storage import Storage, open_storage
-from pipeline.types import Failure, Fetched
+from pipeline.types import Failure, Fetched, InputError
+from pipeline.userinfo import without_userinfo
 
 HELD_ROWS = 64
 """Rows that are read at a time where they hold the pictures themselves."""
@@ -42,8 +43,15 @@ Result = TypeVar("Result")
 
 
 def ingest_partition(spec: PartitionSpec, config: IngestConfig) -> PartitionRecord:
-    """Does one partition. Objects are written before the record that names them; nothing is visible by halves."""
+    """Does one partition, unless it is done. Objects are written before the record that names them: none is visible by halves.
+
+    Raises:
+        InputError: the table does not hold these rows any more.
+    """
     storage = open_storage(config.output)
+    path = partition_path(spec.id)
+    if storage.exists(path):  # another run, or a worker that was taken for lost, was here first
+        return PartitionRecord.model_validate_json(storage.read(path))
     with tempfile.TemporaryDirectory(prefix="rayclip-") as temporary:
         shards, counts = _run(_ingest_rows(spec, config, storage, Path(temporary)))
     record = PartitionRecord(
@@ -56,9 +64,9 @@ def ingest_partition(spec: PartitionSpec, config: IngestConfig) -> PartitionReco
         counts=dict(sorted(counts.items())),
         shards=tuple(shards),
     )
-    if storage.write_if_absent(record.path, record.model_dump_json(indent=1).encode()):
+    if storage.write_if_absent(path, record.model_dump_json(indent=1).encode()):
         return record
-    return PartitionRecord.model_validate_json(storage.read(record.path))
+    return PartitionRecord.model_validate_json(storage.read(path))
 
 
 async def _ingest_rows(
@@ -118,11 +126,16 @@ async def _start_rows(spec: PartitionSpec, workshop: _Workshop, tasks: asyncio.T
     async def start() -> None:
         batch_rows = HELD_ROWS if workshop.config.bytes_column else BATCH_ROWS
         source_rows = iter_rows(spec.rows_path or spec.input_path, spec.rows_first, spec.num_rows, batch_rows)
+        number = -1
         for number, source in enumerate(source_rows):
             await workshop.memory.room()
             claim = workshop.memory.claim(number)
             claim.settle(len(_held_bytes(source, workshop.config.bytes_column)))
             ahead.put_nowait(tasks.create_task(_one_row(f"{spec.id}-{number:0{width}d}", source, workshop, claim)))
+        if number + 1 < spec.num_rows:
+            raise InputError(
+                f"ingest.input={spec.input_path}: lost rows while they were read; a table may only grow at its end, restore it"
+            )
 
     tasks.create_task(start())
     for _ in range(spec.num_rows):
@@ -135,7 +148,7 @@ async def _one_row(key: str, source: dict[str, Any], workshop: _Workshop, claim:
     own = (config.url_column, config.caption_column, config.bytes_column)
     extra = {name: value for name, value in source.items() if name not in own}
     url = source[config.url_column] if config.url_column in source else None
-    address = "" if url is None else str(url)
+    address = "" if url is None else without_userinfo(str(url))
     caption = clean_caption(source[config.caption_column], config.caption)
     if isinstance(caption, Failure):
         raw = source[config.caption_column]

@@ -24,7 +24,9 @@ from pipeline.source import (
     check_columns,
     column_names,
     hash_rows,
+    hide_userinfo,
     is_seekable,
+    is_settled,
     list_tables,
     read_chunks,
     table_identity,
@@ -128,11 +130,16 @@ def plan_ingest(config: IngestConfig, dry_run: bool = False) -> IngestPlan:
         note = TableNote(input_path=table, options_fingerprint=fingerprint, identity=table_identity(table), num_rows=num_held)
         if note.path in notes_there and TableNote.model_validate_json(storage.read(note.path)) == note:
             continue
+        settled = is_settled(table)
         columns = column_names(table)
+        if columns is None and held:
+            raise _edited(table, held[0])
         if columns is None:
             continue  # nothing has been written into it yet
         check_columns(table, columns, config)
-        notes.append(note.model_copy(update={"num_rows": planner.plan_table(table, held)}))
+        num_rows = planner.plan_table(table, held)
+        if settled:  # else its last line may have been left out, and it is to be read again
+            notes.append(note.model_copy(update={"num_rows": num_rows}))
     if planner.partitions and not dry_run:
         storage.check_writable()
     return IngestPlan(planner.partitions, planner.adopted, rows_held, notes)
@@ -197,7 +204,8 @@ class _Planner:
         if self._storage.exists(path):
             return
         with tempfile.TemporaryDirectory(prefix="rayclip-") as folder:
-            pq.write_table(chunk, Path(folder) / "rows.parquet", compression="zstd")
+            rows = hide_userinfo(chunk, self._config.url_column)
+            pq.write_table(rows, Path(folder) / "rows.parquet", compression="zstd")
             self._storage.write_file(path, Path(folder) / "rows.parquet")
 
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import urllib3
 
+from pipeline.request_counts import ANSWERS, count
+
 VALID_S = 900
 RENEW_S = 600
 """Keys that expire shorten what they signed; an address that no longer holds is refused once and signed anew."""
@@ -31,19 +33,23 @@ class PresignedReads:
         self._refusals = 0
         self._lock = threading.Lock()
 
-    def read_range(self, key: str, start: int, length: int) -> bytes | None:
-        """`length` bytes of an object from `start`, fewer at its end; None: ask in another way."""
+    def read_range(self, key: str, headers: dict[str, str]) -> bytes | None:
+        """What the headers ask of an object, a range and under a condition perhaps; None: ask in another way."""
         if self._refusals >= MAX_REFUSALS:
             return None
         try:
             address = self._address(key)
-            headers = {"Range": f"bytes={start}-{start + length - 1}", "Accept-Encoding": "identity"}
+            headers = headers | {"Accept-Encoding": "identity"}
             answer = self._pool.request("GET", address, headers=headers, retries=False, redirect=False)
         except Exception:  # no keys, no network, a proxy, a certificate, a cut body: boto3 finds out which
+            count("retries")
             return None
         if answer.status == 206:
+            count("requests")
             self._refusals = 0
             return answer.data
+        if answer.status not in ANSWERS:
+            count("retries")
         if answer.status in (400, 401, 403):
             self._refusals += 1
             with self._lock:

@@ -8,22 +8,33 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import hashlib
+import logging
 import re
 from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.json as pa_json
 import pyarrow.parquet as pq
 from pyarrow.fs import FileSystem, LocalFileSystem, S3FileSystem
 
 from pipeline.config import IngestConfig
+from pipeline.s3_client import new_client
 from pipeline.storage import Storage, open_storage
-from pipeline.types import InputError
+from pipeline.types import InputError, ReplacedError
+from pipeline.userinfo import HIDDEN, USERINFO
+
+logger = logging.getLogger(__name__)
 
 SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".ndjson")
 BATCH_ROWS = 16_384
+WRITTEN_WITHIN = timedelta(hours=1)
+"""Nobody writes any more to a text table that is older: its last line is whole, also without a line break."""
+READ_BYTES, TAIL_BYTES = 1 << 20, 1 << 16
 
 
 def list_tables(pattern: str) -> list[str]:
@@ -72,12 +83,22 @@ def read_batches(table: str, first_row: int = 0, batch_rows: int = BATCH_ROWS) -
     Raises:
         InputError: the table cannot be read.
     """
+    while True:
+        try:
+            for batch in _read_batches(table, first_row, batch_rows):
+                yield batch
+                first_row += batch.num_rows
+            return
+        except ReplacedError:  # by one that has the same rows and more
+            continue
+
+
+def _read_batches(table: str, first_row: int, batch_rows: int) -> Iterator[pa.RecordBatch]:
     try:
-        filesystem, path = _filesystem(table)
-        if table.endswith(".parquet"):
-            batches, first_row = _open_parquet(filesystem, path, first_row, batch_rows)
+        if is_seekable(table):
+            batches, first_row = _open_parquet(table, first_row, batch_rows)
         else:
-            batches = _open_text(filesystem, path)
+            batches = _open_text(*_filesystem(table))
         for batch in batches:
             _ = batch.schema.names  # raises here, where it is expected, for names that are no text
             if first_row >= batch.num_rows:
@@ -152,6 +173,14 @@ def hash_rows(rows: pa.Table) -> str:
     return digest.hexdigest()
 
 
+def hide_userinfo(rows: pa.Table, column: str) -> pa.Table:
+    """A text table's rows with *** for user names and passwords in the URLs of a column, where there is such a column."""
+    place = rows.schema.get_field_index(column)
+    if place < 0 or not pa.types.is_string(rows.schema.types[place]):
+        return rows
+    return rows.set_column(place, column, pc.replace_substring_regex(rows.column(place), USERINFO, HIDDEN))
+
+
 def _is_plain(kind: pa.DataType) -> bool:
     """Whether pyarrow writes values of a type as CSV text."""
     is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
@@ -189,6 +218,16 @@ def is_seekable(table: str) -> bool:
     return table.endswith(".parquet")
 
 
+def is_settled(table: str) -> bool:
+    """Whether all that is in the table's file now is read: of a text table that was just written to, perhaps not its end."""
+    return is_seekable(table) or _is_old(*_filesystem(table))
+
+
+def _is_old(filesystem: FileSystem, path: str) -> bool:
+    written = filesystem.get_file_info(path).mtime
+    return written is None or datetime.now(UTC) - written > WRITTEN_WITHIN
+
+
 def table_identity(table: str) -> str:
     """Changes when the table's file is written anew: size and time on a disk, size and entity tag in object storage."""
     folder, _, name = table.rpartition("/")
@@ -203,10 +242,14 @@ def _filesystem(table: str) -> tuple[FileSystem, str]:
     return LocalFileSystem(), table
 
 
-def _open_parquet(filesystem: FileSystem, path: str, first_row: int, batch_rows: int) -> tuple[Iterator[pa.RecordBatch], int]:
-    """(batches, row of the first batch that is wanted): from the row group on that holds `first_row`."""
+def _open_parquet(table: str, first_row: int, batch_rows: int) -> tuple[Iterator[pa.RecordBatch], int]:
+    """(batches, row of the first batch that is wanted): from the row group on that holds `first_row`.
+
+    Raises ReplacedError, also from the batches: one that grows is written anew, and parts of both would make a third.
+    """
+    folder, _, name = table.rpartition("/")
     # Without pre_buffer and with a buffer, columns stream: a row group may be larger than the memory.
-    file = pq.ParquetFile(filesystem.open_input_file(path), pre_buffer=False, buffer_size=1 << 20)
+    file = pq.ParquetFile(open_storage(folder or "/").open(name, READ_BYTES), pre_buffer=False, buffer_size=READ_BYTES)
     group = 0
     while group < file.num_row_groups and first_row >= file.metadata.row_group(group).num_rows:
         first_row -= file.metadata.row_group(group).num_rows
@@ -215,15 +258,59 @@ def _open_parquet(filesystem: FileSystem, path: str, first_row: int, batch_rows:
 
 
 def _open_text(filesystem: FileSystem, path: str) -> Iterator[pa.RecordBatch]:
-    """Batches of a csv, tsv or jsonl file, streamed."""
-    with filesystem.open_input_stream(path) as stream:
-        if path.endswith((".jsonl", ".ndjson")):
-            yield from pa_json.open_json(stream)
-            return
-        names = _open_csv(path, stream, {}).schema.names
+    """Batches of a csv, tsv or jsonl file, streamed. What somebody may still be writing at its end is left out."""
+    settled, file = _is_old(filesystem, path), filesystem.open_input_file(path)
+    end = file.size() if settled else _end_of_lines(file)
+    if end < file.size():
+        _say_that_a_line_waits(path)
+    if end == 0:
+        return
+    if path.endswith((".jsonl", ".ndjson")):
+        yield from pa_json.open_json(file.get_stream(0, end))
+        return
+    names = _open_csv(path, file.get_stream(0, end), {}).schema.names
     # All columns as text: a type guessed from the first block may not hold for the last.
-    with filesystem.open_input_stream(path) as stream:
-        yield from _open_csv(path, stream, dict.fromkeys(names, pa.string()))
+    batches = _open_csv(path, file.get_stream(0, end), dict.fromkeys(names, pa.string()))
+    yield from batches if settled else _without_open_value(batches, path)
+
+
+def _end_of_lines(file: pa.NativeFile) -> int:
+    """Bytes of a text up to its last line break, that included."""
+    stop = file.size()
+    while stop:
+        start = max(0, stop - TAIL_BYTES)
+        file.seek(start)
+        tail = file.read(stop - start)
+        length = max(tail.rfind(b"\n"), tail.rfind(b"\r")) + 1
+        if length:
+            return start + length
+        stop = start
+    return 0
+
+
+def _without_open_value(batches: Iterable[pa.RecordBatch], path: str) -> Iterator[pa.RecordBatch]:
+    """Less a last row that ends with a line break in its last value: the break may be within quotes that are still open."""
+    held = None
+    for batch in batches:
+        if batch.num_rows:
+            if held is not None:
+                yield held
+            held = batch
+    if held is None:
+        return
+    last = held.column(held.num_columns - 1)[-1].as_py()
+    if last and last[-1] in "\r\n":
+        _say_that_a_line_waits(path)
+        held = held.slice(0, held.num_rows - 1)
+    yield held
+
+
+@cache  # a plan opens a table more than once
+def _say_that_a_line_waits(path: str) -> None:
+    logger.warning(
+        "%s: its last line may be half written; it is ingested when it ends with a line break, or when the file is an hour old",
+        path,
+    )
 
 
 def _open_csv(table: str, stream: Any, types: dict[str, pa.DataType]) -> Any:
@@ -236,9 +323,7 @@ def _open_csv(table: str, stream: Any, types: dict[str, pa.DataType]) -> Any:
 
 def _s3_filesystem() -> Any:
     """pyarrow's S3, pointed at the endpoint that boto3 uses."""
-    import boto3
-
-    client = boto3.client("s3")
+    client = new_client()
     endpoint = client.meta.endpoint_url
     scheme, _, host = endpoint.partition("://")
     options = {} if "amazonaws.com" in host else {"endpoint_override": host, "scheme": scheme}

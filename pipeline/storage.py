@@ -22,18 +22,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pipeline import request_counts
 from pipeline.presigned import PresignedReads
 from pipeline.range_file import RangeFile
-from pipeline.types import InputError
+from pipeline.s3_client import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, BeyondEndError, errors_of, new_client
+from pipeline.types import StorageError
+from pipeline.userinfo import has_userinfo, refusal
 
 PART_SUFFIX = ".part"
 """Of files that are being written; they are never listed."""
 BODY_ATTEMPTS = 4
-CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 5, 60
-
-
-class StorageError(InputError):
-    """A storage cannot be reached or used. The message says: address: the rule; what to do."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +41,6 @@ class ObjectInfo:
     path: str
     size_bytes: int
     modified: datetime
-
-
-class _BeyondEndError(Exception):
-    """S3 has no bytes in a range that begins at an object's end or beyond."""
-
-
-class StorageAwayError(StorageError):
-    """S3 does not answer, or has trouble of its own: the same may work later."""
 
 
 class Storage(ABC):
@@ -110,12 +100,14 @@ class Storage(ABC):
         """Where the object lies on this machine's disk; None for object storage."""
         return None
 
+    @abstractmethod
     def open(self, path: str, buffer_bytes: int) -> io.BufferedIOBase:
-        """The object as a file, of which only what is asked for is read, so much at a time. Raises FileNotFoundError."""
-        local = self.local_path(path)
-        if local is not None:
-            return local.open("rb")
-        return io.BufferedReader(RangeFile(functools.partial(self.read_range, path), self.size(path) or 0), buffer_bytes)
+        """The object as it is now, as a file of which only what is asked for is read, so much at a time.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ReplacedError: on S3, when it is read and is another by then. On a disk one that was renamed away stays open.
+        """
 
     def exists(self, path: str) -> bool:
         return self.size(path) is not None
@@ -129,6 +121,8 @@ class Storage(ABC):
 
 def open_storage(uri: str) -> Storage:
     """The storage of an address: s3://bucket[/prefix], file:///path, or a local path. Touches nothing yet."""
+    if has_userinfo(uri):
+        raise StorageError(refusal(uri))
     scheme, separator, rest = uri.partition("://")
     if not separator or scheme == "file":
         return LocalStorage(rest if separator else uri)
@@ -158,6 +152,9 @@ class LocalStorage(Storage):
             return os.pread(file, length, start)
         finally:
             os.close(file)
+
+    def open(self, path: str, buffer_bytes: int) -> io.BufferedIOBase:
+        return self.local_path(path).open("rb")
 
     def write(self, path: str, data: bytes) -> None:
         with self._temporary(path) as temporary:
@@ -261,14 +258,8 @@ class S3Storage(Storage):
     def client(self) -> Any:
         """Made once in each process: clients cannot be pickled."""
         if self._client is None:
-            import boto3
-            from botocore.config import Config
-
-            retries = {"mode": "standard", "max_attempts": 5}
-            config = Config(
-                connect_timeout=CONNECT_TIMEOUT_S, read_timeout=READ_TIMEOUT_S, retries=retries, signature_version="s3v4"
-            )
-            self._client = boto3.client("s3", config=config)
+            self._client = new_client()
+            request_counts.watch(self._client)
         return self._client
 
     @property
@@ -281,15 +272,25 @@ class S3Storage(Storage):
         return self._get(path, {})
 
     def read_range(self, path: str, start: int, length: int) -> bytes:
+        return self._read_range(path, {}, start, length)
+
+    def _read_range(self, path: str, condition: dict[str, str], start: int, length: int) -> bytes:
         if length == 0:
             return b""
-        data = self.presigned.read_range(self.prefix + path, start, length)
+        wanted = {"Range": f"bytes={start}-{start + length - 1}"}
+        data = self.presigned.read_range(self.prefix + path, wanted | condition)
         if data is not None:
             return data
         try:
-            return self._get(path, {"Range": f"bytes={start}-{start + length - 1}"})
-        except _BeyondEndError:
+            return self._get(path, {name.replace("-", ""): value for name, value in (wanted | condition).items()})
+        except BeyondEndError:
             return b""
+
+    def open(self, path: str, buffer_bytes: int) -> io.BufferedIOBase:
+        with self._errors(path):
+            head = self.client.head_object(Bucket=self.bucket, Key=self.prefix + path)
+        read = functools.partial(self._read_range, path, {"If-Match": head["ETag"]})
+        return io.BufferedReader(RangeFile(read, head["ContentLength"]), buffer_bytes)
 
     def write(self, path: str, data: bytes) -> None:
         with self._errors(path):
@@ -368,32 +369,11 @@ class S3Storage(Storage):
                     return body
                 except BotoCoreError:
                     if attempt == BODY_ATTEMPTS - 1:
+                        request_counts.count("failures")
                         raise
+                    request_counts.count("retries")
                     time.sleep(0.1 * 2**attempt)
         raise AssertionError("unreachable")
 
-    @contextlib.contextmanager
-    def _errors(self, path: str) -> Iterator[None]:
-        """botocore's exceptions as ours. Their texts hold no keys; the addresses are those that the user gave."""
-        from boto3.exceptions import Boto3Error
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        try:
-            yield
-        except ClientError as error:
-            code = error.response["Error"]["Code"]
-            if code in ("NoSuchKey", "404"):
-                raise FileNotFoundError(f"{self.address(path)}: there is no such object") from error
-            if code in ("InvalidRange", "416"):
-                raise _BeyondEndError from error
-            if code == "NoSuchBucket":
-                raise StorageError(f"s3://{self.bucket}: there is no such bucket; create it or correct the name") from error
-            away = error.response["ResponseMetadata"]["HTTPStatusCode"] >= 500
-            raise (StorageAwayError if away else StorageError)(
-                f"{self.address(path)}: S3 refused ({code}); check the keys in the environment and what they may do"
-            ) from error
-        except (BotoCoreError, Boto3Error) as error:
-            raise StorageAwayError(
-                f"{self.address(path)}: S3 cannot be reached ({type(error).__name__}); check AWS_ENDPOINT_URL, the region and "
-                "the keys in the environment"
-            ) from error
+    def _errors(self, path: str) -> contextlib.AbstractContextManager[None]:
+        return errors_of(self.address(path))

@@ -12,6 +12,18 @@ class InputError(ValueError):
     """Bad input from a person. The message says: subject = value: the rule it breaks; what to do."""
 
 
+class StorageError(InputError):
+    """A storage cannot be reached or used. The message says: address: the rule; what to do."""
+
+
+class StorageAwayError(StorageError):
+    """S3 does not answer, or has trouble of its own: the same may work later."""
+
+
+class ReplacedError(StorageError):
+    """An object that is open has been written anew."""
+
+
 @dataclass(frozen=True)
 class Failure:
     """Why a row did not become a sample.

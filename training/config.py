@@ -6,7 +6,7 @@ Every section is frozen and refuses unknown keys. Units sit in the names: `_step
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -77,6 +77,7 @@ class DataConfig(Section):
     uri: str = ""
     """Root of a data set that jobs/ingest.py wrote: a local folder or s3://bucket/prefix."""
     version: int | Literal["latest"] = "latest"
+    """latest: the newest when the run begins; it keeps that one."""
     mixture: tuple[MixturePart, ...] = ()
     """Several data sets with weights, instead of uri and version."""
     captions: tuple[str, ...] = Field(("caption",), min_length=1)
@@ -331,6 +332,21 @@ class ClusterConfig(Section):
     @property
     def max_workers(self) -> int:
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
+
+
+def refuse_auto_on_an_empty_cluster(name: str, section: ClusterConfig | EmbedConfig, resources: Mapping[str, float]) -> None:
+    """Raises ConfigError where `auto` would have to look at nodes that are still to come.
+
+    Args:
+        name: of the section.
+        resources: of the cluster, as it is now.
+    """
+    keys = [key for key in ("use_gpu", "cpus_per_worker") if getattr(section, key) == "auto"]
+    if keys and not any(resources[kind] for kind in ("CPU", "GPU") if kind in resources):
+        raise ConfigError(
+            f"{name}.{keys[0]}=auto: the cluster has no worker node yet to look at; say what it should get, "
+            f"e.g. {name}.use_gpu=true {name}.cpus_per_worker=11"
+        )
 
 
 class EmbedConfig(Section):

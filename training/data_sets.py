@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.manifest import Manifest, read_manifest
+from pipeline.manifest import Manifest, list_versions, read_manifest
 from pipeline.storage import Storage, open_storage
 from training.config import ConfigError, DataConfig
 from training.sample_order import Source
@@ -20,11 +20,16 @@ BATCHES_HELD = 32
 
 @dataclass(frozen=True)
 class DataSet:
-    """One version of a data set, opened."""
+    """One version of a data set, opened.
+
+    Attributes:
+        newest: the data set's newest version, where `latest` was asked for; the run may have begun with an older one.
+    """
 
     storage: Storage
     manifest: Manifest
     weight: float = 1.0
+    newest: int | None = None
 
     @property
     def source(self) -> Source:
@@ -54,10 +59,10 @@ def open_data_sets(config: DataConfig, held: Sequence[dict[str, Any]] = ()) -> t
     for number, part in enumerate(config.parts):
         if not part.uri:
             raise ConfigError("data.uri: is empty; name a data set that jobs/ingest.py wrote")
-        storage, version = open_storage(part.uri), part.version
-        if version == "latest" and number < len(held) and held[number]["uri"] == storage.uri:
-            version = held[number]["version"]
-        opened.append(DataSet(storage, read_manifest(storage, version), part.weight))
+        storage = open_storage(part.uri)
+        begun = part.version == "latest" and number < len(held) and held[number]["uri"] == storage.uri
+        manifest = read_manifest(storage, held[number]["version"] if begun else part.version)
+        opened.append(DataSet(storage, manifest, part.weight, list_versions(storage)[-1] if begun else None))
     return tuple(opened)
 
 

@@ -7,6 +7,7 @@ from which checkpoint the run goes on (training/resume.py), and all make the sam
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
@@ -23,7 +24,7 @@ from training.initial_weights import check_initial_weights, initial_activation
 from training.optimizer import Schedule
 from training.resume import Start, changed_settings, check_continues, find_start
 from training.sample_order import SampleOrder
-from training.snapshot import Position
+from training.snapshot import MODEL, Position
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,15 @@ class RunPlan:
     @property
     def total_steps(self) -> int:
         return self.schedule.total_steps
+
+    def newer_data(self) -> Iterator[str]:
+        """What there is to say of data sets that have grown since the run began."""
+        for one in self.data_sets:
+            if self.checkpoint is not None and one.newest is not None and one.newest > one.manifest.version:
+                yield (
+                    f"data: the run keeps version {one.manifest.version} of {one.storage.uri}; version {one.newest} is there: "
+                    f"another run.name takes it, from these weights with model.weights={self.checkpoint.address}/{MODEL}"
+                )
 
     def about(self, metrics: dict[str, float]) -> dict[str, Any]:
         """What a checkpoint of this run records besides its state (`CheckpointStore.write`)."""

@@ -41,7 +41,8 @@ from training.evaluation.figures import headline
 from training.evaluation.probe import Look, Probe
 from training.goodput import Launch, Ledger, Spent
 from training.plan import RunPlan
-from training.tracking import LOOKS, METRICS, PROBE, Tracker, read_metrics
+from training.requests import Link
+from training.tracking import LOOKS, METRICS, PROBE, Tracker, only_a_warning, read_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -79,13 +80,17 @@ class TrainResult:
 class RunRecord:
     """The record of one run, from where a start of its workers takes it up."""
 
-    def __init__(self, plan: RunPlan, launch: Launch, began: float, world_size: int, device: str) -> None:
+    def __init__(
+        self, plan: RunPlan, launch: Launch, began: float, world_size: int, device: str, link: Link | None = None
+    ) -> None:
         """Takes the run over from whoever wrote it before, and cuts the record back to the checkpoint."""
+        self._link = link
         self._plan, self._run, self._name = plan, plan.run, plan.config.run.name
         self._world_size, self._device = world_size, device
         self._owner = {"process": uuid.uuid4().hex, "launch": launch.id}
         self._fetch()
         starts = read_metrics(self._folder / STARTS)
+        self._starts = len(starts) + 1
         if any(start["launch"] == launch.id for start in starts):  # a launch that lost the run does not take it back
             self._check_owner("launch")
         self._run.write("owner.json", json.dumps(self._owner).encode())
@@ -130,6 +135,7 @@ class RunRecord:
         row |= {"total_steps": self._plan.total_steps, "device": self._device, "packages": _versions()}
         with (self._folder / STARTS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+        self._tell(row | {"starts": self._starts})
         self.push()
 
     def log_step(self, row: dict[str, Any], train_s: float, evaluation_s: float, checkpoint_s: float) -> None:
@@ -137,7 +143,7 @@ class RunRecord:
         spent = self._ledger.add(train_s, evaluation_s, checkpoint_s)
         times = {"train_s": train_s, "evaluation_s": evaluation_s, "checkpoint_s": checkpoint_s}
         row = row | times | {"goodput": spent.goodput, "time": time.time()}
-        self._tracker.log({key: _number_or_none(value) for key, value in row.items()})
+        self._log({key: _number_or_none(value) for key, value in row.items()})
         now, (often_s, seldom_s) = time.perf_counter(), PROGRESS_EVERY_S
         pause_s = max(often_s, min(seldom_s, (now - self._began) / 12))
         if now - self._spoke > pause_s or row["step"] in (1, self._plan.total_steps):
@@ -149,7 +155,7 @@ class RunRecord:
             )
 
     def log_evaluation(self, step: int, values: dict[str, float]) -> None:
-        self._tracker.log({"step": step, **values})
+        self._log({"step": step, **values})
         shown = "  ".join(f"{name} {value:.3f}" for name, value in headline(values).items())
         print(f"evaluation at step {step:,}: {shown}", flush=True)
 
@@ -163,6 +169,15 @@ class RunRecord:
             self._tracker.log_probe(pairs, look.as_row(step, pairs))
         except Exception as error:
             logger.warning("the probe of step %s was not recorded (%s: %s)", step, type(error).__name__, error)
+
+    def _log(self, row: dict[str, Any]) -> None:
+        self._tracker.log(row)
+        self._tell(row)
+
+    def _tell(self, row: dict[str, Any]) -> None:
+        if self._link is not None:
+            with only_a_warning("a row of the record was not published"):
+                self._link.recorded(row)
 
     def before_commit(self) -> None:
         """Puts the record where the checkpoint goes, and makes sure that the run is still ours. Raises RunTakenError."""

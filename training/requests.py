@@ -14,7 +14,7 @@ import logging
 import operator
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -38,13 +38,16 @@ class Request(enum.IntFlag):
 
 
 class Link(Protocol):
-    """Who asks from outside; rank 0 listens."""
+    """Who asks from outside, and is told how it goes; rank 0 listens and speaks."""
 
     def requested(self) -> Request:
         """What was asked for since the last call; called about twice a second, from a thread."""
 
     def saving(self) -> Callable[[int], None]:
         """A checkpoint is being taken. Returns what to call with its step when it is committed, from another thread."""
+
+    def recorded(self, row: Mapping[str, Any]) -> None:
+        """The record has a new row: of a step, of an evaluation, or of a start."""
 
 
 class Requests:

@@ -115,7 +115,7 @@ class Trainer:
                     print(f"run {self.config.run.name!r} has all its {plan.total_steps:,} steps; nothing is left to train")
                 return before
         if self.world.is_main:
-            self.record = RunRecord(plan, self.launch, self.began, self.world.world_size, self.world.device.type)
+            self.record = RunRecord(plan, self.launch, self.began, self.world.world_size, self.world.device.type, link)
             size = self.micro_batch_size
             caveat = batch_norm_caveat(self.config, plan.architecture, self.world.world_size, size)
             self.record.say_hello(caveat)

@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import Any, cast
 
 import ray
 import ray.train
+import ray.util.metrics
 import torch
 from ray._private.state import state as ray_state
 from ray.experimental import internal_kv
@@ -29,16 +30,19 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedErr
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.train.v2._internal.execution.context import get_train_context
+from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
 
 from model.clip import CLIP
 from pipeline.manifest import ManifestError
+from pipeline.metrics import Publisher, publish_requests
 from pipeline.storage import Storage, open_storage
 from training.checkpoint_writer import RunTakenError
-from training.config import RunError, TrainingConfig
+from training.config import RunError, TrainingConfig, refuse_auto_on_an_empty_cluster
 from training.distributed import COLLECTIVE_TIMEOUT, World
 from training.evaluation.runner import evaluate
 from training.goodput import Launch
 from training.guard import DivergedError
+from training.metrics import TRAINING, publish_row
 from training.plan import plan_run
 from training.preflight import Finding, check_first_step
 from training.prepare import autocast
@@ -126,6 +130,7 @@ def _trainer(
         folder: where Ray keeps its own state; None: with the run.
     """
     cluster = config.cluster
+    refuse_auto_on_an_empty_cluster("cluster", cluster, ray.cluster_resources())
     look_every_s = cluster.resize_every_s if cluster.min_workers < cluster.max_workers else None
     use_gpu = ray.cluster_resources().get("GPU", 0) > 0 if cluster.use_gpu == "auto" else cluster.use_gpu
     cpus = _cpus_per_worker(config, ray.cluster_resources(), ray.nodes())
@@ -157,6 +162,7 @@ def _check_on_this_worker(arguments: dict[str, Any]) -> Any:
 
 def _evaluate_on_this_worker(arguments: dict[str, Any]) -> Any:
     config = TrainingConfig.model_validate(arguments["config"])
+    publish_requests(ray.util.metrics, run=config.run.name)
     device = torch.device("cpu") if config.train.device == "cpu" else get_device()
     architecture, state = ray.get(arguments["model"])
     clip = CLIP(architecture)
@@ -173,8 +179,10 @@ def _train_on_this_worker(arguments: dict[str, Any]) -> Any:
     device, mail = torch.device("cpu") if config.train.device == "cpu" else get_device(), _Mail(launch.id)
     if mail.get("ended"):
         return {"ended": mail.get("ended")}
+    publish_requests(ray.util.metrics, run=config.run.name)  # of every rank: each reads its own samples
     try:
-        return asdict(train(config, World.from_process_group(device), _RayLink(launch.id), launch))
+        with Publisher(TRAINING, {"run": config.run.name}, ray.util.metrics) as metrics:
+            return asdict(train(config, World.from_process_group(device), _RayLink(launch.id, metrics), launch))
     except DivergedError as error:  # every rank raises it; returned, so that Ray does not try the same again
         return {"ended": str(error)}
     except (RunError, ManifestError) as error:  # of this rank: the others fail as they miss it, and end when they are started
@@ -198,10 +206,10 @@ class _Mail:
 
 
 class _RayLink:
-    """What the driver, the controller and the cluster ask of a run; rank 0's `training.requests.Link`."""
+    """What driver, controller and cluster ask of a run, and Ray's metrics of it; rank 0's `training.requests.Link`."""
 
-    def __init__(self, launch: str) -> None:
-        self._mail = _Mail(launch)
+    def __init__(self, launch: str, metrics: Publisher) -> None:
+        self._mail, self._metrics = _Mail(launch), metrics
         self._save = self._mail.get("save")  # what an earlier group was asked for is done with
         self._deadline: float | None = None
 
@@ -217,7 +225,16 @@ class _RayLink:
 
     def saving(self) -> Callable[[int], None]:
         word = self._save
-        return lambda _step: self._mail.put("saved", word)
+
+        def committed(step: int) -> None:
+            self._metrics.set("checkpoint_step", step)
+            self._metrics.set("checkpoint_time", time.time())
+            self._mail.put("saved", word)
+
+        return committed
+
+    def recorded(self, row: Mapping[str, Any]) -> None:
+        publish_row(row, self._metrics)
 
     def _node_leaves(self) -> bool:
         """Whether a checkpoint is due because one of the group's nodes will be taken away: at once, and again near the end.
@@ -261,6 +278,8 @@ class _Resizing(ControllerCallback, WorkerGroupCallback):
             with only_a_warning("nodes that are gone cannot be looked for"):
                 _wait_for_the_dead()
             _look_at_the_cluster_anew()
+            if self._look_every_s is not None:  # its policy goes on for a moment by what it was told before
+                time.sleep(ElasticScalingPolicy.GET_RESERVED_RESOURCES_INTERVAL_S)
 
     def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
         if not self._runs:

@@ -14,10 +14,11 @@ for role in rayclip-node rayclip-head; do
     aws iam get-role --role-name "$role" > /dev/null 2>&1 ||
         aws iam create-role --role-name "$role" --assume-role-policy-document file://iam-trust.json
     aws iam put-role-policy --role-name "$role" --policy-name bucket --policy-document file://iam-policy.json
-    if ! aws iam get-instance-profile --instance-profile-name "$role" > /dev/null 2>&1; then
+    aws iam get-instance-profile --instance-profile-name "$role" > /dev/null 2>&1 ||
         aws iam create-instance-profile --instance-profile-name "$role"
+    held=$(aws iam get-instance-profile --instance-profile-name "$role" --query 'InstanceProfile.Roles[].RoleName' --output text)
+    [ "$held" = "$role" ] ||
         aws iam add-role-to-instance-profile --instance-profile-name "$role" --role-name "$role"
-    fi
 done
 aws iam put-role-policy --role-name rayclip-head --policy-name launch --policy-document file://iam-head-policy.json
 # An account's first spot instance needs this role; in later ones it exists already.

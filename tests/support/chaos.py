@@ -14,13 +14,18 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.audit import verify
 from pipeline.manifest import list_versions, read_manifest, read_sidecar
 from pipeline.storage import Storage, StorageError, open_storage
+from tests.conftest import WebServer, draw
 
 ROOT = Path(__file__).parents[2]
 VICTIMS = ("job", "worker", "server")
@@ -169,6 +174,30 @@ class Chaos:
             if ours and title.startswith(b"ray::") and b"MapWorker" in title:
                 found.append(int(folder.name))
         return found
+
+
+def write_table(
+    path: Path, web: WebServer, num_rows: int, slow_s: float = 0.0, may_hurry: threading.Event | None = None
+) -> str:
+    """Rows of which one in ten is dead; the others' pictures take their time, until they may hurry."""
+    hurry = may_hurry or threading.Event()
+
+    def page(picture: bytes) -> Callable[[Any], None]:
+        def answer(handler: Any) -> None:
+            hurry.wait(slow_s)
+            handler.send_response(200)
+            handler.send_header("Content-Length", str(len(picture)))
+            handler.end_headers()
+            handler.wfile.write(picture)
+
+        return answer
+
+    pages, rows = [page(draw("red", "disc", number)) for number in range(8)], []
+    for number in range(num_rows):
+        url = f"{web.address}/gone/{number}" if number % 10 == 5 else web.put(f"/{number}.png", pages[number % 8])
+        rows.append({"url": url, "caption": f"picture {number}", "n": number})
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return str(path)
 
 
 def check_data_set(uri: str, num_rows: int) -> None:

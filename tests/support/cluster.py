@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from tests.conftest import free_port
 from training.tracking import read_metrics
@@ -27,15 +28,13 @@ class MiniCluster:
         """`settings`: environment of the head, and of all that joins."""
         self.folder = Path(tempfile.mkdtemp(prefix="rc-", dir="/tmp"))  # the names of its sockets may not be long
         self.address = f"127.0.0.1:{free_port_outside_rays_own()}"
-        self.environment = os.environ | settings | {
+        self.environment = os.environ | {"RAY_AUTH_MODE": "disabled"} | settings | {
             "RAY_TMPDIR": str(self.folder),
-            "RAY_AUTH_MODE": "disabled",
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": str(ROOT),
         }  # fmt: skip
         self.nodes: list[subprocess.Popen[bytes]] = []
-        port = self.address.rpartition(":")[2]
-        self._start("--head", f"--port={port}", "--num-cpus=0", "--include-dashboard=false", f"--temp-dir={self.folder}")
+        self._start("--head", *self._head_options(), environment=self._head_environment())
         self.wait_for_nodes(1)
 
     def add_node(self, cpus: int = 1, environment: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
@@ -53,13 +52,17 @@ class MiniCluster:
 
     def node_ids(self) -> list[str]:
         """Of the nodes that the cluster takes to be alive, the head's first."""
+        return [node["NodeID"] for node in self.all_nodes() if node["Alive"]]
+
+    def all_nodes(self) -> list[dict[str, Any]]:
+        """What the cluster knows of its nodes, also of those that are gone."""
         from ray._private.state import GlobalState
         from ray._raylet import GcsClientOptions
 
         state = GlobalState()
         options = GcsClientOptions.create(self.address, None, allow_cluster_id_nil=True, fetch_cluster_id_if_nil=True)
         state._initialize_global_state(options)
-        return [node["NodeID"] for node in state.node_table() if node["Alive"]]
+        return list(state.node_table())
 
     def wait_for_nodes(self, count: int) -> None:
         deadline = time.time() + 60
@@ -79,14 +82,17 @@ class MiniCluster:
         subprocess.run([*command, "--deadline-remaining-seconds", str(seconds)], env=self.environment, check=True)
 
     def train(self, *settings: str, log: Path) -> subprocess.Popen[bytes]:
-        """jobs/train.py as a driver beside the head; what it prints goes to `log`."""
-        command = [sys.executable, "jobs/train.py", "--config", "debug_cpu", *settings]
+        return self.job("jobs/train.py", "--config", "debug_cpu", *settings, log=log)
+
+    def job(self, *arguments: str, log: Path) -> subprocess.Popen[bytes]:
+        """A job of ours as a driver beside the head; what it prints goes to `log`."""
+        command = [sys.executable, *arguments]
         environment = self.environment | {"RAY_ADDRESS": self.address}
         with log.open("ab") as file:
             return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
 
-    def workers(self) -> list[int]:
-        """Process ids of Ray Train's workers on this cluster."""
+    def workers(self, kind: str = "RayTrainWorker") -> list[int]:
+        """Process ids of this cluster's workers of a kind, by default Ray Train's."""
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
             try:
@@ -94,7 +100,7 @@ class MiniCluster:
                 ours = str(self.folder).encode() in (Path("/proc") / parent / "cmdline").read_bytes()
             except OSError:
                 continue
-            if ours and title.startswith(b"ray::RayTrainWorker"):
+            if ours and title.startswith(f"ray::{kind}".encode()):
                 found.append(int(folder.name))
         return sorted(found)
 
@@ -113,6 +119,13 @@ class MiniCluster:
             os.killpg(node.pid, signal.SIGKILL)
             node.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _head_options(self) -> list[str]:
+        port = self.address.rpartition(":")[2]
+        return [f"--port={port}", "--num-cpus=0", "--include-dashboard=false", f"--temp-dir={self.folder}"]
+
+    def _head_environment(self) -> dict[str, str]:
+        return {}
 
     def _start(self, *options: str, environment: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
         with (self.folder / "nodes.log").open("ab") as file:

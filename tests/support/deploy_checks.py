@@ -46,7 +46,11 @@ def problems(name: str, text: str) -> list[str]:
             [_tool("ruff"), "check", "--quiet", "--stdin-filename", str(INFRA / name), "-"], text
         )
     assert name == "README.md", f"{name}: a deploy file without a validator"
-    return [path for path in re.findall(r"`((?:aws|kuberay|slurm|docker)/[\w./-]*)`", text) if not (INFRA / path).exists()]
+    return [
+        path
+        for path in re.findall(r"`((?:aws|kuberay|slurm|docker|monitoring)/[\w./-]*)`", text)
+        if not (INFRA / path).exists()
+    ]
 
 
 def files() -> list[str]:

@@ -46,14 +46,14 @@ def history_of(path: Path, count: int, timeout_s: float = 20.0) -> list[dict[str
 
 
 def _records(path: Path, kind: str) -> Iterator[Any]:
-    for message in _messages(path.read_bytes()):
+    for message in messages(path.read_bytes()):
         record = wandb_internal_pb2.Record()
         record.ParseFromString(message)
         if record.WhichOneof("record_type") == kind:
             yield record
 
 
-def _messages(data: bytes) -> Iterator[bytes]:
+def messages(data: bytes) -> Iterator[bytes]:
     assert data[:4] == b":W&B"
     place, parts = FILE_HEADER, b""
     while place + HEADER <= len(data):

@@ -5,11 +5,8 @@ import os
 import random
 import subprocess
 import sys
-import time
 
 import boto3
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import FetchConfig, ImageConfig, IngestConfig
@@ -17,32 +14,10 @@ from pipeline.manifest import commit, read_manifest
 from pipeline.partition import ingest_partition
 from pipeline.plan import plan_ingest
 from pipeline.storage import open_storage
-from tests.support.chaos import ROOT, VICTIMS, Chaos, PersistentS3, Watcher, check_data_set
+from tests.support.chaos import ROOT, VICTIMS, Chaos, PersistentS3, Watcher, check_data_set, write_table
 from tests.support.flaky_s3 import flaky_s3
 
 NUM_ROWS = 240
-
-
-def write_table(path, web, draw_shape, num_rows=NUM_ROWS, slow_s=0.0):
-    """Rows of which one in ten is dead; the others' pictures take their time."""
-    pictures = [draw_shape("red", "disc", number) for number in range(8)]
-
-    def page(picture):
-        def answer(handler):
-            time.sleep(slow_s)
-            handler.send_response(200)
-            handler.send_header("Content-Length", str(len(picture)))
-            handler.end_headers()
-            handler.wfile.write(picture)
-
-        return answer
-
-    rows = []
-    for number in range(num_rows):
-        url = f"{web.address}/gone/{number}" if number % 10 == 5 else web.put(f"/{number}.png", page(pictures[number % 8]))
-        rows.append({"url": url, "caption": f"picture {number}", "n": number})
-    pq.write_table(pa.Table.from_pylist(rows), path)
-    return str(path)
 
 
 @pytest.fixture
@@ -91,16 +66,16 @@ def under_fire(fire, table, uri, victims, rng, longest_s) -> Chaos:
 
 
 @pytest.mark.parametrize("victim", VICTIMS)
-def test_what_is_killed_costs_no_row_and_doubles_none(fire, web, tmp_path, draw_shape, victim):
-    table = write_table(tmp_path / "t.parquet", web, draw_shape, slow_s=0.4)
+def test_what_is_killed_costs_no_row_and_doubles_none(fire, web, tmp_path, victim):
+    table = write_table(tmp_path / "t.parquet", web, NUM_ROWS, slow_s=0.4)
     chaos = under_fire(fire, table, "s3://fire/set", [victim], random.Random(1), longest_s=2)
     assert chaos.killed == {victim: 1}
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(7200)
-def test_two_hundred_kills(fire, web, tmp_path, draw_shape):
-    table, rng, kills, sets = write_table(tmp_path / "t.parquet", web, draw_shape, slow_s=1.5), random.Random(0), 0, 0
+def test_two_hundred_kills(fire, web, tmp_path):
+    table, rng, kills, sets = write_table(tmp_path / "t.parquet", web, NUM_ROWS, slow_s=1.5), random.Random(0), 0, 0
     killed = dict.fromkeys(VICTIMS, 0)
     while kills < 200:
         victims = [rng.choice(VICTIMS) for _ in range(12)]
@@ -111,10 +86,10 @@ def test_two_hundred_kills(fire, web, tmp_path, draw_shape):
         print(f"{kills} kills, {sets} data sets, {killed}", flush=True)
 
 
-def test_two_ingestions_of_one_table_at_the_same_time_end_well(ray_session, web, bucket, tmp_path, draw_shape, s3_environment):
+def test_two_ingestions_of_one_table_at_the_same_time_end_well(ray_session, web, bucket, tmp_path, s3_environment):
     import ray
 
-    table, uri = write_table(tmp_path / "t.parquet", web, draw_shape), f"{bucket}/set"
+    table, uri = write_table(tmp_path / "t.parquet", web, NUM_ROWS), f"{bucket}/set"
     command = [sys.executable, str(ROOT / "jobs" / "ingest.py"), f"ingest.input={table}", f"ingest.output={uri}"]
     command += ["ingest.fetch.allow_addresses=[127.0.0.1/32]", "ingest.num_workers=1"]
     environment = os.environ | s3_environment | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
@@ -130,8 +105,8 @@ def test_two_ingestions_of_one_table_at_the_same_time_end_well(ray_session, web,
     check_data_set(uri, NUM_ROWS)
 
 
-def test_a_flaky_s3_gives_the_same_manifest_as_a_healthy_one(web, bucket, s3_endpoint, tmp_path, draw_shape, monkeypatch):
-    table = write_table(tmp_path / "t.csv.parquet", web, draw_shape, 60)
+def test_a_flaky_s3_gives_the_same_manifest_as_a_healthy_one(web, bucket, s3_endpoint, tmp_path, monkeypatch):
+    table = write_table(tmp_path / "t.csv.parquet", web, 60)
 
     def ingest(output):
         config = IngestConfig(

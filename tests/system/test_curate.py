@@ -111,6 +111,7 @@ def test_a_choice_of_a_choice_and_compact_shards(pairs):
     assert len(rows) == 60
     assert sum(row["reason"] == "http_404" for row in rows) == 1
     assert plan_ingest(config).partitions == [], "what was dropped is not fetched again"
+    assert (manifest.version, list_versions(storage)) == (4, [1, 2, 3, 4]), "each chose from the newest, and made a newer one"
 
 
 def test_a_condition_that_cannot_be_asked_is_refused(pairs, capsys):

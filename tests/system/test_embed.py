@@ -94,6 +94,11 @@ def test_embedded_on_two_actors_gone_on_with_and_curated_by_score(make_data_set,
     kept = [key for one in read_manifest(storage).shards for key in read_samples(storage, one, ["key"])["key"].to_pylist()]
     assert kept == [key for key, score in scores.items() if score > threshold]
 
+    make_data_set(data, (9,), seed=9)  # version 3, on top of the choice
+    assert command(weights, data, output.uri, "embed.num_workers=1") == 0
+    assert "9 samples in 1 shards, in " in capsys.readouterr().out, "what the data set has got since"
+    assert json.loads(output.read("embedding.json"))["data"]["version"] == 3
+
 
 def our_processes(words):
     """Ids of this process's descendants with these words in their command line."""

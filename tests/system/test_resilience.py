@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import time
 
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from jobs.command import CLUSTER_SETTINGS, EXIT_STOPPED
+from tests.support.autoscaling import AutoscalingCluster
 from tests.support.cluster import MiniCluster, wait_for_step, wait_until
 from tests.support.runs import ALONE, config_of
 from training.tracking import read_metrics
@@ -85,12 +87,16 @@ def settings_of(data_set, folder, *overrides):
 
 
 @pytest.mark.timeout(400)
-def test_a_run_that_loses_a_node_gets_another_and_is_told_to_stop_is_the_same_run(data_set, tmp_path, undisturbed, cluster):
+def test_a_run_whose_data_grow_and_that_loses_a_node_gets_another_and_is_told_to_stop_is_the_same_run(
+    data_set, make_data_set, tmp_path, undisturbed, cluster
+):
     log, metrics = tmp_path / "log", tmp_path / "debug_cpu" / "metrics.jsonl"
+    grows = shutil.copytree(data_set, tmp_path / "set")
     nodes = [cluster.add_node(), cluster.add_node()]
-    settings = settings_of(data_set, tmp_path, "cluster.num_workers=[1,2]")
+    settings = settings_of(grows, tmp_path, "cluster.num_workers=[1,2]")
     driver = cluster.train(*settings, log=log)
     wait_for_step(metrics, 6, driver, log)
+    make_data_set(str(grows), (40,), seed=5)  # version 2; whoever starts anew stays with version 1
     cluster.kill(nodes[1])
     wait_until(lambda: starts(tmp_path)[-1][1] == 1, driver, log)
     with cluster.paused():  # on a busy machine a node takes longer to start than the rest of the run
@@ -102,10 +108,48 @@ def test_a_run_that_loses_a_node_gets_another_and_is_told_to_stop_is_the_same_ru
     stopped_at = max(row["step"] for row in read_metrics(metrics))
     assert stopped_at < STEPS
     assert f"stopped at step {stopped_at}" in log.read_text()
-    train(config_of(data_set, tmp_path, *SLOW), ALONE)  # and goes on without a cluster
+    train(config_of(grows, tmp_path, *SLOW), ALONE)  # and goes on without a cluster
     assert [workers for _, workers in starts(tmp_path)] == [2, 1, 2, 1]
     assert starts(tmp_path)[-1][0] == stopped_at, "it goes on at the very step"
     assert json.loads((tmp_path / "debug_cpu" / "result.json").read_text())["spent"]["starts"] == 4
+    last = max((tmp_path / "debug_cpu" / "checkpoints").iterdir())
+    assert [one["version"] for one in json.loads((last / "checkpoint.json").read_text())["data_sets"]] == [1]
+    assert_same_run(tmp_path, undisturbed)
+
+
+@pytest.mark.timeout(400)
+def test_a_run_that_starts_alone_grows_when_a_node_joins_and_loses_it_is_the_same_run(data_set, tmp_path, undisturbed, cluster):
+    log, metrics = tmp_path / "log", tmp_path / "debug_cpu" / "metrics.jsonl"
+    cluster.add_node()
+    driver = cluster.train(*settings_of(data_set, tmp_path, "cluster.num_workers=[1,2]"), log=log)
+    wait_for_step(metrics, 4, driver, log)
+    with cluster.paused():
+        joined = cluster.add_node()
+    wait_until(lambda: starts(tmp_path)[-1][1] == 2, driver, log)
+    wait_for_step(metrics, starts(tmp_path)[-1][0] + 4, driver, log)
+    cluster.kill(joined)
+    assert driver.wait(timeout=180) == 0, log.read_text()
+    assert [workers for _, workers in starts(tmp_path)] == [1, 2, 1]
+    assert_same_run(tmp_path, undisturbed)
+
+
+@pytest.mark.soak
+def test_a_run_on_an_empty_cluster_gets_its_nodes_from_the_autoscaler_and_they_go_at_its_end(data_set, tmp_path, undisturbed):
+    log, metrics = tmp_path / "log", tmp_path / "debug_cpu" / "metrics.jsonl"
+    cluster = AutoscalingCluster(CLUSTER_SETTINGS, {"cpu": {"resources": {"CPU": 1}, "min_workers": 0, "max_workers": 2}})
+    try:
+        workers = ("cluster.num_workers=[1,2]", "cluster.cpus_per_worker=1", "cluster.use_gpu=false")
+        driver = cluster.train(*settings_of(data_set, tmp_path, *workers), log=log)
+        wait_until(lambda: bool(starts(tmp_path)) and starts(tmp_path)[-1][1] == 2, driver, log)
+        wait_for_step(metrics, starts(tmp_path)[-1][0] + 4, driver, log)
+        cluster.kill_node(cluster.node_ids()[-1])
+        wait_until(lambda: starts(tmp_path)[-1][1] == 1, driver, log)
+        wait_until(lambda: starts(tmp_path)[-1][1] == 2, driver, log)  # the autoscaler has sent another node
+        assert driver.wait(timeout=180) == 0, log.read_text()
+        cluster.wait_until_empty()
+    finally:
+        cluster.close()
+    print(starts(tmp_path))
     assert_same_run(tmp_path, undisturbed)
 
 

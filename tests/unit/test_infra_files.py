@@ -18,10 +18,13 @@ from tests.support.deploy_checks import (
     load_all,
     problems,
 )
+from tests.support.walkthrough import steps
 
 FILES = files()
 TEXTS = {name: (INFRA / name).read_text(encoding="utf-8") for name in FILES}
-COMMANDS = [(name, line) for name in FILES for line in commands(TEXTS[name])]
+PAGE = "docs/cluster.md"
+TYPED = "\n".join(line for step in steps((ROOT / PAGE).read_text(encoding="utf-8")) for line in step.typed)
+COMMANDS = [(name, line) for name in FILES for line in commands(TEXTS[name])] + [(PAGE, line) for line in commands(TYPED)]
 OVERRIDE = re.compile(r"([a-z_]+(?:\.[a-z_]+)+)=('[^']*'|\[[^\]]*\]|[^\s'\"`]+)")
 
 
@@ -187,12 +190,12 @@ def test_the_job_recipe_and_every_key_of_a_command_exist(name, line):
 def test_commands_were_found_in_every_file_that_runs_a_job():
     found = {name for name, _ in COMMANDS}
     assert {name for name in FILES if name.startswith(("kuberay/ray", "kuberay/cron", "slurm/"))} <= found
-    assert {"README.md", "aws/cluster.yaml"} <= found
+    assert {"README.md", PAGE, "aws/cluster.yaml"} <= found
 
 
 def test_commands_that_start_from_zero_workers_do_not_leave_gpus_and_cpus_to_auto():
     trained = [line for name, line in COMMANDS if "/opt/rayclip/jobs/train.py" in line]
-    assert len(trained) >= 3
+    assert len(trained) >= 6
     assert all("cluster.use_gpu=true" in line and "cluster.cpus_per_worker=" in line for line in trained)
     embedded = [line for name, line in COMMANDS if "/opt/rayclip/jobs/embed.py" in line]
     assert embedded
@@ -275,3 +278,29 @@ def test_a_node_may_do_to_its_bucket_what_storage_asks_for_and_no_more(action, p
     bucket = re.search(r"arn:aws:s3:::([\w.-]+)", text).group()
     result = IAMPolicy(text).is_action_permitted(action, bucket + path)
     assert (result == PermissionResult.PERMITTED) == allowed
+
+
+def ingestion_cpus(name: str) -> int:
+    """CPUs that the nodes without a GPU have at most, of the cluster that a file's commands are for."""
+    if not name.startswith("kuberay/"):
+        types = load_all(filled_in(TEXTS["aws/cluster.yaml"]))[0]["available_node_types"]
+        groups = [node for name, node in types.items() if name != "head" and "GPU" not in node["resources"]]
+        return sum(node["resources"]["CPU"] * node["max_workers"] for node in groups)
+    own = load_all(TEXTS[name])[0]
+    cluster = own["spec"]["jobTemplate"] if own["kind"] == "RayCronJob" else load_all(TEXTS["kuberay/raycluster.yaml"])[0]
+    spec = cluster["rayClusterSpec"] if "rayClusterSpec" in cluster else cluster["spec"]
+    total = 0
+    for group in spec["workerGroupSpecs"]:
+        wanted = group["template"]["spec"]["containers"][0]["resources"]["requests"]
+        total += 0 if "nvidia.com/gpu" in wanted else int(wanted["cpu"]) * group["maxReplicas"]
+    return total
+
+
+INGESTIONS = [pair for pair in COMMANDS if "jobs/ingest.py" in pair[1] and "sbatch" not in pair[1]]
+"""SLURM's has a node, and no autoscaler that would add another."""
+
+
+@pytest.mark.parametrize(("name", "command"), INGESTIONS)
+def test_an_ingestion_asks_for_the_cpus_of_its_own_nodes_and_so_never_starts_one_with_a_gpu(name, command):
+    (workers,) = re.findall(r"ingest\.num_workers=(\d+)", command)
+    assert int(workers) == ingestion_cpus(name)

@@ -17,13 +17,15 @@ CREATED_ONCE = [
     "create-instance-profile rayclip-head",
     "add-role-to-instance-profile rayclip-head",
 ]
-# `aws iam VERB --OPTION NAME ...`: `get-` finds what `create-` has made, and making it twice fails, as IAM does.
+# `aws iam VERB --OPTION NAME ...`: `get-` finds what `create-` has made, and making it twice fails, as IAM does. A profile
+# names the role that it was given.
 AWS = """#!/bin/bash
 verb=$2 name=$4 thing="$MADE/${2#*-}-$4"
 echo "$verb $name" >> "$MADE/log"
 case $verb in
-    get-*) [ -e "$thing" ] ;;
+    get-*) [ -e "$thing" ] && cat "$thing" ;;
     create-*) [ ! -e "$thing" ] && touch "$thing" ;;
+    add-role-*) thing="$MADE/instance-profile-$name" && [ ! -s "$thing" ] && echo "$name" > "$thing" ;;
 esac
 """
 
@@ -76,3 +78,12 @@ def test_it_makes_both_roles_and_a_second_run_makes_only_their_policies_anew(run
     assert not [call for call in asked if call.startswith(made)]
     policies = [call for call in asked if call.startswith("put-role-policy")]
     assert policies == ["put-role-policy rayclip-node", "put-role-policy rayclip-head", "put-role-policy rayclip-head"]
+
+
+def test_a_run_that_was_killed_between_a_profile_and_its_role_is_finished_by_the_next(run):
+    fill_in(run.folder)
+    run()
+    (run.folder.parent / "instance-profile-rayclip-head").write_text("")
+    result, asked = run()
+    assert result.returncode == 0, result.stderr
+    assert [call for call in asked if call.startswith(("create-role", "create-instance", "add-role"))] == CREATED_ONCE[-1:]

@@ -1,6 +1,7 @@
 """infra/slurm/train.sbatch, run by bash with stand-ins for SLURM's and Ray's commands: what it starts, and how it stops."""
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -114,3 +115,23 @@ def test_the_exit_code_is_the_drivers_also_where_a_node_was_lost_on_the_way(laun
 def test_a_step_that_ends_before_its_driver_begins_keeps_its_own_code(launch):
     process, _ = launch(NO_RAY="1")
     assert process.wait(30) == 3
+
+
+def test_the_line_for_cron_queues_an_ingestion_that_runs_where_the_code_is(tmp_path):
+    (line,) = [line for line in (ROOT / "infra" / "README.md").read_text().splitlines() if "sbatch --job-name" in line]
+    *times, command = line.split(maxsplit=5)
+    assert len([part for part in times if re.fullmatch(r"[\d*]+", part)]) == 5
+    project, log = tmp_path / "rayclip", tmp_path / "log"
+    stand_ins = {
+        # SLURM runs what is wrapped by sh, in the folder where sbatch was typed
+        tmp_path / "bin" / "sbatch": 'while [ "$1" != --wrap ]; do shift; done; exec sh -c "$2"',
+        project / ".venv" / "bin" / "python": f'echo "$PWD $*" > {log}',
+    }
+    for path, body in stand_ins.items():
+        path.parent.mkdir(parents=True)
+        path.write_text(f"#!/bin/sh\n{body}\n")
+        path.chmod(0o755)
+    path = f"{tmp_path / 'bin'}:/usr/bin:/bin"  # cron's own is short
+    subprocess.run(["sh", "-c", command.replace("/YOUR_FOLDER", str(tmp_path))], env={"PATH": path}, check=True)
+    arguments = f"ingest.input={tmp_path}/tables ingest.output={tmp_path}/pairs"
+    assert log.read_text() == f"{project} jobs/ingest.py {arguments}\n"

@@ -1,7 +1,13 @@
 """A partition end to end in a bare process, and captions."""
 
 import io
+import itertools
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -46,14 +52,25 @@ def test_every_row_comes_back_in_order_with_its_reason(config):
     assert storage.size(record.shards[0].tar_path) == record.shards[0].tar_size_bytes
 
 
-def test_the_first_completion_record_wins(config, web):
+def test_of_two_workers_at_one_partition_the_first_completion_record_wins(config, web):
+    both, shades = threading.Barrier(2, timeout=30), itertools.count(1)
+
+    def page(handler):
+        both.wait()  # neither is done before the other has begun
+        body = png(next(shades))  # and the web does not answer them alike
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    web.put("/0.png", page)
     (spec,) = plan_ingest(config).partitions
-    first = ingest_partition(spec, config)
-    web.put("/0.png", png(200))  # the web answers differently an hour later
-    second = ingest_partition(spec, config)
-    assert second == first
+    with ThreadPoolExecutor(2) as workers:
+        one, other = workers.map(lambda _: ingest_partition(spec, config), range(2))
+    assert one == other
     tars = [item.path for item in open_storage(config.output).list("shards/") if item.path.endswith(".tar")]
     assert len(tars) == 2, "the loser's tar is an orphan beside the winner's"
+    assert one.shards[0].tar_path in tars
 
 
 @pytest.mark.parametrize(
@@ -92,3 +109,46 @@ def test_captions_of_other_lengths_are_dropped_when_asked(text, options, reason)
     outcome = clean_caption(text, CaptionConfig(**options))
     assert isinstance(outcome, Failure)
     assert (outcome.status, outcome.reason) == ("dropped", reason)
+
+
+def test_a_partition_that_another_run_has_done_meanwhile_is_not_fetched_again(config, web):
+    (spec,) = plan_ingest(config).partitions
+    first = ingest_partition(spec, config)
+    asked = len(web.requests)
+    assert ingest_partition(spec, config) == first
+    assert len(web.requests) == asked
+
+
+def test_a_table_that_loses_rows_under_a_run_is_an_error_and_no_endless_wait(config, tmp_path):
+    table = tmp_path / "t.parquet"
+    pq.write_table(pyarrow.csv.read_csv(tmp_path / "t.csv"), table)
+    config = config.model_copy(update={"input": str(table)})
+    (spec,) = plan_ingest(config).partitions
+    pq.write_table(pq.read_table(table).slice(0, 5), table)
+    with pytest.raises(ExceptionGroup) as error:
+        ingest_partition(spec, config)
+    assert "lost rows while they were read" in str(error.value.exceptions[0])
+    assert list(open_storage(config.output).list("partitions/")) == []
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_a_password_in_a_url_is_in_no_object_of_the_data_set(config, tmp_path, web, suffix):
+    address = web.address.removeprefix("http://")
+    rows = [
+        {"url": f"http://someone:pa55w0rd@{address}/1.png", "caption": "one"},
+        {"url": f"{web.address}/2.png", "caption": "two"},
+    ]
+    table = tmp_path / f"u.{suffix}"
+    (pq.write_table if suffix == "parquet" else pyarrow.csv.write_csv)(pa.Table.from_pylist(rows), table)
+    config = config.model_copy(update={"input": str(table)})
+    (spec,) = plan_ingest(config).partitions
+    record = ingest_partition(spec, config)
+    assert record.counts == {"bad_url": 1, "success": 1}
+    storage = open_storage(config.output)
+    assert [row["url"] for row in read_sidecar(storage, record.shards[0]).to_pylist()] == [
+        f"http://***@{address}/1.png",
+        f"{web.address}/2.png",
+    ]
+    for item in storage.list(""):
+        table = pq.read_table(storage.local_path(item.path)) if item.path.endswith("parquet") else storage.read(item.path)
+        assert "pa55w0rd" not in str(table.to_pylist() if isinstance(table, pa.Table) else table), item.path

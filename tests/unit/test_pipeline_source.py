@@ -1,6 +1,9 @@
 """Tables of every kind, streamed, and plans that fetch only what is missing."""
 
+import hashlib
+import io
 import os
+from datetime import timedelta
 
 import pyarrow as pa
 import pyarrow.csv
@@ -11,7 +14,7 @@ from pipeline.config import IngestConfig
 from pipeline.ingest import _write_notes
 from pipeline.manifest import PartitionRecord, ShardRecord, commit
 from pipeline.plan import PartitionSpec, plan_ingest
-from pipeline.source import hash_rows, iter_rows, list_tables, read_chunks
+from pipeline.source import WRITTEN_WITHIN, _say_that_a_line_waits, hash_rows, iter_rows, list_tables, read_chunks
 from pipeline.storage import open_storage
 from pipeline.types import InputError
 
@@ -137,6 +140,9 @@ def test_an_edited_or_shortened_table_is_refused(tmp_path):
     write(table, ROWS[:8])
     with pytest.raises(InputError, match="rows 8 to 9 are not what they were"):
         plan(table, output)
+    table.write_text("url,caption,n\n")
+    with pytest.raises(InputError, match="rows 0 to 3 are not what they were"):
+        plan(table, output)
 
 
 def test_rows_are_not_ingested_again_under_other_options(tmp_path):
@@ -154,6 +160,7 @@ def test_rows_are_not_ingested_again_under_other_options(tmp_path):
 def test_a_table_that_is_noted_as_held_is_not_read(tmp_path):
     table, output = tmp_path / "t.csv", tmp_path / "out"
     write(table)
+    let_rest(table)
     first = plan(table, output)
     storage = open_storage(str(output))
     manifest = commit(storage, map(record_of, first.partitions))
@@ -166,6 +173,103 @@ def test_a_table_that_is_noted_as_held_is_not_read(tmp_path):
     os.utime(table)
     with pytest.raises(InputError):
         plan(table, output)
+
+
+HALVES = [
+    ("csv", "url,caption\nhttp://a/1,one\n", "http://a/2,t", "wo\nhttp://a/3,three\n"),
+    ("csv", "url,caption\nhttp://a/1,one\n", "http://", "a/2,two\nhttp://a/3,three\n"),
+    ("csv", 'url,caption\nhttp://a/1,"one\nline"\n', 'http://a/2,"two\n', 'lines"\nhttp://a/3,three\n'),
+    ("csv", "url,caption\nhttp://a/1,one\n", 'http://a/2,"two\nli', 'nes"\nhttp://a/3,three\n'),
+    ("tsv", "url\tcaption\r\nhttp://a/1\tone\r\n", "http://a/2\tt", "wo\r\nhttp://a/3\tthree\r\n"),
+    ("jsonl", '{"url": "http://a/1", "caption": "one"}\n', '{"url": "http://a/2", "c', 'aption": "two"}\n'),
+    ("csv", "", "url,cap", "tion\nhttp://a/1,one\n"),
+    ("jsonl", "", '{"url": "http://a/1"', ', "caption": "one"}\n'),
+    ("csv", "", "", "url,caption\nhttp://a/1,one\n"),
+]
+
+
+def let_rest(table):
+    """As if nobody had written to it for more than an hour."""
+    before = table.stat().st_mtime - WRITTEN_WITHIN.total_seconds() - 1
+    os.utime(table, (before, before))
+
+
+@pytest.mark.parametrize(("suffix", "whole", "half", "rest"), HALVES)
+def test_a_row_that_was_half_written_is_ingested_once_it_is_whole(tmp_path, caplog, suffix, whole, half, rest):
+    """All bytes of a table appear in the end as if they had been there at once, however it was cut when it was planned."""
+    _say_that_a_line_waits.cache_clear()
+    table, output = tmp_path / f"t.{suffix}", tmp_path / "out"
+    (tmp_path / f"whole.{suffix}").write_bytes((whole + half + rest).encode())
+    expected = rows_of(str(tmp_path / f"whole.{suffix}"), 0, 9)
+    table.write_bytes((whole + half).encode())
+    storage = open_storage(str(output))
+    first = plan(table, output)
+    early = [row for spec in first.partitions for row in rows_of(spec.rows_path, spec.rows_first, spec.num_rows)]
+    assert early == expected[: len(early)]
+    assert bool(half) == ("its last line may be half written" in caplog.text)
+    if first.partitions:
+        _write_notes(storage, commit(storage, map(record_of, first.partitions)), first)
+    with table.open("ab") as file:
+        file.write(rest.encode())
+    late = [row for spec in plan(table, output).partitions for row in rows_of(spec.rows_path, spec.rows_first, spec.num_rows)]
+    assert early + late == expected
+
+
+@pytest.mark.parametrize(
+    ("suffix", "text"), [("csv", "url,caption\na,one\nb,two"), ("jsonl", '{"url": "a", "caption": "one"}')]
+)
+def test_a_last_line_without_a_break_counts_when_nobody_has_written_for_an_hour(tmp_path, suffix, text, monkeypatch):
+    table, output = tmp_path / f"t.{suffix}", tmp_path / "out"
+    table.write_text(text)
+    before = plan(table, output)
+    storage = open_storage(str(output))
+    if before.partitions:
+        _write_notes(storage, commit(storage, map(record_of, before.partitions)), before)
+    monkeypatch.setattr("pipeline.source.WRITTEN_WITHIN", timedelta(0))  # the hour has passed, and the file is as it was
+    after = plan(table, output)
+    assert after.num_rows == 1
+    assert after.partitions[0].first_row == before.num_rows
+
+
+def test_a_parquet_table_that_is_being_written_is_refused_until_it_is_whole(tmp_path):
+    table, output = tmp_path / "t.parquet", tmp_path / "out"
+    write(table)
+    whole = table.read_bytes()
+    for part in (whole[:100], b""):
+        table.write_bytes(part)
+        with pytest.raises(InputError, match=r"t\.parquet: the table cannot be read"):
+            plan(table, output)
+    table.write_bytes(whole)
+    assert plan(table, output).num_rows == len(ROWS)
+
+
+def test_a_parquet_table_that_is_replaced_by_a_longer_one_gives_a_run_the_rows_that_it_has_planned(tmp_path):
+    table, output = tmp_path / "t.parquet", tmp_path / "out"
+    write(table)
+    specs = plan(table, output).partitions
+    write(table, [*ROWS, *({**row, "n": row["n"] + len(ROWS)} for row in ROWS)])
+    read = [row for spec in specs for row in rows_of(spec.input_path, spec.rows_first, spec.num_rows)]
+    assert read == ROWS
+    commit(open_storage(str(output)), map(record_of, specs))
+    assert [(spec.first_row, spec.num_rows) for spec in plan(table, output).partitions] == [(10, 4), (14, 4), (18, 2)]
+
+
+@pytest.mark.parametrize("place", ["disk", "s3"])
+def test_a_parquet_table_that_is_replaced_while_it_is_read_is_gone_on_with_in_the_longer_one(tmp_path, request, place):
+    storage = open_storage(str(tmp_path / "tables") if place == "disk" else f"{request.getfixturevalue('bucket')}/tables")
+    rows = [{"url": f"http://e.org/{n}", "caption": hashlib.sha256(b"%d" % n).hexdigest() * 20, "n": n} for n in range(6000)]
+
+    def put(count):
+        file = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(rows[:count]), file, row_group_size=count // 4, compression="none")
+        storage.write("t.parquet", file.getvalue())
+
+    put(4000)
+    reading = iter_rows(storage.address("t.parquet"), 100, 3900, batch_rows=64)
+    read = [next(reading) for _ in range(10)]
+    put(6000)
+    read += reading
+    assert read == rows[100:4000]
 
 
 def test_a_table_with_rows_missing_is_not_noted(tmp_path):

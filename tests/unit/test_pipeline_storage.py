@@ -1,11 +1,14 @@
 """Both storages keep the same promises: whole or not at all, absent means put once."""
 
+import contextlib
 import pickle
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from pipeline.storage import LocalStorage, StorageError, open_storage
+from pipeline.types import ReplacedError
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -26,6 +29,19 @@ def test_what_is_written_is_read_back_whole_and_in_ranges(storage, tmp_path):
     (tmp_path / "file").write_bytes(b"x" * 100_000)
     storage.write_file("c.bin", tmp_path / "file")
     assert storage.size("c.bin") == 100_000
+
+
+def test_an_open_object_that_is_replaced_is_never_read_as_a_mixture(storage):
+    storage.write("x", b"a" * 100)
+    with storage.open("x", 16) as file:
+        assert file.read(16) == b"a" * 16
+        storage.write("x", b"b" * 200)
+        with contextlib.suppress(ReplacedError):
+            assert file.read() == b"a" * 84
+    with storage.open("x", 16) as file:
+        assert file.read() == b"b" * 200
+    with pytest.raises(FileNotFoundError):
+        storage.open("y", 16)
 
 
 def test_a_missing_object_is_named_in_full(storage):
@@ -89,6 +105,25 @@ def test_an_unreachable_endpoint_is_a_storage_error_that_holds_no_secret(bucket,
 def test_an_address_that_is_no_storage_is_refused(uri, rule):
     with pytest.raises(StorageError, match=rule):
         open_storage(uri)
+
+
+@pytest.mark.parametrize("scheme", ["s3", "https", "file"])
+def test_an_address_with_a_password_is_refused_and_not_shown(scheme):
+    with pytest.raises(
+        StorageError, match=rf"^{scheme}://\*\*\*@place/x: an address holds no user name and no password"
+    ) as error:
+        open_storage(f"{scheme}://someone:pa55@w0rd@place/x")
+    assert "w0rd" not in str(error.value)
+    assert open_storage("s3://place/x@y/z").uri == "s3://place/x@y/z"
+
+
+@pytest.mark.parametrize("endpoint", ["http://someone:pa55w0rd@127.0.0.1:9", "someone:pa55w0rd@127.0.0.1:9"])
+@pytest.mark.parametrize("ask", [lambda storage: storage.read("y"), lambda storage: storage.read_range("y", 0, 1)])
+def test_an_endpoint_with_a_password_is_refused_and_in_no_traceback(bucket, monkeypatch, endpoint, ask):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    with pytest.raises(StorageError, match="AWS_ENDPOINT_URL: ") as error:
+        ask(open_storage(f"{bucket}/x"))
+    assert "pa55w0rd" not in "".join(traceback.format_exception(error.value))
 
 
 def test_a_body_that_is_cut_is_asked_for_again(bucket, web, monkeypatch):

@@ -150,6 +150,15 @@ def test_class_folders_and_a_manifest_have_the_same_figures_for_the_same_picture
         assert evaluate(clip, EvaluationConfig(linear_probe=probe), ALONE)["evaluation/linear_probe_top1"] == 1.0
 
 
+def test_an_evaluation_is_of_the_newest_version_when_it_begins(make_data_set, tmp_path):
+    uri = make_data_set(str(tmp_path / "set"), (20,))
+    before = open_source("evaluation.retrieval_uri", uri, ALONE, captions=("caption",))
+    make_data_set(uri, (13,), seed=2)
+    assert (before.num_samples, len(before.read(0, 40))) == (20, 20), "one that has begun stays with its version"
+    after = open_source("evaluation.retrieval_uri", uri, ALONE, captions=("caption",))
+    assert (after.num_samples, len(after.read(0, 40))) == (33, 33)
+
+
 def test_class_names_come_in_the_folders_order_or_by_label_or_as_they_are(as_folders, tmp_path):
     source = open_source("evaluation.zero_shot.uri", as_folders, ALONE)
     path = tmp_path / "names.txt"

@@ -356,14 +356,25 @@ def test_a_resume_into_other_samples_or_another_model_is_refused(data_set, make_
         plan_run(config_of(other, tmp_path))
 
 
-def test_a_run_keeps_its_version_of_a_growing_data_set(make_data_set, tmp_path):
+def test_a_run_keeps_its_version_of_a_growing_data_set_and_says_how_to_use_the_newer_one(make_data_set, tmp_path):
     uri = make_data_set(str(tmp_path / "set"), (40,))
     config = config_of(uri, tmp_path)
     train(config, ALONE)
+    assert list(plan_run(config).newer_data()) == []
     make_data_set(uri, (40,), seed=2)
-    assert plan_run(config).data_sets[0].manifest.version == 1
-    fresh = config_of(uri, tmp_path, "run.name=fresh")
-    assert plan_run(fresh).data_sets[0].manifest.version == 2
+    plan = plan_run(config)
+    assert plan.data_sets[0].manifest.version == 1
+    (line,) = plan.newer_data()
+    assert f"the run keeps version 1 of {uri}; version 2 is there" in line
+    assert list(plan_run(config_of(uri, tmp_path, "data.version=1")).newer_data()) == [], "who asks for it knows"
+    with pytest.raises(ConfigError, match=r"its checkpoint .* does not continue .*\(it has .*set version 1\)"):
+        plan_run(config_of(uri, tmp_path, "data.version=2"))
+    fresh = plan_run(config_of(uri, tmp_path, "run.name=fresh", line.split()[-1]))
+    assert (fresh.data_sets[0].manifest.version, fresh.start.step) == (2, 0)
+    branch = plan_run(config_of(uri, tmp_path, "run.name=branch", f"run.resume={tmp_path / 'debug_cpu'}"))
+    assert (branch.data_sets[0].manifest.version, branch.start.step) == (1, 12), (
+        "a branch is the same order of the same samples"
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,82 @@
+"""As much of a W&B server as a run needs to start, to log and to end; it keeps what it is sent."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+ENTITY = {"id": "e", "name": "someone"}
+ANSWERS = {
+    "query Viewer": {"viewer": {"id": "v", "entity": "someone", "username": "someone", "email": "", "flags": "{}"}},
+    "query RunResumeStatus": {"model": {"id": "m", "name": "rayclip", "entity": ENTITY, "bucket": None}},
+    "mutation UpsertBucket": {
+        "upsertBucket": {
+            "bucket": {
+                "id": "b",
+                "name": "run",
+                "displayName": "run",
+                "project": {"id": "p", "name": "rayclip", "entity": ENTITY},
+                "historyLineCount": 0,
+            },
+            "inserted": True,
+        }
+    },
+}
+
+
+@dataclass
+class WandbServer:
+    """`authorizations` are the headers that hold the key, `bodies` all else that was sent."""
+
+    address: str = ""
+    authorizations: set[str] = field(default_factory=set)
+    bodies: list[tuple[str, bytes]] = field(default_factory=list)
+
+    def history(self) -> bytes:
+        """All that was sent as a run's log."""
+        return b"".join(body for path, body in self.bodies if path.endswith("/file_stream"))
+
+
+@contextlib.contextmanager
+def wandb_server() -> Iterator[WandbServer]:
+    state = WandbServer()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def answer(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            headers = {name: value for name, value in self.headers.items() if name != "Authorization"}
+            if "Authorization" in self.headers:
+                state.authorizations.add(self.headers["Authorization"])
+            state.bodies += [(f"{self.path}, headers", json.dumps(headers).encode()), (self.path, body)]
+            data = next((answer for name, answer in ANSWERS.items() if name.encode() in body), None)
+            if self.path == "/graphql":
+                answer = {"data": data} if data else {"errors": [{"message": "is not known here"}]}
+            else:
+                answer = {}
+            content = json.dumps(answer).encode()
+            with contextlib.suppress(OSError):  # telemetry does not wait for its answer
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+        do_GET = do_POST = do_PUT = answer
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    state.address = f"http://127.0.0.1:{server.server_port}"
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    try:
+        yield state
+    finally:
+        server.shutdown()
+        server.server_close()
