@@ -1,6 +1,7 @@
 """jobs/submit.py without a cluster: what is refused where it is typed, and what becomes of connections and exit codes."""
 
 import asyncio
+import os
 import signal
 from types import SimpleNamespace
 
@@ -67,7 +68,13 @@ def test_a_command_or_a_job_to_wait_for_is_needed(monkeypatch, capsys, words):
 
 
 @pytest.mark.parametrize(
-    "command", ["python train.py train.max_stebs=3", "python jobs/benchmark.py loss", "echo jobs/none.py a=b"]
+    "command",
+    [
+        "python train.py train.max_stebs=3",
+        "python jobs/benchmark.py loss",
+        "echo jobs/none.py a=b",
+        "python /srv/another/jobs/train.py --lr 3",
+    ],
 )
 def test_any_other_command_is_submitted_as_it_is(command):
     assert recipe_runtime_env(command.split(), None) == {}
@@ -124,6 +131,21 @@ def test_help_has_the_table_of_exit_codes(capsys):
 def test_a_bad_address_is_bad_input(capsys, address):
     assert main(["--address", address, "--", "true"]) == 2
     assert capsys.readouterr().err.startswith(f"submit: bad input:\n  {address}: ")
+
+
+def test_an_address_that_was_typed_counts_more_than_those_of_the_environment(web, monkeypatch, capsys):
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", web.address)
+    assert main(["--address", "http://127.0.0.1:9", "--", "true"]) == 1
+    assert capsys.readouterr().err.startswith("submit: http://127.0.0.1:9: cannot be reached")
+    assert web.requests == []
+    assert os.environ["RAY_API_SERVER_ADDRESS"] == web.address
+
+
+def test_an_address_with_a_password_is_refused_without_showing_it(capsys):
+    assert main(["--address", "http://me:planted@127.0.0.1:9", "--", "true"]) == 2
+    errors = capsys.readouterr().err
+    assert "http://***@127.0.0.1:9: holds a user name or a password" in errors
+    assert "planted" not in errors
 
 
 @pytest.mark.parametrize("way", ["--address", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"])
