@@ -28,7 +28,8 @@ JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 SECRET_WORD = re.compile(r"(^|_)(KEYS?|TOKENS?|PASS|PWD)(_|$)|SECRET|PASSW|PASSPHRASE|CREDENTIAL|APIKEY|ACCESSKEY")
 PLACE = re.compile(r"_(FILE|PATH|DIR)$")
 """A name that ends so says where a secret lies, which is none."""
-ADDRESS_WITH_PASSWORD = re.compile(r"://[^/\s:@]*:[^/\s@]+@")
+ADDRESS_WITH_PASSWORD = re.compile(r"https?://[^/?#\s]*@|://[^/?#\s:@]*:[^/?#\s@]+@")
+"""Over HTTP a user name alone may be a token; over SSH it is a name."""
 NO_SECRETS = "a recipe is stored with every run; put secrets into the nodes' environment"
 
 

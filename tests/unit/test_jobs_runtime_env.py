@@ -70,7 +70,13 @@ def test_a_variable_that_looks_like_a_secret_is_refused_and_not_shown(name):
 
 
 @pytest.mark.parametrize(
-    "value", ["[--extra-index-url, 'https://me:planted-secret@pypi.example/simple']", "https://me:planted-secret@pypi.example"]
+    "value",
+    [
+        "[--extra-index-url, 'https://me:planted-secret@pypi.example/simple']",
+        "https://me:planted-secret@pypi.example",
+        "['git+https://planted-secret@example.org/a.git']",
+        "{packages: ['a @ ftp://me:planted-secret@example.org/a.whl']}",
+    ],
 )
 def test_an_address_with_a_password_is_refused_and_not_shown(value):
     said = problems_of(f"cluster.runtime_env.pip={value}")
@@ -82,6 +88,10 @@ def test_an_address_with_a_password_is_refused_and_not_shown(value):
 )
 def test_a_variable_that_only_sounds_like_a_secret_is_taken(name):
     load_config("debug_cpu", [f"cluster.runtime_env.env_vars.{name}=http://127.0.0.1:9000"])
+
+
+def test_an_address_with_a_name_that_is_no_secret_is_taken():
+    load_config("debug_cpu", ["cluster.runtime_env.pip=['git+ssh://git@example.org/a.git', 'https://pypi.example/a@1.zip']"])
 
 
 def test_a_job_that_was_not_submitted_gives_ray_the_recipes_and_ours():
