@@ -43,13 +43,18 @@ def test_a_recipe_states_what_rays_runtime_environment_takes(tmp_path):
     [
         ("cluster.runtime_env.env_var.A=b", "env_var: unknown key; did you mean cluster.runtime_env.env_vars?"),
         ("cluster.runtime_env.worker_process_setup_hook=a.b", "unknown key; it takes env_vars, pip"),
-        ("cluster.runtime_env.env_vars.A=1", "env_vars.A=1: the value of an environment variable is a text"),
-        ("cluster.runtime_env.env_vars=A", "cluster.runtime_env.env_vars='A': is a mapping"),
-        ("cluster.runtime_env=A", "cluster.runtime_env='A'"),
+        ("cluster.runtime_env.env_vars.A=1", "env_vars.A: is a int, and a variable's value is a text; quote it"),
+        ("cluster.runtime_env.env_vars=A", "cluster.runtime_env.env_vars: is a str, no mapping"),
+        ("cluster.runtime_env=A", "cluster.runtime_env: input should be a valid dictionary"),
     ],
 )
 def test_what_is_none_is_refused_without_ray(override, says):
     assert says in problems_of(override)
+
+
+@pytest.mark.parametrize("key", ["cluster.runtime_env", "cluster.runtime_env.env_vars", "cluster.runtime_env.env_vars.A.B"])
+def test_what_is_none_is_not_shown_for_it_may_hold_a_secret(key):
+    assert "planted" not in problems_of(f"{key}=WANDB_API_KEY=planted")
 
 
 @pytest.mark.parametrize("bad", [{"pip": ["a"], "conda": "b"}, {"py_modules": "a"}, {"config": {"setup_timeout_seconds": 0}}])
