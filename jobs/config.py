@@ -205,6 +205,8 @@ def _explain(error: Any) -> str:
     if error["type"] == "missing":
         return f"{path}: is required; set it in the recipe or on the command line"
     rule = error["msg"].removeprefix("Value error, ")
+    if path.startswith("cluster.runtime_env"):  # what is wrong with it may be that it holds a secret
+        return f"{path}: {rule[0].lower()}{rule[1:]}"
     return f"{path}={error['input']!r}: {rule[0].lower()}{rule[1:]}"
 
 

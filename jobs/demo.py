@@ -4,6 +4,7 @@
     python jobs/demo.py --seed 1                           another seed
     python jobs/demo.py --concepts 20 train.max_steps=20   a quick look: fewer pictures, fewer steps
     python jobs/demo.py --data-dir s3://BUCKET/demo run.dir=s3://BUCKET/runs     shards and checkpoints in object storage
+    python jobs/demo.py --pictures-only pictures           only the pictures and a table of them, for a web server of yours
 
 Renders some 3,000 emoji drawings with their English names, serves them on loopback, ingests them, and trains a small CLIP to
 tell which name belongs to which picture. Then it asks for pairs that it has never seen: this concept in that skin tone.
@@ -38,10 +39,15 @@ MARKER = "made-by-the-demo"
 
 
 def job(config: Config, options: argparse.Namespace) -> None:
-    from jobs.demo_pictures import ATTRIBUTION
+    from jobs.demo_pictures import ATTRIBUTION, render_pairs, write_pictures
     from pipeline.storage import open_storage
     from training.worker import run_training
 
+    if options.pictures_only:
+        pairs = render_pairs(options.concepts)
+        table = write_pictures(pairs, options.served_at.rstrip("/"), Path(options.pictures_only))
+        print(f"{len(pairs):,} distinct pictures, and a table of those to train on: {table}\n{ATTRIBUTION}")
+        return
     clock = Phases()
     uris = data_uris(options.data_dir)
     run_storage = open_storage(config.run.uri)
@@ -172,6 +178,10 @@ def arguments() -> argparse.ArgumentParser:
     result.add_argument("--seed", type=int, default=None, help="of the initial weights and the sample order (default: 0)")
     result.add_argument("--data-dir", default="data/demo", help="where the data sets go; a folder or s3://bucket/prefix")
     result.add_argument("--concepts", type=int, default=None, help="only so many concepts with and without skin tones")
+    result.add_argument("--pictures-only", metavar="FOLDER", help="write the pictures and a table of them there, and stop")
+    result.add_argument(
+        "--served-at", metavar="URL", default="http://127.0.0.1:8000", help="what the URLs of that table begin with"
+    )
     return result
 
 

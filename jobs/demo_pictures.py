@@ -6,6 +6,7 @@ nothing is fetched from the internet. Five skin tones make most human concepts i
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
 import threading
@@ -87,6 +88,27 @@ def _split_of(pair: Pair, tones: set[str]) -> str:
 def write_tables(pairs: list[Pair], address: str, folder: Path) -> dict[str, Path]:
     """One table a split. That of train has dead links and broken files in it, as tables from the web have."""
     folder.mkdir(parents=True, exist_ok=True)
+    tables = {split: folder / f"{split}.parquet" for split in SPLITS}
+    for split, rows in _rows(pairs, address).items():
+        pq.write_table(pa.Table.from_pylist(rows), tables[split])
+    return tables
+
+
+def write_pictures(pairs: list[Pair], address: str, folder: Path) -> Path:
+    """What `serve` would have, as files for another web server, and the table of train as table.csv beside them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, body in _bodies(pairs).items():
+        (folder / path.removeprefix("/")).write_bytes(body)
+    rows, table = _rows(pairs, address)["train"], folder / "table.csv"
+    with table.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return table
+
+
+def _rows(pairs: list[Pair], address: str) -> dict[str, list[dict[str, str]]]:
+    """The rows of each split's table."""
     rows: dict[str, list[dict[str, str]]] = {split: [] for split in SPLITS}
     for pair in pairs:
         rows[pair.split].append(_row(pair, f"{address}/{pair.name}.png"))
@@ -94,10 +116,7 @@ def write_tables(pairs: list[Pair], address: str, folder: Path) -> dict[str, Pat
     for url in (*(f"{address}/{name}.png" for name in (*BROKEN, "gone-1", "gone-2", "gone-3")), *DEAD_LINKS):
         rows["train"].append(good | {"url": url})
     rows["train"].append(good | {"caption": " "})
-    tables = {split: folder / f"{split}.parquet" for split in SPLITS}
-    for split, table in tables.items():
-        pq.write_table(pa.Table.from_pylist(rows[split]), table)
-    return tables
+    return rows
 
 
 BROKEN = {
@@ -117,8 +136,7 @@ DEAD_LINKS = (
 @contextmanager
 def serve(pairs: list[Pair]) -> Iterator[str]:
     """A web server on loopback that has the pictures; yields its address."""
-    bodies = {f"/{pair.name}.png": pair.png for pair in pairs}
-    bodies |= {f"/{name}.png": spoil(pairs[0].png) for name, spoil in BROKEN.items()}
+    bodies = _bodies(pairs)
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -143,6 +161,12 @@ def serve(pairs: list[Pair]) -> Iterator[str]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def _bodies(pairs: list[Pair]) -> dict[str, bytes]:
+    """Path on the server -> content."""
+    bodies = {f"/{pair.name}.png": pair.png for pair in pairs}
+    return bodies | {f"/{name}.png": spoil(pairs[0].png) for name, spoil in BROKEN.items()}
 
 
 def _names() -> Iterator[tuple[str, str, str]]:

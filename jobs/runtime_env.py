@@ -28,7 +28,8 @@ JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 SECRET_WORD = re.compile(r"(^|_)(KEYS?|TOKENS?|PASS|PWD)(_|$)|SECRET|PASSW|PASSPHRASE|CREDENTIAL|APIKEY|ACCESSKEY")
 PLACE = re.compile(r"_(FILE|PATH|DIR)$")
 """A name that ends so says where a secret lies, which is none."""
-ADDRESS_WITH_PASSWORD = re.compile(r"://[^/\s:@]*:[^/\s@]+@")
+ADDRESS_WITH_PASSWORD = re.compile(r"https?://[^/?#\s]*@|://[^/?#\s:@]*:[^/?#\s@]+@")
+"""Over HTTP a user name alone may be a token; over SSH it is a name."""
 NO_SECRETS = "a recipe is stored with every run; put secrets into the nodes' environment"
 
 
@@ -53,10 +54,13 @@ def problems(runtime_env: Mapping[str, Any]) -> list[str]:
             found.append(f"{KEY}.{field}: unknown key; {hint}")
     variables = runtime_env["env_vars"] if "env_vars" in runtime_env else {}
     if not isinstance(variables, Mapping):
-        return [*found, f"{KEY}.env_vars={variables!r}: is a mapping of names to texts; write env_vars: {{NAME: value}}"]
+        return [
+            *found,
+            f"{KEY}.env_vars: is a {type(variables).__name__}, no mapping of names to texts; write env_vars: {{NAME: text}}",
+        ]
     for name, value in variables.items():
         if not isinstance(value, str):
-            found.append(f"{KEY}.env_vars.{name}={value!r}: the value of an environment variable is a text; quote it")
+            found.append(f"{KEY}.env_vars.{name}: is a {type(value).__name__}, and a variable's value is a text; quote it")
     return found
 
 

@@ -37,6 +37,7 @@ from urllib.parse import urlsplit
 from jobs.command import BAD_INPUT, EXIT_BAD_INPUT, EXIT_FAILED, EXIT_STOPPED
 from jobs.config import RECIPES, load_config
 from jobs.runtime_env import check
+from pipeline.userinfo import has_userinfo, without_userinfo
 from training.config import ConfigError, RunError
 
 if TYPE_CHECKING:
@@ -116,9 +117,10 @@ def recipe_runtime_env(entrypoint: Sequence[str], working_dir: str | None) -> di
 
 
 def _is_job(word: str) -> bool:
-    """Whether a word of a command is the path of a job that has a recipe."""
+    """Whether a word of a command is the path of a job that has a recipe, here or in an image."""
     path = PurePath(word)
-    if path.suffix != ".py" or path.parent.name != "jobs" or not (RECIPES.parent / path.name).is_file():
+    ours = (PurePath("jobs"), RECIPES.parent, PurePath("/opt/rayclip/jobs"))
+    if path.parent not in ours or path.suffix != ".py" or not (RECIPES.parent / path.name).is_file():
         return False
     return hasattr(importlib.import_module(f"jobs.{path.stem}"), "arguments")
 
@@ -130,7 +132,8 @@ def connect(address: str | None) -> JobSubmissionClient:
     """The cluster's job server.
 
     Args:
-        address: as `ray job submit` takes it: None means RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or the Ray of this machine.
+        address: of the dashboard; None means RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or the Ray of this machine. Unlike with
+            `ray job submit` it counts more than these.
 
     Raises:
         ConfigError: this is no address of one.
@@ -141,10 +144,17 @@ def connect(address: str | None) -> JobSubmissionClient:
     from ray.job_submission import JobSubmissionClient
 
     _quieten()
-    shown = os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or address or "the Ray of this machine"
+    known = {name: os.environ[name] for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS") if name in os.environ}
+    shown = next(filter(None, (address, *known.values())), "the Ray of this machine")
+    if has_userinfo(shown):
+        raise ConfigError(
+            f"{without_userinfo(shown)}: holds a user name or a password; a cluster takes a token, RAY_AUTH_TOKEN"
+        )
     try:
         if "://" in shown and not urlsplit(shown).hostname:
             raise ValueError("names no host")
+        for name in known if address else ():  # Ray would prefer them to what was typed
+            del os.environ[name]
         return JobSubmissionClient(address)
     except AuthenticationError as error:
         raise RunError(f"{shown}: {_about_the_token(error)}") from None
@@ -157,6 +167,8 @@ def connect(address: str | None) -> JobSubmissionClient:
             f"{shown}: cannot be reached ({_first_line(error)}); is the head up, and is this the address of its dashboard, "
             "http://HOST:8265?"
         ) from None
+    finally:
+        os.environ.update(known)
 
 
 def submit(client: JobSubmissionClient, entrypoint: str, submission_id: str | None, runtime_env: dict[str, Any]) -> str:
@@ -167,15 +179,18 @@ def submit(client: JobSubmissionClient, entrypoint: str, submission_id: str | No
         RunError: the cluster did not answer as it should.
     """
     import requests
+    from ray.exceptions import AuthenticationError
 
     try:
         return client.submit_job(entrypoint=entrypoint, submission_id=submission_id, runtime_env=runtime_env)
+    except AuthenticationError as error:
+        raise RunError(f"{client.get_address()}: {_about_the_token(error)}") from None
     except (requests.RequestException, ConnectionError) as error:
         raise RunError(
             f"{client.get_address()}: {_first_line(error)}; `ray job list` says whether the job was submitted"
         ) from None
     except (RuntimeError, TypeError, ValueError) as error:
-        why = str(error).rstrip(".\n ").splitlines()[-1]  # the rest is the server's traceback
+        why = (str(error).rstrip(".\n ").splitlines() or [type(error).__name__])[-1]  # the rest is the server's traceback
         if isinstance(error, RuntimeError) and "status code 400" not in str(error):
             raise RunError(f"{client.get_address()}: the job was not taken ({why})") from None
         raise ConfigError(f"the job was not taken: {why}") from None
@@ -216,7 +231,7 @@ def _follow(client: JobSubmissionClient, job: str) -> int:
         info = _state(client, job)
         if info.status.is_terminal() and (not cut or lost):
             return _exit_code(info, job)
-        if cut and not lost:
+        if cut and not lost and not info.status.is_terminal():
             say(f"the connection to the job's log is lost ({cut}); trying again, the job goes on")
         lost = bool(cut)
         if lost:
@@ -236,7 +251,8 @@ class _Log:
         async with contextlib.aclosing(chunks):
             while True:
                 try:
-                    chunk = await asyncio.wait_for(anext(chunks), SILENCE_S)
+                    async with asyncio.timeout(SILENCE_S):
+                        chunk = await anext(chunks)
                 except (StopAsyncIteration, TimeoutError):
                     return
                 new = chunk[max(0, self._shown - read) :]

@@ -181,7 +181,8 @@ def _stream(plan: IngestPlan, config: IngestConfig) -> Any:
     context.enable_progress_bars = False  # ours counts rows and successes
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = -1  # a large partition, or a wait for nodes, may take over 30 minutes
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.WARNING)  # it warns of a cluster that has no room
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # and that its bars are off
     most = min(config.num_workers or len(plan.partitions), len(plan.partitions))
     context.execution_options.resource_limits = ExecutionResources(cpu=most)  # more is not asked of an autoscaler either
     room = max(1, int(ray.cluster_resources().get("CPU", 0)))

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pipeline import request_counts
+from pipeline.userinfo import without_userinfo
 
 logger = logging.getLogger(__name__)
 
@@ -75,10 +75,10 @@ class Publisher:
     def __init__(self, table: Table, labels: Mapping[str, str], library: Any) -> None:
         """
         Args:
-            labels: those that all values share; what an address holds of user and password is left out.
+            labels: those that all values share; user and password of an address are hidden.
             library: `ray.util.metrics`, once Ray is initialised; None where nobody is to be told.
         """
-        self._labels = {label: without_credentials(value) for label, value in labels.items()}
+        self._labels = {label: without_userinfo(value) for label, value in labels.items()}
         self._metrics: dict[str, Any] = {}
         self._values: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
         self._lock, self._closed = threading.Lock(), threading.Event()
@@ -132,8 +132,3 @@ class Publisher:
 def publish_requests(library: Any, run: str = "", data_set: str = "") -> None:
     """From here on this process's requests to S3 are published, as those of a run or of work on a data set."""
     request_counts.listen(Publisher(STORAGE, {"run": run, "data_set": data_set}, library).add)
-
-
-def without_credentials(address: str) -> str:
-    """scheme://user:password@host/path without what stands before the @."""
-    return re.sub(r"(?<=://)[^/]*@", "", address)

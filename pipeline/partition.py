@@ -186,6 +186,9 @@ def _held_bytes(source: dict[str, Any], column: str) -> bytes:
 
 
 def _run(work: Coroutine[Any, Any, Result]) -> Result:
-    """On uvloop, in a thread of its own, since the caller's may have a loop."""
+    """On uvloop, in a thread of its own, since the caller's may have a loop. What one task raises comes as it is."""
     with ThreadPoolExecutor(max_workers=1) as thread:
-        return thread.submit(uvloop.run, work).result()
+        try:
+            return thread.submit(uvloop.run, work).result()
+        except ExceptionGroup as group:
+            raise group.exceptions[0] from group

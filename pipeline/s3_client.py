@@ -43,8 +43,16 @@ def new_client() -> Any:
 def errors_of(address: str) -> Iterator[None]:
     """botocore's exceptions as ours. Their texts hold no keys; the address is the one that the user gave."""
     from boto3.exceptions import Boto3Error
+    from botocore import exceptions
     from botocore.exceptions import BotoCoreError, ClientError
 
+    NEVER_GOOD = (
+        exceptions.ParamValidationError,
+        exceptions.NoRegionError,
+        exceptions.InvalidRegionError,
+        exceptions.ProfileNotFound,
+        exceptions.PartialCredentialsError,
+    )
     try:
         yield
     except ClientError as error:
@@ -62,6 +70,9 @@ def errors_of(address: str) -> Iterator[None]:
         raise (StorageAwayError if away else StorageError)(
             f"{address}: S3 refused ({code}); check the keys in the environment and what they may do"
         ) from error
+    except NEVER_GOOD as error:
+        reason = " ".join(str(error).split())
+        raise StorageError(f"{address}: S3 was not asked ({reason}); mend the address, or the environment") from error
     except (BotoCoreError, Boto3Error) as error:
         raise StorageAwayError(
             f"{address}: S3 cannot be reached ({type(error).__name__}); check AWS_ENDPOINT_URL, the region and the keys in the "

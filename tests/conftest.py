@@ -1,5 +1,6 @@
 """Real parts for the tests: an S3 server, a web server that misbehaves on request, one shared Ray."""
 
+import contextlib
 import io
 import os
 import socket
@@ -91,8 +92,8 @@ class WebServer:
         return sum(asked == path for asked, _ in self.requests)
 
 
-@pytest.fixture
-def web() -> Iterator[WebServer]:
+@contextlib.contextmanager
+def web_server() -> Iterator[WebServer]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -117,6 +118,12 @@ def web() -> Iterator[WebServer]:
     yield site
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture
+def web() -> Iterator[WebServer]:
+    with web_server() as site:
+        yield site
 
 
 @pytest.fixture(scope="session")

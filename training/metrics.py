@@ -21,7 +21,11 @@ TRAINING: Table = {
     "total_steps": _gauge("planned_steps", "", "Optimizer steps of the whole run"),
     "samples_seen": _gauge("samples_seen", "", "Samples that are done, over all epochs"),
     "epoch": _gauge("epoch", "", "Epoch of the last step, from 0"),
-    "time": _gauge("last_step_timestamp_seconds", "seconds", "When the last step was recorded, since 1970"),
+    "time": _gauge(
+        "last_step_timestamp_seconds",
+        "seconds",
+        "When the last step was recorded, or the workers were ready for one, since 1970",
+    ),
     "loss": _gauge("loss", "", "Contrastive loss of the global batch"),
     "temperature": _gauge("temperature", "", "What similarities are divided by"),
     "learning_rate": _gauge("learning_rate", "", "Learning rate of the last step"),

@@ -135,7 +135,7 @@ class RunRecord:
         row |= {"total_steps": self._plan.total_steps, "device": self._device, "packages": _versions()}
         with (self._folder / STARTS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-        self._tell(row | {"starts": self._starts})
+        self._tell(row | {"starts": self._starts, "time": time.time()})
         self.push()
 
     def log_step(self, row: dict[str, Any], train_s: float, evaluation_s: float, checkpoint_s: float) -> None:

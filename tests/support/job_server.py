@@ -46,9 +46,13 @@ class JobServer:
         self._temporary = Path(f"/tmp/ray-test-{os.getpid()}")
         command = [RAY, "start", "--head", "--block", f"--port={free_port(26379)}", f"--dashboard-port={self.port}"]
         command += [f"--dashboard-agent-listen-port={free_port(29265)}"]  # the default one may belong to another Ray
-        command += ["--dashboard-host=127.0.0.1", "--num-cpus=4", f"--temp-dir={self._temporary}", "--disable-usage-stats"]
+        command += ["--dashboard-host=127.0.0.1", "--num-cpus=2", f"--temp-dir={self._temporary}", "--disable-usage-stats"]
         settings |= {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "1"}  # by default a head drains for 30 s
         settings |= {"RAY_JOB_STOP_WAIT_TIME_S": "120"}  # as the README says
+        settings |= {
+            "RAY_enable_worker_prestart": "0",
+            "RAY_prestart_worker_first_driver": "0",
+        }  # for jobs that need one of them
         log = (project / "ray.log").open("w")
         self._head = subprocess.Popen(command, cwd=project, env=environment(**settings), stdout=log, stderr=log)
         deadline = time.monotonic() + 60

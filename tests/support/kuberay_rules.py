@@ -10,8 +10,10 @@ from typing import Any
 
 import yaml
 
-from jobs.command import CLUSTER_SETTINGS, EXIT_BAD_INPUT
+from jobs.command import CLUSTER_SETTINGS, EXIT_BAD_INPUT, EXIT_STOPPED
 
+FINAL = [EXIT_BAD_INPUT, EXIT_STOPPED]
+"""Exit codes after which nothing is tried again."""
 DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 CRON_FIELD = re.compile(r"(\*|\d+(-\d+)?)(/\d+)?(,(\*|\d+(-\d+)?)(/\d+)?)*")
 LONGEST_NAME = {"RayCluster": 50, "RayJob": 47, "RayCronJob": 36, "CronJob": 52}
@@ -58,8 +60,8 @@ def batch_job_rules(spec: dict[str, Any]) -> Iterator[str]:
         if rule["onExitCodes"].get("containerName", next(iter(names))) not in names:
             yield f"podFailurePolicy: there is no container {rule['onExitCodes']['containerName']}"
     ends = [rule["onExitCodes"] for rule in rules if rule["action"] == "FailJob"]
-    if not any(codes["operator"] == "In" and codes["values"] == [EXIT_BAD_INPUT] for codes in ends):
-        yield f"podFailurePolicy: exit code {EXIT_BAD_INPUT}, bad input, and no other, must fail the job without another try"
+    if not any(codes["operator"] == "In" and codes["values"] == FINAL for codes in ends):
+        yield f"podFailurePolicy: exit codes {FINAL}, bad input and stopped, and no other, must fail the job at once"
     words = [word for container in pod["containers"] for word in container.get("command", [])]
     if not any(word.endswith("jobs/submit.py") for word in words):
         yield "command: only jobs/submit.py hands the job's exit code on"

@@ -18,10 +18,13 @@ from tests.support.deploy_checks import (
     load_all,
     problems,
 )
+from tests.support.walkthrough import steps
 
 FILES = files()
 TEXTS = {name: (INFRA / name).read_text(encoding="utf-8") for name in FILES}
-COMMANDS = [(name, line) for name in FILES for line in commands(TEXTS[name])]
+PAGE = "docs/cluster.md"
+TYPED = "\n".join(line for step in steps((ROOT / PAGE).read_text(encoding="utf-8")) for line in step.typed)
+COMMANDS = [(name, line) for name in FILES for line in commands(TEXTS[name])] + [(PAGE, line) for line in commands(TYPED)]
 OVERRIDE = re.compile(r"([a-z_]+(?:\.[a-z_]+)+)=('[^']*'|\[[^\]]*\]|[^\s'\"`]+)")
 
 
@@ -138,7 +141,7 @@ PLANTED = [
     ("kuberay/cronjob-ingest.yaml", 'schedule: "15 3 * * *"', 'schedule: ["15 3 * * *"]', "is not of type"),
     ("kuberay/cronjob-ingest.yaml", "runAsNonRoot: true", "runAsNonRoot: false", "runAsNonRoot"),
     ("kuberay/cronjob-ingest.yaml", "onExitCodes:", "onExitCode:", "onExitCode"),
-    ("kuberay/cronjob-ingest.yaml", "values: [2]", "values: [1, 2]", "bad input, and no other"),
+    ("kuberay/cronjob-ingest.yaml", "values: [2, 143]", "values: [1, 2, 143]", "bad input and stopped, and no other"),
     ("kuberay/cronjob-ingest.yaml", "action: FailJob", "action: Ignore", "must fail the job without another try"),
     ("kuberay/cronjob-ingest.yaml", "containerName: submit", "containerName: submitter", "there is no container submitter"),
     ("kuberay/cronjob-ingest.yaml", "restartPolicy: Never", "restartPolicy: OnFailure", "podFailurePolicy wants Never"),
@@ -187,12 +190,12 @@ def test_the_job_recipe_and_every_key_of_a_command_exist(name, line):
 def test_commands_were_found_in_every_file_that_runs_a_job():
     found = {name for name, _ in COMMANDS}
     assert {name for name in FILES if name.startswith(("kuberay/ray", "kuberay/cron", "slurm/"))} <= found
-    assert {"README.md", "aws/cluster.yaml"} <= found
+    assert {"README.md", PAGE, "aws/cluster.yaml"} <= found
 
 
 def test_commands_that_start_from_zero_workers_do_not_leave_gpus_and_cpus_to_auto():
     trained = [line for name, line in COMMANDS if "/opt/rayclip/jobs/train.py" in line]
-    assert len(trained) >= 3
+    assert len(trained) >= 6
     assert all("cluster.use_gpu=true" in line and "cluster.cpus_per_worker=" in line for line in trained)
     embedded = [line for name, line in COMMANDS if "/opt/rayclip/jobs/embed.py" in line]
     assert embedded
@@ -293,8 +296,8 @@ def ingestion_cpus(name: str) -> int:
     return total
 
 
-INGESTIONS = [pair for pair in COMMANDS if "jobs/ingest.py" in pair[1] and "sbatch" not in pair[1]]
-"""SLURM's has a node, and no autoscaler that would add another."""
+INGESTIONS = [(name, line) for name, line in COMMANDS if "jobs/ingest.py" in line and "sbatch" not in line and name != PAGE]
+"""SLURM's has a node, and no autoscaler that would add another. The page's are compared with these."""
 
 
 @pytest.mark.parametrize(("name", "command"), INGESTIONS)

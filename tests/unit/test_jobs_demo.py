@@ -1,5 +1,6 @@
 """The demo's split leaks nothing, and its figures are what they say."""
 
+import csv
 import io
 
 import pyarrow.parquet as pq
@@ -7,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from jobs.demo import MARKER, _start_afresh
+from jobs.config import load_config
+from jobs.demo import MARKER, _start_afresh, arguments, job
 from jobs.demo_pictures import BROKEN, DEAD_LINKS, DUPLICATE_PX, TONES, render_pairs, write_tables
 from jobs.demo_report import Encoded, measure
 from pipeline.storage import open_storage
@@ -60,6 +62,23 @@ def test_the_training_table_has_dead_links_and_broken_files(pairs, tmp_path):
     assert len(rows["train"]) == sum(pair.split == "train" for pair in pairs) + len(BROKEN) + 3 + len(DEAD_LINKS) + 1
     assert len(rows["heldout"]) == sum(pair.split == "heldout" for pair in pairs)
     assert set(rows["heldout"][0]) == {"url", "caption", "concept", "tone"}
+
+
+def test_pictures_for_another_web_server_are_those_of_the_table_and_nothing_else_is_done(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    told = ["--concepts", "3", "--pictures-only", "pictures", "--served-at", "http://127.0.0.1:1234/"]
+    job(load_config("demo"), arguments().parse_args(told))
+    assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
+    with (tmp_path / "pictures" / "table.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    pairs = render_pairs(3)
+    trained = [pair for pair in pairs if pair.split == "train"]
+    assert [row["caption"] for row in rows[: len(trained)]] == [pair.caption for pair in trained]
+    assert len(rows) == len(trained) + len(BROKEN) + 3 + len(DEAD_LINKS) + 1
+    names = [row["url"].removeprefix("http://127.0.0.1:1234/") for row in rows[: len(trained)]]
+    assert [(tmp_path / "pictures" / name).read_bytes() for name in names] == [pair.png for pair in trained]
+    assert (tmp_path / "pictures" / "html.png").read_bytes().startswith(b"<!doctype html>")
+    assert not (tmp_path / "pictures" / "gone-1.png").exists()
 
 
 def test_figures_of_a_tone_blind_model_are_its_baseline():

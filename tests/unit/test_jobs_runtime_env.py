@@ -43,13 +43,18 @@ def test_a_recipe_states_what_rays_runtime_environment_takes(tmp_path):
     [
         ("cluster.runtime_env.env_var.A=b", "env_var: unknown key; did you mean cluster.runtime_env.env_vars?"),
         ("cluster.runtime_env.worker_process_setup_hook=a.b", "unknown key; it takes env_vars, pip"),
-        ("cluster.runtime_env.env_vars.A=1", "env_vars.A=1: the value of an environment variable is a text"),
-        ("cluster.runtime_env.env_vars=A", "cluster.runtime_env.env_vars='A': is a mapping"),
-        ("cluster.runtime_env=A", "cluster.runtime_env='A'"),
+        ("cluster.runtime_env.env_vars.A=1", "env_vars.A: is a int, and a variable's value is a text; quote it"),
+        ("cluster.runtime_env.env_vars=A", "cluster.runtime_env.env_vars: is a str, no mapping"),
+        ("cluster.runtime_env=A", "cluster.runtime_env: input should be a valid dictionary"),
     ],
 )
 def test_what_is_none_is_refused_without_ray(override, says):
     assert says in problems_of(override)
+
+
+@pytest.mark.parametrize("key", ["cluster.runtime_env", "cluster.runtime_env.env_vars", "cluster.runtime_env.env_vars.A.B"])
+def test_what_is_none_is_not_shown_for_it_may_hold_a_secret(key):
+    assert "planted" not in problems_of(f"{key}=WANDB_API_KEY=planted")
 
 
 @pytest.mark.parametrize("bad", [{"pip": ["a"], "conda": "b"}, {"py_modules": "a"}, {"config": {"setup_timeout_seconds": 0}}])
@@ -70,7 +75,13 @@ def test_a_variable_that_looks_like_a_secret_is_refused_and_not_shown(name):
 
 
 @pytest.mark.parametrize(
-    "value", ["[--extra-index-url, 'https://me:planted-secret@pypi.example/simple']", "https://me:planted-secret@pypi.example"]
+    "value",
+    [
+        "[--extra-index-url, 'https://me:planted-secret@pypi.example/simple']",
+        "https://me:planted-secret@pypi.example",
+        "['git+https://planted-secret@example.org/a.git']",
+        "{packages: ['a @ ftp://me:planted-secret@example.org/a.whl']}",
+    ],
 )
 def test_an_address_with_a_password_is_refused_and_not_shown(value):
     said = problems_of(f"cluster.runtime_env.pip={value}")
@@ -82,6 +93,10 @@ def test_an_address_with_a_password_is_refused_and_not_shown(value):
 )
 def test_a_variable_that_only_sounds_like_a_secret_is_taken(name):
     load_config("debug_cpu", [f"cluster.runtime_env.env_vars.{name}=http://127.0.0.1:9000"])
+
+
+def test_an_address_with_a_name_that_is_no_secret_is_taken():
+    load_config("debug_cpu", ["cluster.runtime_env.pip=['git+ssh://git@example.org/a.git', 'https://pypi.example/a@1.zip']"])
 
 
 def test_a_job_that_was_not_submitted_gives_ray_the_recipes_and_ours():

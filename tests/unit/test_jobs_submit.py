@@ -1,6 +1,7 @@
 """jobs/submit.py without a cluster: what is refused where it is typed, and what becomes of connections and exit codes."""
 
 import asyncio
+import os
 import signal
 from types import SimpleNamespace
 
@@ -67,7 +68,13 @@ def test_a_command_or_a_job_to_wait_for_is_needed(monkeypatch, capsys, words):
 
 
 @pytest.mark.parametrize(
-    "command", ["python train.py train.max_stebs=3", "python jobs/benchmark.py loss", "echo jobs/none.py a=b"]
+    "command",
+    [
+        "python train.py train.max_stebs=3",
+        "python jobs/benchmark.py loss",
+        "echo jobs/none.py a=b",
+        "python /srv/another/jobs/train.py --lr 3",
+    ],
 )
 def test_any_other_command_is_submitted_as_it_is(command):
     assert recipe_runtime_env(command.split(), None) == {}
@@ -86,6 +93,28 @@ def test_a_recipe_is_looked_for_where_the_job_will_run(tmp_path, monkeypatch, ca
         recipe_runtime_env(entrypoint, "copy")
 
 
+def test_a_job_is_given_the_recipes_runtime_environment_and_the_working_directory(monkeypatch, capsys):
+    given = {}
+
+    class Server:
+        def get_address(self):
+            return "http://head:8265"
+
+        def submit_job(self, **options):
+            given.update(options)
+            return "an-id"
+
+    monkeypatch.setattr(submit, "connect", lambda address: Server())
+    job = ["python", "jobs/train.py", "--config", "debug_cpu", "cluster.runtime_env.env_vars.A=b c"]
+    assert main(["--no-wait", "--working-dir", "copy", "--submission-id", "mine", "--", *job]) == 0
+    assert given == {
+        "entrypoint": "python jobs/train.py --config debug_cpu 'cluster.runtime_env.env_vars.A=b c'",
+        "submission_id": "mine",
+        "runtime_env": {"env_vars": {"A": "b c"}, "working_dir": "copy"},
+    }
+    assert capsys.readouterr().out == "an-id\n"
+
+
 def test_help_has_the_table_of_exit_codes(capsys):
     with pytest.raises(SystemExit) as error:
         main(["--help"])
@@ -102,6 +131,21 @@ def test_help_has_the_table_of_exit_codes(capsys):
 def test_a_bad_address_is_bad_input(capsys, address):
     assert main(["--address", address, "--", "true"]) == 2
     assert capsys.readouterr().err.startswith(f"submit: bad input:\n  {address}: ")
+
+
+def test_an_address_that_was_typed_counts_more_than_those_of_the_environment(web, monkeypatch, capsys):
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", web.address)
+    assert main(["--address", "http://127.0.0.1:9", "--", "true"]) == 1
+    assert capsys.readouterr().err.startswith("submit: http://127.0.0.1:9: cannot be reached")
+    assert web.requests == []
+    assert os.environ["RAY_API_SERVER_ADDRESS"] == web.address
+
+
+def test_an_address_with_a_password_is_refused_without_showing_it(capsys):
+    assert main(["--address", "http://me:planted@127.0.0.1:9", "--", "true"]) == 2
+    errors = capsys.readouterr().err
+    assert "http://***@127.0.0.1:9: holds a user name or a password" in errors
+    assert "planted" not in errors
 
 
 @pytest.mark.parametrize("way", ["--address", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"])
