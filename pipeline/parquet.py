@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 def read_parquet(file: bytes | BinaryIO | io.BufferedIOBase, columns: Sequence[str] | None = None) -> pa.Table:
     """A file's table, or some of its columns.
 
-    Threads of pyarrow's own would keep a file of Python's for a moment after the table is there, and a process that ends in that
+    pyarrow's own threads would keep a file of Python's for a moment after the table is there, and a process that ends in that
     moment is aborted (docs/LOG.md).
 
     Raises:
