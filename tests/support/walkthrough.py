@@ -5,6 +5,7 @@ In: the page. Out: `Step`s, and a `Shell` to type them into. A block of commands
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -99,16 +100,16 @@ class Shell:
         return {process: command for process, command in found.items() if command}
 
     def close(self) -> None:
-        """Kills all that was started in it, and removes Ray's folder where it is left."""
-        left = []
-        for process in self.children():
-            try:
-                variables = (Path("/proc") / str(process) / "environ").read_bytes().decode(errors="replace").split("\0")
-                left += [one.partition("=")[2] for one in variables if one.startswith("RAY_TMPDIR=")]
-                os.kill(process, signal.SIGKILL)
-            except OSError:
-                continue
+        """Kills all that was started in it, and removes the folder that the page makes for Ray, where it is left."""
+        left = set()
+        while processes := self.children():
+            for process in processes:
+                with contextlib.suppress(OSError):  # it has ended meanwhile
+                    variables = (Path("/proc") / str(process) / "environ").read_bytes().decode(errors="replace").split("\0")
+                    left |= {one.partition("=")[2] for one in variables if one.startswith("RAY_TMPDIR=/tmp/walk.")}
+                    os.kill(process, signal.SIGKILL)
+            time.sleep(0.05)
         self._process.kill()
         self._process.wait()
-        for folder in set(left):
+        for folder in left:
             shutil.rmtree(folder, ignore_errors=True)

@@ -20,7 +20,7 @@ from training.trainer import train
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
-LINE_TIMEOUT_S = 180.0
+LINE_TIMEOUT_S = 300.0
 SERVERS = ("raylet", "gcs_server", "dashboard.py", "http.server", "jobs/", "ray::RayTrainWorker")
 NOT_SET = ("RAY_", "AWS_", "WANDB_", "VIRTUAL_ENV", "PYTHONPATH")
 """What a newcomer's terminal has no variables of."""
