@@ -71,7 +71,7 @@ def ingest(web, bucket, tmp_path, draw_shape):
     from pipeline.ingest import run_ingest
 
     urls = [web.put(f"/{n}.png", draw_shape("red", "disc", n)) if n % 3 else f"{web.address}/gone/{n}" for n in range(60)]
-    (tmp_path / "t.csv").write_text("\n".join(["url,caption", *(f"{url},a disc" for url in urls)]))
+    (tmp_path / "t.csv").write_text("\n".join(["url,caption", *(f"{url},a disc" for url in urls), ""]))
     return run_ingest(
         load_config(
             "default",
