@@ -118,7 +118,8 @@ def test_a_step_that_ends_before_its_driver_begins_keeps_its_own_code(launch):
 
 
 def test_the_line_for_cron_queues_an_ingestion_that_runs_where_the_code_is(tmp_path):
-    (line,) = [line for line in (ROOT / "infra" / "README.md").read_text().splitlines() if "sbatch --job-name" in line]
+    text = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
+    (line,) = [line for line in text.splitlines() if re.match(r"[\d*]+ .* sbatch --job-name", line)]
     *times, command = line.split(maxsplit=5)
     assert len([part for part in times if re.fullmatch(r"[\d*]+", part)]) == 5
     project, log = tmp_path / "rayclip", tmp_path / "log"
