@@ -142,7 +142,7 @@ PLANTED = [
     ("kuberay/cronjob-ingest.yaml", "runAsNonRoot: true", "runAsNonRoot: false", "runAsNonRoot"),
     ("kuberay/cronjob-ingest.yaml", "onExitCodes:", "onExitCode:", "onExitCode"),
     ("kuberay/cronjob-ingest.yaml", "values: [2, 143]", "values: [1, 2, 143]", "bad input and stopped, and no other"),
-    ("kuberay/cronjob-ingest.yaml", "action: FailJob", "action: Ignore", "must fail the job without another try"),
+    ("kuberay/cronjob-ingest.yaml", "action: FailJob", "action: Ignore", "must fail the job at once"),
     ("kuberay/cronjob-ingest.yaml", "containerName: submit", "containerName: submitter", "there is no container submitter"),
     ("kuberay/cronjob-ingest.yaml", "restartPolicy: Never", "restartPolicy: OnFailure", "podFailurePolicy wants Never"),
     (
