@@ -46,7 +46,7 @@ def ingest_partition(spec: PartitionSpec, config: IngestConfig) -> PartitionReco
     """Does one partition, unless it is done. Objects are written before the record that names them: none is visible by halves.
 
     Raises:
-        InputError: the table does not hold these rows any more.
+        ExceptionGroup: of an InputError, where the table does not hold these rows any more, or of what a storage said.
     """
     storage = open_storage(config.output)
     path = partition_path(spec.id)
@@ -186,9 +186,6 @@ def _held_bytes(source: dict[str, Any], column: str) -> bytes:
 
 
 def _run(work: Coroutine[Any, Any, Result]) -> Result:
-    """On uvloop, in a thread of its own, since the caller's may have a loop. What one task raises comes as it is."""
+    """On uvloop, in a thread of its own, since the caller's may have a loop."""
     with ThreadPoolExecutor(max_workers=1) as thread:
-        try:
-            return thread.submit(uvloop.run, work).result()
-        except ExceptionGroup as group:
-            raise group.exceptions[0] from group
+        return thread.submit(uvloop.run, work).result()
