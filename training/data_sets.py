@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.manifest import Manifest, list_versions, read_manifest
 from pipeline.storage import Storage, open_storage
 from training.config import ConfigError, DataConfig
-from training.sample_order import Source
+from training.sample_order import SampleOrder, Source
 
 BATCHES_HELD = 32
 """`data.block_size_samples=auto` holds so many global batches in all blocks together (docs/decisions/0005-sample-order.md)."""
@@ -35,6 +35,12 @@ class DataSet:
     def source(self) -> Source:
         """Its part of the sample order."""
         return Source(tuple(shard.num_samples for shard in self.manifest.shards), self.weight)
+
+    @property
+    def mean_sample_bytes(self) -> float:
+        """Of the tars, headers and padding included."""
+        total = sum(shard.tar_size_bytes * shard.num_samples / max(1, shard.tar_samples) for shard in self.manifest.shards)
+        return total / max(1, self.manifest.num_samples)
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint remembers of it; equal `identity` means that every sample has the same index."""
@@ -71,3 +77,31 @@ def block_size_samples(config: DataConfig, global_batch_size: int) -> int:
     if config.block_size_samples == "auto":
         return max(config.run_size_samples, BATCHES_HELD * global_batch_size // config.num_streams)
     return config.block_size_samples
+
+
+def mean_sample_bytes(data_sets: Sequence[DataSet], order: SampleOrder) -> float:
+    """Over the data sets, by their weights."""
+    pairs = zip(data_sets, order.sources, strict=True)
+    return sum(one.mean_sample_bytes * source.epoch_samples for one, source in pairs) / order.epoch_samples
+
+
+def check_prefetch(config: DataConfig, order: SampleOrder, sample_bytes: float, slice_length: int) -> None:
+    """Whether a rank may hold all blocks that it has to: those of its streams, and its neighbours' at both ends.
+
+    Args:
+        sample_bytes: of a sample, on average.
+        slice_length: samples of a step that the rank has.
+
+    Raises:
+        ConfigError: they would not fit into `data.prefetch_bytes`.
+    """
+    share = order.global_batch_size / max(1, slice_length)
+    streams = min(order.num_streams, int(order.num_streams / share) + 2)
+    block = min(order.block_size_samples, order.stream_length)
+    needed = int(streams * block * sample_bytes)
+    if needed > config.prefetch_bytes:
+        raise ConfigError(
+            f"data.prefetch_bytes={config.prefetch_bytes} is less than the {needed} bytes of the blocks that a worker with "
+            f"{slice_length:,} samples of a step holds (about {streams} streams of {block} samples); raise it, take more "
+            "workers, or lower data.num_streams or data.block_size_samples"
+        )

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from training.cache import RangeCache
-from training.config import ConfigError, DataConfig
-from training.data_sets import DataSet
+from training.config import DataConfig
+from training.data_sets import DataSet, check_prefetch, mean_sample_bytes
 from training.sample_order import SampleOrder, Span
 from training.shards import Damage, RawSample, ShardReader
 
@@ -66,8 +66,8 @@ class SampleFetcher:
             wanted = {shard.tar_sha256 for one in data_sets for shard in one.manifest.shards}
             cache = RangeCache(config.cache_dir, config.cache_bytes, wanted)
         self._readers = [ShardReader(one.storage, one.manifest, config.captions, cache) for one in data_sets]
-        self._mean_bytes = _mean_sample_bytes(self._readers, order)
-        self._check_budget()
+        self._mean_bytes = mean_sample_bytes(data_sets, order)
+        check_prefetch(config, order, self._mean_bytes, bounds[1] - bounds[0])
         epoch, step = order.locate(samples_seen)
         self._walked = epoch * order.steps_per_epoch + step  # the next step whose blocks are opened
         self._open: dict[tuple[int, int, int], int] = {}  # (epoch, stream, block) -> its last step
@@ -207,28 +207,9 @@ class SampleFetcher:
             with self._lock:
                 del self._under_way[me]
 
-    def _check_budget(self) -> None:
-        """All blocks that a rank may hold at once: those of its streams, and its neighbours' at both ends."""
-        order, share = self.order, self.order.global_batch_size / max(1, self.bounds[1] - self.bounds[0])
-        streams = min(order.num_streams, int(order.num_streams / share) + 2)
-        block = min(order.block_size_samples, order.stream_length)
-        needed = int(streams * block * self._mean_bytes)
-        if needed > self.config.prefetch_bytes:
-            raise ConfigError(
-                f"data.prefetch_bytes={self.config.prefetch_bytes} is less than the {needed} bytes of the blocks that a rank "
-                f"holds (about {streams} streams of {block} samples); raise it, or lower data.num_streams or "
-                "data.block_size_samples"
-            )
-
 
 _TAKEN = Damage("this sample was handed out")
 
 
 def _size(sample: Sample) -> int:
     return len(sample.image) if isinstance(sample, RawSample) else 0
-
-
-def _mean_sample_bytes(readers: Sequence[ShardReader], order: SampleOrder) -> float:
-    """Over the data sets, by their weights."""
-    total = sum(reader.mean_sample_bytes() * one.epoch_samples for reader, one in zip(readers, order.sources, strict=True))
-    return total / order.epoch_samples

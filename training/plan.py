@@ -17,7 +17,7 @@ from pipeline.manifest import ManifestError
 from pipeline.storage import Storage, StorageError, open_storage
 from training.checkpoint import Checkpoint, CheckpointStore
 from training.config import ConfigError, TrainingConfig
-from training.data_sets import DataSet, block_size_samples, open_data_sets
+from training.data_sets import DataSet, block_size_samples, check_prefetch, mean_sample_bytes, open_data_sets
 from training.distributed import World, gather_objects
 from training.evaluation.runner import check_evaluation
 from training.initial_weights import check_initial_weights, initial_activation
@@ -116,6 +116,8 @@ def plan_run(config: TrainingConfig, begin: Start | None = None) -> RunPlan:
             f"cluster.num_workers={config.cluster.num_workers}: every worker needs at least one sample of a step; "
             f"use at most train.global_batch_size={config.train.global_batch_size} workers"
         )
+    largest = math.ceil(config.train.global_batch_size / config.cluster.min_workers)
+    check_prefetch(config.data, order, mean_sample_bytes(data_sets, order), largest)
     changes: tuple[str, ...] = ()
     if checkpoint is not None:
         before = TrainingConfig.model_validate(checkpoint.config)

@@ -174,11 +174,6 @@ class ShardReader:
         storage, path = locate_tar(self.storage, self.manifest.shards[shard])
         return storage.address(path)
 
-    def mean_sample_bytes(self) -> float:
-        """Of the tars, headers and padding included."""
-        total = sum(shard.tar_size_bytes * shard.num_samples / max(1, shard.tar_samples) for shard in self.manifest.shards)
-        return total / max(1, self.manifest.num_samples)
-
     # ----------------------------------------------------------------------------------------------------------- insides
 
     def _read_range(self, storage: Storage, path: str, begin: int, end: int, tar_sha256: str) -> bytes:

@@ -20,9 +20,8 @@ from model.config import get_architecture
 from tests.support.deploy_checks import PLACEHOLDER, filled_in, load_all
 from tests.support.walkthrough import Shell, section, steps, unseen
 from training.config import ConfigError
-from training.data_sets import block_size_samples
+from training.data_sets import block_size_samples, check_prefetch
 from training.distributed import slice_bounds
-from training.fetcher import SampleFetcher
 from training.plan import plan_schedule
 from training.sample_order import SampleOrder, Source
 
@@ -233,11 +232,9 @@ def needed_gb(workers):
     data = load_config("vit_b_32").data.model_copy(update={"prefetch_bytes": 1})
     block = block_size_samples(data, GLOBAL_BATCH)
     order = SampleOrder((Source((10_000,) * 400, 1.0),), 0, GLOBAL_BATCH, data.num_streams, block)
-    fetcher = SampleFetcher.__new__(SampleFetcher)
-    fetcher.order, fetcher.bounds, fetcher.config = order, slice_bounds(GLOBAL_BATCH, 0, workers), data
-    fetcher._mean_bytes = SAMPLE_BYTES
+    start, stop = slice_bounds(GLOBAL_BATCH, 0, workers)
     with pytest.raises(ConfigError) as refused:
-        fetcher._check_budget()
+        check_prefetch(data, order, SAMPLE_BYTES, stop - start)
     return int(re.search(r"less than the (\d+) bytes", str(refused.value)).group(1)) / 1e9
 
 
@@ -249,8 +246,8 @@ def test_memory_for_the_order_is_what_the_code_asks_for():
     assert len(table) == 5
     assert {workers: f"{needed_gb(int(workers)):.1f}" for workers in table} == table
     recipe = load_config("vit_b_32").data
-    assert needed_gb(24) * 1e9 <= recipe.prefetch_bytes < needed_gb(23) * 1e9
-    assert "2 GiB are enough from 24 workers on" in SIZING
+    assert needed_gb(7) * 1e9 <= recipe.prefetch_bytes < needed_gb(6) * 1e9
+    assert "6 GiB are enough from 7 workers on" in SIZING
     given = {int(size) for size in re.findall(r"data\.prefetch_bytes=(\d{6,})", PAGE)}
     assert given == {48_000_000_000}
     assert needed_gb(1) * 1e9 < 48_000_000_000

@@ -415,6 +415,11 @@ def test_a_run_keeps_its_version_of_a_growing_data_set_and_says_how_to_use_the_n
         (["model.lock=[image, text]", "model.weights=w.pt"], ConfigError, "nothing but the temperature"),
         (["model.weights=/no/w.pt"], ConfigError, r"model\.weights=/no/w\.pt: there is no such file"),
         (["cluster.num_workers=33"], ConfigError, r"cluster\.num_workers=33"),
+        (
+            ["data.prefetch_bytes=9000", "cluster.num_workers=[2,8]"],
+            ConfigError,
+            r"data\.prefetch_bytes=9000 .*with 16 samples",
+        ),
         (["evaluation.retrieval_uri=/nowhere"], ConfigError, "holds no data set of ours"),
     ],
 )
