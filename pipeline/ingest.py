@@ -175,7 +175,7 @@ def _stream(plan: IngestPlan, config: IngestConfig) -> Any:
     The pool begins with the room that there is, grows with the cluster, and by its demand the cluster grows where it can.
     """
     import ray
-    from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
+    from ray.data import ActorPoolStrategy, DataContext
 
     context = DataContext.get_current()
     context.enable_progress_bars = False  # ours counts rows and successes
@@ -184,7 +184,6 @@ def _stream(plan: IngestPlan, config: IngestConfig) -> Any:
     logging.getLogger("ray.data").setLevel(logging.WARNING)  # it warns of a cluster that has no room
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # and that its bars are off
     most = min(config.num_workers or len(plan.partitions), len(plan.partitions))
-    context.execution_options.resource_limits = ExecutionResources(cpu=most)  # more is not asked of an autoscaler either
     room = max(1, int(ray.cluster_resources().get("CPU", 0)))
     return ray.data.from_items(
         [asdict(spec) for spec in plan.partitions], override_num_blocks=len(plan.partitions)

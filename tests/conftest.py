@@ -6,15 +6,16 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
+
+from tests.support.serving import serving
 
 os.environ["RAY_AUTH_MODE"] = "disabled"  # before Ray is imported anywhere: the same for servers, drivers and clients
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -95,8 +96,6 @@ class WebServer:
 @contextlib.contextmanager
 def web_server() -> Iterator[WebServer]:
     class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
         def do_GET(self) -> None:
             site.requests.append((self.path, dict(self.headers)))
             page = site.pages.get(self.path)
@@ -108,16 +107,9 @@ def web_server() -> Iterator[WebServer]:
             self.end_headers()
             self.wfile.write(page or b"")
 
-        def log_message(self, format: str, *arguments: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    site = WebServer(f"http://127.0.0.1:{server.server_port}")
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    yield site
-    server.shutdown()
-    server.server_close()
+    site = WebServer("")
+    with serving(Handler) as site.address:
+        yield site
 
 
 @pytest.fixture

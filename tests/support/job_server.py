@@ -13,25 +13,22 @@ from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
+from tests.support.cluster import free_port_outside_rays_own
+
 ROOT = Path(__file__).parents[2]
 PYTHON = Path(sys.executable)
 RAY = str(PYTHON.parent / "ray")
 TOKEN = "the-token-of-this-test"
 
 
-def free_port(low: int) -> int:
-    """A free port outside the range that Ray's workers take."""
-    for port in range(low, low + 200):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) != 0:
-                return port
-    raise RuntimeError("no free port")
-
-
 def environment(**more: str) -> dict[str, str]:
     """The caller's environment with the interpreter's folder first on the PATH, as the README tells users to have it."""
     path = f"{PYTHON.parent}{os.pathsep}{os.environ['PATH']}"
-    held = {name: value for name, value in os.environ.items() if name not in ("AWS_ENDPOINT_URL", "RAY_ADDRESS")}
+    held = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("AWS_ENDPOINT_URL", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
+    }
     return held | {"PATH": path, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN} | more
 
 
@@ -40,19 +37,19 @@ class JobServer:
 
     def __init__(self, project: Path, **settings: str) -> None:
         """`settings`: environment of the head, and so of its jobs."""
-        self.project, self.port = project, free_port(28265)
+        self.project = project
+        # The default port of an agent may belong to another Ray.
+        head_port, self.port, agent_port = (free_port_outside_rays_own() for _ in range(3))
         self.address = f"http://127.0.0.1:{self.port}"
         # The path of a socket in it must be short.
         self._temporary = Path(f"/tmp/ray-test-{os.getpid()}")
-        command = [RAY, "start", "--head", "--block", f"--port={free_port(26379)}", f"--dashboard-port={self.port}"]
-        command += [f"--dashboard-agent-listen-port={free_port(29265)}"]  # the default one may belong to another Ray
+        command = [RAY, "start", "--head", "--block", f"--port={head_port}", f"--dashboard-port={self.port}"]
+        command += [f"--dashboard-agent-listen-port={agent_port}"]
         command += ["--dashboard-host=127.0.0.1", "--num-cpus=2", f"--temp-dir={self._temporary}", "--disable-usage-stats"]
         settings |= {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "1"}  # by default a head drains for 30 s
         settings |= {"RAY_JOB_STOP_WAIT_TIME_S": "120"}  # as the README says
-        settings |= {
-            "RAY_enable_worker_prestart": "0",
-            "RAY_prestart_worker_first_driver": "0",
-        }  # for jobs that need one of them
+        # for jobs that need one worker
+        settings |= {"RAY_enable_worker_prestart": "0", "RAY_prestart_worker_first_driver": "0"}
         log = (project / "ray.log").open("w")
         self._head = subprocess.Popen(command, cwd=project, env=environment(**settings), stdout=log, stderr=log)
         deadline = time.monotonic() + 60

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+
+from tests.support.serving import serving
 
 ENTITY = {"id": "e", "name": "someone"}
 ANSWERS = {
@@ -46,8 +47,6 @@ def wandb_server() -> Iterator[WandbServer]:
     state = WandbServer()
 
     class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
         def answer(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             headers = {name: value for name, value in self.headers.items() if name != "Authorization"}
@@ -68,15 +67,5 @@ def wandb_server() -> Iterator[WandbServer]:
 
         do_GET = do_POST = do_PUT = answer
 
-        def log_message(self, format: str, *arguments: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    state.address = f"http://127.0.0.1:{server.server_port}"
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    try:
+    with serving(Handler) as state.address:
         yield state
-    finally:
-        server.shutdown()
-        server.server_close()

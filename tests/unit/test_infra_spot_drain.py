@@ -4,15 +4,16 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
+
+from tests.support.serving import serving
 
 AGENT = Path(__file__).parents[2] / "infra" / "aws" / "spot_drain.py"
 NODE_ID, GCS = "5b1f9a" * 9 + "5b", "10.0.0.7:6379"
@@ -75,16 +76,8 @@ def service() -> Iterator[MetadataService]:
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, format: str, *arguments: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    state.address = f"http://127.0.0.1:{server.server_port}"
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    yield state
-    server.shutdown()
-    server.server_close()
+    with serving(Handler) as state.address:
+        yield state
 
 
 @pytest.fixture

@@ -1,17 +1,17 @@
 """Range reads under addresses signed once: quick where they may be, never in the way where they may not."""
 
 import http.client
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import urlsplit
 
 import pytest
 
 from pipeline import presigned
 from pipeline.storage import open_storage
+from tests.support.serving import serving
 
 
 @dataclass
@@ -30,8 +30,6 @@ def watching(endpoint: str) -> Iterator[Watch]:
     target, watch = urlsplit(endpoint), Watch()
 
     class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
         def do_GET(self) -> None:
             if "X-Amz-Signature" in self.path:
                 watch.presigned.append(self.path)
@@ -53,16 +51,8 @@ def watching(endpoint: str) -> Iterator[Watch]:
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, format: str, *arguments: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    watch.address = f"http://127.0.0.1:{server.server_port}"
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    yield watch
-    server.shutdown()
-    server.server_close()
+    with serving(Handler) as watch.address:
+        yield watch
 
 
 @pytest.fixture
