@@ -59,6 +59,12 @@ def assert_same_run(folder, other):
     assert max(apart.values()) < 1e-4, apart
 
 
+def versions(folder):
+    """Of the data sets that the last checkpoint goes on with."""
+    last = max((folder / "debug_cpu" / "checkpoints").iterdir())
+    return [one["version"] for one in json.loads((last / "checkpoint.json").read_text())["data_sets"]]
+
+
 def starts(folder):
     """(first step, number of workers) of every start."""
     return [(row["step"], row["world_size"]) for row in read_metrics(folder / "debug_cpu" / "starts.jsonl")]
@@ -86,7 +92,7 @@ def settings_of(data_set, folder, *overrides):
     )
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.soak
 def test_a_run_whose_data_grow_and_that_loses_a_node_gets_another_and_is_told_to_stop_is_the_same_run(
     data_set, make_data_set, tmp_path, undisturbed, cluster
 ):
@@ -112,17 +118,20 @@ def test_a_run_whose_data_grow_and_that_loses_a_node_gets_another_and_is_told_to
     assert [workers for _, workers in starts(tmp_path)] == [2, 1, 2, 1]
     assert starts(tmp_path)[-1][0] == stopped_at, "it goes on at the very step"
     assert json.loads((tmp_path / "debug_cpu" / "result.json").read_text())["spent"]["starts"] == 4
-    last = max((tmp_path / "debug_cpu" / "checkpoints").iterdir())
-    assert [one["version"] for one in json.loads((last / "checkpoint.json").read_text())["data_sets"]] == [1]
+    assert versions(tmp_path) == [1]
     assert_same_run(tmp_path, undisturbed)
 
 
 @pytest.mark.timeout(400)
-def test_a_run_that_starts_alone_grows_when_a_node_joins_and_loses_it_is_the_same_run(data_set, tmp_path, undisturbed, cluster):
+def test_a_run_that_starts_alone_grows_when_a_node_joins_and_loses_it_is_the_same_run(
+    data_set, make_data_set, tmp_path, undisturbed, cluster
+):
     log, metrics = tmp_path / "log", tmp_path / "debug_cpu" / "metrics.jsonl"
+    grows = shutil.copytree(data_set, tmp_path / "set")
     cluster.add_node()
-    driver = cluster.train(*settings_of(data_set, tmp_path, "cluster.num_workers=[1,2]"), log=log)
+    driver = cluster.train(*settings_of(grows, tmp_path, "cluster.num_workers=[1,2]"), log=log)
     wait_for_step(metrics, 4, driver, log)
+    make_data_set(str(grows), (40,), seed=5)  # version 2; the groups to come stay with version 1
     with cluster.paused():
         joined = cluster.add_node()
     wait_until(lambda: starts(tmp_path)[-1][1] == 2, driver, log)
@@ -130,6 +139,7 @@ def test_a_run_that_starts_alone_grows_when_a_node_joins_and_loses_it_is_the_sam
     cluster.kill(joined)
     assert driver.wait(timeout=180) == 0, log.read_text()
     assert [workers for _, workers in starts(tmp_path)] == [1, 2, 1]
+    assert versions(tmp_path) == [1]
     assert_same_run(tmp_path, undisturbed)
 
 

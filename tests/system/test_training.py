@@ -51,7 +51,7 @@ def one_worker(data_set, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("workers", [2, 3, 4])
+@pytest.mark.parametrize("workers", [2, pytest.param(3, marks=pytest.mark.soak), 4])
 def test_any_number_of_workers_has_the_same_samples_and_the_same_loss_at_every_step(data_set, tmp_path, one_worker, workers):
     from training.worker import run_training
 
@@ -129,6 +129,7 @@ def killing(step: int, folder: Path) -> Iterator[list[int]]:
     assert killed, "the kill came before the end"
 
 
+@pytest.mark.soak  # a group that a kill resizes is in test_resilience.py
 def test_a_run_that_goes_from_two_workers_to_one_and_to_three_through_kills_is_the_same_run(data_set, tmp_path, one_worker):
     from ray.train import TrainingFailedError
 

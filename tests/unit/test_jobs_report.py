@@ -354,7 +354,8 @@ def test_charts_take_the_colours_of_a_scheme_that_changes_while_the_page_is_open
     (tmp_path / "report.html").write_text(page)
     with visit(browser, tmp_path / "report.html") as seen:
         chart = seen.page.locator('[data-chart="loss"]')
-        seen.page.wait_for_function("document.querySelector('[data-chart=loss]').dataset.drawn")
+        # A function, for text is evaluated anew at each look, which the page's policy forbids.
+        seen.page.wait_for_function("() => document.querySelector('[data-chart=loss]').dataset.drawn")
         light = chart.screenshot()
         seen.page.emulate_media(color_scheme="dark")
         seen.page.wait_for_timeout(500)
