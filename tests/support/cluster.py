@@ -52,7 +52,8 @@ class MiniCluster:
 
     def node_ids(self) -> list[str]:
         """Of the nodes that the cluster takes to be alive, the head's first."""
-        return [node["NodeID"] for node in self.all_nodes() if node["Alive"]]
+        alive = [node for node in self.all_nodes() if node["Alive"]]  # in no order
+        return [node["NodeID"] for node in sorted(alive, key=lambda node: "node:__internal_head__" not in node["Resources"])]
 
     def all_nodes(self) -> list[dict[str, Any]]:
         """What the cluster knows of its nodes, also of those that are gone."""

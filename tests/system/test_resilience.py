@@ -235,12 +235,14 @@ def test_a_node_that_says_that_it_will_go_costs_no_step_before_its_notice(data_s
     slow = ("model.image_size_px=320", "train.max_steps=40")  # time for the notice to run out
     train(config_of(data_set, tmp_path / "undisturbed", *SLOW, *slow), ALONE)
     log, metrics = tmp_path / "log", tmp_path / "debug_cpu" / "metrics.jsonl"
-    leaving, _ = cluster.add_node(environment={"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "8"}), cluster.add_node()
+    leaving = cluster.add_node(environment={"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "8"})
+    _head, leaving_id = cluster.node_ids()
+    cluster.add_node()
     never = ("checkpoint.every_steps=null", "cluster.num_workers=[1,2]", "cluster.resize_every_s=1000")
     driver = cluster.train(*settings_of(data_set, tmp_path, *slow, *never), log=log)
     wait_for_step(metrics, 5, driver, log)
     if notice == "drain":
-        cluster.drain(cluster.node_ids()[1], seconds=8)
+        cluster.drain(leaving_id, seconds=8)
         time.sleep(9)
         cluster.kill(leaving)  # as the cloud does
     else:
