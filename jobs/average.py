@@ -15,8 +15,8 @@ import json
 import sys
 from pathlib import Path
 
-from jobs.command import check_folder, parser, run
-from jobs.config import Config
+from jobs.cli.command_line import check_folder, parser, run
+from jobs.cli.config import Config
 from jobs.evaluate import check_there_is_something_to_measure, run_to_evaluate
 from training.config import ConfigError
 
@@ -24,11 +24,11 @@ from training.config import ConfigError
 def job(config: Config, options: argparse.Namespace) -> None:
     from model.clip import CLIP
     from model.weights import interpolate, load_state, save_weights
+    from training.checkpoint.initial_weights import load_initial_weights
     from training.distributed import World, pick_device
     from training.evaluation.figures import headline
     from training.evaluation.runner import evaluate
-    from training.initial_weights import load_initial_weights
-    from training.prepare import autocast
+    from training.step.model_setup import autocast
 
     check_folder("--json", options.json)
     check_folder("--save", options.save)

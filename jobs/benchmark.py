@@ -25,14 +25,14 @@ import os
 import sys
 from collections.abc import Callable
 
-from jobs import (
-    benchmark_data,
-    benchmark_embed,
-    benchmark_ingest,
-    benchmark_parity,
-    benchmark_retrieval,
-    benchmark_run,
-    benchmark_train,
+from jobs.benchmarks import (
+    data_loading,
+    embedding,
+    ingestion,
+    parity,
+    ranking,
+    training_step,
+    whole_runs,
 )
 
 
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
 def _add_ingestion(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     def run_schemes(options: argparse.Namespace) -> str:
         schemes = ("http", "https") if options.scheme == "both" else (options.scheme,)
-        return "\n".join(benchmark_ingest.run(one, options.small_rows, options.rows, options.repeats) for one in schemes)
+        return "\n".join(ingestion.run(one, options.small_rows, options.rows, options.repeats) for one in schemes)
 
     ingest = commands.add_parser("ingest", help="ingestion's cost and speed")
     ingest.set_defaults(run=run_schemes)
@@ -58,23 +58,23 @@ def _add_ingestion(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     ingest.add_argument("--repeats", type=int, default=3, help="of the whole comparison (default: %(default)s)")
     ingest.add_argument("--scheme", choices=("http", "https", "both"), default="both")
     misbehaving = commands.add_parser("ingest-yield", help="ingestion's yield on a server that misbehaves")
-    misbehaving.set_defaults(run=lambda options: benchmark_ingest.run_yield(options.rows))
+    misbehaving.set_defaults(run=lambda options: ingestion.run_yield(options.rows))
     misbehaving.add_argument("--rows", type=int, default=2_000)
     planning = commands.add_parser("ingest-plan", help="the driver's memory")
-    planning.set_defaults(run=lambda options: benchmark_ingest.run_plan(tuple(options.rows)))
+    planning.set_defaults(run=lambda options: ingestion.run_plan(tuple(options.rows)))
     planning.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 10_000_000])
 
 
 def _add_training(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     data = commands.add_parser("data", help="the training stream's cost, memory, time to the first batch, and mixing")
-    data.set_defaults(run=lambda options: benchmark_data.run(options.samples, options.repeats))
+    data.set_defaults(run=lambda options: data_loading.run(options.samples, options.repeats))
     data.add_argument("--samples", type=int, default=12_000)
     data.add_argument("--repeats", type=int, default=3, help="of the whole comparison (default: %(default)s)")
 
     def run_step(options: argparse.Namespace) -> str:
         switches = (options.compile, options.checkpointing)
-        setting = benchmark_train.Setting(options.model, options.batch_size, options.device, options.precision, *switches)
-        return benchmark_train.run(setting, options.repeats, options.threads)
+        setting = training_step.Setting(options.model, options.batch_size, options.device, options.precision, *switches)
+        return training_step.run(setting, options.repeats, options.threads)
 
     train = commands.add_parser("train", help="pairs per second of a model's step")
     train.set_defaults(run=run_step)
@@ -87,38 +87,36 @@ def _add_training(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     train.add_argument("--compile", action="store_true", help="torch.compile on both sides")
     train.add_argument("--checkpointing", action="store_true", help="activation checkpointing on both sides")
     loss = commands.add_parser("loss", help="memory and time of the loss")
-    loss.set_defaults(run=lambda options: benchmark_train.run_loss(tuple(options.global_batches), options.repeats))
+    loss.set_defaults(run=lambda options: training_step.run_loss(tuple(options.global_batches), options.repeats))
     loss.add_argument("--global-batches", type=int, nargs="+", default=[4_096, 8_192, 16_384, 32_768, 65_536])
     loss.add_argument("--repeats", type=int, default=3)
-    _add_whole_run(commands, "end-to-end", benchmark_run.run_end_to_end, "a run from shards on S3", 32, 12, 1)
-    ray = _add_whole_run(commands, "ray", benchmark_run.run_ray, "what Ray costs a run", 16, 16, 3, threads=True)
+    _add_whole_run(commands, "end-to-end", whole_runs.run_end_to_end, "a run from shards on S3", 32, 12, 1)
+    ray = _add_whole_run(commands, "ray", whole_runs.run_ray, "what Ray costs a run", 16, 16, 3, threads=True)
     ray.add_argument("--threads", type=int, default=os.cpu_count(), help="of the one worker (default: all cores)")
-    _add_whole_run(commands, "workers", benchmark_run.run_workers, "two workers against one", 64, 5, 2)
-    _add_whole_run(commands, "checkpoints", benchmark_run.run_checkpoints, "what training waits for a checkpoint", 16, 20, 2)
+    _add_whole_run(commands, "workers", whole_runs.run_workers, "two workers against one", 64, 5, 2)
+    _add_whole_run(commands, "checkpoints", whole_runs.run_checkpoints, "what training waits for a checkpoint", 16, 20, 2)
     _add_embedding(commands)
-    parity = commands.add_parser("parity", help="the same run in ours and in open_clip")
-    parity.set_defaults(
-        run=lambda options: benchmark_parity.run(options.model, options.steps, options.seeds, options.data_dir, options.control)
+    whole = commands.add_parser("parity", help="the same run in ours and in open_clip")
+    whole.set_defaults(
+        run=lambda options: parity.run(options.model, options.steps, options.seeds, options.data_dir, options.control)
     )
-    parity.add_argument("--model", choices=tuple(benchmark_parity.LEARNING_RATES), default="debug-vit")
-    parity.add_argument("--control", action="store_true", help="also ours on one thread less: what rounding alone does")
-    parity.add_argument("--steps", type=int, default=500)
-    parity.add_argument("--seeds", type=int, default=3)
+    whole.add_argument("--model", choices=tuple(parity.LEARNING_RATES), default="debug-vit")
+    whole.add_argument("--control", action="store_true", help="also ours on one thread less: what rounding alone does")
+    whole.add_argument("--steps", type=int, default=500)
+    whole.add_argument("--seeds", type=int, default=3)
     retrieval = commands.add_parser("retrieval", help="time and memory of the retrieval metrics")
-    retrieval.set_defaults(
-        run=lambda options: benchmark_retrieval.run(options.pairs, options.dimensions, options.threads, options.repeats)
-    )
+    retrieval.set_defaults(run=lambda options: ranking.run(options.pairs, options.dimensions, options.threads, options.repeats))
     retrieval.add_argument("--pairs", type=int, default=100_000)
     retrieval.add_argument("--dimensions", type=int, default=512)
     retrieval.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch (default: all cores)")
     retrieval.add_argument("--repeats", type=int, default=1)
-    parity.add_argument("--data-dir", default="data/demo", help="the demo's data sets, made where they are missing")
+    whole.add_argument("--data-dir", default="data/demo", help="the demo's data sets, made where they are missing")
 
 
 def _add_embedding(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     def run_embedding(options: argparse.Namespace) -> str:
         sizes = (options.batch_size, options.shards, options.shard_samples)
-        return benchmark_embed.run(benchmark_embed.Setting(options.model, *sizes, options.threads), options.repeats)
+        return embedding.run(embedding.Setting(options.model, *sizes, options.threads), options.repeats)
 
     embed = commands.add_parser("embed", help="embedding against the forward pass alone")
     embed.set_defaults(run=run_embedding)

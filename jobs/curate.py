@@ -17,23 +17,23 @@ import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from jobs.command import connect_ray, parser, quieten_ray_data, run
-from jobs.config import Config
+from jobs.cli.command_line import connect_ray, parser, quieten_ray_data, run
+from jobs.cli.config import Config
 from pipeline.config import CurateConfig
-from pipeline.types import InputError
+from pipeline.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from pipeline.curate import Rules
-    from pipeline.manifest import Manifest, PartitionRecord, ShardRecord
-    from pipeline.storage import Storage
+    from pipeline.dataset.manifest import Manifest, PartitionRecord, ShardRecord
+    from pipeline.storage.base import Storage
+    from pipeline.versions.curation import Rules
 
 
 def job(config: Config, options: argparse.Namespace) -> None:
-    from pipeline.curate import judge, read_rules
-    from pipeline.manifest import commit_choice, read_manifest
-    from pipeline.storage import open_storage
+    from pipeline.dataset.manifest import commit_choice, read_manifest
+    from pipeline.storage.base import open_storage
+    from pipeline.versions.curation import judge, read_rules
 
     if not config.curate.data:
         raise InputError("curate.data: is empty; name the folder or the s3://bucket/prefix of a data set")
@@ -62,7 +62,7 @@ def _choose(storage: Storage, base: Manifest, rules: Rules) -> list[PartitionRec
     """The partitions that change, with their shards' selections. Duplicates meet where their hashes begin alike."""
     import ray
 
-    from pipeline.curate import DUPLICATE, duplicates, judge, select
+    from pipeline.versions.curation import DUPLICATE, duplicates, judge, select
 
     shards = base.shards
 
@@ -98,7 +98,7 @@ def _choose(storage: Storage, base: Manifest, rules: Rules) -> list[PartitionRec
 
 
 def _replace_shards(base: Manifest, records: dict[int, str]) -> list[PartitionRecord]:
-    from pipeline.manifest import ShardRecord
+    from pipeline.dataset.manifest import ShardRecord
 
     number, changed = 0, []
     for partition in base.partitions:
@@ -115,9 +115,9 @@ def _materialize(storage: Storage, manifest: Manifest, shard_size_bytes: int) ->
     """Compact shards of neighbouring partitions, whose records they replace: the first of a group has them, the others none."""
     import ray
 
-    from pipeline.manifest import ShardRecord
-    from pipeline.progress import Progress
-    from pipeline.rewrite import group_partitions, rewrite
+    from pipeline.dataset.manifest import ShardRecord
+    from pipeline.ingest.progress import Progress
+    from pipeline.versions.rewrite import group_partitions, rewrite
 
     groups = group_partitions(manifest, shard_size_bytes)
     quieten_ray_data()
@@ -141,7 +141,7 @@ def _materialize(storage: Storage, manifest: Manifest, shard_size_bytes: int) ->
 
 def _take_down(storage: Storage, rules: Rules, options: argparse.Namespace) -> None:
     """Says who has had the samples that were removed, and rewrites the shards that hold their bytes when asked."""
-    from pipeline.takedown import find_holders, purge, runs_on
+    from pipeline.versions.takedown import find_holders, purge, runs_on
 
     holders = find_holders(storage, rules)
     if options.purge:

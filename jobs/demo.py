@@ -23,24 +23,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.command import connect_ray, parser, run
-from jobs.config import Config
+from jobs.cli.command_line import connect_ray, parser, run
+from jobs.cli.config import Config
+from jobs.cli.open_model import last_checkpoint, open_model
 from jobs.export import export_checkpoint
-from jobs.models import last_checkpoint, open_model
 from jobs.report import report_at_the_end
 from training.config import ConfigError
 
 if TYPE_CHECKING:
-    from jobs.demo_pictures import Pair
-    from jobs.demo_report import Figures
-    from pipeline.storage import Storage
+    from jobs.demonstration.drawings import Pair
+    from jobs.demonstration.results import Figures
+    from pipeline.storage.base import Storage
 
 MARKER = "made-by-the-demo"
 
 
 def job(config: Config, options: argparse.Namespace) -> None:
-    from jobs.demo_pictures import ATTRIBUTION, render_pairs, write_pictures
-    from pipeline.storage import open_storage
+    from jobs.demonstration.drawings import ATTRIBUTION, render_pairs, write_pictures
+    from pipeline.storage.base import open_storage
     from training.worker import run_training
 
     if options.pictures_only:
@@ -78,7 +78,7 @@ def job(config: Config, options: argparse.Namespace) -> None:
 
 def data_uris(data_dir: str) -> dict[str, str]:
     """Where the demo's data sets lie: split -> root."""
-    from jobs.demo_pictures import SPLITS
+    from jobs.demonstration.drawings import SPLITS
 
     root = data_dir.rstrip("/") if "://" in data_dir else str(Path(data_dir).absolute())
     return {split: f"{root}/{split}" for split in SPLITS}
@@ -86,8 +86,8 @@ def data_uris(data_dir: str) -> dict[str, str]:
 
 def make_data_sets(data_dir: str, config: Config, concepts: int | None = None, clock: Phases | None = None) -> None:
     """Renders the pictures and ingests them, on Ray. What an earlier demo left in the folder is replaced."""
-    from jobs.demo_pictures import SPLITS, render_pairs
-    from pipeline.storage import open_storage
+    from jobs.demonstration.drawings import SPLITS, render_pairs
+    from pipeline.storage.base import open_storage
 
     clock, uris = clock or Phases(), data_uris(data_dir)
     _start_afresh(open_storage(uris["train"].rpartition("/")[0]))
@@ -113,8 +113,8 @@ def _start_afresh(storage: Storage) -> None:
 
 def _ingest(pairs: list[Pair], uris: dict[str, str], config: Config) -> None:
     """Each split's table into its data set, over HTTP."""
-    from jobs.demo_pictures import serve, write_tables
-    from pipeline.ingest import run_ingest
+    from jobs.demonstration.drawings import serve, write_tables
+    from pipeline.ingest.driver import run_ingest
 
     with tempfile.TemporaryDirectory() as folder, serve(pairs) as address:
         for split, table in write_tables(pairs, address, Path(folder)).items():
@@ -139,16 +139,16 @@ def _training_config(config: Config, seed: int | None, uris: dict[str, str]) -> 
 
 def _evaluate(config: Config, run_storage: Storage, uris: dict[str, str]) -> tuple[Figures, Path]:
     """(figures, folder of the pictures): from the last checkpoint, as anyone would load it."""
-    from jobs import demo_report
+    from jobs.demonstration import results
 
     clip, _ = open_model(last_checkpoint(config))
-    encoded = demo_report.encode(clip, uris)
+    encoded = results.encode(clip, uris)
     folder = run_storage.local_path("") or Path("runs").absolute() / f"{config.run.name}-pictures"
     folder.mkdir(parents=True, exist_ok=True)
     rows = [json.loads(line) for line in run_storage.read("metrics.jsonl").splitlines()]
-    demo_report.draw_curves(rows, folder / "curves.png")
-    demo_report.draw_gallery(encoded, uris, folder / "gallery.png")
-    return demo_report.measure(encoded), folder
+    results.draw_curves(rows, folder / "curves.png")
+    results.draw_gallery(encoded, uris, folder / "gallery.png")
+    return results.measure(encoded), folder
 
 
 def _count(pairs: list[Pair], split: str) -> int:

@@ -22,19 +22,19 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
-from jobs.command import connect_ray, parser, quieten_ray_data, run
-from jobs.config import Config
-from jobs.models import add_weights_options, open_run, open_weights
-from pipeline.types import InputError
+from jobs.cli.command_line import connect_ray, parser, quieten_ray_data, run
+from jobs.cli.config import Config
+from jobs.cli.open_model import add_weights_options, open_run, open_weights
+from pipeline.errors import InputError
 from training.config import ConfigError, EmbedConfig, RunError, TrainConfig, TrainingConfig, refuse_auto_on_an_empty_cluster
 
 if TYPE_CHECKING:
     from model.clip import CLIP
     from model.config import Architecture
-    from pipeline.embedding import Embedding
-    from pipeline.manifest import Manifest
-    from pipeline.storage import Storage
-    from training.embedding import ShardEmbedder
+    from pipeline.dataset.features import Embedding
+    from pipeline.dataset.manifest import Manifest
+    from pipeline.storage.base import Storage
+    from training.shard_embedder import ShardEmbedder
 
 logger = logging.getLogger(__name__)
 
@@ -44,9 +44,9 @@ NAMED_PROBLEMS = 10
 
 
 def job(config: Config, options: argparse.Namespace) -> None:
-    from pipeline.embedding import claim_output, feature_name, feature_path, file_of, finish_output, names_held
-    from pipeline.manifest import read_manifest
-    from pipeline.storage import open_storage
+    from pipeline.dataset.features import claim_output, feature_name, feature_path, file_of, finish_output, names_held
+    from pipeline.dataset.manifest import read_manifest
+    from pipeline.storage.base import open_storage
 
     embed = config.embed
     for key, value in (("data", embed.data), ("output", embed.output)):
@@ -94,9 +94,9 @@ def job(config: Config, options: argparse.Namespace) -> None:
 
 
 def _describe(config: Config, clip: CLIP, train: TrainConfig, address: str, manifest: Manifest) -> Embedding:
-    from pipeline.embedding import EmbeddedData, Embedding, EmbeddingModel
-    from pipeline.storage import open_storage
-    from training.embedding import weights_sha256
+    from pipeline.dataset.features import EmbeddedData, Embedding, EmbeddingModel
+    from pipeline.storage.base import open_storage
+    from training.shard_embedder import weights_sha256
 
     row = clip.architecture
     return Embedding(
@@ -198,11 +198,11 @@ class _EmbedActor:
         import torch
 
         from model.clip import CLIP
-        from pipeline.manifest import read_manifest
+        from pipeline.dataset.manifest import read_manifest
         from pipeline.metrics import publish_requests
-        from pipeline.storage import open_storage
-        from training.embedding import ShardEmbedder
-        from training.shards import ShardReader
+        from pipeline.storage.base import open_storage
+        from training.data.shard_reader import ShardReader
+        from training.shard_embedder import ShardEmbedder
 
         torch.set_num_threads(work.cpus)
         clip = CLIP(work.architecture)
@@ -227,8 +227,8 @@ class _EmbedActor:
 
 def embed_shard(embedder: ShardEmbedder, output: Storage, dtype: str, shard: int) -> Done:
     """Embeds a shard and writes its file. What a person can mend comes back as an error, and is not raised."""
-    from pipeline.embedding import write_features
-    from pipeline.types import StorageAwayError
+    from pipeline.dataset.features import write_features
+    from pipeline.errors import StorageAwayError
 
     began_s, reader = time.time(), embedder.reader
     try:
@@ -263,7 +263,7 @@ def follow(dones: Iterable[Done], units: dict[int, int], max_skipped_samples: in
         InputError: damaged data, or a storage that cannot be used.
         RunError: a shard did not come back, or a storage does not answer, or is full.
     """
-    from pipeline.progress import Progress
+    from pipeline.ingest.progress import Progress
 
     began, missing, skipped, score, decode_s, forward_s = time.perf_counter(), set(units), 0, 0.0, 0.0, 0.0
     damaged_shards: list[int] = []

@@ -22,9 +22,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.command import check_folder, connect_ray, parser, run
-from jobs.config import Config
-from jobs.models import add_weights_options, open_run, open_weights
+from jobs.cli.command_line import check_folder, connect_ray, parser, run
+from jobs.cli.config import Config
+from jobs.cli.open_model import add_weights_options, open_run, open_weights
 from training.config import ConfigError, EvaluationConfig, TrainingConfig
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def _here(clip: CLIP, config: TrainingConfig) -> dict[str, float]:
 
     from training.distributed import World, pick_device
     from training.evaluation.runner import evaluate
-    from training.prepare import autocast
+    from training.step.model_setup import autocast
 
     device = pick_device(config.train.device)
     clip.to(device).eval()

@@ -28,16 +28,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.command import parser, run
-from jobs.config import Config
-from jobs.models import add_weights_options, last_checkpoint, open_model, open_weights
+from jobs.cli.command_line import parser, run
+from jobs.cli.config import Config
+from jobs.cli.open_model import add_weights_options, last_checkpoint, open_model, open_weights
 from training.config import ConfigError, TrainingConfig
 
 if TYPE_CHECKING:
-    from jobs.export_card import Origin
+    from jobs.reporting.model_card import Origin
     from model.clip import CLIP
-    from pipeline.storage import Storage
-    from training.checkpoint import Checkpoint
+    from pipeline.storage.base import Storage
+    from training.checkpoint.store import Checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -46,12 +46,12 @@ RECORD, CARD, HUGGING_FACE = "export.json", "README.md", "hf"
 
 
 def job(config: Config, options: argparse.Namespace) -> None:
-    from pipeline.storage import open_storage
+    from pipeline.storage.base import open_storage
 
     target = open_storage(options.output.rstrip("/"))
     check_target(target, options.overwrite)
     if options.weights:
-        from jobs.export_card import Origin
+        from jobs.reporting.model_card import Origin
 
         clip, origin = open_weights(config, options), Origin(Path(options.weights).stem, options.weights)
         _export(clip, origin, target)
@@ -61,7 +61,7 @@ def job(config: Config, options: argparse.Namespace) -> None:
 
 def export_checkpoint(checkpoint: Checkpoint, target: Storage) -> None:
     """Writes the model of a checkpoint, in place of an export that is there, and tells W&B of it as the run is configured."""
-    from jobs.export_card import Origin
+    from jobs.reporting.model_card import Origin
 
     clip, trained = open_model(checkpoint)
     origin = Origin(
@@ -80,7 +80,7 @@ def export_checkpoint(checkpoint: Checkpoint, target: Storage) -> None:
 
 
 def _checkpoint(config: Config, options: argparse.Namespace) -> Checkpoint:
-    from training.checkpoint import open_checkpoint
+    from training.checkpoint.store import open_checkpoint
 
     if not options.checkpoint:
         return last_checkpoint(config)
@@ -101,9 +101,9 @@ def _export(clip: CLIP, origin: Origin, target: Storage) -> None:
 
 def _tell_wandb(trained: TrainingConfig, checkpoint: Checkpoint, target: Storage) -> None:
     """The export as an output of its run; trouble with W&B stops no export."""
-    from model.sources import OPEN_CLIP_WEIGHTS
-    from pipeline.storage import open_storage
-    from training.lineage import log_model
+    from model.weight_files import OPEN_CLIP_WEIGHTS
+    from pipeline.storage.base import open_storage
+    from training.record.lineage import log_model
 
     if trained.tracking.wandb_mode == "disabled":
         return
@@ -121,9 +121,9 @@ def _tell_wandb(trained: TrainingConfig, checkpoint: Checkpoint, target: Storage
 
 def write_export(folder: Path, clip: CLIP, origin: Origin) -> list[str]:
     """Writes all files of an export into an empty folder. Returns what a person should know of it."""
-    from jobs.export_card import card, package_versions
-    from model.foreign import OPEN_CLIP_CONFIG, open_clip_config
-    from model.sources import OPEN_CLIP_WEIGHTS
+    from jobs.reporting.model_card import card, package_versions
+    from model.foreign_config import OPEN_CLIP_CONFIG, open_clip_config
+    from model.weight_files import OPEN_CLIP_WEIGHTS
     from model.weights import save_weights
 
     row = clip.architecture
@@ -155,16 +155,16 @@ def write_export(folder: Path, clip: CLIP, origin: Origin) -> list[str]:
 
 def write_hugging_face(folder: Path, clip: CLIP) -> None:
     """What `CLIPModel.from_pretrained` and `CLIPProcessor.from_pretrained` read of a local folder."""
-    from model.convert import to_hugging_face
-    from model.foreign import (
+    from model.foreign_config import (
         HUGGING_FACE_CONFIG,
         HUGGING_FACE_PREPROCESSORS,
         hugging_face_config,
         preprocessor_config,
         tokenizer_config,
     )
-    from model.sources import HUGGING_FACE_WEIGHTS
+    from model.state_dict_keys import to_hugging_face
     from model.vocabulary import merges, vocabulary
+    from model.weight_files import HUGGING_FACE_WEIGHTS
     from model.weights import save_readable
 
     folder.mkdir()

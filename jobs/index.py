@@ -14,15 +14,15 @@ import argparse
 import sys
 from typing import Any
 
-from jobs.command import connect_ray, parser, quieten_ray_data, run
-from jobs.config import Config
+from jobs.cli.command_line import connect_ray, parser, quieten_ray_data, run
+from jobs.cli.config import Config
 
 
 def job(config: Config, options: argparse.Namespace) -> None:
-    from pipeline.index import plan_index
-    from pipeline.manifest import PartitionRecord, commit, list_versions, read_manifest
-    from pipeline.progress import Progress
-    from pipeline.storage import open_storage
+    from pipeline.dataset.manifest import PartitionRecord, commit, list_versions, read_manifest
+    from pipeline.ingest.progress import Progress
+    from pipeline.storage.base import open_storage
+    from pipeline.versions.foreign_tars import plan_index
 
     index = config.index
     storage = open_storage(index.output) if index.output else None
@@ -37,7 +37,7 @@ def job(config: Config, options: argparse.Namespace) -> None:
     import ray
 
     def indexed(row: dict[str, Any]) -> dict[str, Any]:
-        from pipeline.index import index_tar
+        from pipeline.versions.foreign_tars import index_tar
 
         return {"record": index_tar(row["tar"], index).model_dump_json()}
 

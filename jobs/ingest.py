@@ -23,13 +23,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.command import EXIT_FAILED, connect_ray, parser, run
-from jobs.config import Config
-from pipeline.types import InputError
+from jobs.cli.command_line import EXIT_FAILED, connect_ray, parser, run
+from jobs.cli.config import Config
+from pipeline.errors import InputError
 
 if TYPE_CHECKING:
     from pipeline.config import IngestConfig
-    from pipeline.ingest import Log
+    from pipeline.ingest.driver import Log
 
 
 def job(config: Config, options: argparse.Namespace) -> int:
@@ -37,7 +37,7 @@ def job(config: Config, options: argparse.Namespace) -> int:
         return _verify(config.ingest)
     if options.clean:
         return _clean(config.ingest, options.older_than_h)
-    from pipeline.plan import plan_ingest
+    from pipeline.ingest.plan import plan_ingest
 
     ingest = _retries_as_input(config.ingest, options.retry_failed) if options.retry_failed else config.ingest
     if ingest is None:
@@ -49,7 +49,7 @@ def job(config: Config, options: argparse.Namespace) -> int:
         return 0
     if plan.partitions:
         connect_ray(config.cluster)
-    from pipeline.ingest import run_ingest
+    from pipeline.ingest.driver import run_ingest
 
     with _wandb_run(config, wanted=options.wandb and bool(plan.partitions)) as wandb_run:
         summary = run_ingest(ingest, plan, None if wandb_run is None else _log_to(wandb_run))
@@ -61,9 +61,9 @@ def job(config: Config, options: argparse.Namespace) -> int:
 
 
 def _verify(config: IngestConfig) -> int:
-    from pipeline.audit import verify
-    from pipeline.manifest import read_manifest
-    from pipeline.storage import open_storage
+    from pipeline.dataset.manifest import read_manifest
+    from pipeline.storage.base import open_storage
+    from pipeline.versions.audit import verify
 
     storage = open_storage(_output(config))
     manifest = read_manifest(storage)
@@ -75,8 +75,8 @@ def _verify(config: IngestConfig) -> int:
 
 
 def _clean(config: IngestConfig, older_than_h: float) -> int:
-    from pipeline.audit import clean
-    from pipeline.storage import open_storage
+    from pipeline.storage.base import open_storage
+    from pipeline.versions.audit import clean
 
     removed = clean(open_storage(_output(config)), older_than_h * 3600)
     for path in removed:
@@ -87,9 +87,9 @@ def _clean(config: IngestConfig, older_than_h: float) -> int:
 
 def _retries_as_input(config: IngestConfig, reasons: str) -> IngestConfig | None:
     """The same ingestion over the tables of failures; None where there is no failure left to feed back."""
-    from pipeline.manifest import read_manifest
-    from pipeline.retry import FOLDER, write_retry_tables
-    from pipeline.storage import open_storage
+    from pipeline.dataset.manifest import read_manifest
+    from pipeline.ingest.retry import FOLDER, write_retry_tables
+    from pipeline.storage.base import open_storage
 
     if config.bytes_column:
         raise InputError(
@@ -112,7 +112,7 @@ def _output(config: IngestConfig) -> str:
 @contextlib.contextmanager
 def _wandb_run(config: Config, wanted: bool) -> Iterator[Any]:
     """The job as a W&B run, or None; trouble with W&B stops no ingestion."""
-    from training.lineage import open_run
+    from training.record.lineage import open_run
 
     wandb_run = None
     if wanted:
@@ -137,9 +137,9 @@ def _declare_version(wandb_run: Any, config: IngestConfig, version: int) -> None
     """The data set version as what the job has made."""
     if wandb_run is None or not version:
         return
-    from pipeline.manifest import read_manifest
-    from pipeline.storage import open_storage
-    from training.lineage import declare_output
+    from pipeline.dataset.manifest import read_manifest
+    from pipeline.storage.base import open_storage
+    from training.record.lineage import declare_output
 
     with _complaints():
         storage = open_storage(_output(config))

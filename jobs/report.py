@@ -19,9 +19,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from jobs.command import check_folder, parser, run
-from jobs.config import Config
-from pipeline.storage import Storage, open_storage
+from jobs.cli.command_line import check_folder, parser, run
+from jobs.cli.config import Config
+from pipeline.storage.base import Storage, open_storage
 from training.config import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -51,8 +51,8 @@ def job(config: Config, options: argparse.Namespace) -> None:
 
 def make_report(storage: Storage, name: str) -> str:
     """The page of a run. Raises ConfigError where there is no such run, StorageError where it cannot be read."""
-    from jobs.report_data import read_run
-    from jobs.report_page import render
+    from jobs.reporting.page import render
+    from jobs.reporting.run_data import read_run
 
     return render(read_run(storage, name))
 

@@ -34,10 +34,10 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
-from jobs.command import BAD_INPUT, EXIT_BAD_INPUT, EXIT_FAILED, EXIT_STOPPED
-from jobs.config import RECIPES, load_config
-from jobs.runtime_env import check
-from pipeline.userinfo import has_userinfo, without_userinfo
+from jobs.cli.command_line import BAD_INPUT, EXIT_BAD_INPUT, EXIT_FAILED, EXIT_STOPPED
+from jobs.cli.config import RECIPES, load_config
+from jobs.cli.runtime_env import check
+from pipeline.storage.url_credentials import has_userinfo, without_userinfo
 from training.config import ConfigError, RunError
 
 if TYPE_CHECKING:

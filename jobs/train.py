@@ -20,8 +20,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from jobs.command import EXIT_FAILED, EXIT_STOPPED, connect_ray, parser, run
-from jobs.config import Config
+from jobs.cli.command_line import EXIT_FAILED, EXIT_STOPPED, connect_ray, parser, run
+from jobs.cli.config import Config
 from jobs.report import report_at_the_end
 
 
@@ -32,14 +32,14 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def job(config: Config, options: argparse.Namespace) -> int:
-    from training.plan import plan_run
+    from training.run_plan import plan_run
 
     plan = plan_run(config)  # bad input is refused here, before Ray starts
     for line in plan.newer_data():
         print(line)
     connect_ray(config.cluster)
     if options.check:
-        from jobs.preflight import check
+        from jobs.cli.cluster_check import check
 
         return 0 if check(config) else EXIT_FAILED
     from training.evaluation.figures import table

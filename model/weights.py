@@ -19,10 +19,10 @@ from torch import Tensor
 
 from model.clip import CLIP
 from model.config import Activation, Architecture, get_architecture
-from model.foreign import check_stated
+from model.foreign_config import check_stated
 from model.preprocess import Preprocess
-from model.sources import read_weights
 from model.tokenizer import tokenize
+from model.weight_files import read_weights
 
 Tokenize = Callable[..., Tensor]
 _POSITIONS = ("visual.positional_embedding", "visual.attnpool.positional_embedding")

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pipeline import request_counts
-from pipeline.userinfo import without_userinfo
+from pipeline.storage import s3_request_counts
+from pipeline.storage.url_credentials import without_userinfo
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ STORAGE: Table = {
     "retries": Metric("rayclip_storage_retries", "counter", "", "Requests to S3 that were made once more", _ANYONE),
     "failures": Metric("rayclip_storage_failures", "counter", "", "Requests to S3 that were refused or given up", _ANYONE),
 }
-"""Published by every process that uses storage (pipeline/request_counts.py); `run` or `data_set` says for what."""
+"""Published by every process that uses storage (pipeline/storage/s3_request_counts.py); `run` or `data_set` says for what."""
 
 
 class Publisher:
@@ -131,4 +131,4 @@ class Publisher:
 
 def publish_requests(library: Any, run: str = "", data_set: str = "") -> None:
     """From here on this process's requests to S3 are published, as those of a run or of work on a data set."""
-    request_counts.listen(Publisher(STORAGE, {"run": run, "data_set": data_set}, library).add)
+    s3_request_counts.listen(Publisher(STORAGE, {"run": run, "data_set": data_set}, library).add)

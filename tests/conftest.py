@@ -171,11 +171,11 @@ def make_data_set() -> Callable[..., str]:
         import tempfile
         from datetime import UTC, datetime
 
-        from pipeline.image import Picture
-        from pipeline.manifest import PartitionRecord, commit
-        from pipeline.shard import Row, write_shard
-        from pipeline.storage import open_storage
-        from pipeline.types import Failure
+        from pipeline.dataset.manifest import PartitionRecord, commit
+        from pipeline.dataset.shard import Row, write_shard
+        from pipeline.errors import Failure
+        from pipeline.storage.base import open_storage
+        from pipeline.transform.image import Picture
 
         storage, records, number = open_storage(uri), [], seed * 100_000
         for shard_number, count in enumerate(shard_counts):

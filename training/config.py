@@ -1,7 +1,7 @@
 """The sections of the configuration that training owns. Imports no torch, so that a bad key is reported in milliseconds.
 
 Every section is frozen and refuses unknown keys. Units sit in the names: `_steps _samples _epochs _s _px _bytes _tokens`.
-`jobs/config.py` composes the sections into one tree.
+`jobs/cli/config.py` composes the sections into one tree.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class MixturePart(Section):
 
 
 class DataConfig(Section):
-    """`data.*`: which data set, and the order in which its samples come (see training/sample_order.py)."""
+    """`data.*`: which data set, and the order in which its samples come (see training/data/sample_order.py)."""
 
     uri: str = ""
     """Root of a data set that jobs/ingest.py wrote: a local folder or s3://bucket/prefix."""
@@ -317,7 +317,7 @@ class ClusterConfig(Section):
     will go is no failure."""
     runtime_env: dict[str, Any] = {}
     """What Ray sets up for all processes of the job, as its runtime_env takes it: env_vars, pip, uv, py_modules, ... No secrets
-    (jobs/runtime_env.py)."""
+    (jobs/cli/runtime_env.py)."""
 
     @model_validator(mode="after")
     def _least_before_most(self) -> ClusterConfig:
@@ -379,7 +379,7 @@ class EmbedConfig(Section):
 
 
 class TrainingConfig(Section):
-    """All that a training run depends on. jobs/config.py adds the section of ingestion."""
+    """All that a training run depends on. jobs/cli/config.py adds the section of ingestion."""
 
     run: RunConfig = RunConfig()
     model: ModelConfig = ModelConfig()

@@ -3,9 +3,9 @@
 In: a `TrainingConfig` and this rank's `World`. Out: checkpoints, metrics.jsonl, W&B, and a `TrainResult`.
 
 A run is a pure function of its configuration: the global batch of a step does not depend on the number of ranks
-(training/sample_order.py), and loss and gradients equal those of one process that holds it (training/loss.py). So a run that
+(data/sample_order.py), and loss and gradients equal those of one process that holds it (training/loss.py). So a run that
 is killed and resumed, at this or another world size, goes on exactly where its checkpoint stood. Checkpoints are written beside
-the training (training/checkpoint_writer.py); what a run is asked for meanwhile, its ranks agree on (training/requests.py).
+the training (training/checkpoint/writer.py); what a run is asked for meanwhile, its ranks agree on (training/save_and_stop.py).
 
 `training/worker.py` calls `train` in Ray Train's workers; a test or a notebook calls it as it is:
 
@@ -27,26 +27,26 @@ import torch
 
 from model.clip import CLIP
 from model.layers import to_device
-from training.checkpoint_writer import CheckpointWriter
+from training.checkpoint.initial_weights import load_initial_weights
+from training.checkpoint.snapshot import Stager
+from training.checkpoint.writer import CheckpointWriter
 from training.clock import Clock
 from training.config import RunError, TrainingConfig
-from training.data import Batch, TrainLoader
+from training.data.loader import Batch, TrainLoader
 from training.distributed import World, all_ranks, broadcast_buffers, parallel
-from training.evaluation.probe import Look, Probe
 from training.evaluation.runner import evaluate
-from training.goodput import Launch
-from training.guard import DivergedError, Guard
-from training.initial_weights import load_initial_weights
+from training.evaluation.watched_pairs import Look, Probe
 from training.loss import ContrastiveResult, contrastive_loss, sigmoid_loss
-from training.micro_batch import resolve_micro_batch_size
 from training.optimizer import GradientNorms, WeightAverage, build_optimizer, clamp_logit_scale_, limit_gradients_
-from training.patch_dropout import kept_patches
-from training.plan import RunPlan, agree_on_plan, batch_norm_caveat
-from training.prepare import autocast, prepare_model
-from training.record import RunRecord, TrainResult
-from training.requests import Link, Request, Requests, listening
-from training.snapshot import Stager
-from training.step import compute_gradients
+from training.record.goodput import Launch
+from training.record.run_record import RunRecord, TrainResult
+from training.run_plan import RunPlan, agree_on_plan, batch_norm_caveat
+from training.save_and_stop import Link, Request, Requests, listening
+from training.step.gradients import compute_gradients
+from training.step.micro_batch import resolve_micro_batch_size
+from training.step.model_setup import autocast, prepare_model
+from training.step.non_finite import DivergedError, Guard
+from training.step.patch_dropout import kept_patches
 from training.watchdog import LONGER_AT_FIRST, Watchdog
 
 logger = logging.getLogger(__name__)

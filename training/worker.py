@@ -2,7 +2,7 @@
 
 Ray starts the workers, makes them one process group, and starts the group anew when a worker or its node is gone, or when the
 cluster has room for more of them; `train` then resumes from the run's last checkpoint. Ray is given no checkpoint of ours:
-training/checkpoint.py alone owns them. What the run is asked for meanwhile goes through the cluster's own key-value store.
+checkpoint/store.py alone owns them. What the run is asked for meanwhile goes through the cluster's own key-value store.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ from ray.train.v2._internal.execution.context import get_train_context
 from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
 
 from model.clip import CLIP
-from pipeline.manifest import ManifestError
+from pipeline.dataset.manifest import ManifestError
 from pipeline.metrics import Publisher, publish_requests
-from pipeline.storage import Storage, open_storage
-from training.checkpoint_writer import RunTakenError
+from pipeline.storage.base import Storage, open_storage
+from training.checkpoint.writer import RunTakenError
 from training.config import RunError, TrainingConfig, refuse_auto_on_an_empty_cluster
 from training.distributed import COLLECTIVE_TIMEOUT, World
 from training.evaluation.runner import evaluate
-from training.goodput import Launch
-from training.guard import DivergedError
+from training.first_step_check import Finding, check_first_step
 from training.metrics import TRAINING, publish_row
-from training.plan import plan_run
-from training.preflight import Finding, check_first_step
-from training.prepare import autocast
-from training.record import TrainResult
-from training.requests import Request, on_sigterm
-from training.tracking import only_a_warning
+from training.record.goodput import Launch
+from training.record.run_record import TrainResult
+from training.record.tracking import only_a_warning
+from training.run_plan import plan_run
+from training.save_and_stop import Request, on_sigterm
+from training.step.model_setup import autocast
+from training.step.non_finite import DivergedError
 from training.trainer import train
 
 logger = logging.getLogger(__name__)
@@ -206,7 +206,7 @@ class _Mail:
 
 
 class _RayLink:
-    """What driver, controller and cluster ask of a run, and Ray's metrics of it; rank 0's `training.requests.Link`."""
+    """What driver, controller and cluster ask of a run, and Ray's metrics of it; rank 0's `training.save_and_stop.Link`."""
 
     def __init__(self, launch: str, metrics: Publisher) -> None:
         self._mail, self._metrics = _Mail(launch), metrics

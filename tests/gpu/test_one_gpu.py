@@ -9,11 +9,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from jobs.config import load_config
+from jobs.cli.config import load_config
 from model.clip import build_clip
 from training.distributed import World, init_world
 from training.loss import contrastive_loss
-from training.tracking import read_metrics
+from training.record.tracking import read_metrics
 from training.trainer import Trainer, train
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.config import key_names, load_config, recipe_names
+from jobs.cli.config import key_names, load_config, recipe_names
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

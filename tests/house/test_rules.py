@@ -56,6 +56,8 @@ def test_model_knows_nothing_of_distribution(path):
 
 
 def test_configuration_modules_import_no_heavy_library():
-    code = "import sys, jobs.config; print([name for name in ('torch', 'ray', 'img2dataset', 'cv2') if name in sys.modules])"
+    code = (
+        "import sys, jobs.cli.config; print([name for name in ('torch', 'ray', 'img2dataset', 'cv2') if name in sys.modules])"
+    )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert result.stdout.strip() == "[]"

@@ -22,9 +22,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.audit import verify
-from pipeline.manifest import list_versions, read_manifest, read_sidecar
-from pipeline.storage import Storage, StorageError, open_storage
+from pipeline.dataset.manifest import list_versions, read_manifest, read_sidecar
+from pipeline.storage.base import Storage, StorageError, open_storage
+from pipeline.versions.audit import verify
 from tests.conftest import WebServer, draw
 
 ROOT = Path(__file__).parents[2]

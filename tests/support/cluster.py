@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.conftest import free_port
-from training.tracking import read_metrics
+from training.record.tracking import read_metrics
 
 ROOT = Path(__file__).parents[2]
 RAY = Path(sys.executable).parent / "ray"

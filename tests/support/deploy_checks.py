@@ -16,7 +16,7 @@ from typing import Any
 import jsonschema
 import yaml
 
-from jobs.command import CLUSTER_SETTINGS
+from jobs.cli.command_line import CLUSTER_SETTINGS
 from tests.support.kuberay_rules import broken_rules
 
 ROOT = Path(__file__).parents[2]

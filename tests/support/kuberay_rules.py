@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from jobs.command import CLUSTER_SETTINGS, EXIT_BAD_INPUT, EXIT_STOPPED
+from jobs.cli.command_line import CLUSTER_SETTINGS, EXIT_BAD_INPUT, EXIT_STOPPED
 
 FINAL = [EXIT_BAD_INPUT, EXIT_STOPPED]
 """Exit codes after which nothing is tried again."""

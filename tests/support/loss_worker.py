@@ -17,7 +17,7 @@ from torch import nn
 
 from training import distributed
 from training.loss import contrastive_loss, sigmoid_loss
-from training.step import compute_gradients
+from training.step.gradients import compute_gradients
 
 
 @dataclass(frozen=True)

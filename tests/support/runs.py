@@ -7,15 +7,15 @@ from pathlib import Path
 
 import torch
 
-from jobs.config import Config, load_config
+from jobs.cli.config import Config, load_config
 from training.distributed import World
-from training.tracking import read_metrics
+from training.record.tracking import read_metrics
 
 ROOT = Path(__file__).parents[2]
 BARE = """
 import sys
 import torch
-from jobs.config import load_config
+from jobs.cli.config import load_config
 from training.distributed import World
 from training.trainer import train
 

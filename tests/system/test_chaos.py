@@ -10,10 +10,10 @@ import boto3
 import pytest
 
 from pipeline.config import FetchConfig, ImageConfig, IngestConfig
-from pipeline.manifest import commit, read_manifest
-from pipeline.partition import ingest_partition
-from pipeline.plan import plan_ingest
-from pipeline.storage import open_storage
+from pipeline.dataset.manifest import commit, read_manifest
+from pipeline.ingest.partition import ingest_partition
+from pipeline.ingest.plan import plan_ingest
+from pipeline.storage.base import open_storage
 from tests.support.chaos import ROOT, VICTIMS, Chaos, PersistentS3, Watcher, check_data_set, write_table
 from tests.support.flaky_s3 import flaky_s3
 

@@ -8,19 +8,19 @@ import pytest
 import torch
 from PIL import Image
 
-from jobs.command import run
-from jobs.config import load_config
+from jobs.cli.command_line import run
+from jobs.cli.config import load_config
 from jobs.curate import arguments
 from jobs.curate import job as curate
-from pipeline.audit import verify
 from pipeline.config import FetchConfig, ImageConfig, IngestConfig
-from pipeline.manifest import commit, list_versions, read_manifest, read_samples, read_sidecar
-from pipeline.partition import ingest_partition
-from pipeline.plan import plan_ingest
-from pipeline.storage import open_storage
+from pipeline.dataset.manifest import commit, list_versions, read_manifest, read_samples, read_sidecar
+from pipeline.ingest.partition import ingest_partition
+from pipeline.ingest.plan import plan_ingest
+from pipeline.storage.base import open_storage
+from pipeline.versions.audit import verify
+from training.data.shard_reader import ShardReader
 from training.distributed import World
-from training.shards import ShardReader
-from training.tracking import read_metrics
+from training.record.tracking import read_metrics
 from training.trainer import train
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -195,7 +195,7 @@ def test_an_img2dataset_folder_is_indexed_and_trained_on(web, tmp_path, request,
 
 def test_tars_of_any_order_with_captions_in_json_are_read_right(tmp_path):
     from pipeline.config import IndexConfig
-    from pipeline.index import index_tar
+    from pipeline.versions.foreign_tars import index_tar
 
     with tarfile.open(tmp_path / "t.tar", "w") as tar:
         for number in range(5):
@@ -226,8 +226,8 @@ def test_tars_of_any_order_with_captions_in_json_are_read_right(tmp_path):
 
 def test_tars_that_somebody_has_filled_carelessly_are_indexed_and_made_ours(tmp_path):
     from pipeline.config import IndexConfig
-    from pipeline.index import index_tar
-    from pipeline.rewrite import rewrite
+    from pipeline.versions.foreign_tars import index_tar
+    from pipeline.versions.rewrite import rewrite
 
     keys = ["plain", "ümläut/" + "long" * 40, "c", "d"]
     metadata = [b'{"caption": "a", "score": 1, "width": 99999999999}', b'{"caption": "b", "score": "high"}', b"no json", b"[]"]
@@ -251,8 +251,8 @@ def test_tars_that_somebody_has_filled_carelessly_are_indexed_and_made_ours(tmp_
 
 def test_a_cut_tar_is_refused_by_name(tmp_path):
     from pipeline.config import IndexConfig
-    from pipeline.index import index_tar
-    from pipeline.types import InputError
+    from pipeline.errors import InputError
+    from pipeline.versions.foreign_tars import index_tar
 
     with tarfile.open(tmp_path / "t.tar", "w") as tar:
         info = tarfile.TarInfo("a.jpg")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from jobs import evaluate
-from jobs.command import run
+from jobs.cli.command_line import run
 from model.clip import build_clip
 
 pytestmark = pytest.mark.usefixtures("ray_session")

@@ -6,10 +6,10 @@ import json
 import pytest
 from PIL import Image
 
-from jobs.config import load_config
-from pipeline.ingest import run_ingest
-from pipeline.manifest import read_manifest, read_sidecar
-from pipeline.storage import open_storage
+from jobs.cli.config import load_config
+from pipeline.dataset.manifest import read_manifest, read_sidecar
+from pipeline.ingest.driver import run_ingest
+from pipeline.storage.base import open_storage
 from tests.support.wandb_file import artifacts_of, history_of
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -95,7 +95,7 @@ def test_a_run_that_died_before_its_commit_is_finished_by_the_next(web, tmp_path
 
 def command_line(capsys, *words):
     """(exit code, what it printed)."""
-    from jobs.command import run
+    from jobs.cli.command_line import run
     from jobs.ingest import arguments, job
 
     code = run(arguments(), job, list(words))

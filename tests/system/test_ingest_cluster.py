@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from jobs.command import CLUSTER_SETTINGS
-from pipeline.storage import open_storage
+from jobs.cli.command_line import CLUSTER_SETTINGS
+from pipeline.storage.base import open_storage
 from tests.support.autoscaling import AutoscalingCluster
 from tests.support.chaos import check_data_set, write_table
 from tests.support.cluster import MiniCluster, wait_until

@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from model.clip import build_clip
-from pipeline.manifest import list_versions, read_manifest
-from pipeline.storage import open_storage
+from pipeline.dataset.manifest import list_versions, read_manifest
+from pipeline.storage.base import open_storage
 from tests.conftest import S3_ENVIRONMENT, web_server
 from tests.support.flaky_s3 import flaky_s3
 from tests.support.job_server import PYTHON, ROOT, JobServer, Line, environment
-from training.tracking import read_metrics
+from training.record.tracking import read_metrics
 
 COPY = ("--working-dir", str(ROOT))
 TINY = ("--config", "debug_cpu", "optimizer.warmup_steps=2")

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from jobs.config import load_config
-from pipeline.storage import StorageError, open_storage
+from jobs.cli.config import load_config
+from pipeline.storage.base import StorageError, open_storage
 from tests.support.flaky_s3 import flaky_s3
 from tests.support.monitoring_checks import OURS, RAYS
 
@@ -68,7 +68,7 @@ def scraping():
 
 
 def ingest(web, bucket, tmp_path, draw_shape):
-    from pipeline.ingest import run_ingest
+    from pipeline.ingest.driver import run_ingest
 
     urls = [web.put(f"/{n}.png", draw_shape("red", "disc", n)) if n % 3 else f"{web.address}/gone/{n}" for n in range(60)]
     (tmp_path / "t.csv").write_text("\n".join(["url,caption", *(f"{url},a disc" for url in urls), ""]))

@@ -11,7 +11,7 @@ from statistics import mean
 import pytest
 import torch
 
-from jobs.benchmark_parity import BOUND, compare, demo_data, planned, settings_of, summary, train_peer
+from jobs.benchmarks.parity import BOUND, compare, demo_data, planned, settings_of, summary, train_peer
 
 ROOT = Path(__file__).parents[2]
 NUM_HELDOUT = 283

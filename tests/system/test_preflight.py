@@ -9,7 +9,7 @@ import pytest
 from tests.support.cluster import ROOT, MiniCluster
 from tests.support.flaky_s3 import flaky_s3
 from tests.support.runs import config_of
-from training.data_sets import open_data_sets
+from training.data.data_sets import open_data_sets
 
 OTHER_TORCH = "Metadata-Version: 2.1\nName: torch\nVersion: 1.13.1\n"
 

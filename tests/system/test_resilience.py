@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from jobs.command import CLUSTER_SETTINGS, EXIT_STOPPED
+from jobs.cli.command_line import CLUSTER_SETTINGS, EXIT_STOPPED
 from tests.support.autoscaling import AutoscalingCluster
 from tests.support.cluster import MiniCluster, wait_for_step, wait_until
 from tests.support.runs import ALONE, config_of
-from training.tracking import read_metrics
+from training.record.tracking import read_metrics
 from training.trainer import train
 
 STEPS = 50

@@ -16,13 +16,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.command import CLUSTER_SETTINGS
+from jobs.cli.command_line import CLUSTER_SETTINGS
 from pipeline.config import FetchConfig, ImageConfig, IngestConfig
-from pipeline.ingest import _shuffled
-from pipeline.manifest import commit, list_versions, read_manifest, read_sidecar
-from pipeline.partition import ingest_partition
-from pipeline.plan import plan_ingest
-from pipeline.storage import LocalStorage, open_storage
+from pipeline.dataset.manifest import commit, list_versions, read_manifest, read_sidecar
+from pipeline.ingest.driver import _shuffled
+from pipeline.ingest.partition import ingest_partition
+from pipeline.ingest.plan import plan_ingest
+from pipeline.storage.base import LocalStorage, open_storage
 from tests.conftest import draw
 from tests.support.cluster import MiniCluster, wait_until
 

@@ -22,9 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.command import CLUSTER_SETTINGS, EXIT_BAD_INPUT
-from pipeline.manifest import read_manifest
-from pipeline.storage import Storage, open_storage
+from jobs.cli.command_line import CLUSTER_SETTINGS, EXIT_BAD_INPUT
+from pipeline.dataset.manifest import read_manifest
+from pipeline.storage.base import Storage, open_storage
 from tests.conftest import free_port
 from tests.support.cluster import RAY, MiniCluster
 from tests.support.leaks import CONTAINERS, Search

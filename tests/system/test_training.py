@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from jobs.config import load_config
+from jobs.cli.config import load_config
 from tests.support.wandb_file import history_of
 from training.config import RunError
-from training.tracking import read_metrics
+from training.record.tracking import read_metrics
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from jobs.config import load_config
+from jobs.cli.config import load_config
 from tests.conftest import free_port
 from tests.support.walkthrough import Shell, section, steps, unseen
 from training.distributed import World
-from training.tracking import read_metrics
+from training.record.tracking import read_metrics
 from training.trainer import train
 
 ROOT = Path(__file__).parents[2]

@@ -10,12 +10,12 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from pipeline.manifest import list_versions
-from pipeline.storage import open_storage
+from pipeline.dataset.manifest import list_versions
+from pipeline.storage.base import open_storage
 from training.config import ConfigError, ZeroShotConfig, check_templates
 from training.distributed import World, gather_objects
-from training.evaluation.benchmark_tars import TarSource
-from training.evaluation.sources import PICTURES, FolderSource, ManifestSource, Source, read_lines
+from training.evaluation.clip_benchmark import TarSource
+from training.evaluation.image_sets import PICTURES, FolderSource, ManifestSource, Source, read_lines
 
 SPLIT = "test"
 """Of a folder of clip-benchmark tars, where its address names none."""

@@ -17,21 +17,21 @@ import torch
 from torch import Tensor
 
 from model.clip import CLIP
-from model.decode import load_eval_image
+from model.image_loading import load_eval_image
 from model.preprocess import normalize_images
 from model.tokenizer import tokenize
-from pipeline.manifest import ManifestError, read_manifest
-from pipeline.storage import open_storage
+from pipeline.dataset.manifest import ManifestError, read_manifest
+from pipeline.storage.base import open_storage
 from training.config import EvaluationConfig, LinearProbeConfig, ZeroShotConfig
-from training.data import iterate_evaluation
+from training.data.loader import iterate_evaluation
+from training.data.shard_reader import RawSample
 from training.distributed import World, gather_rows, slice_bounds, sum_over_ranks
 from training.evaluation.figures import Figure, flatten
+from training.evaluation.image_sets import Source
 from training.evaluation.inputs import number_labels, open_source, read_classes, read_templates
 from training.evaluation.linear_probe import Features, Labels, probe_figures
 from training.evaluation.retrieval import rank_pairs, retrieval_figures
-from training.evaluation.sources import Source
 from training.evaluation.zero_shot import build_classifier, count_right, zero_shot_figures
-from training.shards import RawSample
 
 AHEAD = 2
 """Batches that are read and decoded while the model works."""

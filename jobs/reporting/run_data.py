@@ -1,0 +1,295 @@
+"""What a run's report is made of: the record of the run, in any state, and what its data set is like.
+
+In: the storage of a run's folder. Out: a `RunReport`, in which everything that is not there is empty, and `problems`, which say
+what could not be read. Nothing is computed from the model.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from array import array
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import repeat
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import yaml
+from numpy.typing import NDArray
+
+from model.config import get_architecture
+from pipeline.dataset.manifest import Manifest, read_manifest, read_samples
+from pipeline.errors import InputError
+from pipeline.storage.base import Storage, open_storage
+from training.config import ConfigError
+from training.evaluation.watched_pairs import evenly, pairs_id
+from training.record.goodput import Spent, stopped_s
+from training.record.run_record import STARTS
+from training.record.tracking import LOOKS, METRICS, PROBE, parse_metrics
+
+CONFIG, RESULT = "config.yaml", "result.json"
+SHARDS_READ, CAPTIONS_COUNTED, MOST_TOKENS = 8, 4000, 256
+Numbers = NDArray[np.float64]
+SECTIONS_OF_DATA = 4
+"""Data sets of a mixture that are looked into."""
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """What a data set version is like.
+
+    Attributes:
+        failures: (reason, rows, share of all rows), the commonest first.
+        seen: samples whose sidecars were read; the arrays below are of these.
+        sides_px: the shorter side of each picture as it was fetched, or as it is stored where that is all that is known.
+        stored: sizes of the stored pictures, for people.
+        tokens: of each caption that was counted, start and end included, at most MOST_TOKENS.
+    """
+
+    uri: str
+    version: int
+    weight: float
+    num_samples: int
+    num_rows: int
+    num_shards: int
+    size_bytes: int
+    failures: list[tuple[str, int, float]]
+    seen: int
+    sides_px: NDArray[np.int64]
+    stored: str
+    tokens: NDArray[np.int64]
+    context_length: int
+
+    @property
+    def cut_share(self) -> float:
+        """Share of the captions that are longer than the model reads."""
+        return float((self.tokens > self.context_length).mean()) if len(self.tokens) else 0.0
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The logged steps of a record, in its order.
+
+    Attributes:
+        columns: the numbers by key; NaN where a step has none.
+        last: the last row as it is; empty where there is no step.
+    """
+
+    count: int = 0
+    columns: dict[str, Numbers] = field(default_factory=dict)
+    last: dict[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, key: str) -> Numbers:
+        return self.columns[key] if key in self.columns else np.full(self.count, np.nan)
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What is known of a run.
+
+    Attributes:
+        config_text: config.yaml as it is stored.
+        evaluations: rows of evaluations.
+        result: result.json; None for a run that has not ended.
+        pairs, looks: the probe and what each evaluation saw of it.
+    """
+
+    name: str
+    uri: str
+    config_text: str
+    steps: Steps
+    evaluations: list[dict[str, Any]]
+    starts: list[dict[str, Any]]
+    result: dict[str, Any] | None
+    pairs: dict[str, Any] | None
+    looks: list[dict[str, Any]]
+    data: list[DataReport] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def total_steps(self) -> int | None:
+        """That the run will have; None where nobody has written it down."""
+        known = [start["total_steps"] for start in self.starts if "total_steps" in start]
+        return known[-1] if known else None
+
+    @property
+    def spent(self) -> Spent | None:
+        """Where the time went, up to the last row; of a run that is going on its present start is left out until then."""
+        if self.result is not None and self.result["spent"]:
+            parts = Spent.__dataclass_fields__
+            return Spent(**{key: value for key, value in self.result["spent"].items() if key in parts})
+        if not self.steps.count or not self.starts:
+            return None
+        last, goodput = self.starts[-1], self.steps.last["goodput"]
+        trained_s, evaluation_s, checkpoint_s = (
+            float(np.nansum(self.steps[key])) for key in ("train_s", "evaluation_s", "checkpoint_s")
+        )
+        return Spent(
+            training_s=trained_s,
+            evaluation_s=evaluation_s + stopped_s(last, "evaluation_s"),
+            checkpoints_s=checkpoint_s + stopped_s(last, "checkpoint_s"),
+            lost_s=last["lost_s"],
+            start_up_s=last["start_up_s"],
+            elapsed_s=trained_s / goodput if goodput else 0.0,
+            starts=len(self.starts),
+        )
+
+
+def read_run(run: Storage, name: str) -> RunReport:
+    """All that a run's folder says of it, whether it is finished, going on or broken off.
+
+    Raises:
+        ConfigError: there is no such run.
+        StorageError: the folder cannot be read.
+    """
+    files = {path: run.read(path) if run.exists(path) else b"" for path in (METRICS, STARTS, LOOKS, PROBE, CONFIG, RESULT)}
+    if not files[METRICS] and not files[CONFIG]:
+        raise ConfigError(f"run.name={name}: {run.uri} holds no record of a run; name one that has begun")
+    steps, evaluations = parse_record(files[METRICS])
+    texts = {path: data.decode("utf-8", "replace") for path, data in files.items() if path != METRICS}
+    problems: list[str] = []
+    starts, pairs = parse_metrics(texts[STARTS]), _json_of(texts[PROBE], PROBE, problems)
+    looks = [look for look in parse_metrics(texts[LOOKS]) if pairs is not None and look["pairs"] == pairs_id(pairs)]
+    result = _json_of(texts[RESULT], RESULT, problems)
+    if result is not None and starts and "total_steps" in starts[-1] and result["step"] != starts[-1]["total_steps"]:
+        result = None  # of the run before it was told to go on
+    report = RunReport(
+        name=name,
+        uri=run.uri,
+        config_text=texts[CONFIG],
+        steps=steps,
+        evaluations=evaluations,
+        starts=starts,
+        result=result,
+        pairs=pairs,
+        looks=looks,
+        problems=problems,
+    )
+    report.data.extend(_look_at_data(texts[CONFIG], problems))
+    return report
+
+
+def parse_record(data: bytes) -> tuple[Steps, list[dict[str, Any]]]:
+    """Logged steps as columns, since a record may have millions of numbers, and the rows of evaluations.
+
+    A last row that is just being written is left out.
+    """
+    count, last, evaluations = 0, dict[str, Any](), []
+    columns: dict[str, array[float]] = {}
+    for line in io.BytesIO(data):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            break
+        if any(key.startswith("evaluation/") for key in row):
+            evaluations.append(row)
+        if "loss" not in row:
+            continue
+        for key, value in row.items():
+            if isinstance(value, int | float):
+                column = columns.setdefault(key, array("d"))
+                column.extend(repeat(np.nan, count - len(column)))
+                column.append(value)
+        count, last = count + 1, row
+    for column in columns.values():
+        column.extend(repeat(np.nan, count - len(column)))
+    return Steps(count, {key: np.frombuffer(column) for key, column in columns.items()}, last), evaluations
+
+
+def _json_of(text: str, name: str, problems: list[str]) -> dict[str, Any] | None:
+    if not text:
+        return None
+    try:
+        content: dict[str, Any] = json.loads(text)
+        return content
+    except ValueError as error:
+        problems.append(f"{name} is not whole: {error}")
+        return None
+
+
+def _look_at_data(config_text: str, problems: list[str]) -> list[DataReport]:
+    """The data sets that a stored configuration names; what cannot be read is a problem and nothing more."""
+    found = []
+    try:
+        config = yaml.safe_load(config_text) or {}
+        parts = config["data"]["mixture"] or [{**config["data"], "weight": 1.0}]
+        context_length = get_architecture(config["model"]["name"]).context_length
+    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        problems.append(f"{CONFIG} does not say what data the run reads ({type(error).__name__}: {error})")
+        return []
+    for part in parts[:SECTIONS_OF_DATA]:
+        try:
+            found.append(_data_report(part, context_length))
+        except (InputError, OSError, pa.ArrowException, KeyError) as error:
+            problems.append(f"the data set is not described: {error}")
+    if len(parts) > SECTIONS_OF_DATA:
+        problems.append(f"of {len(parts)} data sets of the mixture the first {SECTIONS_OF_DATA} are described")
+    return found
+
+
+def _data_report(part: Mapping[str, Any], context_length: int) -> DataReport:
+    storage = open_storage(part["uri"])
+    manifest = read_manifest(storage, part["version"])
+    samples = _some_samples(storage, manifest)
+    stored = samples.filter(pc.is_valid(samples["width"])) if samples.num_rows else samples
+    captions = [text for text in evenly(samples["caption"].to_pylist(), CAPTIONS_COUNTED) if text]
+    return DataReport(
+        uri=storage.uri,
+        version=manifest.version,
+        weight=part["weight"],
+        num_samples=manifest.num_samples,
+        num_rows=manifest.num_rows,
+        num_shards=len(manifest.shards),
+        size_bytes=sum(shard.tar_size_bytes for shard in manifest.shards),
+        failures=_failures(manifest),
+        seen=samples.num_rows,
+        sides_px=_shorter_sides(samples),
+        stored=_commonest_size(stored),
+        tokens=_count_tokens(captions),
+        context_length=context_length,
+    )
+
+
+def _failures(manifest: Manifest) -> list[tuple[str, int, float]]:
+    """Rows that are no samples of this version, by reason: they failed, were dropped, or were left out by a choice."""
+    counts: Counter[str] = Counter()
+    for partition in manifest.partitions:
+        counts.update({reason: count for reason, count in partition.counts.items() if reason != "success"})
+    for shard in manifest.shards:
+        if shard.selection is not None:
+            counts.update({f"left out: {reason}": count for reason, count in shard.selection.drops.items()})
+    return [(reason, count, count / max(1, manifest.num_rows)) for reason, count in counts.most_common()]
+
+
+def _some_samples(storage: Storage, manifest: Manifest) -> pa.Table:
+    """What the sidecars of a few shards say of their samples, spread over the data set."""
+    shards = evenly([shard for shard in manifest.shards if shard.num_samples], SHARDS_READ)
+    columns = ["caption", "width", "height", "original_width", "original_height"]
+    if not shards:
+        return pa.table({name: pa.array([], pa.string() if name == "caption" else pa.int32()) for name in columns})
+    return pa.concat_tables([read_samples(storage, shard, columns) for shard in shards], promote_options="permissive")
+
+
+def _shorter_sides(samples: pa.Table) -> NDArray[np.int64]:
+    width, height = (pc.coalesce(samples[f"original_{side}"], samples[side]) for side in ("width", "height"))
+    sides = pc.min_element_wise(width, height, skip_nulls=False).drop_null()
+    return np.asarray(sides.to_numpy(), dtype=np.int64)
+
+
+def _commonest_size(samples: pa.Table) -> str:
+    """For people: the size that most stored pictures have, and how many."""
+    if not samples.num_rows:
+        return "sizes are not recorded"
+    sizes = Counter(zip(samples["width"].to_pylist(), samples["height"].to_pylist(), strict=True))
+    (width, height), count = sizes.most_common(1)[0]
+    return f"{width} x {height} px" + ("" if len(sizes) == 1 else f" ({count / samples.num_rows:.0%}; {len(sizes):,} sizes)")
+
+
+def _count_tokens(captions: Sequence[str]) -> NDArray[np.int64]:
+    from model.tokenizer import token_ids
+
+    return np.asarray((token_ids(list(captions), MOST_TOKENS) != 0).sum(axis=1), dtype=np.int64)

@@ -1,0 +1,235 @@
+"""Rows to one shard: a WebDataset tar of the successes, a parquet sidecar of all rows, and img2dataset's statistics.
+
+The tar's bytes depend on the samples alone: members in key order, times and owners fixed. The sidecar says where in the tar
+every member's data lies, so that a reader can fetch any sample with one range read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tarfile
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.dataset.manifest import ShardRecord
+from pipeline.errors import Failure
+from pipeline.transform.image import Picture
+
+COLUMNS = pa.schema(
+    [
+        ("key", pa.string()),
+        ("url", pa.string()),
+        ("caption", pa.string()),
+        ("status", pa.string()),
+        ("reason", pa.string()),
+        ("error_message", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("original_width", pa.int32()),
+        ("original_height", pa.int32()),
+        ("exif", pa.string()),
+        ("sha256", pa.string()),
+        ("original_sha256", pa.string()),
+        ("jpg_offset", pa.int64()),
+        ("jpg_size", pa.int64()),
+        ("txt_offset", pa.int64()),
+        ("txt_size", pa.int64()),
+        ("json_offset", pa.int64()),
+        ("json_size", pa.int64()),
+    ]
+)
+"""docs/decisions/0001-manifest.md, in the order of the file; the input's other columns follow."""
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One input row and what became of it; `extra` holds the input's other columns."""
+
+    key: str
+    url: str
+    caption: str
+    outcome: Picture | Failure
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def reason(self) -> str:
+        return self.outcome.reason if isinstance(self.outcome, Failure) else "success"
+
+
+class ShardWriter:
+    """Writes one shard, row by row in key order. Holds the rows' metadata, and no picture."""
+
+    def __init__(self, name_prefix: str, image_format: str, started: datetime, folder: Path) -> None:
+        """
+        Args:
+            name_prefix: `{partition}-{n:03d}`; the hashes of tar and sidecar complete the name.
+            started: when the work on these rows began; for the statistics.
+            folder: where the three files are written, in the end under their final names.
+        """
+        self.tar_size_bytes = 0
+        self.num_rows = 0
+        self._name_prefix, self._format, self._started, self._folder = name_prefix, image_format, started, folder
+        self._records: list[dict[str, Any]] = []
+        self._failures: Counter[str] = Counter()
+        self._reasons: Counter[str] = Counter()
+        self._digest = hashlib.sha256()
+        self._path = folder / f"{name_prefix}.tar.part"
+        self._file = self._path.open("wb")
+
+    def add(self, row: Row) -> None:
+        """Writes a row: a success goes into the tar, every row into the sidecar."""
+        record = _metadata(row)
+        members = {}
+        if isinstance(row.outcome, Picture):
+            metadata = json.dumps(record, default=str).encode()
+            members = {self._format: row.outcome.data, "json": metadata, "txt": row.caption.encode()}
+        self.add_record(record, members)
+
+    def add_record(self, record: dict[str, Any], members: dict[str, bytes]) -> None:
+        """Writes a row of a sidecar, and its sample's members by extension; none where the row is no sample."""
+        self.num_rows += 1
+        self._reasons[record["reason"]] += 1
+        if record["status"] != "success":
+            self._failures[record["status"]] += 1
+        self._records.append(record | self._write_sample(record["key"], members))
+
+    def close(self) -> ShardRecord:
+        """Completes the three files and returns what the manifest says of them; a shard without a success has no tar."""
+        num_samples = self.num_rows - self._failures.total()
+        self._write(bytes(-(self.tar_size_bytes + 1024) % tarfile.RECORDSIZE + 1024))  # two empty blocks, then to a full record
+        self._file.close()
+        part = self._folder / f"{self._name_prefix}.parquet.part"
+        pq.write_table(sidecar_table(self._records), part, compression="zstd")
+        digest, sidecar_digest = self._digest.hexdigest(), hashlib.sha256(part.read_bytes()).hexdigest()
+        name = f"{self._name_prefix}-{digest[:12]}-{sidecar_digest[:8]}"
+        sidecar = part.rename(self._folder / f"{name}.parquet")
+        (self._folder / f"{name}_stats.json").write_text(json.dumps(self._statistics(), indent=1))
+        if num_samples:
+            self._path.rename(self._folder / f"{name}.tar")
+        else:
+            self._path.unlink()
+        return ShardRecord(
+            name=name,
+            num_rows=self.num_rows,
+            num_samples=num_samples,
+            tar_size_bytes=self.tar_size_bytes if num_samples else 0,
+            tar_sha256=digest if num_samples else "",
+            sidecar_size_bytes=sidecar.stat().st_size,
+            sidecar_sha256=sidecar_digest,
+        )
+
+    def _write_sample(self, key: str, members: dict[str, bytes]) -> dict[str, int]:
+        """The sample's members, sorted by extension as every reader expects; returns where their data lies."""
+        places: dict[str, int] = {}
+        for extension, data in sorted(members.items()):
+            self._write(_member_header(f"{key}.{extension}", len(data)))
+            column = "jpg" if extension in IMAGE_EXTENSIONS else extension
+            if column in ("jpg", "json", "txt"):
+                places |= {f"{column}_offset": self.tar_size_bytes, f"{column}_size": len(data)}
+            self._write(data)
+            self._write(bytes(-len(data) % tarfile.BLOCKSIZE))
+        return places
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._digest.update(data)
+        self.tar_size_bytes += len(data)
+
+    def _statistics(self) -> dict[str, Any]:
+        """img2dataset's keys; rows that our own rules dropped count under their reason in status_dict."""
+        ended = datetime.now(self._started.tzinfo)
+        return {
+            "count": self.num_rows,
+            "successes": self.num_rows - self._failures.total(),
+            "failed_to_download": self._failures["failed_to_download"],
+            "failed_to_resize": self._failures["failed_to_resize"],
+            "dropped": self._failures["dropped"],
+            "duration": (ended - self._started).total_seconds(),
+            "start_time": self._started.timestamp(),
+            "end_time": ended.timestamp(),
+            "status_dict": dict(self._reasons),
+        }
+
+
+def _member_header(name: str, size_bytes: int) -> bytes:
+    """A ustar header without time and owner, so that equal samples make equal tars.
+
+    tarfile's own take 15 us each, three times a sample; so it makes a template, in which name, size and checksum are filled in.
+    """
+    if len(name) > 100 or not name.isascii():  # not ours: of a tar that is rewritten
+        member = tarfile.TarInfo(name)
+        member.size, member.mode = size_bytes, 0o444
+        return member.tobuf(tarfile.PAX_FORMAT)
+    own = name.encode("ascii").ljust(100, b"\0")
+    size = b"%011o\0" % size_bytes
+    checksum = b"%06o\0 " % (sum(own) + sum(size) + _TEMPLATE_SUM)
+    return b"".join((own, _TEMPLATE[100:124], size, _TEMPLATE[136:148], checksum, _TEMPLATE[156:]))
+
+
+def _template() -> bytes:
+    member = tarfile.TarInfo("")
+    member.mode = 0o444
+    return member.tobuf(tarfile.USTAR_FORMAT)
+
+
+_TEMPLATE = _template()
+_TEMPLATE_SUM = sum(_TEMPLATE[100:124]) + sum(_TEMPLATE[136:148]) + 8 * ord(" ") + sum(_TEMPLATE[156:])
+
+
+def write_shard(rows: Iterable[Row], name_prefix: str, image_format: str, started: datetime, folder: Path) -> ShardRecord:
+    """A shard of rows that are all there."""
+    writer = ShardWriter(name_prefix, image_format, started, folder)
+    for row in rows:
+        writer.add(row)
+    return writer.close()
+
+
+def _metadata(row: Row) -> dict[str, Any]:
+    """The row's columns but the offsets; for a sample also the content of its json member, as img2dataset writes it."""
+    picture = row.outcome if isinstance(row.outcome, Picture) else None
+    failure = row.outcome if isinstance(row.outcome, Failure) else None
+    own = {
+        "key": row.key,
+        "url": row.url,
+        "caption": row.caption,
+        "status": failure.status if failure else "success",
+        "reason": row.reason,
+        "error_message": failure.message if failure else None,
+        "width": picture.width if picture else None,
+        "height": picture.height if picture else None,
+        "original_width": picture.original_width if picture else None,
+        "original_height": picture.original_height if picture else None,
+        "exif": picture.exif if picture else None,
+        "sha256": hashlib.sha256(picture.data).hexdigest() if picture else None,
+        "original_sha256": picture.original_sha256 if picture else None,
+    }
+    taken = set(COLUMNS.names)
+    extra = {f"source_{name}" if name in taken else name: value for name, value in row.extra.items()}
+    return own | extra
+
+
+def sidecar_table(records: list[dict[str, Any]]) -> pa.Table:
+    """All rows; the fixed columns first, then the input's others."""
+    types = dict(zip(COLUMNS.names, COLUMNS.types, strict=True))
+    names = dict.fromkeys([*types, *(name for record in records for name in record)])
+    columns = {name: [record[name] if name in record else None for record in records] for name in names}
+    return pa.table({name: _column(values, types[name] if name in types else None) for name, values in columns.items()})
+
+
+def _column(values: list[Any], kind: pa.DataType | None) -> pa.Array:
+    """A column of one type; where a foreign column's values have several, of their JSON."""
+    try:
+        return pa.array(values, kind)
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        if kind is not None:
+            raise
+        return pa.array([None if value is None else json.dumps(value, default=str) for value in values])

@@ -1,0 +1,1 @@
+"""One URL in, its bytes or the reason why not out: guarded addresses, limits for each host, bounded memory."""

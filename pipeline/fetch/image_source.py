@@ -1,0 +1,94 @@
+"""The one seam between a row and its picture's bytes: `fetch(url) -> Fetched | Failure`, wherever the picture lies.
+
+http and https addresses go to http_client.py. s3:// addresses and files are read only under the prefixes and folders that
+the configuration names: a table that somebody else has written must not reach all that this machine can read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from pipeline.config import FetchConfig
+from pipeline.errors import Failure, Fetched
+from pipeline.fetch.http_client import Fetcher
+from pipeline.fetch.memory_budget import Claim
+from pipeline.storage.base import StorageError, open_storage
+
+READERS = 16
+"""Threads that read objects and files."""
+
+
+class PictureSource:
+    """Fetches for one event loop; used like the `Fetcher` in it."""
+
+    def __init__(self, config: FetchConfig) -> None:
+        self.config = config
+        self._web = Fetcher(config)
+        self._s3 = tuple(prefix.rstrip("/") + "/" for prefix in config.allow_s3)
+        self._folders = tuple(Path(folder).expanduser().resolve() for folder in config.allow_files)
+        self._storages = {prefix: open_storage(prefix) for prefix in self._s3}
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="read")
+
+    async def __aenter__(self) -> PictureSource:
+        await self._web.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._web.__aexit__(kind, error, trace)
+        self._readers.shutdown(wait=False)
+
+    async def fetch(self, url: str, claim: Claim) -> Fetched | Failure:
+        """The picture's bytes. Never raises for what a URL holds or does."""
+        if self._s3 and url.startswith("s3://"):
+            return await self._read(lambda: self._object(url), claim)
+        if self._folders and (url.startswith("file://") or "://" not in url):
+            return await self._read(lambda: self._file(url), claim)
+        return await self._web.fetch(url, claim)
+
+    async def _read(self, read: Callable[[], bytes | Failure], claim: Claim) -> Fetched | Failure:
+        await claim.grow(self.config.max_bytes)  # how long it is is known when it is here
+        body = await asyncio.get_running_loop().run_in_executor(self._readers, read)
+        if isinstance(body, Failure):
+            return body
+        if len(body) > self.config.max_bytes:
+            return _failed("too_large", f"more than {self.config.max_bytes} bytes")
+        claim.settle(len(body))
+        return Fetched(body) if body else _failed("empty_body", "there are no bytes in it")
+
+    def _object(self, url: str) -> bytes | Failure:
+        prefix = next((prefix for prefix in self._s3 if url.startswith(prefix)), None)
+        if prefix is None:
+            return _failed("address_refused", "it lies under none of ingest.fetch.allow_s3")
+        try:
+            return self._storages[prefix].read_range(url.removeprefix(prefix), 0, self.config.max_bytes + 1)
+        except FileNotFoundError:
+            return _failed("not_found", "there is no such object")
+        except StorageError as error:
+            return _failed("s3_error", str(error))
+
+    def _file(self, url: str) -> bytes | Failure:
+        try:
+            named = Path(url2pathname(urlsplit(url).path)) if url.startswith("file://") else Path(url)
+            for folder in self._folders:
+                path = (folder / named).resolve()
+                if path.is_relative_to(folder) and path.is_file():
+                    with path.open("rb") as file:
+                        return file.read(self.config.max_bytes + 1)
+            refused = not any((folder / named).resolve().is_relative_to(folder) for folder in self._folders)
+        except (OSError, ValueError, RuntimeError) as error:
+            return _failed("bad_url", " ".join(str(error).split()))
+        if refused:
+            return _failed("address_refused", "it lies under none of ingest.fetch.allow_files")
+        return _failed("not_found", "there is no such file")
+
+
+def _failed(reason: str, message: str) -> Failure:
+    return Failure("failed_to_download", reason, message.encode("utf-8", "replace").decode())

@@ -1,0 +1,241 @@
+"""Ingestion on Ray Data: partitions to actors, their records into a new version of the data set.
+
+In: an `IngestConfig`; Ray is initialised. Out: the manifest's next version, and a summary. The work itself is in
+pipeline/ingest/partition.py, which knows no Ray.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from pipeline.config import IngestConfig
+from pipeline.dataset.manifest import Manifest, PartitionRecord, commit, list_versions, read_manifest
+from pipeline.ingest.partition import ingest_partition
+from pipeline.ingest.plan import IngestPlan, PartitionSpec, plan_ingest
+from pipeline.ingest.progress import Progress
+from pipeline.metrics import INGESTION, Publisher, publish_requests
+from pipeline.storage.base import Storage, open_storage
+
+Log = Callable[[dict[str, float]], None]
+"""Takes the state of a running job, now and then."""
+
+
+@dataclass(frozen=True)
+class IngestSummary:
+    """What a run of ingestion did.
+
+    Attributes:
+        version: of the data set after the run; 0 where there is none.
+        rows_held: rows of the input that it held before.
+        counts: rows of this run by reason, `success` among them.
+    """
+
+    output: str
+    version: int
+    rows_held: int
+    counts: dict[str, int]
+    num_samples: int
+    duration_s: float
+
+    @property
+    def rows(self) -> int:
+        return sum(self.counts.values())
+
+    def __str__(self) -> str:
+        if not self.rows and not self.version:
+            return "nothing to do: the input has no rows yet"
+        if not self.rows:
+            return f"nothing to do: {self.output} version {self.version} holds all {self.rows_held:,} rows"
+        rate = self.rows / max(self.duration_s, 1e-9)
+        lines = [f"{self.rows:,} rows in {self.duration_s:.1f} s ({rate:,.0f} a second)"]
+        for reason, count in sorted(self.counts.items(), key=lambda item: (item[0] != "success", -item[1])):
+            lines.append(f"  {reason:20} {count:>10,}  {count / self.rows:7.2%}")
+        lines.append(f"{self.output} version {self.version}: {self.num_samples:,} samples")
+        return "\n".join(lines)
+
+
+def run_ingest(config: IngestConfig, plan: IngestPlan | None = None, log: Log | None = None) -> IngestSummary:
+    """Fetches what the data set lacks and commits it, now and then and at the end.
+
+    Args:
+        plan: what `plan_ingest` has said a moment ago; made here where there is none.
+        log: is given rows, rows_per_s, success_share and the rows of each reason whenever partitions are done.
+
+    Raises:
+        InputError: bad input; no worker was started.
+        RuntimeError: a partition came back neither done nor failed; nothing of it was committed.
+    """
+    began = time.perf_counter()
+    storage = open_storage(config.output)
+    plan = plan or plan_ingest(config)
+    rows_held, counts = plan.rows_held, Counter[str]()
+    library = _ray_metrics() if plan.partitions else None  # Ray is started where there is work
+    publish_requests(library, data_set=storage.uri)
+    with Publisher(INGESTION, {"data_set": storage.uri}, library) as metrics:
+        while plan.partitions or plan.adopted:
+            manifest = _commit(storage, plan.adopted, metrics) if plan.adopted else None
+            records = list(plan.adopted)
+            for batch in _run_partitions(plan, config, log, metrics):
+                manifest = _commit(storage, batch, metrics)
+                records += batch
+            assert manifest is not None
+            held = {record.id for record in manifest.partitions}
+            for record in records:
+                counts.update(record.counts if record.id in held else {})
+            if held.issuperset(record.id for record in records):
+                break
+            # Another run has committed a part of these rows first; what it did not is still to be done.
+            plan = plan_ingest(config)
+    manifest = read_manifest(storage) if list_versions(storage) else None
+    if manifest is not None:
+        _write_notes(storage, manifest, plan)
+    return IngestSummary(
+        output=storage.uri,
+        version=manifest.version if manifest else 0,
+        rows_held=rows_held,
+        counts=dict(counts),
+        num_samples=manifest.num_samples if manifest else 0,
+        duration_s=time.perf_counter() - began,
+    )
+
+
+def _commit(storage: Storage, records: Sequence[PartitionRecord], metrics: Publisher) -> Manifest:
+    manifest = commit(storage, records)
+    metrics.add("commits")
+    metrics.set("version", manifest.version)
+    metrics.set("samples", manifest.num_samples)
+    return manifest
+
+
+def _write_notes(storage: Storage, manifest: Manifest, plan: IngestPlan) -> None:
+    """Notes the tables of which every row is held."""
+    rows: Counter[str] = Counter()
+    for record in manifest.partitions:
+        rows[record.input_path] += record.num_rows
+    for note in plan.notes:
+        if rows[note.input_path] == note.num_rows:
+            storage.write(note.path, note.model_dump_json(indent=1).encode())
+
+
+class _PartitionActor:
+    """What Ray Data keeps in each worker; imports and options are paid for once."""
+
+    def __init__(self, config: IngestConfig) -> None:
+        self.config = config
+        publish_requests(_ray_metrics(), data_set=open_storage(config.output).uri)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+        specs = [PartitionSpec(**_plain(batch, index)) for index in range(len(batch["id"]))]
+        return {"record": [ingest_partition(spec, self.config).model_dump_json() for spec in specs]}
+
+
+def _run_partitions(
+    plan: IngestPlan, config: IngestConfig, log: Log | None, metrics: Publisher
+) -> Iterator[list[PartitionRecord]]:
+    """The Ray Data graph: finished partitions, as many at a time as are committed together.
+
+    A partition that does not come back is an error, never a silence.
+    """
+    if not plan.partitions:
+        return
+    missing = {spec.id for spec in plan.partitions}
+    metrics.set("partitions_left", len(missing))
+    finished: list[PartitionRecord] = []
+    due = time.monotonic() + config.commit_every_s
+    with _Progress(plan.num_rows, log) as progress:
+        for item in _stream(_shuffled(plan), config).iter_rows():
+            record = PartitionRecord.model_validate_json(item["record"])
+            missing.discard(record.id)
+            finished.append(record)
+            progress.update(record)
+            _publish(record, len(missing), metrics)
+            if time.monotonic() >= due:
+                yield finished
+                finished, due = [], time.monotonic() + config.commit_every_s
+    if finished:
+        yield finished
+    if missing:
+        raise RuntimeError(f"{len(missing)} partitions did not come back, {min(missing)} among them; run the job again")
+
+
+def _shuffled(plan: IngestPlan) -> IngestPlan:
+    """The plan in another order: two runs that overlap would else fetch the same partitions side by side to the end."""
+    return replace(plan, partitions=random.sample(plan.partitions, len(plan.partitions)))
+
+
+def _stream(plan: IngestPlan, config: IngestConfig) -> Any:
+    """Partitions to actors; a row comes back for each that is done.
+
+    The pool begins with the room that there is, grows with the cluster, and by its demand the cluster grows where it can.
+    """
+    import ray
+    from ray.data import ActorPoolStrategy, DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False  # ours counts rows and successes
+    context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = -1  # a large partition, or a wait for nodes, may take over 30 minutes
+    logging.getLogger("ray.data").setLevel(logging.WARNING)  # it warns of a cluster that has no room
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # and that its bars are off
+    most = min(config.num_workers or len(plan.partitions), len(plan.partitions))
+    room = max(1, int(ray.cluster_resources().get("CPU", 0)))
+    return ray.data.from_items(
+        [asdict(spec) for spec in plan.partitions], override_num_blocks=len(plan.partitions)
+    ).map_batches(
+        _PartitionActor,
+        fn_constructor_args=(config,),
+        batch_size=1,
+        # Tasks in flight stay at Ray's two for each that runs: with fewer it would never think of a larger pool.
+        compute=ActorPoolStrategy(min_size=1, initial_size=min(room, most), max_size=most),
+        num_cpus=1,
+    )
+
+
+def _publish(record: PartitionRecord, partitions_left: int, metrics: Publisher) -> None:
+    for reason, rows in record.counts.items():
+        metrics.add("rows", rows, reason=reason)
+    metrics.add("stored_bytes", sum(shard.tar_size_bytes + shard.sidecar_size_bytes for shard in record.shards))
+    metrics.add("partitions")
+    metrics.set("partitions_left", partitions_left)
+
+
+def _ray_metrics() -> Any:
+    import ray.util.metrics
+
+    return ray.util.metrics
+
+
+class _Progress:
+    """Rows that are done, with the share of successes and the commonest reason to fail."""
+
+    def __init__(self, num_rows: int, log: Log | None) -> None:
+        self._bar = Progress(num_rows, "rows", "ingest")
+        self._counts: Counter[str] = Counter()
+        self._log, self._began = log, time.monotonic()
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def update(self, record: PartitionRecord) -> None:
+        self._counts.update(record.counts)
+        text = f"{self._counts['success'] / max(self._counts.total(), 1):.1%} success"
+        failures = [item for item in self._counts.most_common() if item[0] != "success"]
+        self._bar.update(record.num_rows, ", ".join([text, *(f"{reason} {count:,}" for reason, count in failures[:2])]))
+        if self._log is not None:
+            state = {"rows": self._bar.n, "rows_per_s": self._bar.n / max(time.monotonic() - self._began, 1e-9)}
+            state["success_share"] = self._counts["success"] / max(self._bar.n, 1)
+            self._log(state | {f"reason/{reason}": count for reason, count in self._counts.items()})
+
+
+def _plain(batch: dict[str, Any], index: int) -> dict[str, Any]:
+    """One row of a columnar batch, numpy scalars as Python's."""
+    return {name: value.item() if hasattr(value := column[index], "item") else value for name, column in batch.items()}

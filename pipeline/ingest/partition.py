@@ -1,0 +1,192 @@
+"""One partition, end to end, in a bare process: rows -> fetch -> decode -> shards -> storage -> completion record.
+
+In: a row range of a table. Out: its record, the same for everyone: when two workers do one partition, the first completion
+record wins, and the other's objects are orphans that no manifest names.
+
+Rows start in order and are written in order; in between they overtake each other. fetch/memory_budget.py bounds
+what is in between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections import Counter
+from collections.abc import AsyncIterator, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import uvloop
+
+from pipeline.config import IngestConfig
+from pipeline.dataset.manifest import PartitionRecord, ShardRecord, partition_path
+from pipeline.dataset.shard import Row, ShardWriter
+from pipeline.errors import Failure, Fetched, InputError
+from pipeline.fetch.image_source import PictureSource
+from pipeline.fetch.memory_budget import Claim, Memory
+from pipeline.ingest.plan import PartitionSpec
+from pipeline.ingest.tables import BATCH_ROWS, iter_rows
+from pipeline.storage.base import Storage, open_storage
+from pipeline.storage.url_credentials import without_userinfo
+from pipeline.transform.caption import clean_caption
+from pipeline.transform.image import Picture, prepare_image
+
+HELD_ROWS = 64
+"""Rows that are read at a time where they hold the pictures themselves."""
+LONG_WORK_BYTES = 2 << 20
+"""A larger picture is prepared beside the event loop, so that it does not hold up the others' network."""
+
+Result = TypeVar("Result")
+
+
+def ingest_partition(spec: PartitionSpec, config: IngestConfig) -> PartitionRecord:
+    """Does one partition, unless it is done. Objects are written before the record that names them: none is visible by halves.
+
+    Raises:
+        ExceptionGroup: of an InputError, where the table does not hold these rows any more, or of what a storage said.
+    """
+    storage = open_storage(config.output)
+    path = partition_path(spec.id)
+    if storage.exists(path):  # another run, or a worker that was taken for lost, was here first
+        return PartitionRecord.model_validate_json(storage.read(path))
+    with tempfile.TemporaryDirectory(prefix="rayclip-") as temporary:
+        shards, counts = _run(_ingest_rows(spec, config, storage, Path(temporary)))
+    record = PartitionRecord(
+        id=spec.id,
+        input_path=spec.input_path,
+        first_row=spec.first_row,
+        num_rows=spec.num_rows,
+        rows_sha256=spec.rows_sha256,
+        options_fingerprint=spec.options_fingerprint,
+        counts=dict(sorted(counts.items())),
+        shards=tuple(shards),
+    )
+    if storage.write_if_absent(path, record.model_dump_json(indent=1).encode()):
+        return record
+    return PartitionRecord.model_validate_json(storage.read(path))
+
+
+async def _ingest_rows(
+    spec: PartitionSpec, config: IngestConfig, storage: Storage, folder: Path
+) -> tuple[list[ShardRecord], Counter[str]]:
+    """Every row into a shard, in order, and every shard into the storage."""
+    shards: list[ShardRecord] = []
+    counts: Counter[str] = Counter()
+    writer: ShardWriter | None = None
+    async with _workshop(config) as workshop, asyncio.TaskGroup() as tasks:
+        async for row, claim in _start_rows(spec, workshop, tasks):
+            if writer is None:
+                prefix = f"{spec.id}-{len(shards):03d}"
+                writer = ShardWriter(prefix, config.image.format, datetime.now(UTC), folder)
+            writer.add(row)
+            claim.settle(0)
+            counts[row.reason] += 1
+            if writer.tar_size_bytes >= config.shard_size_bytes:
+                shards.append(await asyncio.to_thread(publish, writer, storage, folder))
+                writer = None
+        if writer is not None:
+            shards.append(await asyncio.to_thread(publish, writer, storage, folder))
+    return shards, counts
+
+
+def publish(writer: ShardWriter, storage: Storage, folder: Path) -> ShardRecord:
+    """Tar, then sidecar, then statistics: who sees the later one may rely on the earlier."""
+    shard = writer.close()
+    for path in (shard.tar_path, shard.sidecar_path, shard.stats_path):
+        file = folder / Path(path).name
+        if file.exists():
+            storage.write_file(path, file)
+            file.unlink()
+    return shard
+
+
+@dataclass(frozen=True)
+class _Workshop:
+    """What all rows share."""
+
+    config: IngestConfig
+    source: PictureSource
+    memory: Memory
+
+
+@asynccontextmanager
+async def _workshop(config: IngestConfig) -> AsyncIterator[_Workshop]:
+    async with PictureSource(config.fetch) as source:
+        yield _Workshop(config, source, Memory(config.memory_bytes))
+
+
+async def _start_rows(spec: PartitionSpec, workshop: _Workshop, tasks: asyncio.TaskGroup) -> AsyncIterator[tuple[Row, Claim]]:
+    """Starts rows as far as the memory allows, and yields them in order as they are done."""
+    width = max(6, len(str(spec.num_rows)))
+    ahead: asyncio.Queue[asyncio.Task[tuple[Row, Claim]]] = asyncio.Queue()
+
+    async def start() -> None:
+        batch_rows = HELD_ROWS if workshop.config.bytes_column else BATCH_ROWS
+        source_rows = iter_rows(spec.rows_path or spec.input_path, spec.rows_first, spec.num_rows, batch_rows)
+        number = -1
+        for number, source in enumerate(source_rows):
+            await workshop.memory.room()
+            claim = workshop.memory.claim(number)
+            claim.settle(len(_held_bytes(source, workshop.config.bytes_column)))
+            ahead.put_nowait(tasks.create_task(_one_row(f"{spec.id}-{number:0{width}d}", source, workshop, claim)))
+        if number + 1 < spec.num_rows:
+            raise InputError(
+                f"ingest.input={spec.input_path}: lost rows while they were read; a table may only grow at its end, restore it"
+            )
+
+    tasks.create_task(start())
+    for _ in range(spec.num_rows):
+        yield await (await ahead.get())
+
+
+async def _one_row(key: str, source: dict[str, Any], workshop: _Workshop, claim: Claim) -> tuple[Row, Claim]:
+    """A row and what became of it; the claim holds its stored picture."""
+    config = workshop.config
+    own = (config.url_column, config.caption_column, config.bytes_column)
+    extra = {name: value for name, value in source.items() if name not in own}
+    url = source[config.url_column] if config.url_column in source else None
+    address = "" if url is None else without_userinfo(str(url))
+    caption = clean_caption(source[config.caption_column], config.caption)
+    if isinstance(caption, Failure):
+        raw = source[config.caption_column]
+        return Row(key, address, "" if raw is None else str(raw), caption, extra), claim
+    outcome: Picture | Failure
+    fetched = await _bytes_of(source, url, workshop, claim)
+    if isinstance(fetched, Failure):
+        outcome = fetched
+    else:
+        if len(fetched.body) > LONG_WORK_BYTES:
+            outcome = await asyncio.to_thread(prepare_image, fetched.body, config.image)
+        else:  # threads that take turns cost a small picture a sixth of its time
+            outcome = prepare_image(fetched.body, config.image)
+    claim.settle(len(outcome.data) if isinstance(outcome, Picture) else 0)
+    return Row(key, address, caption, outcome, extra), claim
+
+
+async def _bytes_of(source: dict[str, Any], url: object, workshop: _Workshop, claim: Claim) -> Fetched | Failure:
+    """The bytes that the row holds or names."""
+    column = workshop.config.bytes_column
+    if column:
+        held = _held_bytes(source, column)
+        return Fetched(held) if held else Failure("failed_to_download", "empty_body", f"column {column} holds no bytes")
+    if not isinstance(url, str) or not url.strip():
+        return Failure("failed_to_download", "bad_url", "the URL is empty" if not url else "the URL is not text")
+    return await workshop.source.fetch(url, claim)
+
+
+def _held_bytes(source: dict[str, Any], column: str) -> bytes:
+    """A bytes column's value; b"" for none. Hugging Face's data sets keep pictures as {bytes, path}."""
+    value = source[column] if column else None
+    if isinstance(value, dict) and "bytes" in value:
+        value = value["bytes"]
+    return value if isinstance(value, bytes) else b""
+
+
+def _run(work: Coroutine[Any, Any, Result]) -> Result:
+    """On uvloop, in a thread of its own, since the caller's may have a loop."""
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        return thread.submit(uvloop.run, work).result()

@@ -1,0 +1,1 @@
+"""Fetched bytes and captions in, the image and the text that are stored out."""

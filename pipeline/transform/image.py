@@ -1,0 +1,151 @@
+"""Bytes from the web to the picture that is stored: checked by its header, upright, RGB, resized and encoded.
+
+JPEGs, which are nearly all of the web's photographs, are decoded by libjpeg-turbo, at a half, quarter or eighth of their size
+where the target is much smaller. Whatever that refuses, and every other format, goes through Pillow.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import simplejpeg
+from PIL import ExifTags, Image
+
+from pipeline.config import ImageConfig
+from pipeline.errors import Failure
+from pipeline.transform.resize import Pixels, encode, resize, target_size
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+"""What magic bytes may say; a Content-Type is not asked."""
+EXIF_LIMIT_CHARACTERS = 4096
+ORIENTATION = 0x0112
+
+Image.MAX_IMAGE_PIXELS = None  # `ingest.image.max_pixels` is checked from the header instead, with a reason
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as it is stored.
+
+    Attributes:
+        original_width, original_height: before resizing, upright.
+        exif: JSON of the tags that are text or numbers.
+        original_sha256: of the bytes that it was made from, for comparison with others' lists of hashes.
+    """
+
+    data: bytes
+    width: int
+    height: int
+    original_width: int
+    original_height: int
+    exif: str
+    original_sha256: str = ""
+
+
+def prepare_image(data: bytes, config: ImageConfig) -> Picture | Failure:
+    """Decodes, checks, turns upright, converts to RGB, resizes and encodes. Never raises for what the data holds."""
+    try:
+        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+        failure = _check_header(image.width, image.height, config)
+        if failure is not None:
+            return failure
+        exif = image.getexif()
+        orientation = exif[ORIENTATION] if ORIENTATION in exif else 1
+        pixels_HWC = _upright(_decode(image, data, config), orientation)
+        original = image.size if orientation not in (5, 6, 7, 8) else image.size[::-1]
+        if _may_stay(image, original, orientation, config):
+            stored, (width, height) = data, original
+        else:
+            resized_HWC = resize(pixels_HWC, config, original)
+            stored, width, height = encode(resized_HWC, config), resized_HWC.shape[1], resized_HWC.shape[0]
+    except Image.UnidentifiedImageError:
+        return Failure("failed_to_resize", "not_an_image", "the magic bytes are those of no picture that is read")
+    except Exception as error:  # decoders raise what they like on broken data: OSError, ValueError, SyntaxError, struct.error
+        return Failure("failed_to_resize", "decode", " ".join(f"{type(error).__name__}: {error}".split())[:200])
+    return Picture(stored, width, height, *original, _exif_json(exif), hashlib.sha256(data).hexdigest())
+
+
+def _decode(image: Image.Image, data: bytes, config: ImageConfig) -> Pixels:
+    """RGB pixels (H, W, 3), not yet upright; not smaller than the target."""
+    if image.format == "JPEG" and image.mode in ("RGB", "L"):
+        target = target_size(*image.size, config)
+        least = _scaled_size(image.size, target)
+        try:
+            # What the quick transforms leave undone, the mean over more than one pixel hides.
+            quick = image.width >= 1.25 * target[0]
+            return np.asarray(simplejpeg.decode_jpeg(data, "RGB", quick, quick, min_width=least[0], min_height=least[1]))
+        except ValueError:
+            pass  # it refuses what is merely unusual, too; Pillow tells the broken from the unusual
+    return np.asarray(to_rgb(image))
+
+
+def _scaled_size(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
+    """(width, height) of a scaled JPEG decode that leaves at least a factor of two to the resize.
+
+    Scaling in blocks costs quality, which the mean of at least 2 x 2 pixels hides again; so a half, a quarter, an eighth or
+    all. libjpeg's other fractions cost more of it.
+    """
+    factor = min(size[0] / target[0], size[1] / target[1])
+    divisor = next((divisor for divisor in (8, 4, 2) if factor >= 2 * divisor), 1)
+    return -(-size[0] // divisor), -(-size[1] // divisor)
+
+
+def _upright(pixels_HWC: Pixels, orientation: int) -> Pixels:
+    """Undoes the orientation that EXIF states (1 to 8; anything else is none)."""
+    if orientation in (5, 6, 7, 8):
+        pixels_HWC = pixels_HWC.transpose(1, 0, 2)  # (H, W, C) -> (W, H, C)
+    if orientation in (2, 3, 6, 7):
+        pixels_HWC = pixels_HWC[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels_HWC = pixels_HWC[::-1]
+    return np.ascontiguousarray(pixels_HWC)
+
+
+def _may_stay(image: Image.Image, size: tuple[int, int], orientation: int, config: ImageConfig) -> bool:
+    """Whether the bytes are stored as they came: nothing of the picture would change but its compression, for the worse."""
+    stored = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}[config.format]
+    plain = image.format == stored and image.mode == "RGB" and orientation == 1 and not image.has_transparency_data
+    still = getattr(image, "n_frames", 1) == 1
+    return config.keep_bytes and plain and still and config.resize_only_if_bigger and target_size(*size, config) == size
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode to RGB: 16 bits scaled to 8, transparency on white."""
+    if image.mode == "RGB":
+        image.load()
+        return image
+    if image.mode.startswith("I"):
+        # Pillow's own conversion clips 16 bits to white instead of scaling them.
+        deep = np.asarray(image).astype(np.int64).clip(0, 65535)
+        return Image.fromarray((deep // 257).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def _check_header(width: int, height: int, config: ImageConfig) -> Failure | None:
+    """What the dimensions alone decide, before anything is decoded."""
+    if width * height > config.max_pixels:
+        message = f"{width} x {height} pixels are over {config.max_pixels}"
+        return Failure("failed_to_resize", "too_many_pixels", message)
+    if min(width, height) < config.min_side_px:
+        return Failure("dropped", "too_small", f"{width} x {height}: the short side is under {config.min_side_px}")
+    if config.max_aspect_ratio is not None and max(width, height) > config.max_aspect_ratio * min(width, height):
+        message = f"{width} x {height}: the aspect ratio is over {config.max_aspect_ratio:g}"
+        return Failure("dropped", "aspect_ratio", message)
+    return None
+
+
+def _exif_json(exif: Image.Exif) -> str:
+    tags: dict[str, Any] = {}
+    for number, value in exif.items():
+        if isinstance(value, str | int | float):
+            tags[ExifTags.TAGS[number] if number in ExifTags.TAGS else str(number)] = value
+    text = json.dumps(tags)
+    return text if len(text) <= EXIF_LIMIT_CHARACTERS else "{}"

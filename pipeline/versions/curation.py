@@ -1,0 +1,163 @@
+"""Which samples of a version the next one keeps: rules over sidecars; no picture is read.
+
+In: a shard's sidecar, a model's scores where there are any, and the rules. Out: a verdict for each sample ("" keeps it), and
+the shard's record with its selection. What concerns more than one shard, duplicates, is decided by jobs/curate.py, which has
+Ray.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.config import CurateConfig
+from pipeline.dataset.features import SCORE, Scores
+from pipeline.dataset.manifest import Selection, ShardRecord, read_samples, read_selection, read_sidecar
+from pipeline.errors import InputError
+from pipeline.storage.base import Storage, open_storage
+
+DUPLICATE, REMOVED = "duplicate", "removed"
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The configured rules with the files that they name read.
+
+    Attributes:
+        removed: keys and URLs of samples that are taken down.
+        scores: that a model has given the samples.
+    """
+
+    config: CurateConfig
+    excluded_hashes: frozenset[str] = frozenset()
+    removed: frozenset[str] = frozenset()
+    scores: Scores | None = None
+
+    @property
+    def are_empty(self) -> bool:
+        config = self.config
+        rest = {"data": config.data, "version": config.version, "seed": config.seed, "scores": config.scores}
+        return not self.removed and config == CurateConfig(**rest)
+
+
+def read_rules(config: CurateConfig, remove: str | None = None) -> Rules:
+    """Raises InputError for a file that is not there or holds something else."""
+    hashes = _lines(config.exclude_hashes, "curate.exclude_hashes") if config.exclude_hashes else frozenset[str]()
+    for line in hashes:
+        if len(line) != 64 or not set(line.lower()) <= set("0123456789abcdef"):
+            raise InputError(
+                f"curate.exclude_hashes={config.exclude_hashes}: {line[:80]!r} is no sha256; write 64 hex digits a line"
+            )
+    removed = _lines(remove, "--remove") if remove else frozenset[str]()
+    scores = Scores(open_storage(config.scores)) if config.scores else None
+    return Rules(config, frozenset(line.lower() for line in hashes), removed, scores)
+
+
+def _lines(path: str, key: str) -> frozenset[str]:
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{key}={path}: cannot be read ({error}); name a text file with one entry a line") from None
+    return frozenset(line.strip() for line in text.splitlines() if line.strip())
+
+
+def judge(storage: Storage, shard: ShardRecord, rules: Rules) -> tuple[list[str], list[str]]:
+    """(verdict, sha256) of each sample that the version holds, in order.
+
+    Raises:
+        InputError: `curate.where` cannot be asked of these columns.
+    """
+    names = read_sidecar(storage, shard).column_names
+    frame = read_samples(storage, shard, names).to_pandas()
+    if rules.scores is not None:
+        if SCORE in frame:
+            raise InputError(
+                f"curate.scores={rules.config.scores}: the sidecars have a column {SCORE} already, from the input table; leave "
+                "curate.scores out to ask that one"
+            )
+        frame[SCORE] = rules.scores.of(shard, frame["key"].tolist())
+    verdicts = pd.Series("", index=frame.index)
+    for reason, dropped in _rules(frame, rules):
+        verdicts[dropped & (verdicts == "")] = reason
+    return verdicts.tolist(), frame["sha256"].fillna("").tolist()
+
+
+def _rules(frame: pd.DataFrame, rules: Rules) -> list[tuple[str, pd.Series]]:
+    """(reason, which samples it drops), in the order of CurateConfig; rules that drop nothing are left out."""
+    config = rules.config
+    found: list[tuple[str, pd.Series]] = []
+    if rules.removed:
+        found.append((REMOVED, frame["key"].isin(rules.removed) | frame["url"].isin(rules.removed)))
+    sides = frame[["original_width", "original_height"]]
+    if config.min_side_px:
+        found.append(("too_small", sides.min(axis=1) < config.min_side_px))
+    if config.max_aspect_ratio is not None:
+        found.append(("aspect_ratio", sides.max(axis=1) > config.max_aspect_ratio * sides.min(axis=1)))
+    length, words = frame["caption"].str.len(), frame["caption"].str.split().str.len()
+    if config.min_caption_characters or config.min_caption_words:
+        found.append(("short_caption", (length < config.min_caption_characters) | (words < config.min_caption_words)))
+    if config.max_caption_characters is not None:
+        found.append(("long_caption", length > config.max_caption_characters))
+    if rules.excluded_hashes:
+        columns = [frame[name].isin(rules.excluded_hashes) for name in ("sha256", "original_sha256") if name in frame]
+        found.append(("excluded_hash", pd.concat(columns, axis=1).any(axis=1)))
+    if config.where:
+        found.append(("where", ~_ask(frame, config.where)))
+    if config.sample_share < 1:
+        found.append(("sampled_out", frame["key"].map(lambda key: _draw(config.seed, key)) >= config.sample_share))
+    return found
+
+
+def _ask(frame: pd.DataFrame, condition: str) -> pd.Series:
+    try:
+        answer = frame.eval(condition, engine="python")
+    except Exception as error:  # pandas raises many kinds for what it cannot parse or find
+        raise InputError(
+            f"curate.where={condition}: {error}; write a condition on the columns {', '.join(frame.columns)}"
+        ) from None
+    if not isinstance(answer, pd.Series) or answer.dtype != bool:
+        raise InputError(f"curate.where={condition}: is neither true nor false for a sample; write a comparison")
+    return answer
+
+
+def _draw(seed: int, key: str) -> float:
+    """In [0, 1), by seed and key."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{key}".encode()).digest()[:8], "big") / 2**64
+
+
+def select(storage: Storage, shard: ShardRecord, verdicts: Sequence[str]) -> ShardRecord:
+    """The shard's record with a selection of the samples whose verdict is "". Puts the selection."""
+    drops = Counter(verdict for verdict in verdicts if verdict)
+    if not drops:
+        return shard
+    if shard.selection is None:
+        positions, before = list(range(shard.num_samples)), Counter[str]()
+    else:
+        positions, before = read_selection(storage, shard.selection).to_pylist(), Counter(shard.selection.drops)
+    kept = [position for position, verdict in zip(positions, verdicts, strict=True) if not verdict]
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"position": pa.array(kept, pa.int32())}), sink, compression="zstd")
+    data = sink.getvalue().to_pybytes()
+    digest = hashlib.sha256(data).hexdigest()
+    selection = Selection(
+        name=f"{shard.name}-{digest[:12]}",
+        size_bytes=len(data),
+        sha256=digest,
+        tar_samples=shard.tar_samples,
+        drops=dict(sorted((before + drops).items())),
+    )
+    storage.write_if_absent(selection.path, data)
+    return shard.model_copy(update={"num_samples": len(kept), "selection": selection})
+
+
+def duplicates(rows: pd.DataFrame, key: str, order: Collection[str]) -> pd.Series:
+    """Which rows are not the first of their key, in the order of some columns."""
+    ordered = rows.sort_values(list(order))
+    return ordered[key].duplicated().reindex(rows.index)

@@ -1,0 +1,189 @@
+"""WebDataset tars that others wrote (img2dataset's, LAION's, any), as a data set: each is read once, and none is copied.
+
+In: a tar's address. Out: a sidecar in the data set, with the place of every member, and the partition's record, whose shard
+says where the tar lies. Training reads it there, by range, as it reads our own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+import tempfile
+from collections import Counter
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from PIL import Image
+
+from pipeline.config import IndexConfig
+from pipeline.dataset.manifest import Manifest, PartitionRecord, ShardRecord
+from pipeline.dataset.shard import COLUMNS, IMAGE_EXTENSIONS, sidecar_table
+from pipeline.errors import InputError
+from pipeline.ingest.plan import short_hash
+from pipeline.ingest.tables import list_files
+from pipeline.storage.base import Storage, open_storage
+from pipeline.versions.rewrite import READ_BYTES, split_key
+
+SUFFIXES = (".tar",)
+FINGERPRINT = "indexed"
+
+
+def plan_index(config: IndexConfig, manifest: Manifest | None) -> list[str]:
+    """Addresses of the tars that the data set does not hold yet. Raises InputError where there are none at all."""
+    if not config.output:
+        raise InputError("index.output: is empty; name the folder or the s3://bucket/prefix of the data set")
+    held = {record.input_path for record in manifest.partitions} if manifest else set()
+    return [tar for tar in list_files(config.input, SUFFIXES, "index.input") if tar not in held]
+
+
+def index_tar(address: str, config: IndexConfig) -> PartitionRecord:
+    """Reads a tar once, and puts its sidecar into the data set.
+
+    Raises:
+        InputError: it is no tar, or it is cut.
+    """
+    storage = open_storage(config.output)
+    folder, _, name = address.rpartition("/")
+    stream = _HashedStream(open_storage(folder), name)
+    try:
+        with tarfile.open(fileobj=stream, mode="r|", bufsize=READ_BYTES) as tar:
+            files = ((*split_key(member.name), member) for member in tar if member.isfile())
+            rows = [
+                _row(key, {extension: (member, _content(tar, member)) for _, extension, member in group}, config)
+                for key, group in groupby(files, key=lambda item: item[0])
+            ]
+        stream.read_rest()
+    except (tarfile.TarError, EOFError) as error:
+        raise InputError(f"index.input={address}: is no whole tar ({error}); restore it or leave it out") from None
+    partition = short_hash([address, stream.size_bytes, stream.sha256])
+    counts = Counter(row["reason"] for row in rows)
+    shard = _put_sidecar(storage, rows, f"{partition}-000-{stream.sha256[:12]}")
+    return PartitionRecord(
+        id=partition,
+        input_path=address,
+        first_row=0,
+        num_rows=len(rows),
+        rows_sha256=stream.sha256,
+        options_fingerprint=FINGERPRINT,
+        counts=dict(sorted(counts.items())),
+        shards=(
+            shard.model_copy(
+                update={
+                    "num_samples": counts["success"],
+                    "tar_size_bytes": stream.size_bytes,
+                    "tar_sha256": stream.sha256,
+                    "address": address,
+                }
+            ),
+        ),
+    )
+
+
+def _put_sidecar(storage: Storage, rows: list[dict[str, Any]], prefix: str) -> ShardRecord:
+    with tempfile.TemporaryDirectory(prefix="rayclip-") as folder:
+        file = Path(folder) / "sidecar.parquet"
+        pq.write_table(sidecar_table(rows), file, compression="zstd")
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        shard = ShardRecord(
+            name=f"{prefix}-{digest[:8]}",
+            num_rows=len(rows),
+            num_samples=0,
+            tar_size_bytes=0,
+            tar_sha256="",
+            sidecar_size_bytes=file.stat().st_size,
+            sidecar_sha256=digest,
+        )
+        storage.write_file(shard.sidecar_path, file)
+        return shard
+
+
+def _row(key: str, members: dict[str, tuple[tarfile.TarInfo, bytes]], config: IndexConfig) -> dict[str, Any]:
+    """A sidecar row of what a tar holds under one key."""
+    record: dict[str, Any] = dict.fromkeys(COLUMNS.names) | {"key": key, "url": "", "caption": ""}
+    metadata = _metadata(members)
+    own = {name: value for name, value in metadata.items() if name in COLUMNS.names and name not in ("key", "status")}
+    record |= {name: value for name, value in own.items() if _fits(name, value)}
+    record |= {
+        name: value for name, value in metadata.items() if name not in COLUMNS.names and isinstance(value, str | int | float)
+    }
+    for extension, (member, content) in members.items():
+        column = "jpg" if extension in IMAGE_EXTENSIONS else extension
+        if column in ("jpg", "json", "txt"):
+            record |= {f"{column}_offset": member.offset_data, f"{column}_size": len(content)}
+    caption = _caption(members, metadata, config)
+    image = next((members[extension][1] for extension in IMAGE_EXTENSIONS if extension in members), None)
+    if config.caption_key or "txt" not in members:
+        record |= {"txt_offset": None, "txt_size": None}  # training takes the caption from here, then
+    record["caption"] = caption
+    return record | _judged(image, caption)
+
+
+def _judged(image: bytes | None, caption: str) -> dict[str, Any]:
+    """Whether it is a sample, and its picture's size."""
+    if image is None:
+        return {"status": "dropped", "reason": "no_image", "error_message": "no jpg, png or webp has this key"}
+    if not caption.strip():
+        return {"status": "dropped", "reason": "empty_caption", "error_message": "the caption is empty"}
+    try:
+        width, height = Image.open(io.BytesIO(image)).size
+    except Exception as error:  # decoders raise what they like on broken data
+        message = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        return {"status": "failed_to_resize", "reason": "not_an_image", "error_message": message}
+    digest = hashlib.sha256(image).hexdigest()
+    return {"status": "success", "reason": "success", "width": width, "height": height, "sha256": digest}
+
+
+def _metadata(members: dict[str, tuple[tarfile.TarInfo, bytes]]) -> dict[str, Any]:
+    try:
+        content = json.loads(members["json"][1]) if "json" in members else {}
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _caption(members: dict[str, tuple[tarfile.TarInfo, bytes]], metadata: dict[str, Any], config: IndexConfig) -> str:
+    if not config.caption_key and "txt" in members:
+        return members["txt"][1].decode("utf-8", "replace")
+    key = config.caption_key or "caption"
+    return str(metadata[key]) if key in metadata and metadata[key] is not None else ""
+
+
+def _fits(name: str, value: object) -> bool:
+    """Whether a value of the json may stand in a column of ours."""
+    text = str(COLUMNS.field(name).type) == "string"
+    return isinstance(value, str) if text else isinstance(value, int) and 0 <= value < 2**31
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    assert file is not None  # it is a file
+    return file.read()
+
+
+class _HashedStream(io.RawIOBase):
+    """An object, read from its start to its end in ranges, hashed on the way."""
+
+    def __init__(self, storage: Storage, path: str) -> None:
+        self.size_bytes = 0
+        self._storage, self._path, self._digest = storage, path, hashlib.sha256()
+
+    @property
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, count: int = -1) -> bytes:
+        data = self._storage.read_range(self._path, self.size_bytes, READ_BYTES if count < 0 else count)
+        self.size_bytes += len(data)
+        self._digest.update(data)
+        return data
+
+    def read_rest(self) -> None:
+        while self.read():
+            pass

@@ -1,0 +1,108 @@
+"""Shards written anew with the samples that a version holds: to compact them, or to be rid of bytes.
+
+Sidecar rows of failures come along, so that every row of the input is still there once, with its reason.
+"""
+
+from __future__ import annotations
+
+import tarfile
+import tempfile
+from collections.abc import Collection, Iterator
+from datetime import UTC, datetime
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from pipeline.dataset.manifest import Manifest, PartitionRecord, ShardRecord, locate_tar, read_selection, read_sidecar
+from pipeline.dataset.shard import ShardWriter
+from pipeline.ingest.partition import publish
+from pipeline.storage.base import Storage
+
+READ_BYTES = 8 << 20
+
+
+def group_partitions(manifest: Manifest, shard_size_bytes: int) -> list[list[PartitionRecord]]:
+    """Neighbouring partitions whose samples make about one shard together."""
+    groups: list[list[PartitionRecord]] = []
+    size = 0.0
+    for partition in manifest.partitions:
+        own = sum(shard.tar_size_bytes * shard.num_samples / max(1, shard.tar_samples) for shard in partition.shards)
+        if not groups or size + own > shard_size_bytes:
+            groups.append([])
+            size = 0.0
+        groups[-1].append(partition)
+        size += own
+    return groups
+
+
+def rewrite(storage: Storage, shards: list[ShardRecord], name_prefix: str, removed: Collection[str] = ()) -> ShardRecord:
+    """One shard of several, without what their selections leave out; puts it into the storage.
+
+    Args:
+        removed: keys and URLs of rows of which nothing is to stay but a number and a reason.
+    """
+    with tempfile.TemporaryDirectory(prefix="rayclip-") as temporary:
+        folder = Path(temporary)
+        writer = ShardWriter(name_prefix, "jpg", datetime.now(UTC), folder)
+        for shard in shards:
+            for record, members in _rows(storage, shard, folder / "old.tar"):
+                if record["key"] in removed or record["url"] in removed:
+                    record, members = _blank(record, "removed"), {}
+                elif record["status"] == "success" and not members:
+                    record = record | {"status": "dropped", "reason": "curated"} | _NO_PLACES
+                writer.add_record(record, members)
+        return publish(writer, storage, folder)
+
+
+_NO_PLACES = {f"{member}_{what}": None for member in ("jpg", "txt", "json") for what in ("offset", "size")}
+
+
+def _blank(record: dict[str, Any], reason: str) -> dict[str, Any]:
+    """A row of which nothing is known but that it was there."""
+    return dict.fromkeys(record) | {
+        "key": record["key"],
+        "url": "",
+        "caption": "",
+        "status": "dropped",
+        "reason": reason,
+    }
+
+
+def _rows(storage: Storage, shard: ShardRecord, scratch: Path) -> Iterator[tuple[dict[str, Any], dict[str, bytes]]]:
+    """(sidecar row, its members by extension) of every row, in order; no members where the version does not hold the sample."""
+    chosen = None if shard.selection is None else set(read_selection(storage, shard.selection).to_pylist())
+    samples = iter_samples(storage, shard, scratch) if shard.tar_size_bytes else iter(())
+    position = 0
+    for record in read_sidecar(storage, shard).to_pylist():
+        members: dict[str, bytes] = {}
+        if record["status"] == "success":
+            found = next(found for key, found in samples if key == record["key"])
+            if chosen is None or position in chosen:
+                members = found
+            position += 1
+        yield record, members
+
+
+def iter_samples(storage: Storage, shard: ShardRecord, scratch: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """(key, members by extension) of everything in a tar, in the tar's order."""
+    tar_storage, path = locate_tar(storage, shard)
+    with scratch.open("wb") as file:
+        for start in range(0, shard.tar_size_bytes, READ_BYTES):
+            file.write(tar_storage.read_range(path, start, READ_BYTES))
+    with tarfile.open(scratch) as tar:
+        files = ((*split_key(member.name), member) for member in tar if member.isfile())
+        for key, group in groupby(files, key=lambda item: item[0]):
+            yield key, {extension: _content(tar, member) for _, extension, member in group}
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    assert file is not None  # it is a file
+    return file.read()
+
+
+def split_key(name: str) -> tuple[str, str]:
+    """(key, extension) of a member: webdataset's rule, the first dot after the last slash."""
+    folder, slash, base = name.rpartition("/")
+    stem, _, extension = base.partition(".")
+    return f"{folder}{slash}{stem}", extension.lower()

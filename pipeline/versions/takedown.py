@@ -1,0 +1,132 @@
+"""Samples that must go: who has had them, and how the last byte of them goes.
+
+A published manifest is never edited: a version that named purged objects stays as a record, and can no longer be read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.dataset.manifest import (
+    Manifest,
+    ShardRecord,
+    commit_choice,
+    list_versions,
+    read_manifest,
+    read_samples,
+    read_sidecar,
+)
+from pipeline.errors import InputError
+from pipeline.ingest.plan import INPUTS
+from pipeline.ingest.retry import FOLDER
+from pipeline.storage.base import Storage, open_storage
+from pipeline.storage.parquet import read_parquet
+from pipeline.versions.curation import Rules
+from pipeline.versions.rewrite import rewrite
+
+
+@dataclass(frozen=True)
+class Holders:
+    """Attributes:
+    versions: in which a reader saw one of the samples.
+    shards: names of the shards whose objects hold a row of them, seen or not.
+    """
+
+    versions: list[int]
+    shards: frozenset[str]
+
+
+def find_holders(storage: Storage, rules: Rules) -> Holders:
+    """Looks through the sidecars of every version, each once."""
+    removed = pa.array(sorted(rules.removed))
+    positions: dict[str, set[int]] = {}
+    versions = []
+    for version in list_versions(storage):
+        held = False
+        for shard in read_manifest(storage, version).shards:
+            if shard.name not in positions:
+                positions[shard.name] = _positions(storage, shard, removed)
+            held = held or (bool(positions[shard.name]) and _sees(storage, shard, removed))
+        if held:
+            versions.append(version)
+    return Holders(versions, frozenset(name for name, found in positions.items() if found))
+
+
+def _positions(storage: Storage, shard: ShardRecord, removed: pa.Array) -> set[int]:
+    """Rows of the sidecar that are to go; none where the sidecar has gone already."""
+    if not storage.exists(shard.sidecar_path):
+        return set()
+    table = read_sidecar(storage, shard, ["key", "url"])
+    return set(pc.indices_nonzero(_named(table, removed)).to_pylist())
+
+
+def _sees(storage: Storage, shard: ShardRecord, removed: pa.Array) -> bool:
+    return bool(pc.any(_named(read_samples(storage, shard, ["key", "url"]), removed)).as_py())
+
+
+def _named(table: pa.Table, removed: pa.Array) -> pa.ChunkedArray:
+    return pc.or_(pc.is_in(table["key"], value_set=removed), pc.is_in(table["url"], value_set=removed))
+
+
+def purge(storage: Storage, rules: Rules, holders: Holders) -> Manifest:
+    """Rewrites the latest version's shards that hold the samples, commits, and deletes every older object that holds them.
+
+    Raises:
+        InputError: a tar that holds them lies elsewhere and is not ours to rewrite.
+    """
+    latest = read_manifest(storage)
+    changed = []
+    for partition in latest.partitions:
+        if not any(shard.name in holders.shards for shard in partition.shards):
+            continue
+        shards = []
+        for number, shard in enumerate(partition.shards):
+            if shard.name not in holders.shards:
+                shards.append(shard)
+                continue
+            if shard.address:
+                raise InputError(
+                    f"--purge: {shard.address} was indexed where it lies; remove the samples there and index it again, or make "
+                    "this data set's own copy first, with --materialize"
+                )
+            shards.append(rewrite(storage, [shard], f"{partition.id}-{number:03d}", rules.removed))
+        changed.append(partition.model_copy(update={"shards": tuple(shards)}))
+    manifest = commit_choice(storage, latest, changed)
+    _delete_tables(storage, rules)
+    kept = {shard.name for shard in manifest.shards}
+    for item in list(storage.list("shards/")):
+        name = item.path.removeprefix("shards/").removesuffix(".tar").removesuffix(".parquet").removesuffix("_stats.json")
+        if name in holders.shards and name not in kept:
+            storage.delete(item.path)
+    return manifest
+
+
+def _delete_tables(storage: Storage, rules: Rules) -> None:
+    """Rows that wait to be fetched, or were fed back, are kept as tables in the data set; those that name a sample go."""
+    for prefix in (INPUTS, f"{FOLDER}/"):
+        for item in list(storage.list(prefix)):
+            if item.path.endswith(".parquet") and _names_any(read_parquet(storage.read(item.path)), rules):
+                storage.delete(item.path)
+
+
+def _names_any(table: pa.Table, rules: Rules) -> bool:
+    values = pa.array(sorted(rules.removed))
+    texts = [column for column in table.columns if pa.types.is_string(column.type)]
+    return any(pc.any(pc.is_in(column, value_set=values)).as_py() for column in texts)
+
+
+def runs_on(runs_uri: str, data_uri: str, versions: list[int]) -> Iterator[tuple[str, int]]:
+    """(run, version) of the runs under a folder whose checkpoints name these versions of the data set."""
+    storage = open_storage(runs_uri)
+    found = set()
+    for item in storage.list(""):
+        if item.path.endswith("/checkpoint.json"):
+            for one in json.loads(storage.read(item.path))["data_sets"]:
+                if one["uri"] == data_uri and one["version"] in versions:
+                    found.add((item.path.partition("/")[0], one["version"]))
+    yield from sorted(found)

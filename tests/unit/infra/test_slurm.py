@@ -1,0 +1,138 @@
+"""infra/slurm/train.sbatch, run by bash with stand-ins for SLURM's and Ray's commands: what it starts, and how it stops."""
+
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+SCRIPT = ROOT / "infra" / "slurm" / "train.sbatch"
+STAND_INS = {
+    # `srun` runs the command behind its own options, `ray symmetric-run` the one behind `--`, as those do on the first node.
+    # A lost node gives srun a code of its own, whatever the driver's is.
+    "srun": 'while [ "${1#--}" != "$1" ]; do shift; done; "$@"; code=$?; exit "${SRUN_CODE:-$code}"',
+    "ray": 'echo "ray $*" >> "$LOG"; [ "$1" = symmetric-run ] || exit 0; [ -z "$NO_RAY" ] || exit 3\n'
+    'env | grep "^RAY_" | sort >> "$LOG"; while [ "$1" != -- ]; do shift; done; shift; "$@"',
+    "python": 'echo "python $*" >> "$LOG"; trap "exit 143" TERM; echo ready >> "$LOG"\n'
+    'for _ in $(seq "${STEPS:-1}"); do sleep 0.05; done; exit "${CODE:-0}"',
+    "scontrol": 'echo "scontrol $*" >> "$LOG"',
+    "hostname": "echo 10.0.0.7 10.1.0.7",
+}
+
+
+@pytest.fixture
+def launch(tmp_path):
+    processes = []
+
+    def start(*arguments: str, **variables: str) -> tuple[subprocess.Popen[str], Path]:
+        folder, log = tmp_path / "bin", tmp_path / "log"
+        folder.mkdir()
+        log.touch()
+        for name, body in STAND_INS.items():
+            (folder / name).write_text(f"#!/bin/bash\n{body}\n")
+            (folder / name).chmod(0o755)
+        slurm = {"SLURM_JOB_NUM_NODES": "2", "SLURM_CPUS_ON_NODE": "48", "SLURM_GPUS_ON_NODE": "4", "SLURM_JOB_ID": "17"}
+        path = f"{folder}:{os.environ['PATH']}"
+        environment = {"HOME": str(tmp_path), "TMPDIR": str(tmp_path), "PATH": path, "LOG": str(log), **slurm, **variables}
+        command = ["bash", str(SCRIPT), *arguments]
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        processes.append(process)
+        return process, log
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def lines(log: Path) -> list[str]:
+    return log.read_text().splitlines()
+
+
+def wait_for(log: Path, line: str) -> None:
+    deadline = time.monotonic() + 30
+    while line not in lines(log):
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.02)
+
+
+def test_it_starts_one_ray_over_all_nodes_and_hands_the_arguments_to_the_job(launch):
+    process, log = launch("--config", "vit_b_32", "data.uri=/a b/pairs")
+    assert process.wait(30) == 0, process.stdout.read()
+    (start,) = [line for line in lines(log) if line.startswith("ray symmetric-run")]
+    assert "--address 10.0.0.7:6379 --min-nodes 2 --num-cpus=48 --num-gpus=4 -- bash" in start
+    assert "python jobs/train.py cluster.num_workers=[1,8] --config vit_b_32 data.uri=/a b/pairs" in lines(log)
+    assert {"RAY_AUTH_MODE=token", "RAY_health_check_period_ms=1000"} <= set(lines(log))
+    assert lines(log)[0] == "ray get-auth-token --generate"
+    assert not any(line.startswith("scontrol") for line in lines(log))
+
+
+def test_the_time_limits_signal_reaches_the_driver_as_sigterm_and_the_job_is_queued_again(launch):
+    process, log = launch(STEPS="600")
+    wait_for(log, "ready")
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(30) == 143, process.stdout.read()
+    assert lines(log)[-1] == "scontrol requeue 17"
+
+
+def test_a_signal_that_comes_when_the_run_ends_by_itself_keeps_its_exit_code(launch):
+    process, log = launch(STEPS="10", CODE="0")
+    wait_for(log, "ready")
+    (driver,) = [path for path in log.parent.glob("tmp.*") if path.read_text().strip()]
+    driver.write_text("999999999\n")  # the driver is gone when the signal is handed on
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(30) == 0, process.stdout.read()
+    assert not any(line.startswith("scontrol") for line in lines(log))
+
+
+def test_a_sigterm_that_reaches_the_driver_without_the_script_ends_the_run_for_good(launch):
+    process, log = launch(STEPS="600")
+    wait_for(log, "ready")
+    (driver,) = [path for path in log.parent.glob("tmp.*") if path.read_text().strip()]
+    os.kill(int(driver.read_text()), signal.SIGTERM)  # `scancel JOB` signals the steps, not this shell
+    assert process.wait(30) == 143, process.stdout.read()
+    assert not any(line.startswith("scontrol") for line in lines(log))
+
+
+@pytest.mark.parametrize("code", ["1", "2", "143"])  # 143: SLURM ended the step, as `scancel` does
+def test_a_run_that_failed_or_was_ended_keeps_its_exit_code_and_is_not_queued_again(launch, code):
+    process, log = launch(CODE=code)
+    assert process.wait(30) == int(code)
+    assert not any(line.startswith("scontrol") for line in lines(log))
+
+
+@pytest.mark.parametrize("code", ["0", "2"])
+def test_the_exit_code_is_the_drivers_also_where_a_node_was_lost_on_the_way(launch, code):
+    process, log = launch(CODE=code, SRUN_CODE="137")
+    assert process.wait(30) == int(code)
+    assert not list(log.parent.glob("tmp.*")), "nothing is left behind"
+
+
+def test_a_step_that_ends_before_its_driver_begins_keeps_its_own_code(launch):
+    process, _ = launch(NO_RAY="1")
+    assert process.wait(30) == 3
+
+
+def test_the_line_for_cron_queues_an_ingestion_that_runs_where_the_code_is(tmp_path):
+    text = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
+    (line,) = [line for line in text.splitlines() if re.match(r"[\d*]+ .* sbatch --job-name", line)]
+    *times, command = line.split(maxsplit=5)
+    assert len([part for part in times if re.fullmatch(r"[\d*]+", part)]) == 5
+    project, log = tmp_path / "rayclip", tmp_path / "log"
+    stand_ins = {
+        # SLURM runs what is wrapped by sh, in the folder where sbatch was typed
+        tmp_path / "bin" / "sbatch": 'while [ "$1" != --wrap ]; do shift; done; exec sh -c "$2"',
+        project / ".venv" / "bin" / "python": f'echo "$PWD $*" > {log}',
+    }
+    for path, body in stand_ins.items():
+        path.parent.mkdir(parents=True)
+        path.write_text(f"#!/bin/sh\n{body}\n")
+        path.chmod(0o755)
+    path = f"{tmp_path / 'bin'}:/usr/bin:/bin"  # cron's own is short
+    subprocess.run(["sh", "-c", command.replace("/YOUR_FOLDER", str(tmp_path))], env={"PATH": path}, check=True)
+    arguments = f"ingest.input={tmp_path}/tables ingest.output={tmp_path}/pairs"
+    assert log.read_text() == f"{project} jobs/ingest.py {arguments}\n"

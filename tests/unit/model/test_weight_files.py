@@ -1,0 +1,255 @@
+"""Weights of others: their activation and architecture are found or asked for, and nothing is run that was not allowed."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from model.foreign_config import hugging_face_config, open_clip_config, preprocessor_config
+from model.state_dict_keys import to_hugging_face
+from model.weight_files import choose_files, read_weights
+from model.weights import load_clip, save_weights
+from tests.support.models import Archive, random_clip
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return random_clip("debug-vit", activation="gelu")
+
+
+def write(folder, **contents):
+    """Files of a folder by the first part of their name; a config may be changed as a person would, by dotted keys."""
+    folder.mkdir(exist_ok=True)
+    for name, content in contents.items():
+        (folder / f"{name}.json").write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+def changed(config, **changes):
+    """A copy of a configuration with `section__key` set; None takes the key away."""
+    config = json.loads(json.dumps(config))
+    for path, value in changes.items():
+        *parents, key = path.split("__")
+        node = config
+        for parent in parents:
+            node = node[parent]
+        if value is None:
+            del node[key]
+        else:
+            node[key] = value
+    return config
+
+
+@pytest.fixture
+def open_clip_folder(clip, tmp_path):
+    write(tmp_path / "theirs", open_clip_config=open_clip_config(clip.architecture))
+    torch.save(clip.state_dict(), tmp_path / "theirs" / "open_clip_pytorch_model.bin")
+    return tmp_path / "theirs"
+
+
+@pytest.fixture
+def hugging_face_folder(clip, tmp_path):
+    row = clip.architecture
+    write(tmp_path / "hub", config=hugging_face_config(row), preprocessor_config=preprocessor_config(row))
+    save_file(to_hugging_face(clip.state_dict()), tmp_path / "hub" / "model.safetensors")
+    return tmp_path / "hub"
+
+
+def assert_is(clip, loaded):
+    state = clip.state_dict()
+    assert loaded.state_dict().keys() == state.keys()
+    assert all(torch.equal(value, state[key]) for key, value in loaded.state_dict().items())
+    assert loaded.architecture.activation == clip.architecture.activation
+
+
+def test_a_folder_or_its_file_states_the_activation(clip, open_clip_folder, hugging_face_folder):
+    sources = [open_clip_folder, hugging_face_folder]
+    for source in (*sources, *(next(one.glob("*model.*")) for one in sources)):
+        assert_is(clip, load_clip("debug-vit", source)[0])
+        with pytest.raises(ValueError, match="says that it was trained with gelu"):
+            load_clip("debug-vit", source, activation="quick_gelu")
+
+
+def test_a_file_of_another_name_does_not_take_the_configuration_beside_it(clip, open_clip_folder):
+    shutil.copy(open_clip_folder / "open_clip_pytorch_model.bin", open_clip_folder / "epoch_1.pt")
+    with pytest.raises(ValueError, match="does not say which one it was trained with"):
+        load_clip("debug-vit", open_clip_folder / "epoch_1.pt")
+    assert_is(clip, load_clip("debug-vit", open_clip_folder / "epoch_1.pt", activation="gelu")[0])
+
+
+def test_hugging_faces_keys_without_a_configuration_load_when_the_activation_is_told(clip, hugging_face_folder):
+    for name in ("config.json", "preprocessor_config.json"):
+        (hugging_face_folder / name).unlink()
+    with pytest.raises(ValueError, match=r"has no open_clip_config\.json or config\.json, which says what model\.safetensors"):
+        load_clip("debug-vit", hugging_face_folder)
+    file = hugging_face_folder / "model.safetensors"
+    with pytest.raises(ValueError, match="does not say which one it was trained with"):
+        load_clip("debug-vit", file)
+    assert_is(clip, load_clip("debug-vit", file, activation="gelu")[0])
+
+
+def test_what_a_configuration_leaves_out_is_its_tools_default():
+    names = {"open_clip_config.json", "open_clip_model.safetensors", "config.json", "model.safetensors", "pytorch_model.bin"}
+    assert choose_files(names) == ("open_clip_model.safetensors", "open_clip_config.json")
+    assert choose_files(names - {"open_clip_model.safetensors"}) == ("model.safetensors", "config.json")
+    from model.config import get_architecture
+    from model.foreign_config import stated_by_hugging_face, stated_by_open_clip
+
+    assert stated_by_hugging_face({"model_type": "clip"}).activation == "quick_gelu"
+    assert stated_by_hugging_face({"model_type": "clip"}).facts == stated(get_architecture("ViT-B/32"))
+    bare = {"embed_dim": 512, "vision_cfg": {}, "text_cfg": {}}
+    assert stated_by_open_clip(bare).activation == "gelu"
+    assert stated_by_open_clip(bare).facts == stated(get_architecture("ViT-B/16"))
+
+
+def stated(row):
+    return {
+        "embed_dim": row.embed_dim,
+        "vision_layers": row.vision_layers,
+        "vision_width": row.vision_width,
+        "patch_size_px": row.patch_size_px,
+        "text_layers": row.text_layers,
+        "text_width": row.text_width,
+        "text_heads": row.text_heads,
+        "context_length": row.context_length,
+        "vocab_size": row.vocab_size,
+    }
+
+
+def test_the_defaults_are_those_of_the_installed_tools():
+    from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+    from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
+
+    from model import foreign_config
+
+    for ours, theirs in (
+        (foreign_config._OPEN_CLIP_VISION | foreign_config._OPEN_CLIP_VISION_FIXED, CLIPVisionCfg()),
+        (foreign_config._OPEN_CLIP_TEXT | foreign_config._OPEN_CLIP_TEXT_FIXED, CLIPTextCfg()),
+        (foreign_config._HUGGING_FACE_VISION, CLIPVisionConfig()),
+        (foreign_config._HUGGING_FACE_TEXT, CLIPTextConfig()),
+        ({"projection_dim": 512}, CLIPConfig()),
+    ):
+        assert ours == {key: getattr(theirs, key) for key in ours}
+
+
+def test_another_architecture_is_refused_with_the_name_that_fits(open_clip_folder, hugging_face_folder):
+    for source, config in ((open_clip_folder, "open_clip_config.json"), (hugging_face_folder, "config.json")):
+        with pytest.raises(ValueError, match=rf"is not demo, its {config} says embed_dim=32, not 128; .*name is debug-vit$"):
+            load_clip("demo", source)
+    write(
+        open_clip_folder,
+        open_clip_config=changed(open_clip_config(random_clip("debug-vit").architecture), model_cfg__embed_dim=7),
+    )
+    with pytest.raises(ValueError, match=r"embed_dim=7, not 32; no row of model/config\.py describes it"):
+        load_clip("debug-vit", open_clip_folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"model_cfg__vision_cfg__timm_model_name": "vit_tiny"},
+            "vision_cfg.timm_model_name='vit_tiny': computes something else",
+        ),
+        ({"model_cfg__text_cfg__pool_type": "last"}, "text_cfg.pool_type='last'"),
+        ({"model_cfg__vision_cfg__head_width": 32}, "vision_cfg.head_width=32"),
+        ({"preprocess_cfg__mean": [0.5, 0.5, 0.5]}, r"preprocess_cfg.mean=\[0.5, 0.5, 0.5\].*which has \(0.48"),
+        ({"preprocess_cfg__resize_mode": "squash"}, "preprocess_cfg.resize_mode='squash'"),
+        ({"model_cfg__vision_cfg": None}, "holds no embed_dim, vision_cfg and text_cfg; put the file back"),
+        ({"model_cfg__vision_cfg": "ViT"}, "is no configuration of a CLIP; put back"),
+    ],
+)
+def test_an_open_clip_model_that_is_no_clip_of_the_paper_is_refused(open_clip_folder, clip, changes, message):
+    write(open_clip_folder, open_clip_config=changed(open_clip_config(clip.architecture), **changes))
+    with pytest.raises(ValueError, match=rf"weights=.*theirs: open_clip_config\.json: {message}"):
+        load_clip("debug-vit", open_clip_folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vision_config__hidden_act": "relu"}, "vision_config.hidden_act='relu': is neither quick_gelu nor gelu.*use weights"),
+        (
+            {"text_config__hidden_act": "quick_gelu"},
+            "hidden_act: the image encoder's is gelu and the text encoder's quick_gelu",
+        ),
+        ({"vision_config__num_attention_heads": 2}, "vision_config.num_attention_heads=2"),
+        ({"text_config__layer_norm_eps": 1e-6}, "text_config.layer_norm_eps=1e-06"),
+        ({"model_type": "siglip"}, "model_type='siglip': is not clip; give the folder of a CLIPModel"),
+        ({"model_type": None}, "model_type=None: is not clip"),
+        ({"text_config": [1]}, "is no configuration of a CLIP"),
+    ],
+)
+def test_a_hugging_face_model_that_is_no_clip_of_the_paper_is_refused(hugging_face_folder, clip, changes, message):
+    write(hugging_face_folder, config=changed(hugging_face_config(clip.architecture), **changes))
+    with pytest.raises(ValueError, match=rf"weights=.*hub: config\.json: {message}"):
+        load_clip("debug-vit", hugging_face_folder)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_other_preprocessing_is_refused_under_either_name_of_its_file(hugging_face_folder, clip, nested):
+    other = changed(preprocessor_config(clip.architecture), image_mean=[0.5, 0.5, 0.5])
+    (hugging_face_folder / "preprocessor_config.json").unlink()
+    if nested:
+        write(hugging_face_folder, processor_config={"image_processor": other})
+    else:
+        write(hugging_face_folder, preprocessor_config=other)
+    with pytest.raises(ValueError, match=r"image_processor\.image_mean=\[0\.5, 0\.5, 0\.5\]: computes something else"):
+        load_clip("debug-vit", hugging_face_folder)
+
+
+def test_folders_that_hold_no_weights_are_refused(tmp_path, clip, hugging_face_folder):
+    with pytest.raises(ValueError, match=r"holds no weights beside an open_clip_config\.json or config\.json; give the folder"):
+        read_weights(tmp_path)
+    write(tmp_path, config="{")
+    save_weights(clip, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"config\.json: is no JSON .*fetch or export it again"):
+        read_weights(tmp_path)
+    write(tmp_path, config="[]")
+    with pytest.raises(ValueError, match=r"config\.json: holds a list, not a mapping"):
+        read_weights(tmp_path)
+    write(tmp_path, config=hugging_face_config(clip.architecture))
+    with pytest.raises(ValueError, match="has not the keys of a CLIPModel"):
+        read_weights(tmp_path)
+    whole = (hugging_face_folder / "model.safetensors").read_bytes()
+    (hugging_face_folder / "model.safetensors").write_bytes(whole[:-1])
+    with pytest.raises(ValueError, match=r"not a whole safetensors file .*fetch or export it again"):
+        read_weights(hugging_face_folder)
+
+
+def test_a_file_and_its_configuration_that_disagree_are_refused(clip, tmp_path):
+    save_weights(clip, tmp_path / "open_clip_model.safetensors")
+    write(tmp_path, open_clip_config=changed(open_clip_config(clip.architecture), model_cfg__quick_gelu=True))
+    with pytest.raises(ValueError, match=r"trained with gelu, and open_clip_config\.json with quick_gelu; correct the one"):
+        read_weights(tmp_path)
+
+
+def test_scalars_that_open_clip_keeps_as_vectors_are_scalars_here(clip, tmp_path):
+    state = clip.state_dict()
+    torch.save(state | {"logit_scale": state["logit_scale"].reshape(1)}, tmp_path / "vectors.pt")
+    assert_is(clip, load_clip("debug-vit", tmp_path / "vectors.pt", activation="gelu")[0])
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("name", ["debug-vit", "debug-rn"])
+def test_a_torchscript_archive_is_loaded_only_where_that_is_allowed(name, tmp_path):
+    clip = random_clip(name)
+    path = tmp_path / "ViT-B-32.pt"
+    torch.jit.script(Archive(clip)).save(str(path))
+    with pytest.raises(
+        ValueError, match=r"is a TorchScript archive, a program .*set model\.allow_torchscript=true, or give --allow"
+    ):
+        load_clip(name, path, activation="quick_gelu")
+    loaded, _, _ = load_clip(name, path, activation="quick_gelu", allow_torchscript=True)
+    for key, value in loaded.state_dict().items():
+        expected = clip.state_dict()[key]
+        assert torch.equal(value, expected.half().float() if expected.is_floating_point() else expected)
+        assert value.dtype == expected.dtype
+    with pytest.raises(ValueError, match="does not say which one it was trained with"):
+        load_clip(name, path, allow_torchscript=True)
+    with pytest.raises(ValueError, match="does not fit demo"):
+        load_clip("demo", path, activation="quick_gelu", allow_torchscript=True)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(ValueError, match="not a plain state dict"):
+        load_clip(name, path, activation="quick_gelu", allow_torchscript=True)

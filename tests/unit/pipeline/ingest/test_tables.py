@@ -1,0 +1,378 @@
+"""Tables of every kind, streamed, and plans that fetch only what is missing."""
+
+import hashlib
+import io
+import os
+from datetime import timedelta
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.config import IngestConfig
+from pipeline.dataset.manifest import PartitionRecord, ShardRecord, commit
+from pipeline.errors import InputError
+from pipeline.ingest.driver import _write_notes
+from pipeline.ingest.plan import PartitionSpec, plan_ingest
+from pipeline.ingest.tables import WRITTEN_WITHIN, _say_that_a_line_waits, hash_rows, iter_rows, list_tables, read_chunks
+from pipeline.storage.base import open_storage
+
+ROWS = [{"url": f"http://e.org/{i}.jpg", "caption": f'caption "{i}", of many', "n": i} for i in range(10)]
+
+
+def rows_of(table, first, count):
+    return list(iter_rows(table, first, count))
+
+
+def write(path, rows=ROWS):
+    table = pa.Table.from_pylist(rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        pq.write_table(table, path, row_group_size=4)
+    elif path.suffix == ".jsonl":
+        import json
+
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        options = pyarrow.csv.WriteOptions(delimiter="\t" if path.suffix == ".tsv" else ",")
+        pyarrow.csv.write_csv(table, path, options)
+    return str(path)
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv", "tsv", "jsonl"])
+def test_rows_of_every_format_are_read_by_range(tmp_path, suffix):
+    table = write(tmp_path / f"t.{suffix}")
+    rows = rows_of(table, 3, 5)
+    assert [row["url"] for row in rows] == [row["url"] for row in ROWS[3:8]]
+    assert [row["caption"] for row in rows] == [row["caption"] for row in ROWS[3:8]]
+    assert [int(row["n"]) for row in rows] == [3, 4, 5, 6, 7]
+    assert rows_of(table, 9, 5)[0]["url"] == ROWS[9]["url"]
+
+
+def test_a_file_a_folder_and_a_glob_name_tables(tmp_path):
+    one, two = write(tmp_path / "a" / "1.csv"), write(tmp_path / "a" / "b" / "2.parquet")
+    (tmp_path / "a" / "notes.txt").write_text("no table")
+    assert list_tables(one) == [one]
+    assert list_tables(str(tmp_path / "a")) == [one, two]
+    assert list_tables(str(tmp_path / "a" / "*.csv")) == [one]
+    assert list_tables(str(tmp_path / "a" / "*" / "*.parquet")) == [two]
+
+
+def test_tables_on_s3_are_listed_and_read(bucket, tmp_path):
+    storage = open_storage(f"{bucket}/tables")
+    for name in ("1.parquet", "2.csv"):
+        write(tmp_path / name)
+        storage.write_file(name, tmp_path / name)
+    assert list_tables(f"{bucket}/tables") == [f"{bucket}/tables/1.parquet", f"{bucket}/tables/2.csv"]
+    assert list_tables(f"{bucket}/tables/*.csv") == [f"{bucket}/tables/2.csv"]
+    assert list_tables(f"{bucket}/tables/1.parquet") == [f"{bucket}/tables/1.parquet"]
+    for table in list_tables(f"{bucket}/tables"):
+        assert [row["url"] for row in rows_of(table, 8, 5)] == [row["url"] for row in ROWS[8:]]
+
+
+@pytest.mark.parametrize("name", ["none.parquet", "none/", "*.csv"])
+def test_an_input_that_names_no_table_is_refused(tmp_path, name):
+    with pytest.raises(InputError, match=r"ingest\.input="):
+        list_tables(str(tmp_path / name))
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path):
+    (tmp_path / "t.xlsx").write_bytes(b"")
+    with pytest.raises(InputError, match="is no file of a kind that is read"):
+        list_tables(str(tmp_path / "t.xlsx"))
+
+
+@pytest.mark.parametrize(("name", "content"), [("t.parquet", b"PAR1 not really"), ("t.csv", b'url,caption\n"a,b\n1,2,3,4\n')])
+def test_a_table_that_cannot_be_read_is_one_message(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match="cannot be read"):
+        plan(tmp_path / name, tmp_path / "out")
+
+
+def test_chunks_are_cut_exactly_whatever_the_batches(tmp_path):
+    table = write(tmp_path / "t.parquet")
+    chunks = list(read_chunks(table, iter([3, 6, 100])))
+    assert [chunk.num_rows for chunk in chunks] == [3, 6, 1]
+    assert [n for chunk in chunks for n in chunk["n"].to_pylist()] == list(range(10))
+
+
+def plan(table, output, **options):
+    return plan_ingest(IngestConfig(input=str(table), output=str(output), **({"partition_size_rows": 4} | options)))
+
+
+def record_of(spec: PartitionSpec) -> PartitionRecord:
+    shard = ShardRecord(
+        name=spec.id,
+        num_rows=spec.num_rows,
+        num_samples=0,
+        tar_size_bytes=0,
+        tar_sha256="",
+        sidecar_size_bytes=0,
+        sidecar_sha256="",
+    )
+    fields = {name: value for name, value in vars(spec).items() if not name.startswith("rows_") or name == "rows_sha256"}
+    return PartitionRecord(**fields, counts={"success": spec.num_rows}, shards=(shard,))
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])
+def test_a_grown_table_plans_its_new_rows_only(tmp_path, suffix):
+    table, output = tmp_path / f"t.{suffix}", tmp_path / "out"
+    write(table)
+    first = plan(table, output)
+    assert [(spec.first_row, spec.num_rows) for spec in first.partitions] == [(0, 4), (4, 4), (8, 2)]
+    commit(open_storage(str(output)), map(record_of, first.partitions))
+    again = plan(table, output)
+    assert again.partitions == []
+    assert again.rows_held == 10
+    write(table, ROWS + [{"url": f"http://e.org/new{i}", "caption": "new", "n": i} for i in range(5)])
+    grown = plan(table, output)
+    assert [(spec.first_row, spec.num_rows) for spec in grown.partitions] == [(10, 4), (14, 1)]
+
+
+def test_an_edited_or_shortened_table_is_refused(tmp_path):
+    table, output = tmp_path / "t.csv", tmp_path / "out"
+    write(table)
+    commit(open_storage(str(output)), map(record_of, plan(table, output).partitions))
+    write(table, [*ROWS[:5], ROWS[5] | {"caption": "edited"}, *ROWS[6:]])
+    with pytest.raises(InputError, match="rows 4 to 7 are not what they were"):
+        plan(table, output)
+    write(table, ROWS[:8])
+    with pytest.raises(InputError, match="rows 8 to 9 are not what they were"):
+        plan(table, output)
+    table.write_text("url,caption,n\n")
+    with pytest.raises(InputError, match="rows 0 to 3 are not what they were"):
+        plan(table, output)
+
+
+def test_rows_are_not_ingested_again_under_other_options(tmp_path):
+    table, output = tmp_path / "t.csv", tmp_path / "out"
+    write(table)
+    commit(open_storage(str(output)), map(record_of, plan(table, output).partitions))
+    with pytest.raises(InputError, match="ingested under other options"):
+        plan(table, output, image={"size_px": 64})
+    assert plan(table, output, fetch={"total_timeout_s": 1}).partitions == []
+    assert plan(table, output, partition_size_rows=7).partitions == []
+    other = plan(write(tmp_path / "u.csv"), output, image={"size_px": 64})
+    assert len(other.partitions) == 3, "another table may come in under other options"
+
+
+def test_a_table_that_is_noted_as_held_is_not_read(tmp_path):
+    table, output = tmp_path / "t.csv", tmp_path / "out"
+    write(table)
+    let_rest(table)
+    first = plan(table, output)
+    storage = open_storage(str(output))
+    manifest = commit(storage, map(record_of, first.partitions))
+    _write_notes(storage, manifest, first)
+    status = table.stat()
+    table.write_bytes(b"\0" * status.st_size)  # would not be readable
+    os.utime(table, ns=(status.st_atime_ns, status.st_mtime_ns))
+    again = plan(table, output)
+    assert (again.partitions, again.rows_held) == ([], 10)
+    os.utime(table)
+    with pytest.raises(InputError):
+        plan(table, output)
+
+
+HALVES = [
+    ("csv", "url,caption\nhttp://a/1,one\n", "http://a/2,t", "wo\nhttp://a/3,three\n"),
+    ("csv", "url,caption\nhttp://a/1,one\n", "http://", "a/2,two\nhttp://a/3,three\n"),
+    ("csv", 'url,caption\nhttp://a/1,"one\nline"\n', 'http://a/2,"two\n', 'lines"\nhttp://a/3,three\n'),
+    ("csv", "url,caption\nhttp://a/1,one\n", 'http://a/2,"two\nli', 'nes"\nhttp://a/3,three\n'),
+    ("tsv", "url\tcaption\r\nhttp://a/1\tone\r\n", "http://a/2\tt", "wo\r\nhttp://a/3\tthree\r\n"),
+    ("jsonl", '{"url": "http://a/1", "caption": "one"}\n', '{"url": "http://a/2", "c', 'aption": "two"}\n'),
+    ("csv", "", "url,cap", "tion\nhttp://a/1,one\n"),
+    ("jsonl", "", '{"url": "http://a/1"', ', "caption": "one"}\n'),
+    ("csv", "", "", "url,caption\nhttp://a/1,one\n"),
+]
+
+
+def let_rest(table):
+    """As if nobody had written to it for more than an hour."""
+    before = table.stat().st_mtime - WRITTEN_WITHIN.total_seconds() - 1
+    os.utime(table, (before, before))
+
+
+@pytest.mark.parametrize(("suffix", "whole", "half", "rest"), HALVES)
+def test_a_row_that_was_half_written_is_ingested_once_it_is_whole(tmp_path, caplog, suffix, whole, half, rest):
+    """All bytes of a table appear in the end as if they had been there at once, however it was cut when it was planned."""
+    _say_that_a_line_waits.cache_clear()
+    table, output = tmp_path / f"t.{suffix}", tmp_path / "out"
+    (tmp_path / f"whole.{suffix}").write_bytes((whole + half + rest).encode())
+    expected = rows_of(str(tmp_path / f"whole.{suffix}"), 0, 9)
+    table.write_bytes((whole + half).encode())
+    storage = open_storage(str(output))
+    first = plan(table, output)
+    early = [row for spec in first.partitions for row in rows_of(spec.rows_path, spec.rows_first, spec.num_rows)]
+    assert early == expected[: len(early)]
+    assert bool(half) == ("its last line may be half written" in caplog.text)
+    if first.partitions:
+        _write_notes(storage, commit(storage, map(record_of, first.partitions)), first)
+    with table.open("ab") as file:
+        file.write(rest.encode())
+    late = [row for spec in plan(table, output).partitions for row in rows_of(spec.rows_path, spec.rows_first, spec.num_rows)]
+    assert early + late == expected
+
+
+@pytest.mark.parametrize(
+    ("suffix", "text"), [("csv", "url,caption\na,one\nb,two"), ("jsonl", '{"url": "a", "caption": "one"}')]
+)
+def test_a_last_line_without_a_break_counts_when_nobody_has_written_for_an_hour(tmp_path, suffix, text, monkeypatch):
+    table, output = tmp_path / f"t.{suffix}", tmp_path / "out"
+    table.write_text(text)
+    before = plan(table, output)
+    storage = open_storage(str(output))
+    if before.partitions:
+        _write_notes(storage, commit(storage, map(record_of, before.partitions)), before)
+    monkeypatch.setattr("pipeline.ingest.tables.WRITTEN_WITHIN", timedelta(0))  # the hour has passed, and the file is as it was
+    after = plan(table, output)
+    assert after.num_rows == 1
+    assert after.partitions[0].first_row == before.num_rows
+
+
+def test_a_parquet_table_that_is_being_written_is_refused_until_it_is_whole(tmp_path):
+    table, output = tmp_path / "t.parquet", tmp_path / "out"
+    write(table)
+    whole = table.read_bytes()
+    for part in (whole[:100], b""):
+        table.write_bytes(part)
+        with pytest.raises(InputError, match=r"t\.parquet: the table cannot be read"):
+            plan(table, output)
+    table.write_bytes(whole)
+    assert plan(table, output).num_rows == len(ROWS)
+
+
+def test_a_parquet_table_that_is_replaced_by_a_longer_one_gives_a_run_the_rows_that_it_has_planned(tmp_path):
+    table, output = tmp_path / "t.parquet", tmp_path / "out"
+    write(table)
+    specs = plan(table, output).partitions
+    write(table, [*ROWS, *({**row, "n": row["n"] + len(ROWS)} for row in ROWS)])
+    read = [row for spec in specs for row in rows_of(spec.input_path, spec.rows_first, spec.num_rows)]
+    assert read == ROWS
+    commit(open_storage(str(output)), map(record_of, specs))
+    assert [(spec.first_row, spec.num_rows) for spec in plan(table, output).partitions] == [(10, 4), (14, 4), (18, 2)]
+
+
+@pytest.mark.parametrize("place", ["disk", "s3"])
+def test_a_parquet_table_that_is_replaced_while_it_is_read_is_gone_on_with_in_the_longer_one(tmp_path, request, place):
+    storage = open_storage(str(tmp_path / "tables") if place == "disk" else f"{request.getfixturevalue('bucket')}/tables")
+    rows = [{"url": f"http://e.org/{n}", "caption": hashlib.sha256(b"%d" % n).hexdigest() * 20, "n": n} for n in range(6000)]
+
+    def put(count):
+        file = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(rows[:count]), file, row_group_size=count // 4, compression="none")
+        storage.write("t.parquet", file.getvalue())
+
+    put(4000)
+    reading = iter_rows(storage.address("t.parquet"), 100, 3900, batch_rows=64)
+    read = [next(reading) for _ in range(10)]
+    put(6000)
+    read += reading
+    assert read == rows[100:4000]
+
+
+def test_a_table_with_rows_missing_is_not_noted(tmp_path):
+    table, output = tmp_path / "t.csv", tmp_path / "out"
+    write(table)
+    first = plan(table, output)
+    storage = open_storage(str(output))
+    manifest = commit(storage, [record_of(spec) for spec in first.partitions if spec.first_row != 4])
+    _write_notes(storage, manifest, first)
+    gap = plan(table, output, partition_size_rows=3)
+    assert [(spec.first_row, spec.num_rows) for spec in gap.partitions] == [(4, 3), (7, 1)]
+
+
+def test_of_partitions_that_share_rows_the_first_that_is_committed_stays(tmp_path):
+    table, output = tmp_path / "t.parquet", tmp_path / "out"
+    write(table)
+    small, large = (plan(table, output, partition_size_rows=size).partitions for size in (4, 6))
+    storage = open_storage(str(output))
+    commit(storage, [record_of(small[1])])
+    manifest = commit(storage, [*map(record_of, large), record_of(small[0]), record_of(small[2])])
+    assert [(record.first_row, record.num_rows) for record in manifest.partitions] == [(0, 4), (4, 4), (8, 2)]
+
+
+def test_rows_of_text_tables_wait_where_a_worker_finds_them(tmp_path):
+    specs = plan(write(tmp_path / "t.csv"), tmp_path / "out").partitions
+    assert [row["url"] for spec in specs for row in rows_of(spec.rows_path, spec.rows_first, spec.num_rows)] == [
+        row["url"] for row in ROWS
+    ]
+    parquet = plan(write(tmp_path / "t.parquet"), tmp_path / "out").partitions
+    assert [(spec.rows_path, spec.rows_first) for spec in parquet] == [("", 0), ("", 4), ("", 8)]
+
+
+def test_a_dry_plan_writes_nothing(tmp_path):
+    config = IngestConfig(input=write(tmp_path / "t.csv"), output=str(tmp_path / "out"))
+    assert plan_ingest(config, dry_run=True).num_rows == 10
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_finished_partition_that_nobody_committed_is_adopted(tmp_path):
+    table, output = tmp_path / "t.csv", tmp_path / "out"
+    write(table)
+    spec = plan(table, output).partitions[1]
+    open_storage(str(output)).write(record_of(spec).path, record_of(spec).model_dump_json().encode())
+    after = plan(table, output)
+    assert after.adopted == [record_of(spec)]
+    assert [left.first_row for left in after.partitions] == [0, 8]
+
+
+def test_missing_columns_are_answered_with_those_that_exist(tmp_path):
+    write(tmp_path / "t.csv", [{"URL": "http://a", "caption": "b"}])
+    with pytest.raises(InputError, match=r"ingest\.url_column=url: .*has the columns URL, caption"):
+        plan(tmp_path / "t.csv", tmp_path / "out")
+    write(tmp_path / "t.csv", [{"url": "http://a", "captions": "b"}])
+    with pytest.raises(InputError, match=r"did you mean ingest\.caption_column=captions\?"):
+        plan(tmp_path / "t.csv", tmp_path / "out")
+
+
+def test_a_table_without_rows_is_nothing_to_do(tmp_path):
+    (tmp_path / "t.csv").write_text("url,caption\n")
+    nothing = plan(tmp_path / "t.csv", tmp_path / "out")
+    assert (nothing.partitions, nothing.rows_held) == ([], 0)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_must_be_named(tmp_path):
+    write(tmp_path / "t.csv")
+    with pytest.raises(InputError, match=r"ingest\.output: is empty"):
+        plan(tmp_path / "t.csv", "")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pa.array([b"\xff\xd8", None]),
+        pa.array(["a", "b"]).dictionary_encode(),
+        pa.array([[1], []]),
+        pa.array([{"a": 1}, None]),
+        pa.array(["a", "b"], pa.string_view()),
+        pa.array([1, None], pa.timestamp("us")),
+        pa.nulls(2),
+    ],
+    ids=lambda values: str(values.type)[:12],
+)
+def test_columns_of_any_type_can_be_planned_and_an_edit_is_seen(tmp_path, values):
+    table = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"url": ["u", "v"], "caption": ["c", "d"], "x": values}), table)
+    before = hash_rows(next(read_chunks(str(table), [2, 2])))
+    assert [row["x"] for row in rows_of(str(table), 0, 2)] == values.to_pylist()
+    pq.write_table(pa.table({"url": ["u", "v"], "caption": ["c", "d"], "x": pa.array(["other", "values"])}), table)
+    assert hash_rows(next(read_chunks(str(table), [2, 2]))) != before
+
+
+def test_text_that_is_not_utf8_costs_its_own_row_only(tmp_path):
+    offsets, data = pa.array([0, 1, 2], pa.int32()).buffers()[1], pa.py_buffer(b"\xffv")
+    urls = pa.Array.from_buffers(pa.string(), 2, [None, offsets, data])
+    pq.write_table(pa.table({"url": urls, "caption": ["c", "d"]}), tmp_path / "t.parquet")
+    assert rows_of(str(tmp_path / "t.parquet"), 0, 2) == [{"url": "\ufffd", "caption": "c"}, {"url": "v", "caption": "d"}]
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    table = pa.Table.from_arrays([pa.array(["u"])] * 3, names=["url", "caption", "caption"])
+    pq.write_table(table, tmp_path / "t.parquet")
+    pyarrow.csv.write_csv(table, tmp_path / "t.csv")
+    for name in ("t.parquet", "t.csv"):
+        with pytest.raises(InputError, match="two columns are called caption"):
+            plan_ingest(IngestConfig(input=str(tmp_path / name), output=str(tmp_path / "out")))

@@ -1,0 +1,201 @@
+"""Every picture becomes upright RGB of the wished size, or a reason."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from pipeline.config import ImageConfig
+from pipeline.errors import Failure
+from pipeline.transform.image import Picture, prepare_image
+
+
+def encode(image: Image.Image, format: str = "PNG", **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+def colours(width: int = 60, height: int = 40) -> Image.Image:
+    noise = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def prepare(data: bytes, **options) -> Picture:
+    outcome = prepare_image(data, ImageConfig(**({"size_px": 32, "format": "png", "quality": 3} | options)))
+    assert isinstance(outcome, Picture), outcome
+    return outcome
+
+
+def decoded(picture: Picture) -> Image.Image:
+    image = Image.open(io.BytesIO(picture.data))
+    assert image.mode == "RGB"
+    assert image.size == (picture.width, picture.height)
+    return image
+
+
+def photograph(width: int, height: int, number: int = 0) -> bytes:
+    image = Image.fromarray(load_sample_images().images[number]).resize((width, height), Image.Resampling.LANCZOS)
+    return encode(image, "JPEG", quality=90)
+
+
+def reason(data: bytes, **options) -> tuple[str, str]:
+    outcome = prepare_image(data, ImageConfig(**({"size_px": 32} | options)))
+    assert isinstance(outcome, Failure), outcome
+    return outcome.status, outcome.reason
+
+
+def test_the_short_side_is_resized_and_the_original_size_kept_on_record():
+    picture = prepare(encode(colours(120, 80)))
+    assert (picture.width, picture.height) == (48, 32)
+    assert (picture.original_width, picture.original_height) == (120, 80)
+
+
+def test_small_pictures_are_not_enlarged_unless_wished():
+    assert prepare(encode(colours(20, 10))).width == 20
+    assert prepare(encode(colours(20, 10)), resize_only_if_bigger=False).height == 32
+
+
+@pytest.mark.parametrize("mode", ["center_crop", "border", "keep_ratio_largest", "no"])
+def test_the_resize_modes_are_img2datasets(mode):
+    sizes = {"center_crop": (32, 32), "border": (32, 32), "keep_ratio_largest": (32, 21), "no": (120, 80)}
+    picture = prepare(encode(colours(120, 80)), resize_mode=mode)
+    assert (picture.width, picture.height) == sizes[mode]
+
+
+@pytest.mark.parametrize(("format", "quality"), [("jpg", 95), ("jpg", 50), ("webp", 90), ("png", 1)])
+def test_what_is_not_resized_is_encoded_as_img2dataset_does(format, quality):
+    from img2dataset.resizer import Resizer
+
+    data = photograph(640, 427)
+    theirs, *_ = Resizer(256, "no", True, encode_format=format, encode_quality=quality)(io.BytesIO(data))
+    ours = prepare(data, resize_mode="no", format=format, quality=quality, keep_bytes=False)
+    assert ours.data == theirs
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_every_format_is_read(format):
+    assert np.abs(np.asarray(decoded(prepare(encode(colours(), format)))).astype(int)).mean() > 10
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "1", "RGBA", "LA", "CMYK"])
+def test_every_mode_becomes_rgb(mode):
+    decoded(prepare(encode(colours().convert(mode), "TIFF" if mode == "CMYK" else "PNG")))
+
+
+def test_transparency_lies_on_white_and_sixteen_bits_are_scaled():
+    clear = Image.new("RGBA", (40, 40), (0, 0, 0, 0))
+    assert decoded(prepare(encode(clear))).getpixel((5, 5)) == (255, 255, 255)
+    deep = Image.fromarray(np.full((40, 40), 40_000, np.uint16))
+    assert decoded(prepare(encode(deep))).getpixel((5, 5)) == (155, 155, 155)
+
+
+def test_a_rotated_photograph_stands_upright_and_its_exif_is_kept():
+    exif = Image.Exif()
+    exif[0x0112], exif[0x0110] = 6, "camera"
+    picture = prepare(encode(colours(60, 40), "JPEG", exif=exif))
+    assert picture.width < picture.height
+    assert '"Model": "camera"' in picture.exif
+
+
+def test_of_an_animation_the_first_frame_is_taken():
+    frames = [Image.new("RGB", (40, 40), colour) for colour in ("red", "blue")]
+    data = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert decoded(prepare(data)).getpixel((3, 3)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("data", [b"<html></html>", b"\x00" * 100, b"%PDF-1.4", b"GIF8"])
+def test_what_is_no_picture_is_told_by_its_magic_bytes(data):
+    assert reason(data) == ("failed_to_resize", "not_an_image")
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF"])
+def test_a_cut_picture_is_a_reason(format):
+    data = encode(colours(300, 200), format)
+    assert reason(data[: len(data) * 2 // 3])[1] == "decode"
+
+
+def test_a_bomb_is_refused_from_its_header():
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    assert reason(bomb) == ("failed_to_resize", "too_many_pixels")
+
+
+def test_size_and_shape_can_be_asked_for():
+    assert reason(encode(colours(60, 40)), min_side_px=50) == ("dropped", "too_small")
+    assert reason(encode(colours(90, 20)), max_aspect_ratio=3) == ("dropped", "aspect_ratio")
+
+
+def decibel(one: np.ndarray, other: np.ndarray) -> float:
+    """Peak signal-to-noise ratio."""
+    return float(10 * np.log10(255**2 / max(1e-9, ((one.astype(int) - other.astype(int)) ** 2).mean())))
+
+
+@pytest.mark.parametrize("mode", ["keep_ratio", "center_crop", "border", "keep_ratio_largest", "no"])
+@pytest.mark.parametrize(
+    ("size", "floor"),
+    [
+        ((640, 427), 40),
+        ((427, 640), 40),
+        ((301, 400), 40),
+        ((256, 256), 40),
+        ((200, 130), 40),
+        ((1000, 667), 40),
+        ((2560, 1707), 30),
+    ],
+)
+@pytest.mark.parametrize("only_if_bigger", [True, False])
+def test_every_mode_and_size_agrees_with_img2dataset(size, floor, mode, only_if_bigger):
+    """To 40 dB where the whole picture is decoded, to 30 dB where JPEG's own scaling does a part of the work."""
+    from img2dataset.resizer import Resizer
+
+    data = photograph(*size)
+    theirs, width, height, *original, problem = Resizer(256, mode, only_if_bigger, encode_format="png", encode_quality=1)(
+        io.BytesIO(data)
+    )
+    assert problem is None
+    ours = prepare(data, size_px=256, resize_mode=mode, resize_only_if_bigger=only_if_bigger, quality=1)
+    assert (ours.width, ours.height, ours.original_width, ours.original_height) == (width, height, *original)
+    assert decibel(np.asarray(decoded(ours)), np.asarray(Image.open(io.BytesIO(theirs)))) > floor
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_undone_as_pillow_does_it(orientation):
+    from PIL import ImageOps
+
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(colours(60, 40), "PNG", exif=exif)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    picture = prepare(data, resize_mode="no", keep_bytes=False)
+    assert (picture.original_width, picture.original_height) == expected.size
+    assert np.array_equal(np.asarray(decoded(picture)), np.asarray(expected))
+
+
+def test_a_picture_that_needs_nothing_keeps_its_bytes():
+    small = encode(colours(30, 20), "JPEG")
+    options = {"size_px": 32, "format": "jpg", "quality": 95}
+    assert prepare(small, **options).data == small
+    assert prepare(small, **options, keep_bytes=False).data != small
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for other in (
+        encode(colours(30, 20), "PNG"),
+        encode(colours(30, 20).convert("L"), "JPEG"),
+        encode(colours(30, 20), "JPEG", exif=exif),
+    ):
+        assert prepare(other, **options).data != other
+
+
+def test_an_unusual_jpeg_is_read_and_a_cut_one_is_not():
+    data = photograph(300, 200)
+    padded = data[:-2] + b"\x00\x00extra" + data[-2:]  # libjpeg warns; every browser shows it
+    assert prepare(padded).height == 32
+    assert reason(data[: len(data) // 2])[1] == "decode"

@@ -1,0 +1,144 @@
+"""What is damaged is found, what nobody names is removed, what is needed stays; failures are fed back once."""
+
+import os
+import time
+
+import pytest
+
+from pipeline.config import FetchConfig, ImageConfig, IngestConfig
+from pipeline.dataset.manifest import commit, read_manifest, read_sidecar
+from pipeline.ingest.partition import ingest_partition
+from pipeline.ingest.plan import plan_ingest
+from pipeline.ingest.retry import write_retry_tables
+from pipeline.storage.base import open_storage
+from pipeline.versions.audit import clean, verify
+
+DAY_S = 86_400
+
+
+@pytest.fixture
+def config(web, tmp_path, draw_shape):
+    rows = ["url,caption,n"]
+    for number in range(12):
+        rows.append(f"{web.put(f'/{number}.png', draw_shape('red', 'disc', number))},picture {number},{number}")
+    rows += [f"{web.address}/gone,gone,12", f"{web.put('/html', b'<html>')},html,13"]
+    (tmp_path / "t.csv").write_text("\n".join(rows) + "\n")
+    return IngestConfig(
+        input=str(tmp_path / "t.csv"),
+        output=str(tmp_path / "out"),
+        partition_size_rows=5,
+        fetch=FetchConfig(allow_addresses=("127.0.0.1/32",)),
+        image=ImageConfig(size_px=32, format="png", quality=1),
+    )
+
+
+def ingest(config):
+    plan = plan_ingest(config)
+    storage = open_storage(config.output)
+    return commit(storage, [*plan.adopted, *(ingest_partition(spec, config) for spec in plan.partitions)])
+
+
+def age(config):
+    """Makes every object two days old."""
+    then = time.time() - 2 * DAY_S
+    for path in open_storage(config.output).root.rglob("*"):
+        os.utime(path, (then, then))
+
+
+def test_a_whole_data_set_has_no_problems(config):
+    assert verify(open_storage(config.output), ingest(config)) == []
+
+
+@pytest.mark.parametrize("kind", ["tar_path", "sidecar_path"])
+@pytest.mark.parametrize("damage", ["flipped", "cut", "grown", "missing"])
+def test_every_damage_is_found_and_named(config, kind, damage):
+    manifest = ingest(config)
+    storage = open_storage(config.output)
+    path = getattr(manifest.shards[1], kind)
+    data = bytearray(storage.read(path))
+    if damage == "flipped":
+        data[len(data) // 2] ^= 1
+    elif damage == "cut":
+        del data[-1]
+    elif damage == "grown":
+        data += b"\0"
+    storage.write(path, bytes(data))
+    if damage == "missing":
+        storage.delete(path)
+    (problem,) = verify(storage, manifest)
+    assert problem.path == path
+    words = {"flipped": "sha256", "cut": "bytes; the manifest says", "grown": "more than", "missing": "is missing"}
+    assert words[damage] in problem.problem
+
+
+def test_cleaning_removes_orphans_that_are_old_and_nothing_else(config, web, draw_shape):
+    manifest = ingest(config)
+    storage = open_storage(config.output)
+    # Another attempt at a partition, which began before the first was done: its tar differs, its record comes second.
+    web.put("/0.png", draw_shape("blue", "disc", 0))
+    (storage.root / "manifests" / "00000001.json").rename(storage.root / "manifest.kept")
+    spec = next(spec for spec in plan_ingest(config.model_copy(update={"output": f"{config.output}-2"})).partitions)
+    record = next((storage.root / "partitions").glob(f"*{spec.id}*"))
+    first = record.read_bytes()
+    record.unlink()
+    ingest_partition(spec, config)
+    record.write_bytes(first)
+    (storage.root / "manifest.kept").rename(storage.root / "manifests" / "00000001.json")
+    tars = {item.path for item in storage.list("shards/") if item.path.endswith(".tar")}
+    named = {shard.tar_path for shard in manifest.shards}
+    (orphan,) = tars - named
+    (storage.root / "shards" / ".half.0.part").write_bytes(b"half")
+    assert clean(storage, DAY_S) == [], "it is young: somebody may be about to name it"
+    age(config)
+    removed = clean(storage, DAY_S)
+    assert orphan in removed
+    assert "shards/.half.0.part" in removed
+    assert not any(path in named for path in removed)
+    assert verify(storage, manifest) == []
+    assert clean(storage, DAY_S) == []
+
+
+def test_cleaning_spares_what_a_running_job_has_finished(config):
+    plan = plan_ingest(config)
+    records = [ingest_partition(spec, config) for spec in plan.partitions]  # finished, and not committed yet
+    age(config)
+    clean(open_storage(config.output), DAY_S)
+    storage = open_storage(config.output)
+    again = plan_ingest(config)
+    assert (again.partitions, again.adopted) == ([], records)
+    assert verify(storage, commit(storage, again.adopted)) == []
+
+
+def test_rows_that_wait_go_when_they_are_committed(config):
+    ingest(config)
+    storage = open_storage(config.output)
+    assert len(list(storage.list("inputs/"))) == 3
+    age(config)
+    clean(storage, DAY_S)
+    assert list(storage.list("inputs/")) == []
+
+
+def retry(config, *reasons):
+    storage = open_storage(config.output)
+    count = write_retry_tables(storage, read_manifest(storage), reasons, config)
+    if count:
+        ingest(config.model_copy(update={"input": f"{config.output}/retries"}))
+    return count
+
+
+def test_failures_of_a_reason_are_fed_back_once(config, web, draw_shape):
+    ingest(config)
+    storage = open_storage(config.output)
+    assert retry(config, "timeout") == 0
+    assert retry(config, "http_404") == 1, "it is still gone, and a new failure"
+    assert read_manifest(storage).num_samples == 12
+    web.put("/gone", draw_shape("green", "ring", 1))
+    assert retry(config, "http_404", "not_an_image") == 2
+    manifest = read_manifest(storage)
+    assert manifest.num_samples == 13
+    assert retry(config, "http_404") == 0, "it has succeeded since"
+    rows = [row for shard in manifest.shards for row in read_sidecar(storage, shard).to_pylist()]
+    (found,) = [row for row in rows if row["caption"] == "gone" and row["reason"] == "success"]
+    assert found["n"] == "12"
+    assert found["retry_of"] in {row["key"] for row in rows}
+    assert plan_ingest(config).partitions == [], "the table itself is as done as before"

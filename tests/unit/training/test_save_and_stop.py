@@ -1,0 +1,91 @@
+"""What a run is asked for: all ranks do it after the same step, and SIGTERM loses nothing."""
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as multiprocessing
+
+from tests.support.runs import ALONE, BARE, config_of, exact_rows, start_script
+from training.record.tracking import read_metrics
+from training.run_plan import plan_run
+from training.save_and_stop import Request, Requests
+from training.trainer import train
+
+
+def test_alone_what_was_asked_for_is_done_at_once_and_once():
+    requests = Requests(ALONE)
+    assert requests.agreed() == Request.NONE
+    requests.ask(Request.SAVE)
+    requests.ask(Request.STOP)
+    assert requests.agreed() == Request.SAVE | Request.STOP
+    assert requests.agreed() == Request.NONE
+
+
+def one_rank(rank, folder):
+    import torch
+
+    from training.distributed import init_world
+
+    world = init_world(rank, 3, f"file://{folder}/meet", torch.device("cpu"))
+    requests, heard = Requests(world), []
+    for step in range(6):
+        if (rank, step) in ((1, 2), (2, 4)):
+            requests.ask(Request.SAVE if rank == 1 else Request.STOP)
+        heard.append(int(requests.agreed()))
+        time.sleep(0.02 * rank)
+    requests.close()
+    torch.distributed.destroy_process_group()  # its threads would outlive the interpreter, which aborts then
+    Path(folder, f"{rank}.json").write_text(json.dumps(heard))
+
+
+def test_ranks_hear_of_it_after_the_same_step_whoever_was_asked(tmp_path):
+    multiprocessing.spawn(one_rank, args=(str(tmp_path),), nprocs=3)
+    heard = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(3)]
+    assert heard == [[0, 0, 0, int(Request.SAVE), 0, int(Request.STOP)]] * 3
+
+
+def test_a_run_saves_by_the_clock_too(data_set, tmp_path):
+    config = config_of(
+        data_set, tmp_path, "checkpoint.every_steps=null", "checkpoint.every_minutes=0.0001", "checkpoint.keep_last=99"
+    )
+    train(config, ALONE)
+    folders = sorted(path.name for path in (tmp_path / "debug_cpu" / "checkpoints").iterdir())
+    assert len(folders) == 12, "every step took longer"
+    assert folders[-1] == "step_00000012"
+    train(config_of(data_set, tmp_path, "checkpoint.every_steps=null", "run.name=few"), ALONE)
+    assert [path.name for path in (tmp_path / "few" / "checkpoints").iterdir()] == ["step_00000012"]
+
+
+@pytest.fixture
+def one_thread():
+    """In this process as in the one that is stopped: two threads sum in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("log_every", [1, 7])
+def test_sigterm_saves_after_the_step_and_the_same_command_goes_on_bit_for_bit(data_set, tmp_path, log_every, one_thread):
+    overrides = ("train.max_steps=60", f"train.log_every_steps={log_every}", "checkpoint.every_steps=null")
+    train(config_of(data_set, tmp_path / "undisturbed", *overrides), ALONE)
+    settings = [f"data.uri={data_set}", f"run.dir={tmp_path / 'stopped'}", *overrides]
+    run = start_script(BARE, "debug_cpu", *settings, stdout=subprocess.PIPE)
+    metrics = tmp_path / "stopped" / "debug_cpu" / "metrics.jsonl"
+    while len(read_metrics(metrics)) < 2:
+        time.sleep(0.01)
+        assert run.poll() is None
+    run.send_signal(signal.SIGTERM)
+    printed, _ = run.communicate(timeout=60)
+    assert run.returncode == 0
+    assert "as asked" in printed
+    assert printed.splitlines()[-1] == "not finished"
+    config = config_of(data_set, tmp_path / "stopped", *overrides)
+    assert 0 < plan_run(config).start.step < 60
+    train(config, ALONE)
+    assert exact_rows(tmp_path / "stopped") == exact_rows(tmp_path / "undisturbed")

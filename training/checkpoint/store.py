@@ -1,0 +1,290 @@
+"""Checkpoints of a run, in one folder of a storage: written whole or not at all, checked when read, never a pickle.
+
+```
+checkpoints/step_00000030/model.safetensors    weights, under the published keys
+checkpoints/step_00000030/average.safetensors  their moving average, where the run keeps one
+checkpoints/step_00000030/state.safetensors    optimizer moments and random state, as tensors
+checkpoints/step_00000030/checkpoint.json      written last: without it the folder is no checkpoint
+```
+
+checkpoint.json holds the position (step, samples seen), what identifies the sample order and the data sets, the resolved
+configuration, metrics, package versions, size and sha256 of the other files, and a sha256 of itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from safetensors.torch import load
+from torch import Tensor, nn
+
+from model.clip import CLIP
+from model.weights import save_readable
+from pipeline.storage.base import Storage, StorageError, open_storage
+from training.checkpoint.snapshot import AVERAGE, MODEL, STATE, Position, Snapshot, named_parameters
+from training.config import CheckpointConfig, ConfigError
+
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 3
+RECORD = "checkpoint.json"
+
+
+class DamagedError(ValueError):
+    """A checkpoint is not what was written."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that is visible; its tensors are read by `restore`.
+
+    Attributes:
+        storage: of the run that wrote it; `folder` is relative to it.
+        order: what identifies the sample order (`SampleOrder.identity`).
+        data_sets: uri, version and identity of each.
+        config: the resolved configuration that wrote it.
+        metrics: name -> value, of its very step.
+        started_from: address of the checkpoint that its run began with, empty for a run that began anew.
+        packages: name -> version, of what wrote it.
+    """
+
+    storage: Storage
+    folder: str
+    position: Position
+    order: dict[str, Any]
+    data_sets: list[dict[str, Any]]
+    config: dict[str, Any]
+    metrics: dict[str, float]
+    started_from: str
+    files: dict[str, dict[str, Any]]
+    packages: dict[str, str]
+
+    @property
+    def address(self) -> str:
+        return self.storage.address(self.folder)
+
+    def restore(self, clip: CLIP, optimizer: torch.optim.Optimizer, average: CLIP | None = None) -> None:
+        """Puts everything back as it was: weights, moments, random state and, where the run keeps one, the moving average.
+
+        Raises:
+            ConfigError: a file has changed since the checkpoint was chosen.
+        """
+        clip.load_state_dict(self._tensors(MODEL), strict=True)
+        state = self._tensors(STATE)
+        torch.set_rng_state(state.pop("random/torch"))
+        _load_optimizer_tensors(clip, optimizer, state)
+        if average is not None:
+            average.load_state_dict(self._tensors(AVERAGE), strict=True)
+
+    @property
+    def has_average(self) -> bool:
+        """Whether its run keeps a moving average of the weights, which `restore_weights` puts in then."""
+        return AVERAGE in self.files
+
+    def restore_weights(self, clip: CLIP) -> None:
+        """Puts in the weights that a run has to offer: their moving average where it keeps one."""
+        clip.load_state_dict(self._tensors(AVERAGE if self.has_average else MODEL), strict=True)
+
+    def check(self, name: str, data: bytes) -> None:
+        """Raises DamagedError where a file's bytes are not those that were written."""
+        expected = self.files[name]
+        if len(data) != expected["size_bytes"] or hashlib.sha256(data).hexdigest() != expected["sha256"]:
+            raise DamagedError(f"{name} has not the size and sha256 that {RECORD} states")
+
+    def _tensors(self, name: str) -> dict[str, Tensor]:
+        data = self.storage.read(f"{self.folder}/{name}")
+        try:
+            self.check(name, data)
+        except DamagedError as error:
+            raise ConfigError(
+                f"{self.address}: is damaged ({error}); remove this folder, and the one before it is used"
+            ) from error
+        return load(data)
+
+
+class CheckpointStore:
+    """The checkpoints of one run. Rank 0 writes; every rank reads."""
+
+    def __init__(self, storage: Storage, config: CheckpointConfig | None = None, prefix: str = "checkpoints") -> None:
+        """`config`: which ones are kept; for reading none is needed."""
+        self.storage = storage
+        self.config = config or CheckpointConfig()
+        self.prefix = prefix
+        self._scores: dict[str, float | None] = {}
+
+    def write(self, snapshot: Snapshot, record: dict[str, Any], before_commit: Callable[[], None] | None = None) -> str:
+        """Writes a checkpoint and removes those that are not to be kept any more. Returns its folder.
+
+        Args:
+            record: order, data_sets, config, metrics and started_from of the `Checkpoint`.
+            before_commit: called when all is written but the record; if it raises, there is no checkpoint.
+        """
+        folder = f"{self.prefix}/step_{snapshot.position.step:08d}"
+        files = {}
+        for name, tensors in snapshot.tensors.items():
+            with self.storage.new_file(f"{folder}/{name}") as path:
+                save_readable(tensors, path, snapshot.metadata[name])
+                with path.open("rb") as file:
+                    digest = hashlib.file_digest(file, "sha256").hexdigest()
+                files[name] = {"size_bytes": path.stat().st_size, "sha256": digest}
+        if before_commit is not None:
+            before_commit()
+        content = {
+            "format_version": FORMAT_VERSION,
+            "position": asdict(snapshot.position),
+            **record,
+            "files": files,
+            "packages": {package: version(package) for package in ("rayclip", "torch", "ray", "numpy")},
+        }
+        self.storage.write(f"{folder}/{RECORD}", json.dumps(content | {"sha256": _digest(content)}, indent=1).encode())
+        try:
+            self._remove_old(folder)
+        except StorageError as error:  # the checkpoint is there all the same
+            logger.warning("old checkpoints were not removed: %s", error)
+        return folder
+
+    def latest(self) -> Checkpoint | None:
+        """The newest whole checkpoint, or None for a run that has none.
+
+        One whose files are damaged is passed over, and said so.
+
+        Raises:
+            ConfigError: the run has checkpoints, and every one of them is damaged.
+        """
+        folders = self._folders()
+        for folder in folders:
+            try:
+                return self.open(folder)
+            except (DamagedError, FileNotFoundError) as error:
+                logger.warning("checkpoint %s is damaged (%s); trying the one before it", folder, error)
+        if folders:
+            raise ConfigError(
+                f"{self.storage.uri}/{self.prefix}: none of the {len(folders)} checkpoints is whole; "
+                "restore one of them, or choose another run.name to start anew"
+            )
+        return None
+
+    def open(self, folder: str) -> Checkpoint:
+        """Reads a record and checks size and sha256 of the files that it names. Raises DamagedError, FileNotFoundError."""
+        record = self._record(folder)
+        checkpoint = Checkpoint(
+            storage=self.storage,
+            folder=folder,
+            position=Position(**record["position"]),
+            order=record["order"],
+            data_sets=record["data_sets"],
+            config=record["config"],
+            metrics=record["metrics"],
+            started_from=record["started_from"],
+            files=record["files"],
+            packages=record["packages"],
+        )
+        for name in checkpoint.files:
+            checkpoint.check(name, self.storage.read(f"{folder}/{name}"))
+        return checkpoint
+
+    def remove_unfinished(self, after_step: int) -> None:
+        """Removes what cannot be gone on from: folders without a record, which a killed writer has left, and those after the
+        step that the run goes on from, which are damaged, or another process wrote meanwhile. For the run's one writer.
+        """
+        last = f"{self.prefix}/step_{after_step:08d}"
+        whole = {folder for folder in self._folders() if folder <= last}
+        for folder in set(self._folders()) - whole:
+            self.storage.delete(f"{folder}/{RECORD}")  # first, so that half of one is never visible
+        self.storage.remove_unfinished(before=datetime.now(UTC))
+        for item in list(self.storage.list(f"{self.prefix}/")):
+            if item.path.rpartition("/")[0] not in whole:
+                self.storage.delete(item.path)
+
+    def _record(self, folder: str) -> dict[str, Any]:
+        try:
+            record: dict[str, Any] = json.loads(self.storage.read(f"{folder}/{RECORD}"))
+            found, digest = record["format_version"], record.pop("sha256", "")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise DamagedError(f"{RECORD} is not whole") from None
+        if found != FORMAT_VERSION:
+            raise DamagedError(f"format_version={found}: this program reads {FORMAT_VERSION}")
+        if digest != _digest(record):
+            raise DamagedError(f"{RECORD} has not the sha256 that it states")
+        return record
+
+    def _folders(self) -> list[str]:
+        """Folders that hold a record, newest first."""
+        records = (item.path for item in self.storage.list(f"{self.prefix}/") if item.path.endswith(f"/{RECORD}"))
+        return sorted((path.removesuffix(f"/{RECORD}") for path in records), reverse=True)
+
+    def _remove_old(self, written: str) -> None:
+        """Removes what is neither one of the last nor of the best: the record first, so that half of one is never visible."""
+        folders = self._folders()
+        keep = [written, *folders[: self.config.keep_last], *self._best(folders)]
+        for folder in folders:
+            if folder not in keep:
+                for name in (RECORD, STATE, AVERAGE, MODEL):
+                    self.storage.delete(f"{folder}/{name}")
+
+    def _best(self, folders: list[str]) -> list[str]:
+        if not self.config.keep_best:
+            return []
+        sign = 1 if self.config.best_is == "highest" else -1
+        scores = {folder: self._score(folder) for folder in folders}
+        ranked = sorted((sign * score, folder) for folder, score in scores.items() if score is not None)
+        return [folder for _, folder in ranked[-self.config.keep_best :]]
+
+    def _score(self, folder: str) -> float | None:
+        if folder not in self._scores:
+            try:
+                self._scores[folder] = self._record(folder)["metrics"].get(self.config.best_metric)
+            except (DamagedError, FileNotFoundError):
+                return None
+        return self._scores[folder]
+
+
+def open_checkpoint(address: str) -> Checkpoint:
+    """The checkpoint at an address: its folder, or a run's, whose last one it is then.
+
+    Raises:
+        ConfigError: there is none, or it is damaged.
+    """
+    place = open_storage(address.rstrip("/"))
+    if not place.exists(RECORD):
+        found = CheckpointStore(place).latest()
+        if found is None:
+            raise ConfigError(f"run.resume={address}: holds no checkpoint; give the folder of one, or of a run that has one")
+        return found
+    parent, _, folder = place.uri.rpartition("/")
+    try:
+        return CheckpointStore(open_storage(parent)).open(folder)
+    except (DamagedError, FileNotFoundError) as error:
+        raise ConfigError(f"run.resume={address}: is damaged ({error}); give another one") from error
+
+
+def _digest(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def _load_optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Tensor]) -> None:
+    """The inverse of `snapshot.optimizer_tensors`, through load_state_dict, which puts each tensor where its parameter is."""
+    content = optimizer.state_dict()
+    for index, (name, parameter) in enumerate(named_parameters(model, optimizer)):
+        prefix = f"optimizer/{name}/"
+        moments = {
+            key.removeprefix(prefix): _laid_out_as(parameter, value) for key, value in state.items() if key.startswith(prefix)
+        }
+        if moments:
+            content["state"][index] = moments
+    optimizer.load_state_dict(content)
+
+
+def _laid_out_as(parameter: nn.Parameter, value: Tensor) -> Tensor:
+    """Moments in the memory order of their parameter (channels_last): the fused optimizer walks both as one row of numbers."""
+    if value.shape != parameter.shape:
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)

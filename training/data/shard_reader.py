@@ -1,0 +1,291 @@
+"""Samples by their place in a data set: sidecars say where a sample's bytes lie, range reads fetch neighbours together.
+
+In: a manifest, a shard, and positions in it. Out: undecoded samples, each with the sha256 that ingestion has recorded. What is
+missing, short or changed is named, sample by sample.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipeline.dataset.manifest import Manifest, ManifestError, locate_tar, read_samples, read_sidecar
+from pipeline.storage.base import Storage
+from training.data.range_cache import RangeCache
+
+INDEX_BYTES = 256 << 20
+"""Of shard indices that one reader keeps."""
+GAP_BYTES = 256 << 10
+"""Samples with less than this between them are read at once."""
+_MEMBERS = ("jpg", "txt", "json")
+_HASH_BYTES = 8
+
+
+@dataclass(frozen=True)
+class RawSample:
+    """One pair as it is stored.
+
+    Attributes:
+        image: the encoded picture.
+        captions: that it may be shown with, one or more; none where nobody asked for any.
+        sha256: the first bytes of the picture's, as ingestion recorded it; empty where it did not.
+    """
+
+    key: str
+    image: bytes
+    captions: tuple[str, ...]
+    sha256: bytes = b""
+
+    @property
+    def caption(self) -> str:
+        return self.captions[0]
+
+
+CHANGED = "the picture has not the sha256 of its sidecar; the shard was changed, restore it"
+
+
+def is_changed(image: bytes | memoryview, sha256: bytes) -> bool:
+    """Whether a picture is another than the one that was stored."""
+    return sha256 != hashlib.sha256(image).digest()[: len(sha256)]
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A sample that the manifest promises and that is not there as promised. `problem` names it."""
+
+    problem: str
+
+
+@dataclass(frozen=True)
+class _ShardIndex:
+    """Where the samples of one shard lie in its tar; one entry a sample, in the tar's order.
+
+    Attributes:
+        prefix, keys: a key is the shard's common prefix and the rest, which is kept in few bytes.
+        offset, size: by member; of the members that are read.
+        hashes: the first bytes of the stored picture's sha256; None for a sidecar that has none.
+        columns: captions that do not lie in the tar, by name.
+    """
+
+    prefix: bytes
+    keys: NDArray[np.bytes_]
+    offset: dict[str, NDArray[np.int64]]
+    size: dict[str, NDArray[np.uint32]]
+    hashes: NDArray[np.void] | None
+    columns: dict[str, pa.ChunkedArray]
+
+    @property
+    def num_bytes(self) -> int:
+        arrays = [self.keys, *self.offset.values(), *self.size.values()]
+        return sum(array.nbytes for array in arrays) + sum(column.nbytes for column in self.columns.values())
+
+    def key(self, position: int) -> str:
+        return (self.prefix + self.keys[position]).decode()
+
+    def span(self, position: int) -> tuple[int, int]:
+        """[begin, end) in the tar of what a sample needs."""
+        begin = min(int(self.offset[member][position]) for member in self.offset)
+        return begin, max(int(self.offset[member][position]) + int(self.size[member][position]) for member in self.offset)
+
+
+class ShardReader:
+    """Reads samples of one data set version. Safe to use from several threads."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        manifest: Manifest,
+        captions: Sequence[str] = ("caption",),
+        cache: RangeCache | None = None,
+        captions_key: str = "data.captions",
+    ) -> None:
+        """Args:
+        captions: where captions come from, see `DataConfig.captions`; none, where nobody asks for any.
+        captions_key: what a person calls that.
+        """
+        self.storage, self.manifest, self.cache, self._captions_key = storage, manifest, cache, captions_key
+        self._captions = tuple(captions)
+        self._indices: OrderedDict[int, _ShardIndex] = OrderedDict()
+        self._index_bytes = 0
+        self._lock = threading.Lock()
+
+    def read(self, shard: int, first: int, stop: int) -> list[RawSample]:
+        """Samples [first, stop) of a shard.
+
+        Raises:
+            ManifestError: the shard is missing, short, or not the one that the manifest names.
+        """
+        samples = []
+        for sample in self.read_run(shard, range(first, stop)):
+            if isinstance(sample, Damage):
+                raise ManifestError(sample.problem)
+            if is_changed(sample.image, sample.sha256):
+                raise ManifestError(f"{self.address(shard)}: sample {sample.key}: {CHANGED}")
+            samples.append(sample)
+        return samples
+
+    def read_run(self, shard: int, positions: Sequence[int], run: range | None = None) -> list[RawSample | Damage]:
+        """Samples of a shard by their positions, ascending; their sha256 is for the caller to check.
+
+        Raises StorageError for trouble that is not the shard's own.
+
+        Args:
+            run: the neighbours that a cache keeps together; `positions` are among them.
+        """
+        record = self.manifest.shards[shard]
+        storage, path = locate_tar(self.storage, record)
+        try:
+            index = self._index(shard)
+            whole = run if run is not None and self.cache is not None else None
+            ranges = [_join(index, whole)] if whole else list(_ranges(index, positions))
+            parts = {begin: self._read_range(storage, path, begin, end, record.tar_sha256) for begin, end in ranges}
+        except FileNotFoundError:
+            gone = Damage(f"{storage.address(path)}: the manifest names this shard and it is gone; restore it")
+            return [gone] * len(positions)
+        except ManifestError as error:  # the sidecar
+            return [Damage(str(error))] * len(positions)
+        return [self._sample(index, parts, position, storage.address(path)) for position in positions]
+
+    def columns(self, shard: int, names: Sequence[str]) -> pa.Table:
+        """Sidecar columns of a shard's samples, in the tar's order. Raises ManifestError for a column that is not there."""
+        record = self.manifest.shards[shard]
+        there = read_sidecar(self.storage, record)
+        missing = [name for name in names if name not in there.column_names]
+        if missing:
+            raise ManifestError(
+                f"column {missing[0]}: {self.storage.address(record.sidecar_path)} has {', '.join(there.column_names)}; "
+                "name one of them"
+            )
+        return read_samples(self.storage, record, names)
+
+    def address(self, shard: int) -> str:
+        """Where a shard's tar lies, for people."""
+        storage, path = locate_tar(self.storage, self.manifest.shards[shard])
+        return storage.address(path)
+
+    # ----------------------------------------------------------------------------------------------------------- insides
+
+    def _read_range(self, storage: Storage, path: str, begin: int, end: int, tar_sha256: str) -> bytes:
+        def fetch() -> bytes:
+            return storage.read_range(path, begin, end - begin)
+
+        return fetch() if self.cache is None else self.cache.get(f"{tar_sha256}/{begin}-{end}", fetch)
+
+    def _sample(self, index: _ShardIndex, parts: dict[int, bytes], position: int, address: str) -> RawSample | Damage:
+        begin = max(start for start in parts if start <= index.span(position)[0]) if len(parts) > 1 else next(iter(parts))
+        data, key = parts[begin], index.key(position)
+
+        def member(name: str) -> bytes:
+            start, size = int(index.offset[name][position]) - begin, int(index.size[name][position])
+            content = data[start : start + size]
+            if len(content) != size:
+                raise _DamagedError(f"ends at byte {begin + len(data)}, before sample {key}; the shard was cut, restore it")
+            return content
+
+        try:
+            captions = self._alternatives(index, member, position, key)
+            digest = index.hashes[position].tobytes() if index.hashes is not None else b""
+            return RawSample(key, member("jpg"), captions, digest)
+        except _DamagedError as error:
+            return Damage(f"{address}: {error}")
+
+    def _alternatives(self, index: _ShardIndex, member: Any, position: int, key: str) -> tuple[str, ...]:
+        """A sample's captions, from all that `data.captions` names."""
+        found: list[Any] = []
+        for name in self._captions:
+            if name in index.columns:
+                value = index.columns[name][position].as_py()
+            elif name.startswith("json."):
+                value = _json_value(member("json"), name.removeprefix("json."))
+            else:
+                value = member("txt").decode("utf-8", "replace")
+            found += value if isinstance(value, list) else [value]
+        captions = tuple(text for text in found if isinstance(text, str) and text.strip())
+        if not captions and self._captions:
+            places = ", ".join(self._captions)
+            raise _DamagedError(f"sample {key} has no caption in {places}; name another place in {self._captions_key}")
+        return captions
+
+    def _index(self, shard: int) -> _ShardIndex:
+        with self._lock:
+            if shard in self._indices:
+                self._indices.move_to_end(shard)
+                return self._indices[shard]
+        index = self._read_index(shard)
+        with self._lock:
+            if shard not in self._indices:
+                self._indices[shard] = index
+                self._index_bytes += index.num_bytes
+            while self._index_bytes > INDEX_BYTES and len(self._indices) > 1:
+                self._index_bytes -= self._indices.popitem(last=False)[1].num_bytes
+        return index
+
+    def _read_index(self, shard: int) -> _ShardIndex:
+        record = self.manifest.shards[shard]
+        others = [name for name in self._captions if name != "caption" and not name.startswith("json.")]
+        columns = {name: self.columns(shard, [name])[name] for name in others}
+        places = [f"{member}_{what}" for member in _MEMBERS for what in ("offset", "size")]
+        table = read_samples(self.storage, record, ["key", "sha256", "caption", *places])
+        members = ["jpg", *(["json"] if any(name.startswith("json.") for name in self._captions) else [])]
+        if "caption" in self._captions:
+            if table["txt_offset"].null_count:  # tars that others wrote may keep captions in their json
+                columns["caption"] = table["caption"]
+            else:
+                members.append("txt")
+        keys = [key.encode() for key in table["key"].to_pylist()]
+        prefix = _common_prefix(min(keys), max(keys))
+        hashes = [bytes.fromhex(text)[:_HASH_BYTES] for text in table["sha256"].to_pylist() if text]
+        return _ShardIndex(
+            prefix=prefix,
+            keys=np.array([key[len(prefix) :] for key in keys], dtype=np.bytes_),
+            # A member that a sample lacks is an empty one beside its picture.
+            offset={name: pc.coalesce(table[f"{name}_offset"], table["jpg_offset"]).to_numpy() for name in members},
+            size={name: table[f"{name}_size"].fill_null(0).to_numpy().astype(np.uint32) for name in members},
+            hashes=np.array(hashes, dtype=f"V{_HASH_BYTES}") if len(hashes) == len(keys) else None,
+            columns=columns,
+        )
+
+
+class _DamagedError(Exception):
+    """Why one sample is not what the manifest promises."""
+
+
+def _common_prefix(first: bytes, last: bytes) -> bytes:
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
+    return first[: len(list(same))]
+
+
+def _ranges(index: _ShardIndex, positions: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """[begin, end) of what to read for samples, neighbours together."""
+    begin, end = index.span(positions[0])
+    for position in positions[1:]:
+        first, stop = index.span(position)
+        if first > end + GAP_BYTES:
+            yield begin, end
+            begin = first
+        end = max(end, stop)
+    yield begin, end
+
+
+def _join(index: _ShardIndex, positions: range) -> tuple[int, int]:
+    """[begin, end) of all samples from the first to the last."""
+    return index.span(positions[0])[0], index.span(positions[-1])[1]
+
+
+def _json_value(content: bytes, key: str) -> Any:
+    try:
+        record = json.loads(content)
+    except ValueError:
+        return None
+    return record[key] if isinstance(record, dict) and key in record else None

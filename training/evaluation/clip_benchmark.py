@@ -1,0 +1,160 @@
+"""Data sets of the clip-benchmark community: WebDataset tars with class names and prompts beside them.
+
+    ROOT/test/0.tar 1.tar ... nshards.txt    pictures (.webp .png .jpg .jpeg), each with .cls (the number of its class) or .txt
+                                             (a caption a line)
+    ROOT/train/...                           likewise; other splits have other names
+    ROOT/classnames.txt                      a name a line; the first is that of class 0
+    ROOT/zeroshot_classification_templates.txt   a prompt a line, with {c}
+    ROOT/dataset_type.txt                    retrieval, or classification where there is none
+
+In: such a folder, or one split of it. Out: a `Source`. The ranks index the tars together, each some of them.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import groupby
+
+from pipeline.storage.base import Storage, open_storage
+from training.config import ConfigError
+from training.data.shard_reader import RawSample
+from training.distributed import World, gather_objects
+from training.evaluation.image_sets import CLASS_NAMES, TEMPLATES, Source, read_lines, read_several
+
+EXTENSIONS = ("webp", "png", "jpg", "jpeg")
+"""Of pictures, in the order in which they are looked for."""
+BUFFER_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class _Member:
+    """One sample of a tar, and where its picture lies."""
+
+    key: str
+    tar: str
+    offset: int
+    size: int
+    label: str | None
+    captions: tuple[str, ...]
+
+
+class TarSource(Source):
+    """One split."""
+
+    def __init__(self, what: str, storage: Storage, split: str, paths: Sequence[str], captions: bool, world: World) -> None:
+        """Args:
+        split: folder of the tars in the storage; "" where they lie at its root, and the text files there or above.
+        paths: of all that the storage holds.
+        captions: whether captions are wanted; else labels.
+        """
+        self.what, self._storage, self._captions = what, storage, captions
+        beside = _text_files(storage, split)
+        self._check_type(beside)
+        self.class_names, self.templates = (_first_lines(beside, name) for name in (CLASS_NAMES, TEMPLATES))
+        tars = self._tars(f"{split}/" if split else "", paths)
+        own = [_index_tar(storage.uri, tar, storage.etag(tar)) for tar in tars[world.rank :: world.world_size]]
+        shared = gather_objects(own, world)
+        self._members = [
+            member for number in range(len(tars)) for member in shared[number % world.world_size][number // world.world_size]
+        ]
+        self.num_samples = len(self._members)
+        for member in self._members:
+            self._check(member)
+
+    def read(self, first: int, stop: int) -> list[RawSample]:
+        members = self._members[first:stop]
+        images = read_several(lambda one: self._storage.read_range(one.tar, one.offset, one.size), members)
+        return [RawSample(one.key, image, one.captions) for one, image in zip(members, images, strict=True)]
+
+    def labels(self) -> list[str]:
+        return [str(member.label) for member in self._members]
+
+    def name(self, classes: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+        """A label is the number of its class, also where other classes have no picture."""
+        return {str(number): name for number, name in enumerate(names)}
+
+    def _check_type(self, beside: Sequence[Storage]) -> None:
+        kind = (_first_lines(beside, "dataset_type.txt") or ("classification",))[0].lower()
+        if kind == "retrieval" and not self._captions:
+            raise ConfigError(f"{self.what}: is for retrieval (dataset_type.txt); name it in evaluation.retrieval_uri")
+        if kind not in ("retrieval", "classification"):
+            raise ConfigError(
+                f"{self.what}: its dataset_type.txt says {kind}, and only classification and retrieval are measured here; "
+                "name another data set"
+            )
+
+    def _tars(self, folder: str, paths: Sequence[str]) -> list[str]:
+        """In the order of their numbers; what nshards.txt promises is there."""
+        there = [path for path in paths if path.startswith(folder) and path.endswith(".tar") and "/" not in path[len(folder) :]]
+        lines = read_lines(self._storage, f"{folder}nshards.txt")
+        if not lines:
+            return sorted(there, key=lambda path: (len(path), path))
+        promised = [f"{folder}{number}.tar" for number in range(int(lines[0]))] if lines[0].isdigit() else []
+        missing = [tar for tar in promised if tar not in there]
+        if missing or not promised:
+            raise ConfigError(
+                f"{self.what}: {folder}nshards.txt says {lines[0]}, and {missing[0] if missing else 'that'} is not there; "
+                "fetch the data set again"
+            )
+        return promised
+
+    def _check(self, member: _Member) -> None:
+        where = f"{self.what}: {member.tar}: sample {member.key}"
+        if not member.size:
+            raise ConfigError(f"{where} has no picture (.webp, .png, .jpg, .jpeg); take it out of the tar")
+        if self._captions and not member.captions:
+            raise ConfigError(f"{where} has no captions (.txt, one a line); take it out of the tar, or write some")
+        if not self._captions and (member.label is None or not member.label.isdigit()):
+            raise ConfigError(f"{where} has the label {member.label!r}, and .cls holds the number of a class; mend the tar")
+
+
+def _text_files(storage: Storage, split: str) -> list[Storage]:
+    """Where text files lie: beside the splits, which is above a split that was named itself."""
+    parent = storage.uri.rpartition("/")[0]
+    above = [] if split or parent in ("", "s3:/") else [open_storage(parent)]
+    return [storage, *above]
+
+
+def _first_lines(storages: Sequence[Storage], name: str) -> tuple[str, ...]:
+    return next((lines for storage in storages if (lines := read_lines(storage, name))), ())
+
+
+@lru_cache(maxsize=4096)
+def _index_tar(uri: str, path: str, etag: str) -> list[_Member]:
+    """All samples of a tar, by webdataset's rule: files up to the first dot of their name are one sample.
+
+    Kept for the next evaluation while the tar is the same (`etag`). Raises ConfigError where it is no whole tar.
+    """
+    storage = open_storage(uri)
+    members, whole = [], storage.size(path) or 0
+    try:
+        with tarfile.open(fileobj=storage.open(path, BUFFER_BYTES), mode="r:") as tar:
+            files = ((*_split(member.name), member) for member in tar if member.isfile())
+            for key, group in groupby(files, key=lambda item: item[0]):
+                found = {extension: member for _, extension, member in group}
+                image = next((found[extension] for extension in EXTENSIONS if extension in found), None)
+                offset, size = (image.offset_data, image.size) if image is not None else (0, 0)
+                label = _text(tar, found["cls"]).strip() if "cls" in found else None
+                lines = _text(tar, found["txt"]).splitlines() if "txt" in found else []
+                captions = tuple(line.strip() for line in lines if line.strip())
+                if offset + size > whole:
+                    raise EOFError(f"it ends at byte {whole:,}, within sample {key}")
+                members.append(_Member(key, path, offset, size, label, captions))
+    except (tarfile.TarError, EOFError, ValueError) as error:
+        raise ConfigError(f"{storage.address(path)}: is no whole tar ({error}); fetch it again") from None
+    return members
+
+
+def _split(name: str) -> tuple[str, str]:
+    folder, slash, base = name.rpartition("/")
+    stem, _, extension = base.partition(".")
+    return f"{folder}{slash}{stem}", extension.lower()
+
+
+def _text(tar: tarfile.TarFile, member: tarfile.TarInfo) -> str:
+    file = tar.extractfile(member)
+    assert file is not None  # it is a file
+    return file.read().decode("utf-8", "replace")

@@ -1,0 +1,1 @@
+"""A run's numbers in, metrics.jsonl, W&B and an account of the time out."""

@@ -1,0 +1,107 @@
+"""What came from what, in W&B: data set version -> run -> exported weights.
+
+In: what identifies a data set version, or exported weights. Out: artifacts that hold a reference and no file: nothing is
+uploaded, and no content is read. W&B tells versions of an artifact apart by addresses and names in it, so what a reference is
+called in there is what identifies its content. The functions raise what W&B raises; whoever calls them says so and goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.dataset.manifest import FOLDER
+from pipeline.storage.base import open_storage
+from training.config import TrackingConfig
+
+SERVER_ANSWERS_WITHIN_S = 30.0
+"""Or a start goes on without W&B; its own 90 s would be lost at every restart."""
+
+
+def data_set_artifact(data_set: Mapping[str, Any]) -> Any:
+    """The artifact of a data set version; the same for the ingestion that wrote it and for a run that reads it.
+
+    Args:
+        data_set: uri, version and identity, as `DataSet.identity` gives them.
+    """
+    import wandb
+
+    artifact = wandb.Artifact(_name(data_set["uri"]), type="dataset", metadata=dict(data_set))
+    manifest = open_storage(data_set["uri"]).address(f"{FOLDER}/{data_set['version']:08d}.json")
+    artifact.add_reference(_as_uri(manifest), name=data_set["identity"], checksum=False)
+    return artifact
+
+
+def declare_inputs(run: Any, data_sets: Iterable[Mapping[str, Any]]) -> None:
+    """Says what a run reads. Does not wait for the server.
+
+    `run.use_artifact` refuses to work offline, and waits online; what it does with an artifact that is new works in both.
+    """
+    for one in data_sets:
+        aliases = [f"version-{one['version']}"]
+        run._log_artifact(data_set_artifact(one), aliases=aliases, is_user_created=True, use_after_commit=True)
+
+
+def declare_output(run: Any, data_set: Mapping[str, Any]) -> None:
+    """Says what data set version an ingestion has written."""
+    run.log_artifact(data_set_artifact(data_set), aliases=[f"version-{data_set['version']}"])
+
+
+def log_model(
+    config: TrackingConfig, run_name: str, run_id: str, folder: str, address: str, metadata: Mapping[str, Any]
+) -> None:
+    """Says that weights were exported from a run, as an output of it.
+
+    Args:
+        run_id: as the run's run.json has it.
+        folder: where W&B writes beside the run; a local one.
+        address: of the file or folder that was written.
+        metadata: must hold the `sha256` of the weights; and what else is worth knowing.
+    """
+    if config.wandb_mode == "disabled":
+        return
+    import wandb
+
+    artifact = wandb.Artifact(f"{run_name}-weights", type="model", metadata={"address": address, **metadata})
+    artifact.add_reference(_as_uri(address), name=metadata["sha256"], checksum=False)
+    with open_run(config, run_name, run_id, folder, config=None, job_type=None) as run:
+        run.log_artifact(artifact)
+
+
+def open_run(
+    tracking: TrackingConfig,
+    run_name: str | None,
+    run_id: str | None,
+    folder: str | None,
+    config: dict[str, Any] | None,
+    job_type: str | None,
+) -> Any:
+    """A W&B run as `tracking.*` says; one whose id is known is gone on with. Raises what W&B raises."""
+    import wandb
+
+    return wandb.init(
+        project=tracking.wandb_project,
+        entity=tracking.wandb_entity,
+        name=run_name,
+        id=run_id,
+        resume="allow" if run_id else None,
+        reinit="create_new",  # a run that somebody else has open in this process stays theirs
+        mode=tracking.wandb_mode,
+        dir=folder,
+        config=config,
+        job_type=job_type,
+        settings=wandb.Settings(silent=True, console="off", init_timeout=SERVER_ANSWERS_WITHIN_S),
+    )
+
+
+def _as_uri(address: str) -> str:
+    return address if "://" in address else Path(address).absolute().as_uri()
+
+
+def _name(uri: str) -> str:
+    """A name that W&B allows: the last part of an address, and what tells it from others that end alike."""
+    last = re.sub(r"[^A-Za-z0-9._-]", "-", uri.rstrip("/").rpartition("/")[2])[:80]
+    return f"{last}-{hashlib.sha256(uri.encode()).hexdigest()[:8]}"

@@ -1,0 +1,240 @@
+"""What rank 0 writes about a run besides checkpoints: metrics.jsonl, starts.jsonl, W&B, and what a person reads.
+
+```
+run.json        the run's id, for W&B; written once
+owner.json      which process writes the run now; the latest to start
+config.yaml     the resolved configuration, itself a recipe
+metrics.jsonl   one row for each logged step and each evaluation
+starts.jsonl    one row for each start of the workers
+probe.json      the few pairs that every evaluation looks at, with small pictures (training/evaluation/watched_pairs.py)
+probe.jsonl     one row for each look at them
+result.json     what a finished run reports
+report.html     the page that jobs/report.py makes of all this
+```
+
+A run folder in object storage gets the records with each checkpoint; between them they lie in a scratch folder of the node.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import math
+import platform
+import secrets
+import tempfile
+import time
+import uuid
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import yaml
+
+from pipeline.storage.base import StorageError
+from training.checkpoint.writer import RunTakenError
+from training.evaluation.figures import headline
+from training.evaluation.watched_pairs import Look, Probe
+from training.record.goodput import Launch, Ledger, Spent
+from training.record.tracking import LOOKS, METRICS, PROBE, Tracker, only_a_warning, read_metrics
+from training.run_plan import RunPlan
+from training.save_and_stop import Link
+
+logger = logging.getLogger(__name__)
+
+PROGRESS_EVERY_S = (5.0, 60.0)
+"""Between lines of progress: in the first minute of a start, and from the twelfth on; between them a twelfth of its time."""
+STARTS = "starts.jsonl"
+RECORDS = (METRICS, STARTS, LOOKS, PROBE)
+PACKAGES = ("rayclip", "torch", "ray", "numpy", "pillow", "simplejpeg", "opencv-python-headless", "safetensors", "wandb")
+"""Whose versions are noted at each start."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run reports when it ends.
+
+    Attributes:
+        run: address of the run's folder.
+        checkpoint: the last checkpoint's folder within it.
+        final_loss: of the last step; None where no step was left to do.
+        evaluation: metric -> value; empty where no evaluation is configured.
+        finished: False where it was asked to stop before its last step; the same configuration goes on.
+        spent: seconds by what they were spent on, and goodput (training/record/goodput.py).
+    """
+
+    run: str
+    checkpoint: str
+    step: int
+    samples_seen: int
+    final_loss: float | None
+    evaluation: dict[str, float]
+    finished: bool = True
+    spent: dict[str, float] = field(default_factory=dict)
+
+
+class RunRecord:
+    """The record of one run, from where a start of its workers takes it up."""
+
+    def __init__(
+        self, plan: RunPlan, launch: Launch, began: float, world_size: int, device: str, link: Link | None = None
+    ) -> None:
+        """Takes the run over from whoever wrote it before, and cuts the record back to the checkpoint."""
+        self._link = link
+        self._plan, self._run, self._name = plan, plan.run, plan.config.run.name
+        self._world_size, self._device = world_size, device
+        self._owner = {"process": uuid.uuid4().hex, "launch": launch.id}
+        self._fetch()
+        starts = read_metrics(self._folder / STARTS)
+        self._starts = len(starts) + 1
+        if any(start["launch"] == launch.id for start in starts):  # a launch that lost the run does not take it back
+            self._check_owner("launch")
+        self._run.write("owner.json", json.dumps(self._owner).encode())
+        try:
+            plan.checkpoints.remove_unfinished(after_step=plan.start.step)
+        except StorageError as error:  # tidiness must not stop a run
+            logger.warning("what a killed run has left unfinished was not removed: %s", error)
+        self._run.write_if_absent("run.json", json.dumps({"id": f"{self._name}-{secrets.token_hex(4)}"}).encode())
+        resolved = plan.config.model_dump(mode="json")
+        self._run.write("config.yaml", yaml.safe_dump(resolved, sort_keys=False).encode())
+        run_id = json.loads(self._run.read("run.json"))["id"]
+        data_sets = [one.identity() for one in plan.data_sets]
+        self._tracker = Tracker(plan.config.tracking, self._name, run_id, self._folder, resolved, plan.start.step, data_sets)
+        self._ledger = Ledger(launch, starts, self._tracker.metrics.kept, self._tracker.metrics.cut, began)
+        self._spoke = self._began = -math.inf
+
+    def say_hello(self, caveat: str) -> None:
+        """The first lines of a start. `caveat`: of what batch norm makes the result depend on."""
+        plan, config = self._plan, self._plan.config
+        if caveat:
+            logger.warning(caveat)
+        if plan.checkpoint is not None:
+            own = plan.checkpoint.storage.uri == self._run.uri
+            where = plan.checkpoint.folder if own else plan.checkpoint.address
+            print(f"run {self._name!r} resumes from {where}, {plan.start.samples_seen:,} samples seen")
+            for line in plan.changes:
+                print(f"  changed: {line}")
+        else:
+            print(f"run {self._name!r} starts")
+        print(
+            f"{config.model.name} on {', '.join(map(str, plan.data_sets))}: {plan.order.epoch_samples:,} samples an epoch, "
+            f"{plan.order.steps_per_epoch:,} steps of {config.train.global_batch_size:,} an epoch "
+            f"({plan.order.remainder:,} samples left over), {plan.total_steps:,} steps, "
+            f"{self._world_size} x {self._device}",
+            flush=True,
+        )
+
+    def ready(self) -> None:
+        """The first step begins: what came before it was start-up."""
+        self._began = time.perf_counter()
+        row = self._ledger.ready(self._plan.start.step, self._world_size)
+        row |= {"total_steps": self._plan.total_steps, "device": self._device, "packages": _versions()}
+        with (self._folder / STARTS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        self._tell(row | {"starts": self._starts, "time": time.time()})
+        self.push()
+
+    def log_step(self, row: dict[str, Any], train_s: float, evaluation_s: float, checkpoint_s: float) -> None:
+        """One step's numbers, with the time since the row before. A number that is none is recorded as null."""
+        spent = self._ledger.add(train_s, evaluation_s, checkpoint_s)
+        times = {"train_s": train_s, "evaluation_s": evaluation_s, "checkpoint_s": checkpoint_s}
+        row = row | times | {"goodput": spent.goodput, "time": time.time()}
+        self._log({key: _number_or_none(value) for key, value in row.items()})
+        now, (often_s, seldom_s) = time.perf_counter(), PROGRESS_EVERY_S
+        pause_s = max(often_s, min(seldom_s, (now - self._began) / 12))
+        if now - self._spoke > pause_s or row["step"] in (1, self._plan.total_steps):
+            self._spoke = now
+            print(
+                f"step {row['step']:,}/{self._plan.total_steps:,}  loss {row['loss']:.4f}  temperature "
+                f"{row['temperature']:.4f}  {row['samples_per_s']:,.0f} samples/s  data wait {row['data_wait_share']:.0%}",
+                flush=True,
+            )
+
+    def log_evaluation(self, step: int, values: dict[str, float]) -> None:
+        self._log({"step": step, **values})
+        shown = "  ".join(f"{name} {value:.3f}" for name, value in headline(values).items())
+        print(f"evaluation at step {step:,}: {shown}", flush=True)
+
+    def log_probe(self, step: int, probe: Probe, look: Look | None) -> None:
+        """What an evaluation saw of the probe, to look at: no run ends because it could not be written."""
+        if look is None or probe.pairs is None:
+            return
+        try:
+            pairs = probe.pairs.as_dict()
+            (self._folder / PROBE).write_text(json.dumps(pairs), encoding="utf-8")
+            self._tracker.log_probe(pairs, look.as_row(step, pairs))
+        except Exception as error:
+            logger.warning("the probe of step %s was not recorded (%s: %s)", step, type(error).__name__, error)
+
+    def _log(self, row: dict[str, Any]) -> None:
+        self._tracker.log(row)
+        self._tell(row)
+
+    def _tell(self, row: dict[str, Any]) -> None:
+        if self._link is not None:
+            with only_a_warning("a row of the record was not published"):
+                self._link.recorded(row)
+
+    def before_commit(self) -> None:
+        """Puts the record where the checkpoint goes, and makes sure that the run is still ours. Raises RunTakenError."""
+        self._check_owner("process")
+        self.push()
+        self._check_owner("process")
+
+    def _fetch(self) -> None:
+        """Makes the folder in which the record lies on this node; from object storage it fetches what is there."""
+        address = hashlib.sha256(self._run.uri.encode()).hexdigest()[:8]
+        self._folder = self._run.local_path("") or Path(tempfile.gettempdir()) / "rayclip" / f"{self._name}-{address}"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        if self._run.local_path("") is None:
+            for name in RECORDS:
+                pushed, ours = self._run.read(name) if self._run.exists(name) else b"", self._folder / name
+                if not pushed:
+                    ours.unlink(missing_ok=True)
+                elif not ours.exists() or not ours.read_bytes().startswith(pushed):
+                    ours.write_bytes(pushed)  # else this node has rows since, whose time is to be accounted for
+
+    def _check_owner(self, what: str) -> None:
+        owner = json.loads(self._run.read("owner.json"))
+        if owner[what] != self._owner[what]:
+            error = RunTakenError(
+                f"run.name={self._name}: another process has started on {self._run.uri} since; this one ends. "
+                "Runs that go on at the same time need a run.name each"
+            )
+            error.by_own_launch = owner["launch"] == self._owner["launch"]
+            raise error
+
+    def sum_up(self, train_s: float, evaluation_s: float, checkpoint_s: float) -> Spent:
+        """Adds the time since the last row. Returns where the run's time went."""
+        spent = self._ledger.add(train_s, evaluation_s, checkpoint_s)
+        self._tracker.summarize({f"time/{name}": value for name, value in spent.as_row().items()})
+        return spent
+
+    def __enter__(self) -> RunRecord:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._tracker.close()
+
+    def push(self) -> None:
+        """Copies the record to a run folder in object storage."""
+        if self._run.local_path("") is None:
+            for name in RECORDS:
+                if (self._folder / name).exists():
+                    self._run.write_file(name, self._folder / name)
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):  # one may be there under another name
+            found[package] = version(package)
+    return found
+
+
+def _number_or_none(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,173 @@
+"""Where a run's numbers go: metrics.jsonl and probe.jsonl, the record, and W&B, which follows it.
+
+In: one dict of numbers a step, and what each evaluation saw of the probe, from rank 0. Out: a row of metrics.jsonl or
+probe.jsonl, flushed at once, and a W&B step: numbers, and the probe as pictures.
+
+The record is kept exact through restarts: a resume at step s cuts the rows after s, which the resumed run writes again. W&B
+may lose its last rows when a process is killed, so a resume replays the record into a new segment of the same W&B run.
+W&B being unreachable, or broken, never stops training.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from training.config import TrackingConfig
+from training.evaluation.watched_pair_images import draw_found, draw_similarity
+from training.evaluation.watched_pairs import pairs_id
+from training.record.lineage import declare_inputs, open_run
+
+METRICS, PROBE, LOOKS = "metrics.jsonl", "probe.json", "probe.jsonl"
+logger = logging.getLogger(__name__)
+
+
+class MetricsFile:
+    """metrics.jsonl: one JSON object a line, each with its `step`."""
+
+    def __init__(self, path: Path, resume_step: int) -> None:
+        """Opens the file and cuts what lies after `resume_step`, half-written rows of a killed run among it."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        rows = read_metrics(path)
+        self.kept = [row for row in rows if row["step"] <= resume_step]
+        self.cut = [row for row in rows if row["step"] > resume_step]
+        part = path.with_suffix(".part")
+        part.write_text("".join(json.dumps(row) + "\n" for row in self.kept), encoding="utf-8")
+        part.replace(path)
+        self._file = path.open("a", encoding="utf-8")
+
+    def append(self, row: dict[str, Any]) -> None:
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All whole rows of a record. A last row that a kill cut short is left out; a missing file has no rows."""
+    return parse_metrics(path.read_text(encoding="utf-8")) if path.exists() else []
+
+
+def parse_metrics(text: str) -> list[dict[str, Any]]:
+    """Likewise, of a record's text."""
+    rows = []
+    for line in text.splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+class Tracker:
+    """The record and W&B of one run, on rank 0."""
+
+    def __init__(
+        self,
+        config: TrackingConfig,
+        run_name: str,
+        run_id: str,
+        folder: Path,
+        resolved_config: dict[str, Any],
+        resume_step: int,
+        data_sets: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        """Opens the record in `folder` and W&B beside it.
+
+        Args:
+            run_id: names the run to W&B; the same after a restart.
+            resume_step: last step that the checkpoint holds; 0 for a new run.
+            data_sets: what identifies those that the run reads (`DataSet.identity`).
+        """
+        self.metrics = MetricsFile(folder / METRICS, resume_step)
+        self.looks = MetricsFile(folder / LOOKS, resume_step)
+        self._wandb: Any = None
+        if config.wandb_mode != "disabled":
+            with only_a_warning("W&B did not start; the run goes on with metrics.jsonl alone"):
+                self._wandb = open_run(config, run_name, run_id, str(folder), resolved_config, job_type=None)
+        if self._wandb is not None:
+            with only_a_warning("W&B does not know what data the run reads"):
+                declare_inputs(self._wandb, data_sets)
+        self._replay(folder)
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Appends one row; `row["step"]` counts optimizer steps from 1."""
+        self.metrics.append(row)
+        self._follow(row)
+
+    def log_probe(self, pairs: Mapping[str, Any], look: dict[str, Any]) -> None:
+        """Appends what an evaluation saw of the probe (`Look.as_row`), and shows it."""
+        self.looks.append(look)
+        self._show(pairs, look)
+
+    def _replay(self, folder: Path) -> None:
+        """Everything that is kept, in the order of its steps: W&B takes none that lies behind."""
+        if self._wandb is None:
+            return
+        pairs: dict[str, Any] = {}
+        with only_a_warning("W&B gets no pictures of what was before"):
+            pairs = json.loads((folder / PROBE).read_bytes()) if self.looks.kept else {}
+        shown = [(row["step"], 1, row) for row in self.looks.kept if pairs and row["pairs"] == pairs_id(pairs)]
+        for _, kind, row in sorted([*((row["step"], 0, row) for row in self.metrics.kept), *shown], key=lambda one: one[:2]):
+            if kind:
+                self._show(pairs, row)
+            else:
+                self._follow(row)
+
+    def _follow(self, row: dict[str, Any]) -> None:
+        if self._wandb is None:
+            return
+        try:
+            numbers = {key: value for key, value in row.items() if key != "step" and isinstance(value, int | float)}
+            self._wandb.log(numbers, step=row["step"])
+        except Exception as error:
+            logger.warning("W&B refused step %s (%s); metrics.jsonl has it; W&B is off from here", row["step"], error)
+            self._wandb = None
+
+    def _show(self, pairs: Mapping[str, Any], look: Mapping[str, Any]) -> None:
+        if self._wandb is None:
+            return
+        with only_a_warning(f"W&B shows no probe of step {look['step']}"):
+            import wandb
+
+            words = f"{len(look['similarity'])} pictures (down) and their captions (across), step {look['step']}"
+            media = {
+                "probe/similarity": wandb.Image(draw_similarity(look["similarity"]), caption=words),
+                "probe/text_to_image": [wandb.Image(strip, caption=caption) for strip, caption in draw_found(pairs, look)],
+            }
+            self._wandb.log(media, step=look["step"])
+
+    def summarize(self, numbers: dict[str, float]) -> None:
+        """Sets numbers of the whole run in W&B's summary."""
+        if self._wandb is not None:
+            with only_a_warning("W&B refused the summary"):
+                self._wandb.summary.update(numbers)
+
+    def close(self) -> None:
+        self.metrics.close()
+        self.looks.close()
+        if self._wandb is not None:
+            with only_a_warning("W&B did not finish"):
+                self._wandb.finish()
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+@contextlib.contextmanager
+def only_a_warning(what: str) -> Iterator[None]:
+    """Around what follows a run, or helps it: trouble with that is said, and ends nothing."""
+    try:
+        yield
+    except Exception as error:
+        logger.warning("%s (%s: %s)", what, type(error).__name__, error)

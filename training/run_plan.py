@@ -1,0 +1,261 @@
+"""What a run will do, decided from its configuration, its data set and its checkpoints, before any worker starts.
+
+The launcher calls `plan_run` to refuse bad input in seconds and to pin the data set's version. Of the ranks, the first decides
+from which checkpoint the run goes on (training/checkpoint/resume.py), and all make the same plan of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any
+
+from model.config import Architecture, get_architecture
+from pipeline.dataset.manifest import ManifestError
+from pipeline.storage.base import Storage, StorageError, open_storage
+from training.checkpoint.initial_weights import check_initial_weights, initial_activation
+from training.checkpoint.resume import Start, changed_settings, check_continues, find_start
+from training.checkpoint.snapshot import MODEL, Position
+from training.checkpoint.store import Checkpoint, CheckpointStore
+from training.config import ConfigError, TrainingConfig
+from training.data.data_sets import DataSet, block_size_samples, check_prefetch, mean_sample_bytes, open_data_sets
+from training.data.sample_order import SampleOrder
+from training.distributed import World, gather_objects
+from training.evaluation.runner import check_evaluation
+from training.optimizer import Schedule
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """Everything that is settled before the first step.
+
+    Attributes:
+        config: with the versions of its data sets pinned.
+        run: the run's own folder: checkpoints, metrics.jsonl, config.yaml.
+        start: where the run goes on; step 0 for a new one.
+        changes: settings that are not the checkpoint's, one line each, which run.allow_config_changes allowed.
+        schedule: of the learning rate; its total_steps are the run's.
+    """
+
+    config: TrainingConfig
+    architecture: Architecture
+    data_sets: tuple[DataSet, ...]
+    order: SampleOrder
+    run: Storage
+    checkpoints: CheckpointStore
+    checkpoint: Checkpoint | None
+    start: Position
+    schedule: Schedule
+    changes: tuple[str, ...]
+
+    @property
+    def total_steps(self) -> int:
+        return self.schedule.total_steps
+
+    def newer_data(self) -> Iterator[str]:
+        """What there is to say of data sets that have grown since the run began."""
+        for one in self.data_sets:
+            if self.checkpoint is not None and one.newest is not None and one.newest > one.manifest.version:
+                yield (
+                    f"data: the run keeps version {one.manifest.version} of {one.storage.uri}; version {one.newest} is there: "
+                    f"another run.name takes it, from these weights with model.weights={self.checkpoint.address}/{MODEL}"
+                )
+
+    def about(self, metrics: dict[str, float]) -> dict[str, Any]:
+        """What a checkpoint of this run records besides its state (`CheckpointStore.write`)."""
+        started_from = ""
+        if self.checkpoint is not None:
+            own = self.checkpoint.storage.uri == self.run.uri
+            started_from = self.checkpoint.started_from if own else self.config.run.resume
+        return {
+            "order": self.order.identity(),
+            "data_sets": [one.identity() for one in self.data_sets],
+            "config": self.config.model_dump(mode="json"),
+            "metrics": metrics,
+            "started_from": started_from,
+        }
+
+
+def plan_run(config: TrainingConfig, begin: Start | None = None) -> RunPlan:
+    """Opens what the run reads and writes, and checks that it fits together. Starts nothing and writes nothing.
+
+    Args:
+        begin: where the run goes on, found by somebody else; None: it is looked for.
+
+    Raises:
+        ValueError: (ConfigError, StorageError, ManifestError) bad input, with value, rule and remedy.
+    """
+    config = TrainingConfig.model_validate(config.model_dump(include=set(TrainingConfig.model_fields)))
+    check_model(config)
+    run = open_storage(config.run.uri)
+    checkpoints = CheckpointStore(run, config.checkpoint)
+    checkpoint = (begin or find_start(config.run, checkpoints)).checkpoint
+    config = _with_activation(config, checkpoint)
+    architecture = architecture_of(config)
+    if config.model.weights and checkpoint is None:
+        check_initial_weights(architecture, config.model)
+    if begin is None:  # else rank 0 has done so for all
+        check_evaluation(config.evaluation)
+    data_sets = open_data_sets(config.data, checkpoint.data_sets if checkpoint is not None else ())
+    pinned = config.data.with_versions([one.manifest.version for one in data_sets])
+    config = config.model_copy(update={"data": pinned})
+    order = SampleOrder(
+        sources=tuple(one.source for one in data_sets),
+        seed=config.train.seed,
+        global_batch_size=config.train.global_batch_size,
+        num_streams=config.data.num_streams,
+        block_size_samples=block_size_samples(config.data, config.train.global_batch_size),
+        run_size_samples=config.data.run_size_samples,
+        shuffle_shards=config.data.shuffle_shards,
+    )
+    schedule = plan_schedule(config, order.steps_per_epoch)
+    if config.cluster.max_workers > config.train.global_batch_size:
+        raise ConfigError(
+            f"cluster.num_workers={config.cluster.num_workers}: every worker needs at least one sample of a step; "
+            f"use at most train.global_batch_size={config.train.global_batch_size} workers"
+        )
+    largest = math.ceil(config.train.global_batch_size / config.cluster.min_workers)
+    check_prefetch(config.data, order, mean_sample_bytes(data_sets, order), largest)
+    changes: tuple[str, ...] = ()
+    if checkpoint is not None:
+        before = TrainingConfig.model_validate(checkpoint.config)
+        rows = (architecture, architecture_of(before))
+        check_continues(checkpoint, config, before, rows, order, [one.manifest.identity for one in data_sets])
+        changes = changed_settings(config, before, checkpoint.address)
+        _check_steps_are_left(config, schedule.total_steps, checkpoint.position.step)
+    start = checkpoint.position if checkpoint is not None else Position(step=0, samples_seen=0)
+    return RunPlan(config, architecture, data_sets, order, run, checkpoints, checkpoint, start, schedule, changes)
+
+
+def agree_on_plan(config: TrainingConfig, world: World) -> RunPlan:
+    """Rank 0 finds the checkpoint to go on from, or what is wrong, for all: another rank might see another checkpoint."""
+    plan: RunPlan | None = None
+    found: Any = None
+    if world.is_main:
+        try:
+            plan = plan_run(config)
+            found = Start(plan.checkpoint)
+        except (ConfigError, StorageError, ManifestError) as error:
+            found = error
+    found = gather_objects(found, world)[0]
+    if isinstance(found, Exception):
+        raise found
+    return plan or plan_run(config, found)
+
+
+def _check_steps_are_left(config: TrainingConfig, total_steps: int, done: int) -> None:
+    if total_steps < done:
+        raise ConfigError(
+            f"train.max_steps, max_samples, num_epochs: make {total_steps:,} steps, and run.name={config.run.name} has done "
+            f"{done:,} already; ask for more, or choose another run.name"
+        )
+
+
+def architecture_of(config: TrainingConfig) -> Architecture:
+    """The model that a run trains."""
+    row = get_architecture(config.model.name)
+    return replace(
+        row,
+        has_logit_bias=config.train.loss == "sigmoid",
+        image_size_px=config.model.image_size_px or row.image_size_px,
+        activation=config.model.activation or row.activation,
+    )
+
+
+def check_model(config: TrainingConfig) -> None:
+    """Refuses what the model cannot be or do. Raises ConfigError."""
+    model, train, row = config.model, config.train, get_architecture(config.model.name)
+    if model.image_size_px is not None and model.image_size_px % row.image_step_px:
+        raise ConfigError(
+            f"model.image_size_px={model.image_size_px}: {row.name} cuts pictures into squares of {row.image_step_px} pixels; "
+            f"use a multiple of {row.image_step_px}"
+        )
+    if model.lock and not model.weights:
+        raise ConfigError(f"model.lock={list(model.lock)}: an encoder that learns nothing needs weights; give model.weights")
+    if len(set(model.lock)) > 1:
+        raise ConfigError(f"model.lock={list(model.lock)}: nothing but the temperature would be trained; lock one encoder")
+    if train.patch_dropout and row.patch_size_px is None:
+        raise ConfigError(f"train.patch_dropout={train.patch_dropout}: {row.name} has no patches; it is for ViTs, leave it out")
+    if train.sync_batch_norm and (train.device == "cpu" or row.patch_size_px is not None):
+        raise ConfigError(
+            f"train.sync_batch_norm=True: {row.name} on train.device={train.device} has no batch norm that can be "
+            "synchronised; it is for ResNets on GPUs, leave it out"
+        )
+    if train.sync_batch_norm and train.micro_batch_size is not None:
+        raise ConfigError(
+            f"train.micro_batch_size={train.micro_batch_size}: with train.sync_batch_norm all samples are embedded together; "
+            "leave one of the two out"
+        )
+    if train.sync_batch_norm and config.cluster.min_workers < config.cluster.max_workers:
+        raise ConfigError(
+            f"cluster.num_workers={config.cluster.num_workers}: fewer workers than the most take "
+            "micro-batches, and with train.sync_batch_norm all samples are embedded together; give one number"
+        )
+    if train.compile and "image" in train.activation_checkpointing and row.patch_size_px is None:
+        raise ConfigError(
+            f"train.activation_checkpointing=image: with train.compile {row.name}'s batch norm would count twice; "
+            "leave one of the two out"
+        )
+
+
+def plan_schedule(config: TrainingConfig, steps_per_epoch: int) -> Schedule:
+    """The learning rate's course in steps, whichever units its parts were given in. Raises ConfigError where it cannot be."""
+    train, optimizer = config.train, config.optimizer
+    total = train.num_epochs * steps_per_epoch
+    if train.max_steps is not None:
+        total = min(total, train.max_steps)
+    if train.max_samples is not None:
+        total = min(total, train.max_samples // train.global_batch_size)
+    if total == 0:
+        raise ConfigError(
+            f"train.max_samples={train.max_samples}: is less than one step; use at least "
+            f"train.global_batch_size={train.global_batch_size}"
+        )
+    said, warmup = _in_steps(config, "warmup", steps_per_epoch, default=min(2000, total // 10))
+    also_said, cooldown = _in_steps(config, "cooldown", steps_per_epoch, default=0)
+    if (said or also_said) and warmup + cooldown >= total:
+        parts = " and ".join(part for part in (said, also_said) if part)
+        raise ConfigError(f"{parts}: the run has {total:,} steps, too few for that; lower it, or train longer")
+    return Schedule(optimizer.learning_rate, optimizer.schedule, total, warmup, cooldown)
+
+
+def _in_steps(config: TrainingConfig, part: str, steps_per_epoch: int, default: int) -> tuple[str, int]:
+    """(the key as it was given, steps) of a part of the schedule; the default where no key of it was."""
+    one = Fraction(1)
+    steps_of_one = {"steps": one, "samples": one / config.train.global_batch_size, "epochs": one * steps_per_epoch}
+    for unit, steps in steps_of_one.items():
+        value = getattr(config.optimizer, f"{part}_{unit}")
+        if value is not None:
+            return f"optimizer.{part}_{unit}={value}", math.ceil(Fraction(str(value)) * steps)
+    return "", default
+
+
+def _with_activation(config: TrainingConfig, checkpoint: Checkpoint | None) -> TrainingConfig:
+    """Pins the activation: what the checkpoint was trained with, else what is told, else what the weights' file states."""
+    model = config.model
+    if model.activation is None and checkpoint is not None:
+        told = TrainingConfig.model_validate(checkpoint.config).model.activation
+    elif model.weights and checkpoint is None:
+        told = initial_activation(model)
+    else:
+        told = model.activation
+    return config.model_copy(update={"model": model.model_copy(update={"activation": told})})
+
+
+def batch_norm_caveat(config: TrainingConfig, architecture: Architecture, world_size: int, micro_batch_size: int | None) -> str:
+    """Why a run's losses will depend on how many ranks it has, or on memory; empty where they do not."""
+    train = config.train
+    if architecture.patch_size_px is not None:
+        return ""
+    parts = []
+    if world_size > 1 and not train.sync_batch_norm:
+        parts.append(f"{world_size} workers without train.sync_batch_norm")
+    if micro_batch_size is not None:
+        parts.append(f"train.micro_batch_size={micro_batch_size}")
+    if not parts:
+        return ""
+    return (
+        f"{config.model.name} with {' and '.join(parts)}: batch norm sees a part of the batch, and the losses depend on which"
+    )

@@ -1,0 +1,171 @@
+"""Features of a shard's pictures and captions: read and decoded ahead in threads, while the model computes in one.
+
+In: a `ShardReader` and a model. Out: a shard's `ShardFeatures`. Knows no Ray: jobs/embed.py gives actors their shards. The
+threads take turns well: decoders and the model's kernels hold no lock of Python's while they work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from model.clip import CLIP
+from model.image_loading import load_eval_image
+from model.tokenizer import token_ids
+from pipeline.dataset.manifest import ManifestError, read_samples
+from training.config import TrainConfig
+from training.data.decoding import cut_to_longest
+from training.data.shard_reader import CHANGED, Damage, ShardReader, is_changed
+from training.step.model_setup import autocast
+
+
+@dataclass(frozen=True)
+class ShardFeatures:
+    """Features of the samples that a version holds of one shard, N of them, in their order.
+
+    Attributes:
+        image_features_NE, text_features_NE: normalised.
+        clip_score_N: their cosine similarity.
+        problems: place -> what is wrong with a sample; its features mean nothing.
+        decode_s, forward_s: that threads have read and decoded, and that the model has computed.
+    """
+
+    keys: list[str]
+    image_features_NE: NDArray[np.float32]
+    text_features_NE: NDArray[np.float32]
+    clip_score_N: NDArray[np.float32]
+    problems: dict[int, str]
+    decode_s: float
+    forward_s: float
+
+
+@dataclass(frozen=True)
+class DecodedBatch:
+    """Neighbours of a shard.
+
+    Attributes:
+        pixels: uint8 (B, size, size, 3), centre crop.
+        texts: token ids, int64 (B, L), cut to the longest.
+        problems: place in the batch -> what is wrong with the sample; its picture is black then.
+        duration_s: that it took.
+    """
+
+    pixels: NDArray[np.uint8]
+    texts: NDArray[np.int64]
+    problems: dict[int, str]
+    duration_s: float
+
+
+Features = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.float64]]
+"""image_features (B, E), text_features (B, E), clip_score (B,), and the seconds that they took (1,)."""
+
+
+class ShardEmbedder:
+    """Embeds shards of one data set version. Safe to use from several threads: one shard is read while another is computed."""
+
+    def __init__(
+        self,
+        clip: CLIP,
+        reader: ShardReader,
+        device: torch.device,
+        config: TrainConfig,
+        batch_size: int,
+        decode_threads: int,
+        skip_damaged: bool = False,
+    ) -> None:
+        """Args:
+        config: its `precision` is what both encoders compute in.
+        skip_damaged: note damaged samples as problems, instead of raising ManifestError.
+        """
+        self.clip, self.reader, self.device, self.config = clip.to(device).eval(), reader, device, config
+        self.batch_size, self.skip_damaged = batch_size, skip_damaged
+        self._ahead = decode_threads + 1
+        self._decoders = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
+        # One thread for the model: each thread that calls OpenMP would have a team of its own, and they would stand in each
+        # other's way.
+        self._model = ThreadPoolExecutor(1, thread_name_prefix="model")
+
+    def embed(self, shard: int) -> ShardFeatures:
+        """All samples of a shard.
+
+        Raises:
+            ManifestError: a sample is damaged, and none may be skipped; or the shard's sidecar is.
+        """
+        record = self.reader.manifest.shards[shard]
+        keys = read_samples(self.reader.storage, record, ["key"])["key"].to_pylist()
+        dim = self.clip.architecture.embed_dim
+        nothing = np.zeros((0, dim), np.float32)
+        parts: list[Features] = [(nothing, nothing, np.zeros(0, np.float32), np.zeros(1))]
+        problems: dict[int, str] = {}
+        decode_s = 0.0
+        decoding: deque[tuple[int, Future[DecodedBatch]]] = deque()
+        starts = iter(range(0, len(keys), self.batch_size))
+        while True:
+            while len(decoding) < self._ahead and (first := next(starts, None)) is not None:
+                stop = min(first + self.batch_size, len(keys))
+                decoding.append((first, self._decoders.submit(self.decode, shard, first, stop)))
+            if not decoding:
+                break
+            first, future = decoding.popleft()
+            batch = future.result()
+            decode_s += batch.duration_s
+            problems |= {first + place: f"sample {keys[first + place]}: {text}" for place, text in batch.problems.items()}
+            if problems and not self.skip_damaged:
+                first_of_them = f"{self.reader.address(shard)}: {next(iter(problems.values()))}"
+                raise ManifestError(f"{first_of_them} (or leave such samples without features: data.on_damage=skip)")
+            parts.append(self._model.submit(self.forward, batch).result())
+        images_NE, texts_NE, clip_score_N, forward_s = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return ShardFeatures(keys, images_NE, texts_NE, clip_score_N, problems, decode_s, float(forward_s.sum()))
+
+    def decode(self, shard: int, first: int, stop: int) -> DecodedBatch:
+        """Reads and decodes samples [first, stop) of a shard."""
+        began = time.perf_counter()
+        row = self.clip.architecture
+        pixels = np.zeros((stop - first, row.image_size_px, row.image_size_px, 3), np.uint8)
+        captions, problems = [""] * len(pixels), {}
+        for place, sample in enumerate(self.reader.read_run(shard, range(first, stop))):
+            if isinstance(sample, Damage):
+                problems[place] = sample.problem
+                continue
+            captions[place] = sample.caption
+            try:
+                if is_changed(sample.image, sample.sha256):
+                    raise ValueError(CHANGED)
+                pixels[place] = load_eval_image(sample.image, row.image_size_px)
+            except ValueError as error:
+                problems[place] = str(error)
+        texts = cut_to_longest(token_ids(captions, row.context_length)).astype(np.int64)
+        return DecodedBatch(pixels, texts, problems, time.perf_counter() - began)
+
+    def forward(self, batch: DecodedBatch) -> Features:
+        """What the model makes of a batch, in float32."""
+        began = time.perf_counter()
+        with torch.inference_mode(), autocast(self.config, self.device):
+            # (B, H, W, 3) -> (B, 3, H, W); token ids stay on the CPU, where the model counts them without waiting
+            images = torch.from_numpy(batch.pixels).to(self.device).permute(0, 3, 1, 2)
+            image_features_BE = self.clip.encode_image(images, normalize=True).float()
+            text_features_BE = self.clip.encode_text(torch.from_numpy(batch.texts), normalize=True).float()
+            clip_score_B = (image_features_BE * text_features_BE).sum(dim=1)
+            found = [features.cpu().numpy() for features in (image_features_BE, text_features_BE, clip_score_B)]
+        return found[0], found[1], found[2], np.array([time.perf_counter() - began])
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self._decoders.shutdown(cancel_futures=True)
+        self._model.shutdown(cancel_futures=True)
+
+
+def weights_sha256(clip: CLIP) -> str:
+    """Of the names, types, shapes and values of a model's state dict: the same in whichever file it lies."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(clip.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""A model and a global batch in, gradients out, on memory of any size."""
