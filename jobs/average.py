@@ -18,7 +18,7 @@ from pathlib import Path
 from jobs.cli.command_line import check_folder, parser, run
 from jobs.cli.config import Config
 from jobs.evaluate import check_there_is_something_to_measure, run_to_evaluate
-from training.config import ConfigError
+from pipeline.errors import ConfigError
 
 
 def job(config: Config, options: argparse.Namespace) -> None:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 def job(config: Config, options: argparse.Namespace) -> None:
     from pipeline.dataset.manifest import commit_choice, read_manifest
-    from pipeline.storage.base import open_storage
+    from pipeline.storage.address import open_storage
     from pipeline.versions.curation import judge, read_rules
 
     if not config.curate.data:

@@ -28,7 +28,7 @@ from jobs.cli.config import Config
 from jobs.cli.open_model import last_checkpoint, open_model
 from jobs.export import export_checkpoint
 from jobs.report import report_at_the_end
-from training.config import ConfigError
+from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from jobs.demonstration.drawings import Pair
@@ -40,7 +40,7 @@ MARKER = "made-by-the-demo"
 
 def job(config: Config, options: argparse.Namespace) -> None:
     from jobs.demonstration.drawings import ATTRIBUTION, render_pairs, write_pictures
-    from pipeline.storage.base import open_storage
+    from pipeline.storage.address import open_storage
     from training.worker import run_training
 
     if options.pictures_only:
@@ -87,7 +87,7 @@ def data_uris(data_dir: str) -> dict[str, str]:
 def make_data_sets(data_dir: str, config: Config, concepts: int | None = None, clock: Phases | None = None) -> None:
     """Renders the pictures and ingests them, on Ray. What an earlier demo left in the folder is replaced."""
     from jobs.demonstration.drawings import SPLITS, render_pairs
-    from pipeline.storage.base import open_storage
+    from pipeline.storage.address import open_storage
 
     clock, uris = clock or Phases(), data_uris(data_dir)
     _start_afresh(open_storage(uris["train"].rpartition("/")[0]))

@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING, Any, cast
 from jobs.cli.command_line import connect_ray, parser, quieten_ray_data, run
 from jobs.cli.config import Config
 from jobs.cli.open_model import add_weights_options, open_run, open_weights
-from pipeline.errors import InputError
-from training.config import ConfigError, EmbedConfig, RunError, TrainConfig, TrainingConfig, refuse_auto_on_an_empty_cluster
+from pipeline.errors import ConfigError, InputError
+from training.config import EmbedConfig, TrainConfig, TrainingConfig, refuse_auto_on_an_empty_cluster
+from training.errors import RunError
 
 if TYPE_CHECKING:
     from model.clip import CLIP
@@ -46,7 +47,7 @@ NAMED_PROBLEMS = 10
 def job(config: Config, options: argparse.Namespace) -> None:
     from pipeline.dataset.features import claim_output, feature_name, feature_path, file_of, finish_output, names_held
     from pipeline.dataset.manifest import read_manifest
-    from pipeline.storage.base import open_storage
+    from pipeline.storage.address import open_storage
 
     embed = config.embed
     for key, value in (("data", embed.data), ("output", embed.output)):
@@ -95,7 +96,7 @@ def job(config: Config, options: argparse.Namespace) -> None:
 
 def _describe(config: Config, clip: CLIP, train: TrainConfig, address: str, manifest: Manifest) -> Embedding:
     from pipeline.dataset.features import EmbeddedData, Embedding, EmbeddingModel
-    from pipeline.storage.base import open_storage
+    from pipeline.storage.address import open_storage
     from training.shard_embedder import weights_sha256
 
     row = clip.architecture
@@ -200,7 +201,7 @@ class _EmbedActor:
         from model.clip import CLIP
         from pipeline.dataset.manifest import read_manifest
         from pipeline.metrics import publish_requests
-        from pipeline.storage.base import open_storage
+        from pipeline.storage.address import open_storage
         from training.data.shard_reader import ShardReader
         from training.shard_embedder import ShardEmbedder
 

@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING
 from jobs.cli.command_line import check_folder, connect_ray, parser, run
 from jobs.cli.config import Config
 from jobs.cli.open_model import add_weights_options, open_run, open_weights
-from training.config import ConfigError, EvaluationConfig, TrainingConfig
+from pipeline.errors import ConfigError
+from training.config import EvaluationConfig, TrainingConfig
 
 if TYPE_CHECKING:
     from model.clip import CLIP

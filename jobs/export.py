@@ -31,7 +31,8 @@ from typing import TYPE_CHECKING, Any
 from jobs.cli.command_line import parser, run
 from jobs.cli.config import Config
 from jobs.cli.open_model import add_weights_options, last_checkpoint, open_model, open_weights
-from training.config import ConfigError, TrainingConfig
+from pipeline.errors import ConfigError
+from training.config import TrainingConfig
 
 if TYPE_CHECKING:
     from jobs.reporting.model_card import Origin
@@ -46,7 +47,7 @@ RECORD, CARD, HUGGING_FACE = "export.json", "README.md", "hf"
 
 
 def job(config: Config, options: argparse.Namespace) -> None:
-    from pipeline.storage.base import open_storage
+    from pipeline.storage.address import open_storage
 
     target = open_storage(options.output.rstrip("/"))
     check_target(target, options.overwrite)
@@ -102,7 +103,7 @@ def _export(clip: CLIP, origin: Origin, target: Storage) -> None:
 def _tell_wandb(trained: TrainingConfig, checkpoint: Checkpoint, target: Storage) -> None:
     """The export as an output of its run; trouble with W&B stops no export."""
     from model.weight_files import OPEN_CLIP_WEIGHTS
-    from pipeline.storage.base import open_storage
+    from pipeline.storage.address import open_storage
     from training.record.lineage import log_model
 
     if trained.tracking.wandb_mode == "disabled":

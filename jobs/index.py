@@ -21,7 +21,7 @@ from jobs.cli.config import Config
 def job(config: Config, options: argparse.Namespace) -> None:
     from pipeline.dataset.manifest import PartitionRecord, commit, list_versions, read_manifest
     from pipeline.ingest.progress import Progress
-    from pipeline.storage.base import open_storage
+    from pipeline.storage.address import open_storage
     from pipeline.versions.foreign_tars import plan_index
 
     index = config.index

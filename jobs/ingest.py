@@ -62,7 +62,7 @@ def job(config: Config, options: argparse.Namespace) -> int:
 
 def _verify(config: IngestConfig) -> int:
     from pipeline.dataset.manifest import read_manifest
-    from pipeline.storage.base import open_storage
+    from pipeline.storage.address import open_storage
     from pipeline.versions.audit import verify
 
     storage = open_storage(_output(config))
@@ -75,7 +75,7 @@ def _verify(config: IngestConfig) -> int:
 
 
 def _clean(config: IngestConfig, older_than_h: float) -> int:
-    from pipeline.storage.base import open_storage
+    from pipeline.storage.address import open_storage
     from pipeline.versions.audit import clean
 
     removed = clean(open_storage(_output(config)), older_than_h * 3600)
@@ -89,7 +89,7 @@ def _retries_as_input(config: IngestConfig, reasons: str) -> IngestConfig | None
     """The same ingestion over the tables of failures; None where there is no failure left to feed back."""
     from pipeline.dataset.manifest import read_manifest
     from pipeline.ingest.retry import FOLDER, write_retry_tables
-    from pipeline.storage.base import open_storage
+    from pipeline.storage.address import open_storage
 
     if config.bytes_column:
         raise InputError(
@@ -138,7 +138,7 @@ def _declare_version(wandb_run: Any, config: IngestConfig, version: int) -> None
     if wandb_run is None or not version:
         return
     from pipeline.dataset.manifest import read_manifest
-    from pipeline.storage.base import open_storage
+    from pipeline.storage.address import open_storage
     from training.record.lineage import declare_output
 
     with _complaints():

@@ -21,8 +21,9 @@ from pathlib import Path
 
 from jobs.cli.command_line import check_folder, parser, run
 from jobs.cli.config import Config
-from pipeline.storage.base import Storage, open_storage
-from training.config import ConfigError
+from pipeline.errors import ConfigError
+from pipeline.storage.address import open_storage
+from pipeline.storage.base import Storage
 
 logger = logging.getLogger(__name__)
 

@@ -37,8 +37,9 @@ from urllib.parse import urlsplit
 from jobs.cli.command_line import BAD_INPUT, EXIT_BAD_INPUT, EXIT_FAILED, EXIT_STOPPED
 from jobs.cli.config import RECIPES, load_config
 from jobs.cli.runtime_env import check
+from pipeline.errors import ConfigError
 from pipeline.storage.url_credentials import has_userinfo, without_userinfo
-from training.config import ConfigError, RunError
+from training.errors import RunError
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient

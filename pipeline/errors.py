@@ -1,4 +1,4 @@
-"""The words that pipeline's modules say to each other: bad input from a person, and what became of one row."""
+"""Bad input from a person, as exceptions; and why one row did not become a sample, as a value."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ Status = Literal["success", "failed_to_download", "failed_to_resize", "dropped"]
 
 
 class InputError(ValueError):
-    """Bad input from a person. The message says: subject = value: the rule it breaks; what to do."""
+    """Data that a person gave (a table, a file, a data set, a storage) breaks a rule.
+
+    The message says: subject = value: the rule it breaks; what to do.
+    """
+
+
+class ConfigError(InputError):
+    """A key of the configuration, or an option of a command, breaks a rule. The message has the same form."""
 
 
 class StorageError(InputError):
@@ -37,10 +44,3 @@ class Failure:
     status: Status
     reason: str
     message: str
-
-
-@dataclass(frozen=True)
-class Fetched:
-    """A complete body of a URL."""
-
-    body: bytes

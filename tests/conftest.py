@@ -172,10 +172,9 @@ def make_data_set() -> Callable[..., str]:
         from datetime import UTC, datetime
 
         from pipeline.dataset.manifest import PartitionRecord, commit
-        from pipeline.dataset.shard import Row, write_shard
+        from pipeline.dataset.shard import Picture, Row, write_shard
         from pipeline.errors import Failure
-        from pipeline.storage.base import open_storage
-        from pipeline.transform.image import Picture
+        from pipeline.storage.address import open_storage
 
         storage, records, number = open_storage(uri), [], seed * 100_000
         for shard_number, count in enumerate(shard_counts):

@@ -11,13 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-
-class ConfigError(ValueError):
-    """Bad input from a person. The message says: subject = value: the rule it breaks; what to do."""
-
-
-class RunError(RuntimeError):
-    """A run cannot go on, and starting it anew would not help. The message says what was seen, and the remedy."""
+from pipeline.errors import ConfigError
 
 
 class Section(BaseModel):

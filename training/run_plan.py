@@ -14,12 +14,14 @@ from typing import Any
 
 from model.config import Architecture, get_architecture
 from pipeline.dataset.manifest import ManifestError
-from pipeline.storage.base import Storage, StorageError, open_storage
+from pipeline.errors import ConfigError, StorageError
+from pipeline.storage.address import open_storage
+from pipeline.storage.base import Storage
 from training.checkpoint.initial_weights import check_initial_weights, initial_activation
 from training.checkpoint.resume import Start, changed_settings, check_continues, find_start
 from training.checkpoint.snapshot import MODEL, Position
 from training.checkpoint.store import Checkpoint, CheckpointStore
-from training.config import ConfigError, TrainingConfig
+from training.config import TrainingConfig
 from training.data.data_sets import DataSet, block_size_samples, check_prefetch, mean_sample_bytes, open_data_sets
 from training.data.sample_order import SampleOrder
 from training.distributed import World, gather_objects

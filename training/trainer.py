@@ -31,9 +31,10 @@ from training.checkpoint.initial_weights import load_initial_weights
 from training.checkpoint.snapshot import Stager
 from training.checkpoint.writer import CheckpointWriter
 from training.clock import Clock
-from training.config import RunError, TrainingConfig
+from training.config import TrainingConfig
 from training.data.loader import Batch, TrainLoader
 from training.distributed import World, all_ranks, broadcast_buffers, parallel
+from training.errors import RunError
 from training.evaluation.runner import evaluate
 from training.evaluation.watched_pairs import Look, Probe
 from training.loss import ContrastiveResult, contrastive_loss, sigmoid_loss

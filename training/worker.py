@@ -35,10 +35,12 @@ from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScali
 from model.clip import CLIP
 from pipeline.dataset.manifest import ManifestError
 from pipeline.metrics import Publisher, publish_requests
-from pipeline.storage.base import Storage, open_storage
+from pipeline.storage.address import open_storage
+from pipeline.storage.base import Storage
 from training.checkpoint.writer import RunTakenError
-from training.config import RunError, TrainingConfig, refuse_auto_on_an_empty_cluster
+from training.config import TrainingConfig, refuse_auto_on_an_empty_cluster
 from training.distributed import COLLECTIVE_TIMEOUT, World
+from training.errors import RunError
 from training.evaluation.runner import evaluate
 from training.first_step_check import Finding, check_first_step
 from training.metrics import TRAINING, publish_row

@@ -44,7 +44,7 @@ class _Alone:
 
         from model.clip import build_clip
         from pipeline.dataset.manifest import read_manifest
-        from pipeline.storage.base import open_storage
+        from pipeline.storage.address import open_storage
         from training.config import TrainConfig
         from training.data.shard_reader import ShardReader
         from training.shard_embedder import ShardEmbedder
@@ -80,7 +80,7 @@ class _Alone:
         What else the machine does meanwhile changes them little; threads that wait for each other count as busy.
         """
         from jobs.embed import embed_shard
-        from pipeline.storage.base import open_storage
+        from pipeline.storage.address import open_storage
 
         began = time.process_time()
         self.forward_s()
@@ -121,7 +121,7 @@ def run(setting: Setting, repeats: int) -> str:
 def _job_s(setting: Setting, clip: Any, data: str, output: str) -> tuple[float, float]:
     """(seconds from the first shard's begin to the last one's end, share of them that the model computed), at one worker."""
     from jobs.embed import Work, embed_shards
-    from pipeline.storage.base import open_storage
+    from pipeline.storage.address import open_storage
     from training.config import EmbedConfig, TrainConfig
 
     open_storage(output).check_writable()

@@ -91,7 +91,7 @@ def demo_data(data_dir: str) -> dict[str, str]:
     """The demo's data sets by split; made, on a Ray of this machine, where they are missing."""
     from jobs.demo import data_uris, make_data_sets
     from pipeline.dataset.manifest import list_versions
-    from pipeline.storage.base import open_storage
+    from pipeline.storage.address import open_storage
 
     uris = data_uris(data_dir)
     if not all(list_versions(open_storage(uri)) for uri in uris.values()):
@@ -115,7 +115,7 @@ def compare(seed: int, steps: int, uris: dict[str, str], *overrides: str) -> See
 
 def train_ours(seed: int, steps: int, uris: dict[str, str], *overrides: str) -> tuple[list[float], tuple[float, float]]:
     """The loss of every step, and held-out recall."""
-    from pipeline.storage.base import open_storage
+    from pipeline.storage.address import open_storage
     from training.distributed import World, pick_device
     from training.trainer import train
 

@@ -87,7 +87,7 @@ def upload(folder: Path, server: Server) -> dict[str, str]:
 def index(tars: str, output: str) -> None:
     from pipeline.config import IndexConfig
     from pipeline.dataset.manifest import commit
-    from pipeline.storage.base import open_storage
+    from pipeline.storage.address import open_storage
     from pipeline.versions.foreign_tars import index_tar, plan_index
 
     config = IndexConfig(input=tars, output=output)

@@ -24,7 +24,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from jobs.cli.config import Config
 from pipeline.dataset.manifest import ShardRecord
 from pipeline.errors import InputError
-from pipeline.storage.base import Storage, open_storage
+from pipeline.storage.address import open_storage
+from pipeline.storage.base import Storage
 from pipeline.versions.audit import check_shard
 from training.first_step_check import Finding
 

@@ -18,8 +18,9 @@ from pathlib import Path
 
 from jobs.cli import runtime_env
 from jobs.cli.config import Config, dump_config, key_names, load_config, recipe_names
-from pipeline.errors import InputError, StorageAwayError
-from training.config import ClusterConfig, ConfigError, RunError
+from pipeline.errors import ConfigError, InputError, StorageAwayError
+from training.config import ClusterConfig
+from training.errors import RunError
 
 BAD_INPUT = (ConfigError, InputError)
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_STOPPED = 1, 2, 128 + 15

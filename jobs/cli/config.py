@@ -22,8 +22,9 @@ from pydantic import BaseModel, ValidationError
 from jobs.cli import runtime_env
 from model.config import get_architecture
 from pipeline.config import CurateConfig, IndexConfig, IngestConfig
+from pipeline.errors import ConfigError
 from pipeline.storage.url_credentials import has_userinfo, refusal
-from training.config import ConfigError, EmbedConfig, TrainingConfig
+from training.config import EmbedConfig, TrainingConfig
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 LOCATIONS = (

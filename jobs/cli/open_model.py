@@ -9,7 +9,8 @@ import argparse
 from typing import TYPE_CHECKING
 
 from jobs.cli.config import Config
-from training.config import ConfigError, TrainingConfig
+from pipeline.errors import ConfigError
+from training.config import TrainingConfig
 
 if TYPE_CHECKING:
     from model.clip import CLIP
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 def last_checkpoint(config: Config) -> Checkpoint:
     """Of the run that is named. Raises ConfigError where it has none."""
-    from pipeline.storage.base import open_storage
+    from pipeline.storage.address import open_storage
     from training.checkpoint.store import CheckpointStore
 
     store = CheckpointStore(open_storage(config.run.uri))

@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from training.config import ConfigError
+from pipeline.errors import ConfigError
 
 KEY = "cluster.runtime_env"
 FIELDS = ("env_vars", "pip", "uv", "conda", "py_modules", "py_executable", "working_dir", "excludes", "config")

@@ -20,7 +20,7 @@ from torch import Tensor
 from jobs.demonstration.drawings import ATTRIBUTION, SPLITS
 from model.clip import CLIP
 from pipeline.dataset.manifest import list_versions, read_manifest
-from pipeline.storage.base import open_storage
+from pipeline.storage.address import open_storage
 from training.data.shard_reader import ShardReader
 from training.distributed import World
 from training.evaluation.retrieval import retrieval_ranks

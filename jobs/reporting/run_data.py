@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 
 from model.config import get_architecture
 from pipeline.dataset.manifest import Manifest, read_manifest, read_samples
-from pipeline.errors import InputError
-from pipeline.storage.base import Storage, open_storage
-from training.config import ConfigError
+from pipeline.errors import ConfigError, InputError
+from pipeline.storage.address import open_storage
+from pipeline.storage.base import Storage
 from training.evaluation.watched_pairs import evenly, pairs_id
 from training.record.goodput import Spent, stopped_s
 from training.record.run_record import STARTS

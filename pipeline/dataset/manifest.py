@@ -7,6 +7,7 @@ version, in order, with their sidecars.
 from __future__ import annotations
 
 import hashlib
+import json
 from bisect import bisect, insort
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -19,7 +20,8 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.errors import InputError
-from pipeline.storage.base import Storage, open_storage
+from pipeline.storage.address import open_storage
+from pipeline.storage.base import Storage
 from pipeline.storage.parquet import read_parquet
 
 FOLDER = "manifests"
@@ -299,6 +301,11 @@ def _read_checked(storage: Storage, path: str, sha256: str, kind: str) -> bytes:
     if hashlib.sha256(data).hexdigest() != sha256:
         raise ManifestError(f"{address}: its sha256 is not the manifest's; the {kind} was changed, restore it")
     return data
+
+
+def short_hash(content: object) -> str:
+    """16 hex digits."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _sorted(partitions: Iterable[PartitionRecord]) -> tuple[PartitionRecord, ...]:

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from pipeline.dataset.manifest import ShardRecord
 from pipeline.errors import Failure
-from pipeline.transform.image import Picture
+from pipeline.storage.base import Storage
 
 COLUMNS = pa.schema(
     [
@@ -48,6 +48,25 @@ COLUMNS = pa.schema(
 )
 """docs/decisions/0001-manifest.md, in the order of the file; the input's other columns follow."""
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as it is stored.
+
+    Attributes:
+        original_width, original_height: before resizing, upright.
+        exif: JSON of the tags that are text or numbers.
+        original_sha256: of the bytes that it was made from, for comparison with others' lists of hashes.
+    """
+
+    data: bytes
+    width: int
+    height: int
+    original_width: int
+    original_height: int
+    exif: str
+    original_sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -191,6 +210,17 @@ def write_shard(rows: Iterable[Row], name_prefix: str, image_format: str, starte
     for row in rows:
         writer.add(row)
     return writer.close()
+
+
+def publish(writer: ShardWriter, storage: Storage, folder: Path) -> ShardRecord:
+    """Tar, then sidecar, then statistics: who sees the later one may rely on the earlier."""
+    shard = writer.close()
+    for path in (shard.tar_path, shard.sidecar_path, shard.stats_path):
+        file = folder / Path(path).name
+        if file.exists():
+            storage.write_file(path, file)
+            file.unlink()
+    return shard
 
 
 def _metadata(row: Row) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import aiohttp
 from yarl import URL
 
 from pipeline.config import FetchConfig
-from pipeline.errors import Failure, Fetched
+from pipeline.errors import Failure
 from pipeline.fetch.address_guard import REFUSED, GuardedSocketFactory, parse_networks
 from pipeline.fetch.dns_cache import CachingResolver
 from pipeline.fetch.host_limits import Host, Hosts
@@ -35,6 +35,13 @@ _DIRECTIVES_WITH_VALUE = {"unavailable_after", "max-snippet", "max-image-preview
 _REDIRECTS = {301, 302, 303, 307, 308}
 _NO_ANSWER = {"timeout", "dns", "connect", "connection_lost"}
 """Reasons that say something about the host rather than about the URL."""
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A complete body of a URL."""
+
+    body: bytes
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from pipeline.config import FetchConfig
-from pipeline.errors import Failure, Fetched
-from pipeline.fetch.http_client import Fetcher
+from pipeline.errors import Failure, StorageError
+from pipeline.fetch.http_client import Fetched, Fetcher
 from pipeline.fetch.memory_budget import Claim
-from pipeline.storage.base import StorageError, open_storage
+from pipeline.storage.address import open_storage
 
 READERS = 16
 """Threads that read objects and files."""

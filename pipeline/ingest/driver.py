@@ -20,7 +20,8 @@ from pipeline.ingest.partition import ingest_partition
 from pipeline.ingest.plan import IngestPlan, PartitionSpec, plan_ingest
 from pipeline.ingest.progress import Progress
 from pipeline.metrics import INGESTION, Publisher, publish_requests
-from pipeline.storage.base import Storage, open_storage
+from pipeline.storage.address import open_storage
+from pipeline.storage.base import Storage
 
 Log = Callable[[dict[str, float]], None]
 """Takes the state of a running job, now and then."""

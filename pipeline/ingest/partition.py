@@ -24,16 +24,18 @@ import uvloop
 
 from pipeline.config import IngestConfig
 from pipeline.dataset.manifest import PartitionRecord, ShardRecord, partition_path
-from pipeline.dataset.shard import Row, ShardWriter
-from pipeline.errors import Failure, Fetched, InputError
+from pipeline.dataset.shard import Picture, Row, ShardWriter, publish
+from pipeline.errors import Failure, InputError
+from pipeline.fetch.http_client import Fetched
 from pipeline.fetch.image_source import PictureSource
 from pipeline.fetch.memory_budget import Claim, Memory
 from pipeline.ingest.plan import PartitionSpec
 from pipeline.ingest.tables import BATCH_ROWS, iter_rows
-from pipeline.storage.base import Storage, open_storage
+from pipeline.storage.address import open_storage
+from pipeline.storage.base import Storage
 from pipeline.storage.url_credentials import without_userinfo
 from pipeline.transform.caption import clean_caption
-from pipeline.transform.image import Picture, prepare_image
+from pipeline.transform.image import prepare_image
 
 HELD_ROWS = 64
 """Rows that are read at a time where they hold the pictures themselves."""
@@ -91,17 +93,6 @@ async def _ingest_rows(
         if writer is not None:
             shards.append(await asyncio.to_thread(publish, writer, storage, folder))
     return shards, counts
-
-
-def publish(writer: ShardWriter, storage: Storage, folder: Path) -> ShardRecord:
-    """Tar, then sidecar, then statistics: who sees the later one may rely on the earlier."""
-    shard = writer.close()
-    for path in (shard.tar_path, shard.sidecar_path, shard.stats_path):
-        file = folder / Path(path).name
-        if file.exists():
-            storage.write_file(path, file)
-            file.unlink()
-    return shard
 
 
 @dataclass(frozen=True)

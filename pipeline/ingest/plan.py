@@ -7,8 +7,6 @@ not read; any other is read once, streamed, and what is held of it is checked to
 
 from __future__ import annotations
 
-import hashlib
-import json
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +17,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from pipeline.config import IngestConfig
-from pipeline.dataset.manifest import Manifest, PartitionRecord, list_versions, partition_path, read_manifest
+from pipeline.dataset.manifest import Manifest, PartitionRecord, list_versions, partition_path, read_manifest, short_hash
 from pipeline.errors import InputError
 from pipeline.ingest.tables import (
     check_columns,
@@ -32,7 +30,8 @@ from pipeline.ingest.tables import (
     read_chunks,
     table_identity,
 )
-from pipeline.storage.base import Storage, open_storage
+from pipeline.storage.address import open_storage
+from pipeline.storage.base import Storage
 
 INPUTS = "inputs/"
 """Where a data set keeps notes on its tables, and rows of text tables while they wait."""
@@ -241,8 +240,3 @@ def _edited(table: str, record: PartitionRecord) -> InputError:
         f"ingest.input={table}: rows {record.first_row} to {record.first_row + record.num_rows - 1} are not what they were "
         "when they were ingested; a table may only grow at its end: restore it, or put changed rows into a new table"
     )
-
-
-def short_hash(content: object) -> str:
-    """16 hex digits."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -24,7 +24,8 @@ from pyarrow.fs import FileSystem, LocalFileSystem, S3FileSystem
 
 from pipeline.config import IngestConfig
 from pipeline.errors import InputError, ReplacedError
-from pipeline.storage.base import Storage, open_storage
+from pipeline.storage.address import open_storage
+from pipeline.storage.base import Storage
 from pipeline.storage.s3_client import new_client
 from pipeline.storage.url_credentials import HIDDEN, USERINFO
 

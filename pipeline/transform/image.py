@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ import simplejpeg
 from PIL import ExifTags, Image
 
 from pipeline.config import ImageConfig
+from pipeline.dataset.shard import Picture
 from pipeline.errors import Failure
 from pipeline.transform.resize import Pixels, encode, resize, target_size
 
@@ -26,25 +26,6 @@ EXIF_LIMIT_CHARACTERS = 4096
 ORIENTATION = 0x0112
 
 Image.MAX_IMAGE_PIXELS = None  # `ingest.image.max_pixels` is checked from the header instead, with a reason
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture as it is stored.
-
-    Attributes:
-        original_width, original_height: before resizing, upright.
-        exif: JSON of the tags that are text or numbers.
-        original_sha256: of the bytes that it was made from, for comparison with others' lists of hashes.
-    """
-
-    data: bytes
-    width: int
-    height: int
-    original_width: int
-    original_height: int
-    exif: str
-    original_sha256: str = ""
 
 
 def prepare_image(data: bytes, config: ImageConfig) -> Picture | Failure:

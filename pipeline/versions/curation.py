@@ -21,7 +21,8 @@ from pipeline.config import CurateConfig
 from pipeline.dataset.features import SCORE, Scores
 from pipeline.dataset.manifest import Selection, ShardRecord, read_samples, read_selection, read_sidecar
 from pipeline.errors import InputError
-from pipeline.storage.base import Storage, open_storage
+from pipeline.storage.address import open_storage
+from pipeline.storage.base import Storage
 
 DUPLICATE, REMOVED = "duplicate", "removed"
 

@@ -20,12 +20,12 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from pipeline.config import IndexConfig
-from pipeline.dataset.manifest import Manifest, PartitionRecord, ShardRecord
+from pipeline.dataset.manifest import Manifest, PartitionRecord, ShardRecord, short_hash
 from pipeline.dataset.shard import COLUMNS, IMAGE_EXTENSIONS, sidecar_table
 from pipeline.errors import InputError
-from pipeline.ingest.plan import short_hash
 from pipeline.ingest.tables import list_files
-from pipeline.storage.base import Storage, open_storage
+from pipeline.storage.address import open_storage
+from pipeline.storage.base import Storage
 from pipeline.versions.rewrite import READ_BYTES, split_key
 
 SUFFIXES = (".tar",)

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.dataset.manifest import Manifest, PartitionRecord, ShardRecord, locate_tar, read_selection, read_sidecar
-from pipeline.dataset.shard import ShardWriter
-from pipeline.ingest.partition import publish
+from pipeline.dataset.shard import ShardWriter, publish
 from pipeline.storage.base import Storage
 
 READ_BYTES = 8 << 20

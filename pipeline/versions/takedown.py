@@ -24,7 +24,8 @@ from pipeline.dataset.manifest import (
 from pipeline.errors import InputError
 from pipeline.ingest.plan import INPUTS
 from pipeline.ingest.retry import FOLDER
-from pipeline.storage.base import Storage, open_storage
+from pipeline.storage.address import open_storage
+from pipeline.storage.base import Storage
 from pipeline.storage.parquet import read_parquet
 from pipeline.versions.curation import Rules
 from pipeline.versions.rewrite import rewrite

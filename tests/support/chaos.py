@@ -23,7 +23,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.dataset.manifest import list_versions, read_manifest, read_sidecar
-from pipeline.storage.base import Storage, StorageError, open_storage
+from pipeline.errors import StorageError
+from pipeline.storage.address import open_storage
+from pipeline.storage.base import Storage
 from pipeline.versions.audit import verify
 from tests.conftest import WebServer, draw
 

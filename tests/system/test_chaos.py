@@ -13,7 +13,7 @@ from pipeline.config import FetchConfig, ImageConfig, IngestConfig
 from pipeline.dataset.manifest import commit, read_manifest
 from pipeline.ingest.partition import ingest_partition
 from pipeline.ingest.plan import plan_ingest
-from pipeline.storage.base import open_storage
+from pipeline.storage.address import open_storage
 from tests.support.chaos import ROOT, VICTIMS, Chaos, PersistentS3, Watcher, check_data_set, write_table
 from tests.support.flaky_s3 import flaky_s3
 

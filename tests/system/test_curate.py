@@ -16,7 +16,7 @@ from pipeline.config import FetchConfig, ImageConfig, IngestConfig
 from pipeline.dataset.manifest import commit, list_versions, read_manifest, read_samples, read_sidecar
 from pipeline.ingest.partition import ingest_partition
 from pipeline.ingest.plan import plan_ingest
-from pipeline.storage.base import open_storage
+from pipeline.storage.address import open_storage
 from pipeline.versions.audit import verify
 from training.data.shard_reader import ShardReader
 from training.distributed import World

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.dataset.manifest import read_manifest
-from pipeline.storage.base import open_storage
+from pipeline.storage.address import open_storage
 from tests.support.job_server import environment
 
 ROOT = Path(__file__).parents[2]

@@ -17,7 +17,7 @@ from jobs.cli.command_line import run
 from model.clip import build_clip
 from model.weights import save_weights
 from pipeline.dataset.manifest import read_manifest, read_samples
-from pipeline.storage.base import open_storage
+from pipeline.storage.address import open_storage
 from training.distributed import World
 from training.evaluation.runner import encode_data_set
 

@@ -9,7 +9,7 @@ from PIL import Image
 from jobs.cli.config import load_config
 from pipeline.dataset.manifest import read_manifest, read_sidecar
 from pipeline.ingest.driver import run_ingest
-from pipeline.storage.base import open_storage
+from pipeline.storage.address import open_storage
 from tests.support.wandb_file import artifacts_of, history_of
 
 pytestmark = pytest.mark.usefixtures("ray_session")

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from jobs.cli.command_line import CLUSTER_SETTINGS
-from pipeline.storage.base import open_storage
+from pipeline.storage.address import open_storage
 from tests.support.autoscaling import AutoscalingCluster
 from tests.support.chaos import check_data_set, write_table
 from tests.support.cluster import MiniCluster, wait_until

@@ -15,7 +15,7 @@ import torch
 
 from model.clip import build_clip
 from pipeline.dataset.manifest import list_versions, read_manifest
-from pipeline.storage.base import open_storage
+from pipeline.storage.address import open_storage
 from tests.conftest import S3_ENVIRONMENT, web_server
 from tests.support.flaky_s3 import flaky_s3
 from tests.support.job_server import PYTHON, ROOT, JobServer, Line, environment

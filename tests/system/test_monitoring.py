@@ -10,7 +10,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from jobs.cli.config import load_config
-from pipeline.storage.base import StorageError, open_storage
+from pipeline.errors import StorageError
+from pipeline.storage.address import open_storage
 from tests.support.flaky_s3 import flaky_s3
 from tests.support.monitoring_checks import OURS, RAYS
 

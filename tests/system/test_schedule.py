@@ -22,7 +22,8 @@ from pipeline.dataset.manifest import commit, list_versions, read_manifest, read
 from pipeline.ingest.driver import _shuffled
 from pipeline.ingest.partition import ingest_partition
 from pipeline.ingest.plan import plan_ingest
-from pipeline.storage.base import LocalStorage, open_storage
+from pipeline.storage.address import open_storage
+from pipeline.storage.local import LocalStorage
 from tests.conftest import draw
 from tests.support.cluster import MiniCluster, wait_until
 

@@ -24,7 +24,8 @@ import pytest
 
 from jobs.cli.command_line import CLUSTER_SETTINGS, EXIT_BAD_INPUT
 from pipeline.dataset.manifest import read_manifest
-from pipeline.storage.base import Storage, open_storage
+from pipeline.storage.address import open_storage
+from pipeline.storage.base import Storage
 from tests.conftest import free_port
 from tests.support.cluster import RAY, MiniCluster
 from tests.support.leaks import CONTAINERS, Search

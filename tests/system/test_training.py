@@ -14,7 +14,7 @@ import torch
 
 from jobs.cli.config import load_config
 from tests.support.wandb_file import history_of
-from training.config import RunError
+from training.errors import RunError
 from training.record.tracking import read_metrics
 
 pytestmark = pytest.mark.usefixtures("ray_session")

@@ -16,8 +16,10 @@ from model.config import Activation, Architecture
 from model.foreign_config import CONFIGS, check_stated
 from model.weight_files import Weights, choose_files, files_of, read_weights
 from model.weights import check_state, load_state, resize_positions, settle_activation
-from pipeline.storage.base import Storage, open_storage
-from training.config import ConfigError, ModelConfig
+from pipeline.errors import ConfigError
+from pipeline.storage.address import open_storage
+from pipeline.storage.base import Storage
+from training.config import ModelConfig
 
 
 def initial_activation(config: ModelConfig) -> Activation:

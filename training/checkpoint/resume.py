@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from model.config import Architecture
+from pipeline.errors import ConfigError
 from training.checkpoint.store import Checkpoint, CheckpointStore, open_checkpoint
-from training.config import ConfigError, RunConfig, TrainingConfig
+from training.config import RunConfig, TrainingConfig
 from training.data.sample_order import SampleOrder
 
 FREE_SECTIONS = ("run", "checkpoint", "tracking", "evaluation", "cluster")

@@ -28,9 +28,11 @@ from torch import Tensor, nn
 
 from model.clip import CLIP
 from model.weights import save_readable
-from pipeline.storage.base import Storage, StorageError, open_storage
+from pipeline.errors import ConfigError, StorageError
+from pipeline.storage.address import open_storage
+from pipeline.storage.base import Storage
 from training.checkpoint.snapshot import AVERAGE, MODEL, STATE, Position, Snapshot, named_parameters
-from training.config import CheckpointConfig, ConfigError
+from training.config import CheckpointConfig
 
 logger = logging.getLogger(__name__)
 

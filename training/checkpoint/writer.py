@@ -10,7 +10,7 @@ import logging
 import threading
 from collections.abc import Callable
 
-from training.config import RunError
+from training.errors import RunError
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.dataset.manifest import Manifest, list_versions, read_manifest
-from pipeline.storage.base import Storage, open_storage
-from training.config import ConfigError, DataConfig
+from pipeline.errors import ConfigError
+from pipeline.storage.address import open_storage
+from pipeline.storage.base import Storage
+from training.config import DataConfig
 from training.data.sample_order import SampleOrder, Source
 
 BATCHES_HELD = 32

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from training.config import ConfigError
+from pipeline.errors import ConfigError
 
 Indices = NDArray[np.int64]
 

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
 
-from pipeline.storage.base import Storage, open_storage
-from training.config import ConfigError
+from pipeline.errors import ConfigError
+from pipeline.storage.address import open_storage
+from pipeline.storage.base import Storage
 from training.data.shard_reader import RawSample
 from training.distributed import World, gather_objects
 from training.evaluation.image_sets import CLASS_NAMES, TEMPLATES, Source, read_lines, read_several

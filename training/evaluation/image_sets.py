@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from pipeline.dataset.manifest import Manifest, read_manifest
+from pipeline.errors import ConfigError
 from pipeline.storage.base import Storage
-from training.config import ConfigError
 from training.data.shard_reader import RawSample, ShardReader
 from training.distributed import World, slice_bounds
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from pipeline.dataset.manifest import list_versions
-from pipeline.storage.base import open_storage
-from training.config import ConfigError, ZeroShotConfig, check_templates
+from pipeline.errors import ConfigError
+from pipeline.storage.address import open_storage
+from training.config import ZeroShotConfig, check_templates
 from training.distributed import World, gather_objects
 from training.evaluation.clip_benchmark import TarSource
 from training.evaluation.image_sets import PICTURES, FolderSource, ManifestSource, Source, read_lines

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.config import ConfigError
+from pipeline.errors import ConfigError
 from training.distributed import World, gather_objects
 from training.evaluation.figures import Figure, mean_of_shares, share
 

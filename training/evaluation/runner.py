@@ -21,7 +21,7 @@ from model.image_loading import load_eval_image
 from model.preprocess import normalize_images
 from model.tokenizer import tokenize
 from pipeline.dataset.manifest import ManifestError, read_manifest
-from pipeline.storage.base import open_storage
+from pipeline.storage.address import open_storage
 from training.config import EvaluationConfig, LinearProbeConfig, ZeroShotConfig
 from training.data.loader import iterate_evaluation
 from training.data.shard_reader import RawSample

@@ -31,7 +31,8 @@ from model.image_loading import load_eval_image, to_rgb
 from model.preprocess import normalize_images
 from model.tokenizer import tokenize
 from pipeline.dataset.manifest import Manifest, list_versions, read_manifest
-from pipeline.storage.base import Storage, open_storage
+from pipeline.storage.address import open_storage
+from pipeline.storage.base import Storage
 from training.config import TrainingConfig
 from training.data.data_sets import DataSet
 from training.data.shard_reader import RawSample, ShardReader

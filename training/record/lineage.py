@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.dataset.manifest import FOLDER
-from pipeline.storage.base import open_storage
+from pipeline.storage.address import open_storage
 from training.config import TrackingConfig
 
 SERVER_ANSWERS_WITHIN_S = 30.0

@@ -35,7 +35,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.storage.base import StorageError
+from pipeline.errors import StorageError
 from training.checkpoint.writer import RunTakenError
 from training.evaluation.figures import headline
 from training.evaluation.watched_pairs import Look, Probe

@@ -18,7 +18,8 @@ from model.clip import CLIP
 from model.config import Tower
 from model.layers import ResidualAttentionBlock
 from model.resnet import Bottleneck, ModifiedResNet
-from training.config import ConfigError, TrainConfig, TrainingConfig
+from pipeline.errors import ConfigError
+from training.config import TrainConfig, TrainingConfig
 from training.step.gradients import buffers_kept
 
 

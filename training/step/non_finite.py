@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from training.config import RunError
 from training.distributed import World, gather_objects
+from training.errors import RunError
 
 KEYS_SHOWN = 5
 

@@ -17,9 +17,9 @@ import torch
 from jobs.cli.config import key_names, load_config, recipe_names
 from model.clip import CLIP
 from model.config import get_architecture
+from pipeline.errors import ConfigError
 from tests.support.deploy_checks import PLACEHOLDER, filled_in, load_all
 from tests.support.walkthrough import Shell, section, steps, unseen
-from training.config import ConfigError
 from training.data.data_sets import block_size_samples, check_prefetch
 from training.data.sample_order import SampleOrder, Source
 from training.distributed import slice_bounds

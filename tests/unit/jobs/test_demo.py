@@ -12,8 +12,8 @@ from jobs.cli.config import load_config
 from jobs.demo import MARKER, _start_afresh, arguments, job
 from jobs.demonstration.drawings import BROKEN, DEAD_LINKS, DUPLICATE_PX, TONES, render_pairs, write_tables
 from jobs.demonstration.results import Encoded, measure
-from pipeline.storage.base import open_storage
-from training.config import ConfigError
+from pipeline.errors import ConfigError
+from pipeline.storage.address import open_storage
 
 
 @pytest.fixture(scope="module")

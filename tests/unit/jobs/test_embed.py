@@ -16,9 +16,10 @@ from model.weights import save_weights
 from pipeline.dataset.features import feature_path
 from pipeline.dataset.manifest import read_manifest, read_samples
 from pipeline.errors import InputError
-from pipeline.storage.base import open_storage
-from training.config import EmbedConfig, RunError, TrainConfig
+from pipeline.storage.address import open_storage
+from training.config import EmbedConfig, TrainConfig
 from training.data.shard_reader import ShardReader
+from training.errors import RunError
 from training.shard_embedder import ShardEmbedder
 
 

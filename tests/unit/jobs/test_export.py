@@ -17,12 +17,12 @@ from jobs.reporting.model_card import Origin
 from model.preprocess import STD
 from model.tokenizer import tokenize
 from model.weights import load_clip
-from pipeline.storage.base import open_storage
+from pipeline.errors import ConfigError
+from pipeline.storage.address import open_storage
 from tests.support.models import Archive, blobs, random_clip
 from tests.support.runs import ALONE, config_of
 from tests.support.wandb_file import artifacts_of
 from training.checkpoint.initial_weights import local_weights
-from training.config import ConfigError
 from training.evaluation import runner
 from training.trainer import train
 

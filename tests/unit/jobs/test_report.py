@@ -12,10 +12,10 @@ from jobs.report import arguments, job, make_report, report_at_the_end, take_pic
 from jobs.reporting.charts import POINTS, thin
 from jobs.reporting.page import bounds_of, evaluation_values, figures_of, render
 from jobs.reporting.run_data import RunReport, parse_record, read_run
-from pipeline.storage.base import open_storage
+from pipeline.errors import ConfigError
+from pipeline.storage.address import open_storage
 from tests.support.browser import CHROMIUM, NO_CHROMIUM, chromium, visit
 from tests.support.runs import ALONE, config_of
-from training.config import ConfigError
 from training.trainer import Trainer, train
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)><b>bold</b> {{ 7 * 7 }}"

@@ -11,7 +11,8 @@ from ray.job_submission import JobStatus
 
 from jobs import submit
 from jobs.submit import follow, main, recipe_runtime_env
-from training.config import ConfigError, RunError
+from pipeline.errors import ConfigError
+from training.errors import RunError
 
 UNKNOWN = "Request failed with status code 404: Job a does not exist."
 

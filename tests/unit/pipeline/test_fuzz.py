@@ -16,10 +16,11 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from pipeline.config import FetchConfig, ImageConfig, IngestConfig
-from pipeline.errors import Failure, Fetched, InputError
-from pipeline.fetch.http_client import Fetcher
+from pipeline.dataset.shard import Picture
+from pipeline.errors import Failure, InputError
+from pipeline.fetch.http_client import Fetched, Fetcher
 from pipeline.ingest.plan import plan_ingest
-from pipeline.transform.image import Picture, prepare_image
+from pipeline.transform.image import prepare_image
 
 STATUSES = {"failed_to_download", "failed_to_resize", "dropped"}
 LONGEST_S = 20.0

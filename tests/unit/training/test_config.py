@@ -1,6 +1,7 @@
 import pytest
 
-from training.config import ClusterConfig, ConfigError, EmbedConfig, refuse_auto_on_an_empty_cluster
+from pipeline.errors import ConfigError
+from training.config import ClusterConfig, EmbedConfig, refuse_auto_on_an_empty_cluster
 
 
 @pytest.mark.parametrize(

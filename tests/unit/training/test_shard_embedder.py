@@ -8,7 +8,7 @@ import torch
 
 from model.clip import build_clip
 from pipeline.dataset.manifest import ManifestError, read_manifest, read_samples
-from pipeline.storage.base import open_storage
+from pipeline.storage.address import open_storage
 from training.config import TrainConfig
 from training.data.shard_reader import ShardReader
 from training.distributed import World

@@ -13,9 +13,9 @@ from model.clip import CLIP, build_clip
 from model.config import get_architecture
 from model.weights import save_weights
 from pipeline.dataset.manifest import ManifestError
-from pipeline.storage.base import open_storage
+from pipeline.errors import ConfigError
+from pipeline.storage.address import open_storage
 from tests.support.runs import ALONE, EXACT, config_of, exact_rows
-from training.config import ConfigError
 from training.evaluation.runner import evaluate
 from training.record.tracking import read_metrics
 from training.run_plan import plan_run

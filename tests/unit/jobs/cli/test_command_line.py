@@ -94,7 +94,7 @@ def test_a_checkpoint_and_a_file_of_weights_are_evaluated_alike(data_set, tmp_pa
     import torch
 
     from model.clip import build_clip
-    from pipeline.storage.base import open_storage
+    from pipeline.storage.address import open_storage
     from training.checkpoint.store import CheckpointStore
     from training.distributed import World
     from training.trainer import train as train_bare

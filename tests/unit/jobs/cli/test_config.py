@@ -6,7 +6,7 @@ import yaml
 from jobs import train
 from jobs.cli.command_line import EXIT_BAD_INPUT, parser, run
 from jobs.cli.config import RECIPES, Config, dump_config, key_names, load_config, recipe_names
-from training.config import ConfigError
+from pipeline.errors import ConfigError
 
 
 @pytest.mark.parametrize("name", recipe_names())

@@ -9,7 +9,8 @@ import pytest
 from jobs.cli import runtime_env
 from jobs.cli.command_line import RAY_SETTINGS, connect_ray, parser, run
 from jobs.cli.config import load_config
-from training.config import ClusterConfig, ConfigError
+from pipeline.errors import ConfigError
+from training.config import ClusterConfig
 
 OURS = {"worker_process_setup_hook": "a.b", "env_vars": {"SETTING": "default"}}
 

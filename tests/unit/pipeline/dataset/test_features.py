@@ -24,7 +24,7 @@ from pipeline.dataset.features import (
 )
 from pipeline.dataset.manifest import commit_choice, read_manifest, read_samples, read_sidecar
 from pipeline.errors import InputError
-from pipeline.storage.base import open_storage
+from pipeline.storage.address import open_storage
 from pipeline.versions.curation import judge, read_rules, select
 
 DIM = 4

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from pipeline.dataset.manifest import ManifestError, PartitionRecord, ShardRecord, commit, list_versions, read_manifest
-from pipeline.storage.base import open_storage
+from pipeline.storage.address import open_storage
 
 
 @pytest.fixture(params=["local", "s3"])

@@ -12,9 +12,8 @@ import pytest
 import webdataset
 from PIL import Image
 
-from pipeline.dataset.shard import COLUMNS, Row, write_shard
+from pipeline.dataset.shard import COLUMNS, Picture, Row, write_shard
 from pipeline.errors import Failure
-from pipeline.transform.image import Picture
 
 STARTED = datetime(2026, 1, 1, tzinfo=UTC)
 

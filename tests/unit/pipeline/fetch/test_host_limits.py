@@ -6,9 +6,9 @@ import time
 import pytest
 
 from pipeline.config import FetchConfig
-from pipeline.errors import Failure, Fetched
+from pipeline.errors import Failure
 from pipeline.fetch.dns_cache import CachingResolver
-from pipeline.fetch.http_client import Fetcher
+from pipeline.fetch.http_client import Fetched, Fetcher
 from pipeline.fetch.memory_budget import Memory
 
 

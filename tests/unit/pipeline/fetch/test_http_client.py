@@ -9,8 +9,8 @@ import time
 import pytest
 
 from pipeline.config import FetchConfig
-from pipeline.errors import Failure, Fetched
-from pipeline.fetch.http_client import Fetcher, opt_out
+from pipeline.errors import Failure
+from pipeline.fetch.http_client import Fetched, Fetcher, opt_out
 
 LOOPBACK = ("127.0.0.1/32",)
 

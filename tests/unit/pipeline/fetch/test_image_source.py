@@ -10,12 +10,13 @@ from PIL import Image
 
 from pipeline.config import FetchConfig, ImageConfig, IngestConfig
 from pipeline.dataset.manifest import read_sidecar
-from pipeline.errors import Failure, Fetched
+from pipeline.errors import Failure
+from pipeline.fetch.http_client import Fetched
 from pipeline.fetch.image_source import PictureSource
 from pipeline.fetch.memory_budget import Memory
 from pipeline.ingest.partition import ingest_partition
 from pipeline.ingest.plan import plan_ingest
-from pipeline.storage.base import open_storage
+from pipeline.storage.address import open_storage
 
 
 def fetch(url: str, **options) -> Fetched | Failure:

@@ -16,7 +16,7 @@ from pipeline.dataset.manifest import read_sidecar
 from pipeline.errors import Failure
 from pipeline.ingest.partition import ingest_partition
 from pipeline.ingest.plan import plan_ingest
-from pipeline.storage.base import open_storage
+from pipeline.storage.address import open_storage
 from pipeline.transform.caption import clean_caption
 
 

@@ -7,8 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pipeline.errors import ReplacedError
-from pipeline.storage.base import LocalStorage, StorageError, open_storage
+from pipeline.errors import ReplacedError, StorageError
+from pipeline.storage.address import open_storage
+from pipeline.storage.local import LocalStorage
 
 
 @pytest.fixture(params=["local", "s3"])

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from pipeline.storage import s3_presigned
-from pipeline.storage.base import open_storage
+from pipeline.storage.address import open_storage
 from tests.support.serving import serving
 
 

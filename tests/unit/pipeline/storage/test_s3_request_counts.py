@@ -4,8 +4,9 @@ from collections import Counter
 
 import pytest
 
+from pipeline.errors import StorageError
 from pipeline.storage import s3_request_counts
-from pipeline.storage.base import StorageError, open_storage
+from pipeline.storage.address import open_storage
 from tests.support.flaky_s3 import flaky_s3
 
 SLOW_DOWN = b"<?xml version='1.0'?><Error><Code>SlowDown</Code></Error>"

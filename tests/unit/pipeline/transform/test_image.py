@@ -10,8 +10,9 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from pipeline.config import ImageConfig
+from pipeline.dataset.shard import Picture
 from pipeline.errors import Failure
-from pipeline.transform.image import Picture, prepare_image
+from pipeline.transform.image import prepare_image
 
 
 def encode(image: Image.Image, format: str = "PNG", **options) -> bytes:

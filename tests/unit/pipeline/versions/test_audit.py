@@ -10,7 +10,7 @@ from pipeline.dataset.manifest import commit, read_manifest, read_sidecar
 from pipeline.ingest.partition import ingest_partition
 from pipeline.ingest.plan import plan_ingest
 from pipeline.ingest.retry import write_retry_tables
-from pipeline.storage.base import open_storage
+from pipeline.storage.address import open_storage
 from pipeline.versions.audit import clean, verify
 
 DAY_S = 86_400

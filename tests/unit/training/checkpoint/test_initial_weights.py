@@ -8,11 +8,11 @@ import torch
 from model.clip import CLIP
 from model.foreign_config import hugging_face_config
 from model.state_dict_keys import to_hugging_face
-from pipeline.storage.base import open_storage
+from pipeline.errors import ConfigError
+from pipeline.storage.address import open_storage
 from tests.support.models import random_clip
 from tests.support.runs import config_of
 from training.checkpoint.initial_weights import load_initial_weights
-from training.config import ConfigError
 from training.run_plan import plan_run
 
 

@@ -5,8 +5,8 @@ import shutil
 import pytest
 from safetensors.torch import load_file
 
+from pipeline.errors import ConfigError
 from tests.support.runs import ALONE, config_of, exact_rows
-from training.config import ConfigError
 from training.run_plan import plan_run
 from training.trainer import train
 

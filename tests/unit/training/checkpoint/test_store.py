@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from model.clip import build_clip
-from pipeline.storage.base import open_storage
+from pipeline.errors import ConfigError
+from pipeline.storage.address import open_storage
 from training.checkpoint.snapshot import Position, Stager
 from training.checkpoint.store import CheckpointStore, DamagedError
-from training.config import CheckpointConfig, ConfigError, OptimizerConfig
+from training.config import CheckpointConfig, OptimizerConfig
 from training.optimizer import build_optimizer
 
 

@@ -5,7 +5,8 @@ import threading
 
 import pytest
 
-from pipeline.storage.base import StorageError, open_storage
+from pipeline.errors import StorageError
+from pipeline.storage.address import open_storage
 from tests.support.runs import ALONE, config_of, exact_rows, run_script
 from training.checkpoint.store import CheckpointStore
 from training.checkpoint.writer import CheckpointError, CheckpointWriter, RunTakenError

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from pipeline.dataset.manifest import ManifestError, read_manifest
-from pipeline.storage.base import LocalStorage, StorageError, open_storage
+from pipeline.errors import ConfigError, StorageError
+from pipeline.storage.address import open_storage
+from pipeline.storage.local import LocalStorage
 from tests.support.flaky_s3 import flaky_s3
-from training.config import ConfigError, DataConfig
+from training.config import DataConfig
 from training.data.data_sets import open_data_sets
 from training.data.loader import TrainLoader, iterate_evaluation
 from training.data.sample_order import SampleOrder
@@ -306,7 +308,7 @@ def test_of_several_captions_a_seeded_choice_is_made_each_epoch(data_set):
 
 
 def test_the_cache_saves_later_epochs_the_reading(make_data_set, bucket, tmp_path, monkeypatch):
-    from pipeline.storage.base import S3Storage
+    from pipeline.storage.s3 import S3Storage
 
     reads = []
     read_range = S3Storage.read_range
@@ -345,7 +347,7 @@ def test_s3_that_is_gone_ends_the_run_and_names_the_shard(make_data_set, bucket,
     loader = open_loader(DataConfig(uri=uri))
     iterator = iter(loader)
     next(iterator)
-    monkeypatch.setattr("pipeline.storage.base.S3Storage.read_range", _unreachable)
+    monkeypatch.setattr("pipeline.storage.s3.S3Storage.read_range", _unreachable)
     with pytest.raises(StorageError, match=r"s3://.*shards/.*: S3 cannot be reached"):
         collections.deque(itertools.islice(iterator, 100))
     loader.close()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.config import ConfigError
+from pipeline.errors import ConfigError
 from training.data.sample_order import SampleOrder, Source
 from training.distributed import slice_bounds
 

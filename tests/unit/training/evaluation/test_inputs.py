@@ -11,8 +11,9 @@ from model.clip import build_clip
 from model.preprocess import Preprocess
 from model.tokenizer import tokenize
 from pipeline.dataset.manifest import read_manifest
-from pipeline.storage.base import open_storage
-from training.config import ConfigError, EvaluationConfig, LinearProbeConfig, ZeroShotConfig
+from pipeline.errors import ConfigError
+from pipeline.storage.address import open_storage
+from training.config import EvaluationConfig, LinearProbeConfig, ZeroShotConfig
 from training.data.shard_reader import ShardReader
 from training.distributed import World
 from training.evaluation.inputs import open_source, read_classes, read_templates

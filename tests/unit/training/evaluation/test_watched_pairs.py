@@ -13,7 +13,7 @@ from PIL import Image
 
 from model.clip import build_clip
 from pipeline.dataset.manifest import read_manifest
-from pipeline.storage.base import open_storage
+from pipeline.storage.address import open_storage
 from tests.support.runs import ALONE, config_of
 from training.data.data_sets import DataSet
 from training.evaluation.watched_pair_images import CELL_PX, TILE_PX, draw_found, draw_similarity

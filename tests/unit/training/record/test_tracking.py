@@ -8,7 +8,7 @@ import pytest
 
 from jobs.cli.config import load_config
 from pipeline.dataset.manifest import read_manifest
-from pipeline.storage.base import open_storage
+from pipeline.storage.address import open_storage
 from tests.support.runs import ALONE, BARE, start_script
 from tests.support.wandb_file import artifacts_of, history, history_of
 from training.config import TrackingConfig

@@ -1,0 +1,23 @@
+"""An address to the storage that it names: s3://bucket[/prefix], file:///path or a local path."""
+
+from __future__ import annotations
+
+from pipeline.errors import StorageError
+from pipeline.storage.base import Storage
+from pipeline.storage.local import LocalStorage
+from pipeline.storage.s3 import S3Storage
+from pipeline.storage.url_credentials import has_userinfo, refusal
+
+
+def open_storage(uri: str) -> Storage:
+    """The storage of an address: s3://bucket[/prefix], file:///path, or a local path. Touches nothing yet."""
+    if has_userinfo(uri):
+        raise StorageError(refusal(uri))
+    scheme, separator, rest = uri.partition("://")
+    if not separator or scheme == "file":
+        return LocalStorage(rest if separator else uri)
+    if scheme != "s3":
+        raise StorageError(f"{uri}: {scheme}:// is no storage that is supported; use a local path or s3://bucket/prefix")
+    if not rest.strip("/"):
+        raise StorageError(f"{uri}: names no bucket; use s3://bucket/prefix")
+    return S3Storage(uri)

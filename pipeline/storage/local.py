@@ -1,0 +1,126 @@
+"""A folder on this machine, or on a file system that all nodes mount, as a storage."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pipeline.errors import StorageError
+from pipeline.storage.base import ObjectInfo, Storage
+
+PART_SUFFIX = ".part"
+"""Of files that are being written; they are never listed."""
+
+
+class LocalStorage(Storage):
+    """A folder. Writers go through a temporary file in the same folder, which is renamed or linked when it is whole."""
+
+    def __init__(self, folder: str) -> None:
+        self.root = Path(folder).expanduser().absolute()
+        super().__init__(str(self.root))
+
+    def local_path(self, path: str) -> Path:
+        return self.root / path
+
+    def read(self, path: str) -> bytes:
+        return self.local_path(path).read_bytes()
+
+    def read_range(self, path: str, start: int, length: int) -> bytes:
+        file = os.open(f"{self.root}/{path}", os.O_RDONLY)
+        try:
+            return os.pread(file, length, start)
+        finally:
+            os.close(file)
+
+    def open(self, path: str, buffer_bytes: int) -> io.BufferedIOBase:
+        return self.local_path(path).open("rb")
+
+    def write(self, path: str, data: bytes) -> None:
+        with self._temporary(path) as temporary:
+            _write_through(temporary, data)
+            temporary.replace(self.local_path(path))
+
+    def write_file(self, path: str, file: Path) -> None:
+        with file.open("rb") as source, self.new_file(path) as temporary, temporary.open("wb") as target:
+            shutil.copyfileobj(source, target)
+
+    @contextlib.contextmanager
+    def new_file(self, path: str) -> Iterator[Path]:
+        with self._temporary(path) as temporary:
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(self.local_path(path))
+
+    def write_if_absent(self, path: str, data: bytes) -> bool:
+        with self._temporary(path) as temporary:
+            _write_through(temporary, data)
+            try:
+                os.link(temporary, self.local_path(path))
+            except FileExistsError:
+                return False
+            return True
+
+    def size(self, path: str) -> int | None:
+        target = self.local_path(path)
+        return target.stat().st_size if target.is_file() else None
+
+    def etag(self, path: str) -> str:
+        return str(self.local_path(path).stat().st_mtime_ns)
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        folder = self.root / prefix.rpartition("/")[0]
+        for path in sorted(item for item in folder.rglob("*") if item.is_file() and item.suffix != PART_SUFFIX):
+            relative = path.relative_to(self.root).as_posix()
+            if relative.startswith(prefix):
+                status = path.stat()
+                yield ObjectInfo(relative, status.st_size, datetime.fromtimestamp(status.st_mtime, UTC))
+
+    def delete(self, path: str) -> None:
+        target = self.local_path(path)
+        target.unlink(missing_ok=True)
+        if target.parent != self.root:
+            with contextlib.suppress(OSError):
+                target.parent.rmdir()  # object storage knows no empty folders, and neither should a person see any
+
+    def remove_unfinished(self, before: datetime) -> tuple[str, ...]:
+        left = [path for path in self.root.rglob(f".*{PART_SUFFIX}") if path.stat().st_mtime < before.timestamp()]
+        for path in left:
+            path.unlink(missing_ok=True)
+        return tuple(path.relative_to(self.root).as_posix() for path in left)
+
+    @contextlib.contextmanager
+    def _temporary(self, path: str) -> Iterator[Path]:
+        target = self.local_path(path)
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}{PART_SUFFIX}")
+        try:
+            _make_file(temporary)
+            yield temporary
+        except OSError as error:
+            raise StorageError(f"{target}: cannot be written ({error.strerror}); choose a folder that can") from error
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def _make_file(path: Path) -> None:
+    """Makes an empty file and the folders above it, though another process may be removing them as empty."""
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            path.touch()
+            return
+
+
+def _write_through(path: Path, data: bytes) -> None:
+    """Writes and waits until the disk has it, so that what is visible survives a power cut."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,7 @@
+"""Why a run of training ends."""
+
+from __future__ import annotations
+
+
+class RunError(RuntimeError):
+    """The run cannot continue, and restarting it would not help. The message says what happened, and the remedy."""
