@@ -22,7 +22,7 @@ TESTED_ELSEWHERE: dict[str, str] = {
 """Modules without a test file of their own, each with the reason: PATH -> where it is tested, and why there."""
 
 
-def test_file(module: str) -> Path:
+def expected_test(module: str) -> Path:
     package, _, name = module.rpartition("/")
     return ROOT / "tests" / "unit" / package / f"test_{name}"
 
@@ -30,11 +30,11 @@ def test_file(module: str) -> Path:
 @pytest.mark.parametrize("module", MODULES)
 def test_a_module_has_a_test_file_or_a_reason(module):
     if module in TESTED_ELSEWHERE:
-        assert not test_file(module).exists(), "has a test file now: take it off the list"
+        assert not expected_test(module).exists(), "has a test file now: take it off the list"
         named = TESTED_ELSEWHERE[module].split(":")[0]
         assert (ROOT / named).is_file(), f"{named} is no file; a reason is `PATH OF A TEST: why there`"
     else:
-        assert test_file(module).exists()
+        assert expected_test(module).exists()
 
 
 def test_only_modules_are_excused():
