@@ -11,7 +11,7 @@ The paper's symbols (Figure 3) and where they are here:
     temperature                       1 / exp(tau), 0.07 at the start
     logits = I_e . T_e^T * exp(tau)   training/loss.py, in tiles
 
-Shape suffixes: B samples, L tokens, C H W a picture, P patches that are kept, D width, E embed_dim.
+Shape suffixes: B samples, L tokens, C H W an image, P patches that are kept, D width, E embed_dim.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class Architecture:
 
     @property
     def image_step_px(self) -> int:
-        """Side of the squares that a picture is cut into: its size is a multiple of it."""
+        """Side of the squares that an image is cut into: its size is a multiple of it."""
         return self.patch_size_px or 32
 
 

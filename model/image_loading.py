@@ -1,4 +1,4 @@
-"""Encoded pictures to uint8 pixels of the size that the image encoder takes (paper, section 2.4).
+"""Encoded images to uint8 pixels of the size that the image encoder takes (paper, section 2.4).
 
 JPEGs are decoded by libjpeg-turbo (simplejpeg), at a half, a quarter or an eighth of their size where twice the target is left;
 everything else, and JPEGs that are rotated or CMYK, by Pillow. Resized by torch's antialiased bicubic filter, which is Pillow's
@@ -27,7 +27,7 @@ Pixels = NDArray[np.uint8]
 
 
 class _Box(NamedTuple):
-    """A part of a picture, in its pixels."""
+    """A part of an image, in its pixels."""
 
     left: int
     top: int
@@ -40,7 +40,7 @@ def load_train_image(
 ) -> Pixels:
     """A random resized crop, (size_px, size_px, 3).
 
-    Its area is a share in [scale_min, 1] of the picture's, its aspect ratio log-uniform in [3/4, 4/3]. Written into
+    Its area is a share in [scale_min, 1] of the image's, its aspect ratio log-uniform in [3/4, 4/3]. Written into
     `out` where that is given.
 
     Raises:
@@ -63,7 +63,7 @@ def load_eval_image(data: bytes, size_px: int) -> Pixels:
 
 
 def eval_crop(pixels: Pixels, size_px: int, width: int, height: int) -> Pixels:
-    """The evaluation crop of a picture of width x height, which may have been decoded at a reduced scale."""
+    """The evaluation crop of an image of width x height, which may have been decoded at a reduced scale."""
     short = min(width, height)
     width, height = (size_px if side == short else int(size_px * side / short) for side in (width, height))
     pixels = resize(pixels, width, height)
@@ -101,7 +101,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 class _Opened:
-    """A picture whose size is known. JPEGs are decoded later; anything else is decoded already."""
+    """An image whose size is known. JPEGs are decoded later; anything else is decoded already."""
 
     def __init__(self, data: bytes | memoryview) -> None:
         self._data, self._pixels = data, None
@@ -137,7 +137,7 @@ class _said_as_value_error:  # noqa: N801 (read as a statement)
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, Exception):
-            raise ValueError(f"the picture cannot be decoded: {' '.join(str(error).split())}") from error
+            raise ValueError(f"the image cannot be decoded: {' '.join(str(error).split())}") from error
 
 
 def _has_exif(data: bytes | memoryview) -> bool:
@@ -159,7 +159,7 @@ def _random_box(width: int, height: int, rng: random.Random, scale_min: float) -
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
             return _Box(rng.randint(0, width - w), rng.randint(0, height - h), w, h)
-    # No box fits, as in a very wide picture: the largest centred one within the ratios.
+    # No box fits, as in a very wide image: the largest centred one within the ratios.
     w, h = width, height
     if width / height < low:
         h = round(w / low)

@@ -1,6 +1,6 @@
-"""What comes before the image encoder: pictures as floats, normalised with CLIP's statistics (paper, section 2.4).
+"""What comes before the image encoder: images as floats, normalised with CLIP's statistics (paper, section 2.4).
 
-Pictures leave the CPU as uint8, a quarter of the bytes, and are normalised on the device.
+Images leave the CPU as uint8, a quarter of the bytes, and are normalised on the device.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def normalize_images(images_BCHW: Tensor) -> Tensor:
-    """uint8 (B, 3, H, W) -> float32, with CLIP's mean and standard deviation, on whichever device the pictures are."""
+    """uint8 (B, 3, H, W) -> float32, with CLIP's mean and standard deviation, on whichever device the images are."""
     mean, std = _statistics(images_BCHW.device)
     return images_BCHW.float().div_(255).sub_(mean).div_(std)
 

@@ -1,6 +1,6 @@
 """CLIP's vision transformer (paper, section 2.4): an extra layer norm before the blocks, a projection after the class token.
 
-Shape suffixes: B samples, C H W a picture, L tokens (class token first), P patches that are kept, D width, E embed_dim.
+Shape suffixes: B samples, C H W an image, L tokens (class token first), P patches that are kept, D width, E embed_dim.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class VisionTransformer(nn.Module):
         self.proj = nn.Parameter(scale * torch.randn(width, embed_dim))
 
     def forward(self, x_BCHW: Tensor, kept_BP: Tensor | None = None) -> Tensor:
-        """`kept_BP`: the patches of each picture that are looked at (patch dropout: FLIP, arXiv 2212.00794); None: all."""
+        """`kept_BP`: the patches of each image that are looked at (patch dropout: FLIP, arXiv 2212.00794); None: all."""
         features_BE: Tensor = self.trunk(x_BCHW, kept_BP) @ self.proj
         return features_BE
 

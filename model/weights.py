@@ -90,7 +90,7 @@ def weights_metadata(row: Architecture) -> dict[str, str]:
 
 
 def _image_size_px(state: dict[str, Tensor], architecture: Architecture) -> int:
-    """Of the pictures that the weights' learned positions are for; the architecture's where there is no telling."""
+    """Of the images that the weights' learned positions are for; the architecture's where there is no telling."""
     for key in _POSITIONS:
         if key in state and state[key].ndim == 2 and len(state[key]) > 1:
             return math.isqrt(len(state[key]) - 1) * architecture.image_step_px

@@ -14,7 +14,7 @@ class Section(BaseModel):
 
 
 class FetchConfig(Section):
-    """`ingest.fetch.*`: how one picture is fetched. None of it changes the bytes of a sample, so none is in the fingerprint."""
+    """`ingest.fetch.*`: how one image is fetched. None of it changes the bytes of a sample, so none is in the fingerprint."""
 
     total_timeout_s: float = Field(20.0, gt=0)
     """Deadline for one URL from its first byte sent, redirects and retries included."""
@@ -61,9 +61,9 @@ class ImageConfig(Section):
     quality: int = Field(95, ge=0, le=100)
     """JPEG and WebP: quality; PNG: compression level 0 to 9."""
     keep_bytes: bool = True
-    """A picture that is already in the stored format, upright, RGB and small enough is not compressed a second time."""
+    """An image that is already in the stored format, upright, RGB and small enough is not compressed a second time."""
     max_pixels: int = Field(64_000_000, ge=1)
-    """Pictures with more are refused from their header, before any decode."""
+    """Images with more are refused from their header, before any decode."""
     min_side_px: int = Field(0, ge=0)
     max_aspect_ratio: float | None = Field(None, ge=1)
 
@@ -83,13 +83,13 @@ class IngestConfig(Section):
     url_column: str = "url"
     caption_column: str = "caption"
     bytes_column: str = ""
-    """A column that holds the pictures themselves; where it is set, nothing is fetched, and a url column is optional."""
+    """A column that holds the images themselves; where it is set, nothing is fetched, and a url column is optional."""
     partition_size_rows: int = Field(10_000, ge=1)
     """Rows that are planned, fetched and committed together."""
     shard_size_bytes: int = Field(1 << 30, ge=1)
     """A partition whose tar would grow beyond this goes on in another."""
     memory_bytes: int = Field(512 << 20, ge=1)
-    """Upper bound on bodies and stored pictures that one worker holds; libraries and a decoded picture come on top."""
+    """Upper bound on bodies and stored images that one worker holds; libraries and a decoded image come on top."""
     commit_every_s: float = Field(600.0, gt=0)
     """How often a long run adds what is done as a new version of the data set; it also does so at its end."""
     num_workers: int | None = Field(None, ge=1)
@@ -107,13 +107,13 @@ class CurateConfig(Section):
     version: int | Literal["latest"] = "latest"
     """The version that is chosen from."""
     min_side_px: int = Field(0, ge=0)
-    """Shorter side of the original picture."""
+    """Shorter side of the original image."""
     max_aspect_ratio: float | None = Field(None, ge=1)
     min_caption_characters: int = Field(0, ge=0)
     max_caption_characters: int | None = Field(None, ge=1)
     min_caption_words: int = Field(0, ge=0)
     exclude_hashes: str = ""
-    """A text file with a sha256 a line, of stored or of original pictures, e.g. those of an evaluation set."""
+    """A text file with a sha256 a line, of stored or of original images, e.g. those of an evaluation set."""
     where: str = ""
     """A condition on the sidecar's columns, in pandas' words, e.g. "width >= 300 and lang == 'en'"."""
     scores: str = ""
@@ -122,7 +122,7 @@ class CurateConfig(Section):
     """Keep so large a share of what is left, by a hash of (seed, key)."""
     seed: int = Field(0, ge=0)
     drop_duplicates: bool = False
-    """Of equal pictures (sha256 as stored) in the whole data set the first stays."""
+    """Of equal images (sha256 as stored) in the whole data set the first stays."""
 
 
 class IndexConfig(Section):
@@ -131,6 +131,6 @@ class IndexConfig(Section):
     input: str = ""
     """Tar, folder or glob of tars; local or s3://."""
     output: str = ""
-    """Root of the data set: sidecars and manifests, no pictures."""
+    """Root of the data set: sidecars and manifests, no images."""
     caption_key: str = ""
     """The key of the json member that is the caption; "": the txt member, or `caption` in the json where there is none."""

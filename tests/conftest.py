@@ -172,7 +172,7 @@ def make_data_set() -> Callable[..., str]:
         from datetime import UTC, datetime
 
         from pipeline.dataset.manifest import PartitionRecord, commit
-        from pipeline.dataset.shard import Picture, Row, write_shard
+        from pipeline.dataset.shard import Row, StoredImage, write_shard
         from pipeline.errors import Failure
         from pipeline.storage.address import open_storage
 
@@ -181,7 +181,7 @@ def make_data_set() -> Callable[..., str]:
             rows, partition = [], f"{seed:04x}{shard_number:012x}"
             for row in range(count + 1):
                 colour, shape = list(COLOURS)[number % 4], SHAPES[number // 4 % 4]
-                outcome: Picture | Failure = Picture(draw(colour, shape, number), 40, 40, 40, 40, "{}")
+                outcome: StoredImage | Failure = StoredImage(draw(colour, shape, number), 40, 40, 40, 40, "{}")
                 if row == min(3, count):  # every shard has a failure in its midst
                     outcome = Failure("failed_to_download", "http_404", "HTTP status 404")
                 caption = f"a {colour} {shape}" + " that was drawn by hand" * (number % 3)

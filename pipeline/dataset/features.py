@@ -164,7 +164,7 @@ def write_features(
     """Puts a shard's file: key, image_features, text_features, clip_score; of damaged samples all but the key is null.
 
     Args:
-        features: of the pictures (N, E), of the captions (N, E), and their cosine similarities (N,).
+        features: of the images (N, E), of the captions (N, E), and their cosine similarities (N,).
         damaged: places of samples.
     """
     bad = np.zeros(len(keys), dtype=bool)

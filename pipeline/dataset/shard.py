@@ -51,8 +51,8 @@ IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture as it is stored.
+class StoredImage:
+    """An image as it is stored.
 
     Attributes:
         original_width, original_height: before resizing, upright.
@@ -76,7 +76,7 @@ class Row:
     key: str
     url: str
     caption: str
-    outcome: Picture | Failure
+    outcome: StoredImage | Failure
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -85,7 +85,7 @@ class Row:
 
 
 class ShardWriter:
-    """Writes one shard, row by row in key order. Holds the rows' metadata, and no picture."""
+    """Writes one shard, row by row in key order. Holds the rows' metadata, and no image."""
 
     def __init__(self, name_prefix: str, image_format: str, started: datetime, folder: Path) -> None:
         """
@@ -108,7 +108,7 @@ class ShardWriter:
         """Writes a row: a success goes into the tar, every row into the sidecar."""
         record = _metadata(row)
         members = {}
-        if isinstance(row.outcome, Picture):
+        if isinstance(row.outcome, StoredImage):
             metadata = json.dumps(record, default=str).encode()
             members = {self._format: row.outcome.data, "json": metadata, "txt": row.caption.encode()}
         self.add_record(record, members)
@@ -225,7 +225,7 @@ def publish(writer: ShardWriter, storage: Storage, folder: Path) -> ShardRecord:
 
 def _metadata(row: Row) -> dict[str, Any]:
     """The row's columns but the offsets; for a sample also the content of its json member, as img2dataset writes it."""
-    picture = row.outcome if isinstance(row.outcome, Picture) else None
+    image = row.outcome if isinstance(row.outcome, StoredImage) else None
     failure = row.outcome if isinstance(row.outcome, Failure) else None
     own = {
         "key": row.key,
@@ -234,13 +234,13 @@ def _metadata(row: Row) -> dict[str, Any]:
         "status": failure.status if failure else "success",
         "reason": row.reason,
         "error_message": failure.message if failure else None,
-        "width": picture.width if picture else None,
-        "height": picture.height if picture else None,
-        "original_width": picture.original_width if picture else None,
-        "original_height": picture.original_height if picture else None,
-        "exif": picture.exif if picture else None,
-        "sha256": hashlib.sha256(picture.data).hexdigest() if picture else None,
-        "original_sha256": picture.original_sha256 if picture else None,
+        "width": image.width if image else None,
+        "height": image.height if image else None,
+        "original_width": image.original_width if image else None,
+        "original_height": image.original_height if image else None,
+        "exif": image.exif if image else None,
+        "sha256": hashlib.sha256(image.data).hexdigest() if image else None,
+        "original_sha256": image.original_sha256 if image else None,
     }
     taken = set(COLUMNS.names)
     extra = {f"source_{name}" if name in taken else name: value for name, value in row.extra.items()}

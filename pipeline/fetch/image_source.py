@@ -1,4 +1,4 @@
-"""The one seam between a row and its picture's bytes: `fetch(url) -> Fetched | Failure`, wherever the picture lies.
+"""The one seam between a row and its image's bytes: `fetch(url) -> Fetched | Failure`, wherever the image lies.
 
 http and https addresses go to http_client.py. s3:// addresses and files are read only under the prefixes and folders that
 the configuration names: a table that somebody else has written must not reach all that this machine can read.
@@ -24,7 +24,7 @@ READERS = 16
 """Threads that read objects and files."""
 
 
-class PictureSource:
+class ImageSource:
     """Fetches for one event loop; used like the `Fetcher` in it."""
 
     def __init__(self, config: FetchConfig) -> None:
@@ -35,7 +35,7 @@ class PictureSource:
         self._storages = {prefix: open_storage(prefix) for prefix in self._s3}
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="read")
 
-    async def __aenter__(self) -> PictureSource:
+    async def __aenter__(self) -> ImageSource:
         await self._web.__aenter__()
         return self
 
@@ -46,7 +46,7 @@ class PictureSource:
         self._readers.shutdown(wait=False)
 
     async def fetch(self, url: str, claim: Claim) -> Fetched | Failure:
-        """The picture's bytes. Never raises for what a URL holds or does."""
+        """The image's bytes. Never raises for what a URL holds or does."""
         if self._s3 and url.startswith("s3://"):
             return await self._read(lambda: self._object(url), claim)
         if self._folders and (url.startswith("file://") or "://" not in url):

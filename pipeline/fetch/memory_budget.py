@@ -1,6 +1,6 @@
-"""A bound on the bytes that one worker holds, whatever its pictures are.
+"""A bound on the bytes that one worker holds, whatever its images are.
 
-Every row has a claim, which grows while its body arrives, shrinks to the stored picture and ends when that is written. Rows
+Every row has a claim, which grows while its body arrives, shrinks to the stored image and ends when that is written. Rows
 start in order while there is room; of those that are reading, one at a time, the first in order, may go beyond the bound. So
 somebody always gets on, and the bound is exceeded by one body at most.
 """

@@ -24,10 +24,10 @@ import uvloop
 
 from pipeline.config import IngestConfig
 from pipeline.dataset.manifest import PartitionRecord, ShardRecord, partition_path
-from pipeline.dataset.shard import Picture, Row, ShardWriter, publish
+from pipeline.dataset.shard import Row, ShardWriter, StoredImage, publish
 from pipeline.errors import Failure, InputError
 from pipeline.fetch.http_client import Fetched
-from pipeline.fetch.image_source import PictureSource
+from pipeline.fetch.image_source import ImageSource
 from pipeline.fetch.memory_budget import Claim, Memory
 from pipeline.ingest.plan import PartitionSpec
 from pipeline.ingest.tables import BATCH_ROWS, iter_rows
@@ -38,9 +38,9 @@ from pipeline.transform.caption import clean_caption
 from pipeline.transform.image import prepare_image
 
 HELD_ROWS = 64
-"""Rows that are read at a time where they hold the pictures themselves."""
+"""Rows that are read at a time where they hold the images themselves."""
 LONG_WORK_BYTES = 2 << 20
-"""A larger picture is prepared beside the event loop, so that it does not hold up the others' network."""
+"""A larger image is prepared beside the event loop, so that it does not hold up the others' network."""
 
 Result = TypeVar("Result")
 
@@ -100,13 +100,13 @@ class _Workshop:
     """What all rows share."""
 
     config: IngestConfig
-    source: PictureSource
+    source: ImageSource
     memory: Memory
 
 
 @asynccontextmanager
 async def _workshop(config: IngestConfig) -> AsyncIterator[_Workshop]:
-    async with PictureSource(config.fetch) as source:
+    async with ImageSource(config.fetch) as source:
         yield _Workshop(config, source, Memory(config.memory_bytes))
 
 
@@ -135,7 +135,7 @@ async def _start_rows(spec: PartitionSpec, workshop: _Workshop, tasks: asyncio.T
 
 
 async def _one_row(key: str, source: dict[str, Any], workshop: _Workshop, claim: Claim) -> tuple[Row, Claim]:
-    """A row and what became of it; the claim holds its stored picture."""
+    """A row and what became of it; the claim holds its stored image."""
     config = workshop.config
     own = (config.url_column, config.caption_column, config.bytes_column)
     extra = {name: value for name, value in source.items() if name not in own}
@@ -145,16 +145,16 @@ async def _one_row(key: str, source: dict[str, Any], workshop: _Workshop, claim:
     if isinstance(caption, Failure):
         raw = source[config.caption_column]
         return Row(key, address, "" if raw is None else str(raw), caption, extra), claim
-    outcome: Picture | Failure
+    outcome: StoredImage | Failure
     fetched = await _bytes_of(source, url, workshop, claim)
     if isinstance(fetched, Failure):
         outcome = fetched
     else:
         if len(fetched.body) > LONG_WORK_BYTES:
             outcome = await asyncio.to_thread(prepare_image, fetched.body, config.image)
-        else:  # threads that take turns cost a small picture a sixth of its time
+        else:  # threads that take turns cost a small image a sixth of its time
             outcome = prepare_image(fetched.body, config.image)
-    claim.settle(len(outcome.data) if isinstance(outcome, Picture) else 0)
+    claim.settle(len(outcome.data) if isinstance(outcome, StoredImage) else 0)
     return Row(key, address, caption, outcome, extra), claim
 
 
@@ -170,7 +170,7 @@ async def _bytes_of(source: dict[str, Any], url: object, workshop: _Workshop, cl
 
 
 def _held_bytes(source: dict[str, Any], column: str) -> bytes:
-    """A bytes column's value; b"" for none. Hugging Face's data sets keep pictures as {bytes, path}."""
+    """A bytes column's value; b"" for none. Hugging Face's data sets keep images as {bytes, path}."""
     value = source[column] if column else None
     if isinstance(value, dict) and "bytes" in value:
         value = value["bytes"]

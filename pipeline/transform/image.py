@@ -1,4 +1,4 @@
-"""Bytes from the web to the picture that is stored: checked by its header, upright, RGB, resized and encoded.
+"""Bytes from the web to the image that is stored: checked by its header, upright, RGB, resized and encoded.
 
 JPEGs, which are nearly all of the web's photographs, are decoded by libjpeg-turbo, at a half, quarter or eighth of their size
 where the target is much smaller. Whatever that refuses, and every other format, goes through Pillow.
@@ -16,7 +16,7 @@ import simplejpeg
 from PIL import ExifTags, Image
 
 from pipeline.config import ImageConfig
-from pipeline.dataset.shard import Picture
+from pipeline.dataset.shard import StoredImage
 from pipeline.errors import Failure
 from pipeline.transform.resize import Pixels, encode, resize, target_size
 
@@ -28,7 +28,7 @@ ORIENTATION = 0x0112
 Image.MAX_IMAGE_PIXELS = None  # `ingest.image.max_pixels` is checked from the header instead, with a reason
 
 
-def prepare_image(data: bytes, config: ImageConfig) -> Picture | Failure:
+def prepare_image(data: bytes, config: ImageConfig) -> StoredImage | Failure:
     """Decodes, checks, turns upright, converts to RGB, resizes and encodes. Never raises for what the data holds."""
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -45,10 +45,10 @@ def prepare_image(data: bytes, config: ImageConfig) -> Picture | Failure:
             resized_HWC = resize(pixels_HWC, config, original)
             stored, width, height = encode(resized_HWC, config), resized_HWC.shape[1], resized_HWC.shape[0]
     except Image.UnidentifiedImageError:
-        return Failure("failed_to_resize", "not_an_image", "the magic bytes are those of no picture that is read")
+        return Failure("failed_to_resize", "not_an_image", "the magic bytes are those of no image that is read")
     except Exception as error:  # decoders raise what they like on broken data: OSError, ValueError, SyntaxError, struct.error
         return Failure("failed_to_resize", "decode", " ".join(f"{type(error).__name__}: {error}".split())[:200])
-    return Picture(stored, width, height, *original, _exif_json(exif), hashlib.sha256(data).hexdigest())
+    return StoredImage(stored, width, height, *original, _exif_json(exif), hashlib.sha256(data).hexdigest())
 
 
 def _decode(image: Image.Image, data: bytes, config: ImageConfig) -> Pixels:
@@ -88,7 +88,7 @@ def _upright(pixels_HWC: Pixels, orientation: int) -> Pixels:
 
 
 def _may_stay(image: Image.Image, size: tuple[int, int], orientation: int, config: ImageConfig) -> bool:
-    """Whether the bytes are stored as they came: nothing of the picture would change but its compression, for the worse."""
+    """Whether the bytes are stored as they came: nothing of the image would change but its compression, for the worse."""
     stored = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}[config.format]
     plain = image.format == stored and image.mode == "RGB" and orientation == 1 and not image.has_transparency_data
     still = getattr(image, "n_frames", 1) == 1

@@ -1,7 +1,7 @@
 """Resizing as img2dataset does it: the same modes, sizes and filters, with OpenCV, for less time.
 
 img2dataset shrinks with OpenCV's area filter, whose general form takes as long as decoding a JPEG. A bilinear step to exactly
-twice the wanted size and then the mean of every 2 x 2 pixels gives nearly the same picture (45 dB on a photograph) in 20 to 50%
+twice the wanted size and then the mean of every 2 x 2 pixels gives nearly the same image (45 dB on a photograph) in 20 to 50%
 of the time, up to a factor of four; docs/LOG.md has the figures.
 """
 
@@ -33,7 +33,7 @@ def target_size(width: int, height: int, config: ImageConfig) -> tuple[int, int]
 
 
 def resize(pixels_HWC: Pixels, config: ImageConfig, original: tuple[int, int]) -> Pixels:
-    """A picture in its stored size.
+    """An image in its stored size.
 
     Args:
         pixels_HWC: uint8 (H, W, 3); may have been decoded smaller than in its file, but not smaller than its target.

@@ -1,4 +1,4 @@
-"""Which samples of a version the next one keeps: rules over sidecars; no picture is read.
+"""Which samples of a version the next one keeps: rules over sidecars; no image is read.
 
 In: a shard's sidecar, a model's scores where there are any, and the rules. Out: a verdict for each sample ("" keeps it), and
 the shard's record with its selection. What concerns more than one shard, duplicates, is decided by jobs/curate.py, which has

@@ -123,7 +123,7 @@ def _row(key: str, members: dict[str, tuple[tarfile.TarInfo, bytes]], config: In
 
 
 def _judged(image: bytes | None, caption: str) -> dict[str, Any]:
-    """Whether it is a sample, and its picture's size."""
+    """Whether it is a sample, and its image's size."""
     if image is None:
         return {"status": "dropped", "reason": "no_image", "error_message": "no jpg, png or webp has this key"}
     if not caption.strip():

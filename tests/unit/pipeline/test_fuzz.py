@@ -16,7 +16,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from pipeline.config import FetchConfig, ImageConfig, IngestConfig
-from pipeline.dataset.shard import Picture
+from pipeline.dataset.shard import StoredImage
 from pipeline.errors import Failure, InputError
 from pipeline.fetch.http_client import Fetched, Fetcher
 from pipeline.ingest.plan import plan_ingest
@@ -88,7 +88,7 @@ def check_pictures(first: int, count: int) -> None:
             assert outcome.reason, number
             assert outcome.message.isprintable(), number
         else:
-            assert isinstance(outcome, Picture), number
+            assert isinstance(outcome, StoredImage), number
             assert Image.open(io.BytesIO(outcome.data)).size == (outcome.width, outcome.height), number
 
 

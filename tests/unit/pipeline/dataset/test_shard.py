@@ -12,7 +12,7 @@ import pytest
 import webdataset
 from PIL import Image
 
-from pipeline.dataset.shard import COLUMNS, Picture, Row, write_shard
+from pipeline.dataset.shard import COLUMNS, Row, StoredImage, write_shard
 from pipeline.errors import Failure
 
 STARTED = datetime(2026, 1, 1, tzinfo=UTC)
@@ -35,11 +35,11 @@ def png(shade: int) -> bytes:
 
 
 def rows() -> list[Row]:
-    def row(number: int, outcome: Picture | Failure) -> Row:
+    def row(number: int, outcome: StoredImage | Failure) -> Row:
         extra = {"licence": "cc0", "width": 77, "score": number / 2}
         return Row(f"abc-{number:06d}", f"http://e.org/{number}", f"caption {number} é", outcome, extra)
 
-    good = [row(number, Picture(png(number), 8, 6, 80, 60, "{}")) for number in (0, 2, 3)]
+    good = [row(number, StoredImage(png(number), 8, 6, 80, 60, "{}")) for number in (0, 2, 3)]
     failed = row(1, Failure("failed_to_download", "http_404", "HTTP status 404"))
     dropped = row(4, Failure("dropped", "empty_caption", "the caption is empty"))
     return [good[0], failed, *good[1:], dropped]

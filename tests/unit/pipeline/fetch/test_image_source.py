@@ -12,7 +12,7 @@ from pipeline.config import FetchConfig, ImageConfig, IngestConfig
 from pipeline.dataset.manifest import read_sidecar
 from pipeline.errors import Failure
 from pipeline.fetch.http_client import Fetched
-from pipeline.fetch.image_source import PictureSource
+from pipeline.fetch.image_source import ImageSource
 from pipeline.fetch.memory_budget import Memory
 from pipeline.ingest.partition import ingest_partition
 from pipeline.ingest.plan import plan_ingest
@@ -21,7 +21,7 @@ from pipeline.storage.address import open_storage
 
 def fetch(url: str, **options) -> Fetched | Failure:
     async def one():
-        async with PictureSource(FetchConfig(**options)) as source:
+        async with ImageSource(FetchConfig(**options)) as source:
             claim = Memory(1 << 20).claim(0)
             return await source.fetch(url, claim)
 

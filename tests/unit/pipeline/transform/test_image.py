@@ -10,7 +10,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from pipeline.config import ImageConfig
-from pipeline.dataset.shard import Picture
+from pipeline.dataset.shard import StoredImage
 from pipeline.errors import Failure
 from pipeline.transform.image import prepare_image
 
@@ -26,13 +26,13 @@ def colours(width: int = 60, height: int = 40) -> Image.Image:
     return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def prepare(data: bytes, **options) -> Picture:
+def prepare(data: bytes, **options) -> StoredImage:
     outcome = prepare_image(data, ImageConfig(**({"size_px": 32, "format": "png", "quality": 3} | options)))
-    assert isinstance(outcome, Picture), outcome
+    assert isinstance(outcome, StoredImage), outcome
     return outcome
 
 
-def decoded(picture: Picture) -> Image.Image:
+def decoded(picture: StoredImage) -> Image.Image:
     image = Image.open(io.BytesIO(picture.data))
     assert image.mode == "RGB"
     assert image.size == (picture.width, picture.height)
