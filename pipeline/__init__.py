@@ -1,1 +1,1 @@
-"""URL tables in, immutable WebDataset shards and a manifest out."""
+"""Tables of image URLs in, immutable WebDataset shards and a versioned manifest out."""

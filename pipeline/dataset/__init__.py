@@ -1,1 +1,1 @@
-"""The contract between ingestion and training: a version's manifest, its shards and sidecars, and features of its samples."""
+"""Rows in, shards and versioned manifests out: the data set format that ingestion writes and training reads."""

@@ -1,7 +1,8 @@
-"""What jobs/embed.py leaves: one parquet file a shard with features and CLIP scores, and a record that says of which model.
+"""Image and text features of a data set, as jobs/embed.py stores them (docs/decisions/0011-embedding.md).
 
-In: a shard's features, to write; a shard and the keys of its samples, to find their scores. Out: files that appear whole or not
-at all (docs/decisions/0011-embedding.md). Knows no torch: features are numpy arrays.
+One parquet file per shard holds features and CLIP scores; a record names the model. In: a shard's features, to write; a shard
+and the keys of its samples, to look up their scores. Out: files that are written atomically. Features are numpy arrays, so
+that torch is not imported.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
-from pipeline.dataset.manifest import Manifest, ShardRecord
+from pipeline.dataset.manifest import Manifest, Record, ShardRecord, first_problem
 from pipeline.errors import InputError
 from pipeline.storage.base import Storage
 from pipeline.storage.parquet import read_parquet
@@ -25,21 +26,17 @@ from pipeline.storage.parquet import read_parquet
 RECORD, FOLDER = "embedding.json", "features"
 SCORE = "clip_score"
 READ_BYTES = 1 << 16
-"""At least so many at a time: keys and scores are a small part of a file."""
+"""Smallest read: keys and scores are a small part of a file."""
 _IDENTITY = ("model.name", "model.weights_sha256", "model.activation", "model.image_size_px", "data.uri")
 _SETTINGS = ("captions", "precision", "dtype", "embed_dim")
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class EmbeddingModel(_Record):
-    """Which model.
+class EmbeddingModel(Record):
+    """The model that computed the features.
 
     Attributes:
-        address: where its weights came from, for people.
-        weights_sha256: over names, shapes and values of its state dict, whichever file that lay in.
+        address: where its weights came from; for people.
+        weights_sha256: over names, shapes and values of its state dict; independent of the file format.
     """
 
     address: str
@@ -49,20 +46,20 @@ class EmbeddingModel(_Record):
     weights_sha256: str
 
 
-class EmbeddedData(_Record):
-    """Which version of which data set was embedded last, and whole."""
+class EmbeddedData(Record):
+    """The data set version that was last embedded completely."""
 
     uri: str
     version: int
     identity: str
 
 
-class Embedding(_Record):
-    """The output's record.
+class Embedding(Record):
+    """The record of an output.
 
     Attributes:
-        captions: where they came from, as `data.captions`; a sample's first one was embedded.
-        files: of the version, in the order of its shards; none while the first run is under way.
+        captions: sources of captions, as in `data.captions`; the first caption of each sample was embedded.
+        files: paths of the version's files, in the order of its shards; empty until the first run finishes.
     """
 
     format: Literal["rayclip-embedding"] = "rayclip-embedding"
@@ -77,25 +74,23 @@ class Embedding(_Record):
 
 
 def read_embedding(storage: Storage) -> Embedding:
-    """The record of an output. Raises InputError where there is none or it is not readable."""
+    """Reads the record of an output. Raises InputError if it is missing or unreadable."""
     try:
         return Embedding.model_validate_json(storage.read(RECORD))
     except FileNotFoundError:
         raise InputError(f"{storage.uri}: holds no features; make them with jobs/embed.py embed.output={storage.uri}") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
         raise InputError(
-            f"{storage.address(RECORD)}: not a record that this program reads ({place}: {first['msg']}); restore the file or "
-            "choose another embed.output"
+            f"{storage.address(RECORD)}: is not a record that this program can read ({first_problem(error)}); restore the file "
+            "or choose another embed.output"
         ) from None
 
 
 def claim_output(storage: Storage, wanted: Embedding) -> None:
-    """Puts the record where there is none yet, so that one output holds the features of one model.
+    """Writes the record if there is none yet, so that one output holds the features of one model.
 
     Raises:
-        InputError: the output holds something else.
+        InputError: the output belongs to another model, data set or setting.
     """
     storage.write_if_absent(RECORD, wanted.model_dump_json(indent=1).encode())
     found = read_embedding(storage)
@@ -103,22 +98,22 @@ def claim_output(storage: Storage, wanted: Embedding) -> None:
         old, new = _value(found, path), _value(wanted, path)
         if old != new:
             raise InputError(
-                f"embed.output={storage.uri}: holds features with {path}={old} (of {found.model.address}), and {path}={new} "
-                f"(of {wanted.model.address}) is asked for: they cannot stand side by side; choose another embed.output"
+                f"embed.output={storage.uri}: holds features with {path}={old} (of {found.model.address}), but this run has "
+                f"{path}={new} (of {wanted.model.address}): one output holds one kind of features; choose another embed.output"
             )
 
 
 def finish_output(storage: Storage, embedding: Embedding, manifest: Manifest) -> None:
-    """Names the files of the version in the record, now that they are there.
+    """Lists the version's files in the record, once all of them are written.
 
     Raises:
-        InputError: one is not there.
+        InputError: a file is missing.
     """
     held = names_held(storage)
     files = {shard.name: file_of(shard, held) for shard in manifest.shards if shard.num_samples}
     gone = [name for name, file in files.items() if file is None]
     if gone:
-        raise InputError(f"{storage.address(feature_path(gone[0]))}: was there and is gone; run the job again")
+        raise InputError(f"{storage.address(feature_path(gone[0]))}: was written and is gone; run the job again")
     done = embedding.model_copy(update={"files": tuple(feature_path(str(file)) for file in files.values())})
     if read_embedding(storage) != done:
         storage.write(RECORD, done.model_dump_json(indent=1).encode())
@@ -134,7 +129,7 @@ def _value(record: Any, path: str) -> Any:
 
 
 def feature_name(shard: ShardRecord) -> str:
-    """Of the file that holds the features of what a version holds of a shard."""
+    """Stem of the file with the features of a shard's samples in this version."""
     return shard.name if shard.selection is None else shard.selection.name
 
 
@@ -143,13 +138,13 @@ def feature_path(name: str) -> str:
 
 
 def names_held(storage: Storage) -> set[str]:
-    """Of all feature files that are there."""
+    """Stems of all feature files in the output."""
     names = (item.path.rpartition("/")[2] for item in storage.list(f"{FOLDER}/"))
     return {name.removesuffix(".parquet") for name in names if name.endswith(".parquet")}
 
 
 def file_of(shard: ShardRecord, held: Collection[str]) -> str | None:
-    """The name of the file that holds all of a shard's samples, of this version's or of the whole tar; None: there is none."""
+    """Stem of a file with all of a shard's samples: this version's, or the whole tar's; None if there is none."""
     return next((name for name in (feature_name(shard), shard.name) if name in held), None)
 
 
@@ -161,11 +156,11 @@ def write_features(
     damaged: Collection[int],
     dtype: str,
 ) -> None:
-    """Puts a shard's file: key, image_features, text_features, clip_score; of damaged samples all but the key is null.
+    """Writes a shard's file: key, image_features, text_features, clip_score; for damaged samples all but the key is null.
 
     Args:
         features: of the images (N, E), of the captions (N, E), and their cosine similarities (N,).
-        damaged: places of samples.
+        damaged: indices of samples that could not be decoded.
     """
     bad = np.zeros(len(keys), dtype=bool)
     bad[list(damaged)] = True
@@ -191,10 +186,10 @@ def write_features(
 
 
 class Scores:
-    """CLIP scores of a data set's samples, as an output of jobs/embed.py holds them. Picklable."""
+    """CLIP scores of a data set's samples, read from an output of jobs/embed.py. Picklable."""
 
     def __init__(self, storage: Storage) -> None:
-        """Raises InputError where the output holds no features."""
+        """Raises InputError if the output holds no features."""
         self.storage, self.embedding = storage, read_embedding(storage)
         self._files: dict[str, list[str]] = defaultdict(list)  # by shard: of the whole tar first, then of its selections
         for name in sorted(names_held(storage)):
@@ -202,10 +197,10 @@ class Scores:
             self._files[name.rpartition("-")[0]].append(name)  # a selection's name is its shard's and a hash
 
     def check(self, data: Storage, manifest: Manifest) -> None:
-        """Looks whether every shard has scores, without reading them.
+        """Checks that every shard has scores, without reading them.
 
         Raises:
-            InputError: some have none, as after samples have come that were not embedded.
+            InputError: some shards have none, e.g. because samples were added after the embedding.
         """
         shards = [shard for shard in manifest.shards if shard.num_samples]
         lacking = [shard for shard in shards if not self._candidates(shard)]
@@ -213,13 +208,13 @@ class Scores:
             held = self.embedding.data
             raise InputError(
                 f"curate.scores={self.storage.uri}: has no scores for {len(lacking):,} of the {len(shards):,} shards of "
-                f"{data.uri} version {manifest.version} (it is of {held.uri} version {held.version}); run jobs/embed.py "
+                f"{data.uri} version {manifest.version} (they are of {held.uri} version {held.version}); run jobs/embed.py "
                 f"embed.data={data.uri} embed.version={manifest.version} embed.output={self.storage.uri} with the same model, "
                 "which embeds what is missing"
             )
 
     def of(self, shard: ShardRecord, keys: Sequence[str]) -> list[float]:
-        """The scores of a shard's samples, no number for those that were damaged. Raises InputError where one is missing."""
+        """The scores of a shard's samples, NaN for damaged ones. Raises InputError if one is missing."""
         if not keys:
             return []
         for name in self._candidates(shard):
@@ -230,11 +225,11 @@ class Scores:
             if all(key in found for key in keys):
                 return [math.nan if found[key] is None else found[key] for key in keys]
         raise InputError(
-            f"curate.scores={self.storage.uri}: has not all samples of shard {shard.name}; it was embedded in another version "
-            "than is chosen from; run jobs/embed.py with embed.version of the one that is"
+            f"curate.scores={self.storage.uri}: lacks samples of shard {shard.name}; it was made from another version than "
+            "curate.version; run jobs/embed.py with embed.version set to that version"
         )
 
     def _candidates(self, shard: ShardRecord) -> list[str]:
-        """Files that may hold all of a shard's samples. One of a selection never holds those of the whole tar."""
+        """Files that may hold all of a shard's samples. A selection's file never holds those of the whole tar."""
         names = self._files[shard.name] if shard.name in self._files else []
         return names if shard.selection is not None else names[:1] if names[:1] == [shard.name] else []

@@ -1,7 +1,7 @@
-"""The manifest: what a version of a data set is (docs/decisions/0001-manifest.md). The one contract with training/.
+"""The manifest: the definition of a data set's version (docs/decisions/0001-manifest.md), and the one contract with training/.
 
-In: completion records of partitions. Out: version N+1, put only if nobody else has put it; and for readers the shards of a
-version, in order, with their sidecars.
+In: completion records of partitions. Out: version N+1, written only if no other run has written it; and, for readers, the
+shards of a version, in order, with their sidecars.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hashlib
 import json
 from bisect import bisect, insort
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from functools import cached_property, lru_cache
 from typing import Literal
@@ -28,20 +28,22 @@ FOLDER = "manifests"
 
 
 class ManifestError(InputError):
-    """A data set or a version of it is not there or not readable. The message says: address: the rule; what to do."""
+    """A data set, or one of its versions, is missing or unreadable. The message says: address: the rule; what to do."""
 
 
-class _Record(BaseModel):
+class Record(BaseModel):
+    """Part of a stored JSON file: frozen, and unknown fields are refused."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Selection(_Record):
-    """Which of a tar's samples a version holds, where it does not hold all of them.
+class Selection(Record):
+    """The subset of a tar's samples that a version holds.
 
     Attributes:
-        name: of the parquet file that holds the column `position`: places among the tar's samples, ascending.
-        tar_samples: samples in the tar.
-        drops: samples that are left out, by reason.
+        name: stem of the parquet file with the column `position`: indices among the tar's samples, ascending.
+        tar_samples: number of samples in the tar.
+        drops: number of samples that were dropped, by reason.
     """
 
     name: str
@@ -55,13 +57,13 @@ class Selection(_Record):
         return f"selections/{self.name}.parquet"
 
 
-class ShardRecord(_Record):
+class ShardRecord(Record):
     """One tar and its sidecar.
 
     Attributes:
-        num_rows: of the sidecar.
-        num_samples: that a reader of this version sees: all of the tar's, or those of the selection.
-        address: of a tar that lies elsewhere and was indexed where it is; "" for `shards/{name}.tar`.
+        num_rows: rows of the sidecar.
+        num_samples: samples that a reader of this version sees: the selection's, or all of the tar's.
+        address: address of a tar that was indexed in place, outside the data set; "" for `shards/{name}.tar`.
     """
 
     name: str
@@ -76,7 +78,7 @@ class ShardRecord(_Record):
 
     @property
     def tar_samples(self) -> int:
-        """Samples in the tar, chosen or not."""
+        """Number of samples in the tar, selected or not."""
         return self.num_samples if self.selection is None else self.selection.tar_samples
 
     @property
@@ -92,8 +94,8 @@ class ShardRecord(_Record):
         return f"shards/{self.name}_stats.json"
 
 
-class PartitionRecord(_Record):
-    """What became of a row range of one table; also the content of a completion record."""
+class PartitionRecord(Record):
+    """The result of ingesting a row range of one table; also the content of a completion record."""
 
     id: str
     input_path: str
@@ -110,11 +112,11 @@ class PartitionRecord(_Record):
 
 
 def partition_path(partition: str) -> str:
-    """Where a partition's completion record lies."""
+    """Path of a partition's completion record."""
     return f"partitions/{partition}.json"
 
 
-class Manifest(_Record):
+class Manifest(Record):
     """One version of a data set."""
 
     format: Literal["rayclip-manifest"] = "rayclip-manifest"
@@ -125,7 +127,7 @@ class Manifest(_Record):
 
     @cached_property
     def shards(self) -> tuple[ShardRecord, ...]:
-        """All shards, in the order that gives samples their index."""
+        """All shards, in the order that defines the samples' indices."""
         return tuple(shard for partition in self.partitions for shard in partition.shards)
 
     @cached_property
@@ -138,7 +140,7 @@ class Manifest(_Record):
 
     @cached_property
     def identity(self) -> str:
-        """sha256 over the shards' names, counts and selections: equal where every sample has the same index."""
+        """sha256 over the shards' names, counts and selections: equal if every sample has the same index."""
         digest = hashlib.sha256()
         for shard in self.shards:
             chosen = "" if shard.selection is None else f" {shard.selection.name}"
@@ -147,13 +149,13 @@ class Manifest(_Record):
 
 
 def list_versions(storage: Storage) -> list[int]:
-    """The versions of a data set, ascending; none where there is no data set."""
+    """The versions of a data set, ascending; empty if there is no data set."""
     names = (item.path.rpartition("/")[2] for item in storage.list(f"{FOLDER}/"))
     return sorted(int(name.removesuffix(".json")) for name in names if name.removesuffix(".json").isdigit())
 
 
 def read_manifest(storage: Storage, version: int | Literal["latest"] = "latest") -> Manifest:
-    """A version of a data set.
+    """Reads a version of a data set.
 
     Raises:
         ManifestError: there is no data set, no such version, or the file is not a manifest.
@@ -165,77 +167,91 @@ def read_manifest(storage: Storage, version: int | Literal["latest"] = "latest")
     if wanted not in versions:
         raise ManifestError(
             f"data.version={version}: {storage.uri} has versions {versions[0]} to {versions[-1]}, not this one; "
-            "name one of them, or latest"
+            "use one of them, or latest"
         )
     path = _path(wanted)
     try:
         manifest = Manifest.model_validate_json(storage.read(path))
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
         raise ManifestError(
-            f"{storage.address(path)}: not a manifest that this program reads ({place}: {first['msg']}); "
-            "restore the file or name another version"
+            f"{storage.address(path)}: is not a manifest that this program can read ({first_problem(error)}); "
+            "restore the file or use another version"
         ) from None
     if manifest.version != wanted:
-        raise ManifestError(f"{storage.address(path)}: states version {manifest.version}; restore the file")
+        raise ManifestError(f"{storage.address(path)}: says that it is version {manifest.version}; restore the file")
     return manifest
 
 
-def commit(storage: Storage, records: Iterable[PartitionRecord]) -> Manifest:
-    """Adds partitions in a new version, and returns it.
+def first_problem(error: ValidationError) -> str:
+    """The first problem of a stored file, as `field.path: message`."""
+    first = error.errors()[0]
+    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
 
-    Rows that the data set holds already are not added twice: of partitions that share rows of a table, the one that was
-    committed first stays. When another run commits first, its version is read and this one goes on top of it. Without anything
-    to add, the latest version is returned.
+
+def commit(storage: Storage, records: Iterable[PartitionRecord]) -> Manifest:
+    """Adds partitions in a new version and returns it; without anything to add, returns the latest version.
+
+    Rows that the data set already holds are not added twice: of partitions that share rows of a table, the one that was
+    committed first stays.
     """
     records = list(records)
-    while True:
-        versions = list_versions(storage)
-        old = read_manifest(storage, versions[-1]) if versions else None
-        held = old.partitions if old else ()
+
+    def add(latest: Manifest | None) -> tuple[PartitionRecord, ...] | None:
+        held = latest.partitions if latest else ()
         new = _without_overlaps(held, records)
-        if old is not None and not new:
-            return old
-        manifest = Manifest(
-            version=(old.version if old else 0) + 1,
-            created=datetime.now(UTC).replace(microsecond=0),
-            partitions=_sorted([*held, *new]),
-        )
-        if storage.write_if_absent(_path(manifest.version), manifest.model_dump_json(indent=1).encode()):
-            return manifest
+        return _sorted([*held, *new]) if new or latest is None else None
+
+    return _commit_next(storage, add)
 
 
 def commit_choice(storage: Storage, base: Manifest, chosen: Iterable[PartitionRecord]) -> Manifest:
-    """Puts a version in which partitions of `base` have other shards, and returns it.
+    """Replaces partitions of `base` in a new version and returns it; without a change, returns the latest version.
 
-    What another run has added since stays. Without a change the latest version is returned.
+    Partitions that another run has added since stay.
 
     Raises:
         ManifestError: another run has changed the same partitions.
     """
     replaced, before = {record.id: record for record in chosen}, {record.id: record for record in base.partitions}
-    while True:
-        latest = read_manifest(storage)
-        if not replaced:
-            return latest
+
+    def replace(latest: Manifest | None) -> tuple[PartitionRecord, ...] | None:
+        latest = latest or read_manifest(storage)  # raises the error for a data set that is not there
         for record in latest.partitions:
             if record.id in replaced and record.shards != before[record.id].shards:
                 raise ManifestError(
-                    f"{storage.uri}: version {latest.version} has changed what was chosen from version {base.version}; "
-                    "choose again, from the latest version"
+                    f"{storage.uri}: version {latest.version} has changed partitions that were chosen from version "
+                    f"{base.version}; choose again, from the latest version"
                 )
+        partitions = tuple(replaced[record.id] if record.id in replaced else record for record in latest.partitions)
+        return partitions if replaced else None
+
+    return _commit_next(storage, replace)
+
+
+def _commit_next(storage: Storage, change: Callable[[Manifest | None], tuple[PartitionRecord, ...] | None]) -> Manifest:
+    """Writes the version after the latest one; if another run writes that version first, starts over from theirs.
+
+    Args:
+        change: takes the latest version, or None if there is none, and returns the partitions of the next; None: no change.
+    """
+    while True:
+        versions = list_versions(storage)
+        latest = read_manifest(storage, versions[-1]) if versions else None
+        partitions = change(latest)
+        if partitions is None:
+            assert latest is not None  # a data set without versions always changes
+            return latest
         manifest = Manifest(
-            version=latest.version + 1,
+            version=(latest.version if latest else 0) + 1,
             created=datetime.now(UTC).replace(microsecond=0),
-            partitions=tuple(replaced[record.id] if record.id in replaced else record for record in latest.partitions),
+            partitions=partitions,
         )
         if storage.write_if_absent(_path(manifest.version), manifest.model_dump_json(indent=1).encode()):
             return manifest
 
 
 def _without_overlaps(held: Iterable[PartitionRecord], records: list[PartitionRecord]) -> list[PartitionRecord]:
-    """The records whose rows neither `held` nor a record before them has."""
+    """The records that share no rows with `held` or with a record before them."""
     ranges: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for record in held:
         insort(ranges[record.input_path], (record.first_row, record.first_row + record.num_rows))
@@ -252,17 +268,17 @@ def _without_overlaps(held: Iterable[PartitionRecord], records: list[PartitionRe
 
 
 def read_sidecar(storage: Storage, shard: ShardRecord, columns: Sequence[str] | None = None) -> pa.Table:
-    """A shard's sidecar, or some of its columns; failures are rows too.
+    """Reads a shard's sidecar, or some of its columns; failed rows are included.
 
     Raises:
-        ManifestError: the sidecar is missing or is not the one that the manifest names.
+        ManifestError: the sidecar is missing, or its sha256 is not the one in the manifest.
     """
     data = _read_checked(storage, shard.sidecar_path, shard.sidecar_sha256, "sidecar")
     return read_parquet(data, columns)
 
 
 def locate_tar(storage: Storage, shard: ShardRecord) -> tuple[Storage, str]:
-    """(storage, path) of a shard's tar: in the data set, or where it was indexed."""
+    """(storage, path) of a shard's tar: in the data set, or in the place where it was indexed."""
     if not shard.address:
         return storage, shard.tar_path
     folder, _, name = shard.address.rpartition("/")
@@ -275,19 +291,19 @@ def _storage_at(uri: str) -> Storage:
 
 
 def read_samples(storage: Storage, shard: ShardRecord, columns: Sequence[str]) -> pa.Table:
-    """The sidecar's rows of the samples that this version holds, in their order. Raises ManifestError."""
+    """Reads the sidecar's rows of the samples that this version holds, in order. Raises ManifestError."""
     table = read_sidecar(storage, shard, [*dict.fromkeys([*columns, "status"])])
     table = table.filter(pc.equal(table["status"], "success")).select(list(columns))
     if table.num_rows != shard.tar_samples:
         raise ManifestError(
-            f"{storage.address(shard.sidecar_path)}: holds {table.num_rows} samples, and the manifest says "
+            f"{storage.address(shard.sidecar_path)}: holds {table.num_rows} samples, but the manifest says "
             f"{shard.tar_samples}; restore the sidecar"
         )
     return table if shard.selection is None else table.take(read_selection(storage, shard.selection))
 
 
 def read_selection(storage: Storage, selection: Selection) -> pa.Array:
-    """Places among the tar's samples, int32, ascending. Raises ManifestError."""
+    """Reads indices among the tar's samples, int32, ascending. Raises ManifestError."""
     data = _read_checked(storage, selection.path, selection.sha256, "selection")
     return read_parquet(data)["position"].combine_chunks()
 
@@ -304,7 +320,7 @@ def _read_checked(storage: Storage, path: str, sha256: str, kind: str) -> bytes:
 
 
 def short_hash(content: object) -> str:
-    """16 hex digits."""
+    """16 hex digits of the sha256 over a JSON value."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 

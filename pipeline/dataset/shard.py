@@ -1,7 +1,7 @@
 """Rows to one shard: a WebDataset tar of the successes, a parquet sidecar of all rows, and img2dataset's statistics.
 
-The tar's bytes depend on the samples alone: members in key order, times and owners fixed. The sidecar says where in the tar
-every member's data lies, so that a reader can fetch any sample with one range read.
+The tar's bytes depend on the samples alone: members in key order, times and owners fixed. The sidecar holds the byte offset of
+every member's data, so that a reader can fetch any sample with one range read.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ COLUMNS = pa.schema(
         ("json_size", pa.int64()),
     ]
 )
-"""docs/decisions/0001-manifest.md, in the order of the file; the input's other columns follow."""
+"""Sidecar columns (docs/decisions/0001-manifest.md), in the file's order; the input's other columns follow."""
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 
 
 @dataclass(frozen=True)
 class StoredImage:
-    """An image as it is stored.
+    """An encoded image, ready to be written into a shard.
 
     Attributes:
         original_width, original_height: before resizing, upright.
         exif: JSON of the tags that are text or numbers.
-        original_sha256: of the bytes that it was made from, for comparison with others' lists of hashes.
+        original_sha256: of the fetched bytes, for comparison with published lists of hashes.
     """
 
     data: bytes
@@ -71,7 +71,7 @@ class StoredImage:
 
 @dataclass(frozen=True)
 class Row:
-    """One input row and what became of it; `extra` holds the input's other columns."""
+    """One input row and its outcome; `extra` holds the input's other columns."""
 
     key: str
     url: str
@@ -85,14 +85,14 @@ class Row:
 
 
 class ShardWriter:
-    """Writes one shard, row by row in key order. Holds the rows' metadata, and no image."""
+    """Writes one shard, row by row in key order. Keeps the rows' metadata in memory, but no images."""
 
     def __init__(self, name_prefix: str, image_format: str, started: datetime, folder: Path) -> None:
         """
         Args:
             name_prefix: `{partition}-{n:03d}`; the hashes of tar and sidecar complete the name.
             started: when the work on these rows began; for the statistics.
-            folder: where the three files are written, in the end under their final names.
+            folder: where the three files are written; `close` gives them their final names.
         """
         self.tar_size_bytes = 0
         self.num_rows = 0
@@ -105,7 +105,7 @@ class ShardWriter:
         self._file = self._path.open("wb")
 
     def add(self, row: Row) -> None:
-        """Writes a row: a success goes into the tar, every row into the sidecar."""
+        """Writes a row: a success into tar and sidecar, any other row into the sidecar only."""
         record = _metadata(row)
         members = {}
         if isinstance(row.outcome, StoredImage):
@@ -114,7 +114,7 @@ class ShardWriter:
         self.add_record(record, members)
 
     def add_record(self, record: dict[str, Any], members: dict[str, bytes]) -> None:
-        """Writes a row of a sidecar, and its sample's members by extension; none where the row is no sample."""
+        """Writes a sidecar row and its sample's members by extension; no members if the row is not a sample."""
         self.num_rows += 1
         self._reasons[record["reason"]] += 1
         if record["status"] != "success":
@@ -122,7 +122,7 @@ class ShardWriter:
         self._records.append(record | self._write_sample(record["key"], members))
 
     def close(self) -> ShardRecord:
-        """Completes the three files and returns what the manifest says of them; a shard without a success has no tar."""
+        """Completes the three files and returns their record for the manifest; a shard without a success has no tar."""
         num_samples = self.num_rows - self._failures.total()
         self._write(bytes(-(self.tar_size_bytes + 1024) % tarfile.RECORDSIZE + 1024))  # two empty blocks, then to a full record
         self._file.close()
@@ -147,13 +147,11 @@ class ShardWriter:
         )
 
     def _write_sample(self, key: str, members: dict[str, bytes]) -> dict[str, int]:
-        """The sample's members, sorted by extension as every reader expects; returns where their data lies."""
+        """Writes the sample's members, sorted by extension as every reader expects; returns their offsets and sizes."""
         places: dict[str, int] = {}
         for extension, data in sorted(members.items()):
             self._write(_member_header(f"{key}.{extension}", len(data)))
-            column = "jpg" if extension in IMAGE_EXTENSIONS else extension
-            if column in ("jpg", "json", "txt"):
-                places |= {f"{column}_offset": self.tar_size_bytes, f"{column}_size": len(data)}
+            places |= member_place(extension, self.tar_size_bytes, len(data))
             self._write(data)
             self._write(bytes(-len(data) % tarfile.BLOCKSIZE))
         return places
@@ -164,7 +162,7 @@ class ShardWriter:
         self.tar_size_bytes += len(data)
 
     def _statistics(self) -> dict[str, Any]:
-        """img2dataset's keys; rows that our own rules dropped count under their reason in status_dict."""
+        """Statistics under img2dataset's keys; dropped rows count under their reason in status_dict."""
         ended = datetime.now(self._started.tzinfo)
         return {
             "count": self.num_rows,
@@ -179,12 +177,19 @@ class ShardWriter:
         }
 
 
+def member_place(extension: str, offset: int, size: int) -> dict[str, int]:
+    """The sidecar's columns for a member's data in the tar; empty for members that the sidecar does not track."""
+    column = "jpg" if extension in IMAGE_EXTENSIONS else extension
+    return {f"{column}_offset": offset, f"{column}_size": size} if column in ("jpg", "json", "txt") else {}
+
+
 def _member_header(name: str, size_bytes: int) -> bytes:
     """A ustar header without time and owner, so that equal samples make equal tars.
 
-    tarfile's own take 15 us each, three times a sample; so it makes a template, in which name, size and checksum are filled in.
+    tarfile takes 15 us per header, three times per sample; so it makes a template once, and name, size and checksum are filled
+    in here.
     """
-    if len(name) > 100 or not name.isascii():  # not ours: of a tar that is rewritten
+    if len(name) > 100 or not name.isascii():  # not one of our names: from a foreign tar that is rewritten
         member = tarfile.TarInfo(name)
         member.size, member.mode = size_bytes, 0o444
         return member.tobuf(tarfile.PAX_FORMAT)
@@ -205,7 +210,7 @@ _TEMPLATE_SUM = sum(_TEMPLATE[100:124]) + sum(_TEMPLATE[136:148]) + 8 * ord(" ")
 
 
 def write_shard(rows: Iterable[Row], name_prefix: str, image_format: str, started: datetime, folder: Path) -> ShardRecord:
-    """A shard of rows that are all there."""
+    """Writes a shard from rows that are all known in advance."""
     writer = ShardWriter(name_prefix, image_format, started, folder)
     for row in rows:
         writer.add(row)
@@ -213,7 +218,7 @@ def write_shard(rows: Iterable[Row], name_prefix: str, image_format: str, starte
 
 
 def publish(writer: ShardWriter, storage: Storage, folder: Path) -> ShardRecord:
-    """Tar, then sidecar, then statistics: who sees the later one may rely on the earlier."""
+    """Closes a shard and uploads tar, sidecar and statistics in this order: a sidecar that exists implies its tar."""
     shard = writer.close()
     for path in (shard.tar_path, shard.sidecar_path, shard.stats_path):
         file = folder / Path(path).name
@@ -224,7 +229,7 @@ def publish(writer: ShardWriter, storage: Storage, folder: Path) -> ShardRecord:
 
 
 def _metadata(row: Row) -> dict[str, Any]:
-    """The row's columns but the offsets; for a sample also the content of its json member, as img2dataset writes it."""
+    """The row's columns except the offsets; for a sample also the content of its json member, as in img2dataset."""
     image = row.outcome if isinstance(row.outcome, StoredImage) else None
     failure = row.outcome if isinstance(row.outcome, Failure) else None
     own = {
@@ -248,7 +253,7 @@ def _metadata(row: Row) -> dict[str, Any]:
 
 
 def sidecar_table(records: list[dict[str, Any]]) -> pa.Table:
-    """All rows; the fixed columns first, then the input's others."""
+    """A sidecar's table: the fixed columns first, then the input's other columns."""
     types = dict(zip(COLUMNS.names, COLUMNS.types, strict=True))
     names = dict.fromkeys([*types, *(name for record in records for name in record)])
     columns = {name: [record[name] if name in record else None for record in records] for name in names}
@@ -256,7 +261,7 @@ def sidecar_table(records: list[dict[str, Any]]) -> pa.Table:
 
 
 def _column(values: list[Any], kind: pa.DataType | None) -> pa.Array:
-    """A column of one type; where a foreign column's values have several, of their JSON."""
+    """A column of one type; an input column with values of several types becomes JSON text."""
     try:
         return pa.array(values, kind)
     except (pa.ArrowInvalid, pa.ArrowTypeError):

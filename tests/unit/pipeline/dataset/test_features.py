@@ -155,7 +155,7 @@ def test_a_record_that_is_none_is_named(output):
     with pytest.raises(InputError, match="holds no features; make them with"):
         read_embedding(output)
     output.write("embedding.json", b"{}")
-    with pytest.raises(InputError, match="not a record that this program reads"):
+    with pytest.raises(InputError, match="is not a record that this program can read"):
         read_embedding(output)
 
 
@@ -185,7 +185,7 @@ def test_scores_of_a_choice_serve_its_choices_and_not_the_whole(data, output, tm
     assert all(file_of(shard, names_held(output)) is None for shard in manifest.shards if shard.num_samples)
     with pytest.raises(InputError, match=f"has no scores for 3 of the 3 shards of {storage.uri} version 1") as error:
         Scores(output).check(storage, manifest)
-    assert f"it is of {storage.uri} version 2" in str(error.value)
+    assert f"they are of {storage.uri} version 2" in str(error.value)
     stricter = choose(storage, "clip_score > 0.045", output)
     assert numbers(storage, stricter) == [[n for n in shard if n > 4] for shard in numbers(storage, chosen)]
 
@@ -195,7 +195,7 @@ def test_a_version_with_samples_that_have_no_score_is_refused(data, output):
     embed(storage, output, manifest, shards=manifest.shards[:2])
     with pytest.raises(InputError, match=r"has no scores for 1 of the 3 shards .* which embeds what is missing"):
         choose(storage, "clip_score > 0.02", output)
-    with pytest.raises(InputError, match="has not all samples of shard"):
+    with pytest.raises(InputError, match="lacks samples of shard"):
         Scores(output).of(manifest.shards[0], ["another key"])
 
 

@@ -73,5 +73,5 @@ def test_no_data_set_and_no_such_version_say_what_to_do(storage):
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"format": "other"}', b'{"version": 1'])
 def test_another_file_is_no_manifest(storage, content):
     storage.write("manifests/00000001.json", content)
-    with pytest.raises(ManifestError, match="not a manifest that this program reads"):
+    with pytest.raises(ManifestError, match="is not a manifest that this program can read"):
         read_manifest(storage)
