@@ -206,7 +206,7 @@ def staged(target: Storage) -> Iterator[Path]:
         folder.mkdir(parents=True)
         yield folder
     except OSError as error:
-        raise ConfigError(f"--output={target.uri}: cannot be written ({error.strerror}); choose a folder that can") from error
+        raise ConfigError(f"--output={target.uri}: cannot be written ({error.strerror}); choose a writable folder") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

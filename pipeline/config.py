@@ -1,4 +1,4 @@
-"""The section of the configuration that ingestion owns. Imports neither torch nor img2dataset."""
+"""Configuration sections of the jobs that write data sets: ingest, curate, index. Imports neither torch nor img2dataset."""
 
 from __future__ import annotations
 
@@ -14,58 +14,68 @@ class Section(BaseModel):
 
 
 class FetchConfig(Section):
-    """`ingest.fetch.*`: how one image is fetched. None of it changes the bytes of a sample, so none is in the fingerprint."""
+    """`ingest.fetch.*`: fetching of images. Changes no sample's bytes, so it is not part of the options fingerprint."""
 
     total_timeout_s: float = Field(20.0, gt=0)
-    """Deadline for one URL from its first byte sent, redirects and retries included."""
+    """Deadline for one URL, redirects and retries included."""
     read_timeout_s: float = Field(10.0, gt=0)
-    """Longest silence of a server that was asked."""
+    """Longest wait for the next bytes of a server."""
     max_bytes: int = Field(32 << 20, ge=1)
-    """Of the decoded body."""
+    """Largest body, decompressed."""
     max_redirects: int = Field(5, ge=0)
+    """Redirects that are followed for one URL."""
     attempts: int = Field(3, ge=1)
-    """How often a URL is asked for when the answer may be better in a moment: 429, 5xx, a lost connection."""
+    """Attempts at a URL after 429, 5xx or a lost connection, the first one included."""
     concurrency: int = Field(64, ge=1)
-    """Requests under way at once in one worker."""
+    """Concurrent requests of one worker."""
     host_concurrency: int = Field(16, ge=1)
-    """Of these, to one host."""
+    """Concurrent requests of one worker to one host."""
     host_max_failures: int = Field(8, ge=1)
-    """After so many failures in a row to connect to a host or to get an answer from it, it is left alone for a while."""
+    """Failures in a row to connect to a host, or to get an answer from it, after which it is paused."""
     host_pause_s: float = Field(60.0, gt=0)
-    """How long: its URLs fail at once as `host_down`."""
+    """Length of that pause, in which the host's URLs fail at once as `host_down`."""
     allow_addresses: tuple[str, ...] = ()
-    """Networks (CIDR) that are reached although they are not public, e.g. 127.0.0.1/32 for a server on this machine."""
+    """Networks (CIDR) that may be reached although they are not public, e.g. 127.0.0.1/32 for a server on this machine."""
     allow_s3: tuple[str, ...] = ()
-    """Prefixes (s3://bucket/photos/) under which s3:// addresses in the url column are read, with this machine's keys."""
+    """Prefixes (s3://bucket/photos/) under which s3:// addresses in the url column may be read, with this machine's keys."""
     allow_files: tuple[str, ...] = ()
-    """Folders under which paths and file:// addresses in the url column are read."""
+    """Folders under which paths and file:// addresses in the url column may be read."""
     user_agent_contact: str = ""
-    """A URL or e-mail address that is sent in the User-Agent."""
+    """URL or e-mail address to send in the User-Agent."""
 
 
 class CaptionConfig(Section):
-    """`ingest.caption.*`: which captions are stored, counted after cleaning. In the options fingerprint."""
+    """`ingest.caption.*`: limits on captions, counted after cleaning. Part of the options fingerprint."""
 
     min_characters: int = Field(1, ge=1)
+    """Shorter captions are dropped."""
     max_characters: int | None = Field(None, ge=1)
+    """Longer captions are dropped; None: no limit."""
     min_words: int = Field(1, ge=1)
+    """Captions with fewer words are dropped."""
 
 
 class ImageConfig(Section):
-    """`ingest.image.*`: what is stored. All of it is in the options fingerprint."""
+    """`ingest.image.*`: size and encoding of stored images, and limits on fetched ones. Part of the options fingerprint."""
 
     size_px: int = Field(256, ge=1)
+    """Target side: the shorter one; the longer one with border and keep_ratio_largest."""
     resize_mode: Literal["no", "keep_ratio", "center_crop", "border", "keep_ratio_largest"] = "keep_ratio"
+    """img2dataset's modes: keep_ratio resizes, center_crop also crops to a square, border also pads to a square."""
     resize_only_if_bigger: bool = True
+    """Keep the size of images that are not larger than size_px."""
     format: Literal["jpg", "png", "webp"] = "jpg"
+    """Format of stored images."""
     quality: int = Field(95, ge=0, le=100)
     """JPEG and WebP: quality; PNG: compression level 0 to 9."""
     keep_bytes: bool = True
-    """An image that is already in the stored format, upright, RGB and small enough is not compressed a second time."""
+    """Store the fetched bytes of an image that is already in the stored format, upright, RGB and small enough."""
     max_pixels: int = Field(64_000_000, ge=1)
-    """Images with more are refused from their header, before any decode."""
+    """Images with more pixels are refused by their header, before decoding."""
     min_side_px: int = Field(0, ge=0)
+    """Images with a shorter side are dropped."""
     max_aspect_ratio: float | None = Field(None, ge=1)
+    """Images with a larger ratio of long to short side are dropped; None: no limit."""
 
     @field_validator("resize_mode", mode="before")
     @classmethod
@@ -81,56 +91,63 @@ class IngestConfig(Section):
     output: str = ""
     """Root of the data set: a local folder or s3://bucket/prefix."""
     url_column: str = "url"
+    """Column with the images' URLs."""
     caption_column: str = "caption"
+    """Column with the captions."""
     bytes_column: str = ""
-    """A column that holds the images themselves; where it is set, nothing is fetched, and a url column is optional."""
+    """Column with the encoded images; if set, nothing is fetched, and a url column is optional."""
     partition_size_rows: int = Field(10_000, ge=1)
     """Rows that are planned, fetched and committed together."""
     shard_size_bytes: int = Field(1 << 30, ge=1)
-    """A partition whose tar would grow beyond this goes on in another."""
+    """Tar size after which a partition continues in another shard."""
     memory_bytes: int = Field(512 << 20, ge=1)
-    """Upper bound on bodies and stored images that one worker holds; libraries and a decoded image come on top."""
+    """Limit on fetched and stored images in one worker's memory; libraries and one decoded image come on top."""
     commit_every_s: float = Field(600.0, gt=0)
-    """How often a long run adds what is done as a new version of the data set; it also does so at its end."""
+    """Interval at which a long run commits finished partitions as a new version; it also commits at its end."""
     num_workers: int | None = Field(None, ge=1)
-    """Most Ray actors that ingest, of one CPU each; None: as many as there is work for and Ray has CPUs, or gets on the way."""
+    """Maximum number of Ray actors, one CPU each; None: limited by the work and by Ray's CPUs, also those that join later."""
     fetch: FetchConfig = FetchConfig()
     image: ImageConfig = ImageConfig()
     caption: CaptionConfig = CaptionConfig()
 
 
 class CurateConfig(Section):
-    """`curate.*`: a new version of a data set from a choice of its samples. Rules count what they drop, in this order."""
+    """`curate.*`: a new version of a data set with some of its samples. Rules apply, and count their drops, in this order."""
 
     data: str = ""
     """Root of the data set."""
     version: int | Literal["latest"] = "latest"
-    """The version that is chosen from."""
+    """Version to choose from."""
     min_side_px: int = Field(0, ge=0)
-    """Shorter side of the original image."""
+    """Drop samples whose original image has a shorter side than this."""
     max_aspect_ratio: float | None = Field(None, ge=1)
+    """Drop samples whose original image has a larger ratio of long to short side; None: no limit."""
     min_caption_characters: int = Field(0, ge=0)
+    """Drop samples with a shorter caption."""
     max_caption_characters: int | None = Field(None, ge=1)
+    """Drop samples with a longer caption; None: no limit."""
     min_caption_words: int = Field(0, ge=0)
+    """Drop samples whose caption has fewer words."""
     exclude_hashes: str = ""
-    """A text file with a sha256 a line, of stored or of original images, e.g. those of an evaluation set."""
+    """Text file with one sha256 per line, of stored or original images to drop, e.g. those of an evaluation set."""
     where: str = ""
-    """A condition on the sidecar's columns, in pandas' words, e.g. "width >= 300 and lang == 'en'"."""
+    """Condition on the sidecar's columns, in the syntax of pandas, e.g. "width >= 300 and lang == 'en'"."""
     scores: str = ""
-    """What jobs/embed.py has written of these samples: its clip_score is a column for `where`, e.g. "clip_score > 0.28"."""
+    """Output of jobs/embed.py for these samples: adds its column clip_score for `where`, e.g. "clip_score > 0.28"."""
     sample_share: float = Field(1.0, gt=0, le=1)
-    """Keep so large a share of what is left, by a hash of (seed, key)."""
+    """Share of the remaining samples to keep, chosen by a hash of (seed, key)."""
     seed: int = Field(0, ge=0)
+    """Seed of that choice."""
     drop_duplicates: bool = False
-    """Of equal images (sha256 as stored) in the whole data set the first stays."""
+    """Keep only the first of equal images (by their sha256 as stored) in the whole data set."""
 
 
 class IndexConfig(Section):
-    """`index.*`: WebDataset tars that others wrote -> a data set that reads them where they lie."""
+    """`index.*`: WebDataset tars written by other tools -> a data set that reads them in place."""
 
     input: str = ""
     """Tar, folder or glob of tars; local or s3://."""
     output: str = ""
-    """Root of the data set: sidecars and manifests, no images."""
+    """Root of the data set: sidecars and manifests, but no images."""
     caption_key: str = ""
-    """The key of the json member that is the caption; "": the txt member, or `caption` in the json where there is none."""
+    """Key of the caption in the json member; "": use the txt member, or the json's `caption` if there is no txt member."""

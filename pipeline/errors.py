@@ -1,4 +1,4 @@
-"""Bad input from a person, as exceptions; and why one row did not become a sample, as a value."""
+"""Exceptions for bad input from a person, and `Failure`, the reason why one row did not become a sample."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ class StorageError(InputError):
 
 
 class StorageAwayError(StorageError):
-    """S3 does not answer, or has trouble of its own: the same may work later."""
+    """S3 does not answer or reports an internal error: the same request may work later."""
 
 
 class ReplacedError(StorageError):
-    """An object that is open has been written anew."""
+    """An open object has been replaced."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a row did not become a sample.
+    """The reason why a row did not become a sample.
 
     Attributes:
-        status: which of the stages said no (docs/decisions/0001-manifest.md).
-        reason: one word that is counted.
-        message: for people; holds no secret and no newline.
+        status: the stage that failed (docs/decisions/0001-manifest.md).
+        reason: one word, by which failures are counted.
+        message: for people; without secrets and newlines.
     """
 
     status: Status

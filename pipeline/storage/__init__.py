@@ -1,1 +1,1 @@
-"""An address in, bytes out: local folders and S3, objects that appear whole or not at all, range reads."""
+"""Addresses in, objects out: reads, atomic writes, conditional writes and listings on local folders and S3."""

@@ -1,4 +1,4 @@
-"""An address to the storage that it names: s3://bucket[/prefix], file:///path or a local path."""
+"""Address to storage: s3://bucket[/prefix], file:///path or a local path."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pipeline.storage.url_credentials import has_userinfo, refusal
 
 
 def open_storage(uri: str) -> Storage:
-    """The storage of an address: s3://bucket[/prefix], file:///path, or a local path. Touches nothing yet."""
+    """The storage at an address. Connects to nothing and creates nothing yet. Raises StorageError for a bad address."""
     if has_userinfo(uri):
         raise StorageError(refusal(uri))
     scheme, separator, rest = uri.partition("://")
     if not separator or scheme == "file":
         return LocalStorage(rest if separator else uri)
     if scheme != "s3":
-        raise StorageError(f"{uri}: {scheme}:// is no storage that is supported; use a local path or s3://bucket/prefix")
+        raise StorageError(f"{uri}: {scheme}:// is not a supported storage; use a local path or s3://bucket/prefix")
     if not rest.strip("/"):
         raise StorageError(f"{uri}: names no bucket; use s3://bucket/prefix")
     return S3Storage(uri)

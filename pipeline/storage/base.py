@@ -1,7 +1,7 @@
-"""One small interface over local folders and S3. Objects appear whole or not at all.
+"""One small interface over local folders and S3. Writes are atomic.
 
 Paths are relative to the root and use `/`. Endpoint and keys of S3 come from the environment, as boto3 reads them
-(AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...). A missing object is a FileNotFoundError that names its full address; a place that
+(AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...). A missing object is a FileNotFoundError that names its full address; a storage that
 cannot be reached or used is a StorageError.
 """
 
@@ -37,59 +37,59 @@ class Storage(ABC):
 
     @abstractmethod
     def read(self, path: str) -> bytes:
-        """The whole object. Raises FileNotFoundError."""
+        """Reads a whole object. Raises FileNotFoundError."""
 
     @abstractmethod
     def read_range(self, path: str, start: int, length: int) -> bytes:
-        """`length` bytes from `start`, fewer at the object's end. Raises FileNotFoundError."""
+        """Reads `length` bytes from `start`, fewer at the object's end. Raises FileNotFoundError."""
 
     @abstractmethod
     def write(self, path: str, data: bytes) -> None:
-        """Puts an object, in place of an older one."""
+        """Writes an object, replacing an older one."""
 
     @abstractmethod
     def write_file(self, path: str, file: Path) -> None:
-        """Puts a local file's content; large ones in parts that become visible together."""
+        """Uploads a local file; large files in parts that become visible together."""
 
     @abstractmethod
     def new_file(self, path: str) -> contextlib.AbstractContextManager[Path]:
-        """A local file to write in the block; at the block's end it is put, without another copy where that can be."""
+        """Context with a local file to write, which becomes the object at the end; without another copy if possible."""
 
     @abstractmethod
     def write_if_absent(self, path: str, data: bytes) -> bool:
-        """Puts an object unless there is one. Returns whether this call did; of several at once exactly one does."""
+        """Writes an object unless it exists. Returns True if this call wrote it; of concurrent calls exactly one does."""
 
     @abstractmethod
     def size(self, path: str) -> int | None:
-        """Bytes of an object; None where there is none."""
+        """Size of an object in bytes; None if it does not exist."""
 
     @abstractmethod
     def etag(self, path: str) -> str:
-        """Changes when the object is written anew. Raises FileNotFoundError."""
+        """A tag that changes when the object is replaced. Raises FileNotFoundError."""
 
     @abstractmethod
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """Objects whose path starts with `prefix`, in the order of their paths."""
+        """Lists the objects whose path starts with `prefix`, sorted by path."""
 
     @abstractmethod
     def delete(self, path: str) -> None:
-        """Removes an object; one that is not there is no error."""
+        """Removes an object, if it exists."""
 
     @abstractmethod
     def remove_unfinished(self, before: datetime) -> tuple[str, ...]:
-        """Removes what writers that were killed before a moment have left half-written; it was never visible."""
+        """Removes partial uploads, never visible, that writers killed before that time have left. Returns their paths."""
 
     def local_path(self, path: str) -> Path | None:
-        """Where the object lies on this machine's disk; None for object storage."""
+        """Path of the object on this machine's disk; None for object storage."""
         return None
 
     @abstractmethod
     def open(self, path: str, buffer_bytes: int) -> io.BufferedIOBase:
-        """The object as it is now, as a file of which only what is asked for is read, so much at a time.
+        """Opens the current object for reading and seeking; only the requested parts are fetched, `buffer_bytes` at a time.
 
         Raises:
-            FileNotFoundError: there is none.
-            ReplacedError: on S3, when it is read and is another by then. On a disk one that was renamed away stays open.
+            FileNotFoundError: the object does not exist.
+            ReplacedError: on S3, when reading after the object was replaced. On disk, an open file stays readable.
         """
 
     def exists(self, path: str) -> bool:

@@ -1,4 +1,4 @@
-"""A folder on this machine, or on a file system that all nodes mount, as a storage."""
+"""Storage in a folder on this machine, or on a file system that all nodes mount."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from pipeline.errors import StorageError
 from pipeline.storage.base import ObjectInfo, Storage
 
 PART_SUFFIX = ".part"
-"""Of files that are being written; they are never listed."""
+"""Suffix of files that are being written; they are never listed."""
 
 
 class LocalStorage(Storage):
-    """A folder. Writers go through a temporary file in the same folder, which is renamed or linked when it is whole."""
+    """Objects are files. Each is written to a temporary file in the same folder, which is renamed or linked when complete."""
 
     def __init__(self, folder: str) -> None:
         self.root = Path(folder).expanduser().absolute()
@@ -87,7 +87,7 @@ class LocalStorage(Storage):
         target.unlink(missing_ok=True)
         if target.parent != self.root:
             with contextlib.suppress(OSError):
-                target.parent.rmdir()  # object storage knows no empty folders, and neither should a person see any
+                target.parent.rmdir()  # if it is empty: object storage has no empty folders either
 
     def remove_unfinished(self, before: datetime) -> tuple[str, ...]:
         left = [path for path in self.root.rglob(f".*{PART_SUFFIX}") if path.stat().st_mtime < before.timestamp()]
@@ -103,14 +103,14 @@ class LocalStorage(Storage):
             _make_file(temporary)
             yield temporary
         except OSError as error:
-            raise StorageError(f"{target}: cannot be written ({error.strerror}); choose a folder that can") from error
+            raise StorageError(f"{target}: cannot be written ({error.strerror}); choose a writable folder") from error
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
 
 
 def _make_file(path: Path) -> None:
-    """Makes an empty file and the folders above it, though another process may be removing them as empty."""
+    """Creates an empty file and its folders, even while another process removes those folders as empty."""
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
@@ -119,7 +119,7 @@ def _make_file(path: Path) -> None:
 
 
 def _write_through(path: Path, data: bytes) -> None:
-    """Writes and waits until the disk has it, so that what is visible survives a power cut."""
+    """Writes and syncs to disk, so that a visible object survives a power cut."""
     with path.open("wb") as file:
         file.write(data)
         file.flush()

@@ -1,4 +1,4 @@
-"""Small parquet files, read in the thread that asks."""
+"""Small parquet files, read in the calling thread."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import pyarrow.parquet as pq
 
 
 def read_parquet(file: bytes | BinaryIO | io.BufferedIOBase, columns: Sequence[str] | None = None) -> pa.Table:
-    """A file's table, or some of its columns.
+    """Reads a file's table, or some of its columns.
 
-    pyarrow's own threads would keep a file of Python's for a moment after the table is there, and a process that ends in that
-    moment is aborted (docs/LOG.md).
+    Uses none of pyarrow's threads: they keep a reference to a Python file for a moment after the table is returned, and a
+    process that exits in that moment is aborted (docs/LOG.md).
 
     Raises:
-        pa.ArrowInvalid: it is no parquet, or has no such column.
+        pa.ArrowInvalid: it is not a parquet file, or has no such column.
     """
     source = io.BytesIO(file) if isinstance(file, bytes) else file
     wanted = None if columns is None else list(columns)

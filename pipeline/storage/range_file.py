@@ -1,4 +1,4 @@
-"""An object of a storage as a file: what reads formats seeks and reads, and only what it asks for is fetched."""
+"""A seekable file over range reads, for libraries that want a file: only the parts that they read are fetched."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 class RangeFile(io.RawIOBase):
-    """In: how to read `length` bytes from `start`, and the object's size. Out: a file that can be read anywhere."""
+    """A read-only file over `read_range(start, length)` and the object's size."""
 
     def __init__(self, read_range: Callable[[int, int], bytes], size_bytes: int) -> None:
         self._read_range, self._size, self._at = read_range, size_bytes, 0

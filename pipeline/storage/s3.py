@@ -1,4 +1,4 @@
-"""A prefix of an S3 bucket as a storage."""
+"""Storage under a prefix of an S3 bucket."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BODY_ATTEMPTS = 4
 
 
 class S3Storage(Storage):
-    """A prefix of a bucket. Puts are atomic on S3; put-if-absent is `If-None-Match: *`."""
+    """Objects under a prefix of a bucket. S3's puts are atomic; put-if-absent is `If-None-Match: *`."""
 
     def __init__(self, uri: str) -> None:
         super().__init__(uri.rstrip("/"))
@@ -36,7 +36,7 @@ class S3Storage(Storage):
 
     @property
     def client(self) -> Any:
-        """Made once in each process: clients cannot be pickled."""
+        """boto3's client, created once per process: clients cannot be pickled."""
         if self._client is None:
             self._client = new_client()
             s3_request_counts.watch(self._client)
@@ -99,7 +99,7 @@ class S3Storage(Storage):
                     status = error.response["ResponseMetadata"]["HTTPStatusCode"]
                     if status == 412:
                         return False
-                    if status != 409:  # 409: another put of this key is under way; ask again
+                    if status != 409:  # 409: another put of this key is in progress; retry
                         raise
 
     def size(self, path: str) -> int | None:
@@ -138,7 +138,7 @@ class S3Storage(Storage):
         return removed
 
     def _get(self, path: str, options: dict[str, str]) -> bytes:
-        """A body, whole. boto3 asks again for an answer that does not come, but not for a body that is cut."""
+        """Reads a complete body. boto3 retries a request without an answer, but not one whose body is cut short."""
         from botocore.exceptions import BotoCoreError
 
         with self._errors(path):

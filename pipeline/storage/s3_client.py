@@ -1,4 +1,4 @@
-"""boto3's client for S3, as the environment says it (keys, region, AWS_ENDPOINT_URL, ...), and what its exceptions mean."""
+"""boto3's S3 client, configured by the environment (keys, region, AWS_ENDPOINT_URL, ...), and its exceptions as ours."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 5, 60
 
 
 class BeyondEndError(Exception):
-    """S3 has no bytes in a range that begins at an object's end or beyond."""
+    """The requested range begins at or beyond the object's end."""
 
 
 def new_client() -> Any:
-    """A client, which tries again by itself. Touches nothing yet.
+    """Creates a client that retries by itself. Connects to nothing yet.
 
     Raises:
-        StorageError: the endpoint is no address, or would be shown with a password whenever it cannot be reached.
+        StorageError: the endpoint is not a URL, or holds a password, which error messages would show.
     """
     import boto3
     from botocore.config import Config
@@ -30,10 +30,10 @@ def new_client() -> Any:
     try:
         client = boto3.client("s3", config=config)
     except ValueError:
-        raise StorageError("AWS_ENDPOINT_URL: is not an address of a server; write http://HOST:PORT or https://HOST") from None
+        raise StorageError("AWS_ENDPOINT_URL: is not the URL of a server; write http://HOST:PORT or https://HOST") from None
     if has_userinfo(client.meta.endpoint_url):
         raise StorageError(
-            "AWS_ENDPOINT_URL: holds a user name or a password, which S3 does not ask for; take it out, and give keys as "
+            "AWS_ENDPOINT_URL: holds a user name or a password, which S3 does not use; remove it, and set "
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
     return client
@@ -41,7 +41,7 @@ def new_client() -> Any:
 
 @contextlib.contextmanager
 def errors_of(address: str) -> Iterator[None]:
-    """botocore's exceptions as ours. Their texts hold no keys; the address is the one that the user gave."""
+    """Translates botocore's exceptions into ours. Messages hold no keys; the address is the one that the user gave."""
     from boto3.exceptions import Boto3Error
     from botocore import exceptions
     from botocore.exceptions import BotoCoreError, ClientError
@@ -62,17 +62,17 @@ def errors_of(address: str) -> Iterator[None]:
         if code in ("InvalidRange", "416"):
             raise BeyondEndError from error
         if code in ("PreconditionFailed", "412"):
-            raise ReplacedError(f"{address}: was replaced while it was read; read it again") from error
+            raise ReplacedError(f"{address}: was replaced while it was being read; read it again") from error
         if code == "NoSuchBucket":
             bucket = address.removeprefix("s3://").partition("/")[0]
             raise StorageError(f"s3://{bucket}: there is no such bucket; create it or correct the name") from error
         away = error.response["ResponseMetadata"]["HTTPStatusCode"] >= 500
         raise (StorageAwayError if away else StorageError)(
-            f"{address}: S3 refused ({code}); check the keys in the environment and what they may do"
+            f"{address}: S3 refused ({code}); check the keys in the environment and their permissions"
         ) from error
     except NEVER_GOOD as error:
         reason = " ".join(str(error).split())
-        raise StorageError(f"{address}: S3 was not asked ({reason}); mend the address, or the environment") from error
+        raise StorageError(f"{address}: no request was sent to S3 ({reason}); fix the address or the environment") from error
     except (BotoCoreError, Boto3Error) as error:
         raise StorageAwayError(
             f"{address}: S3 cannot be reached ({type(error).__name__}); check AWS_ENDPOINT_URL, the region and the keys in the "

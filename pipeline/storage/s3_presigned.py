@@ -1,8 +1,8 @@
-"""Range reads of S3 objects through presigned addresses: one signature serves many reads of an object.
+"""Range reads of S3 objects through presigned URLs: one signature serves many reads of an object.
 
-boto3 builds, signs and parses every request anew, which costs several times what the transfer of a megabyte does. This asks
-for the same bytes through urllib3 under an address that boto3 signed once. It only ever helps: whatever does not go well is
-None, and the caller asks boto3, which tries again, finds proxies and certificates, and names what is wrong.
+boto3 builds, signs and parses every request from scratch, which takes several times as long as transferring a megabyte. This
+reads the same bytes through urllib3, from a URL that boto3 signed once. It is an optimisation only: on any failure it returns
+None, and the caller falls back to boto3, which retries, handles proxies and certificates, and names the error.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from pipeline.storage.s3_request_counts import ANSWERS, count
 
 VALID_S = 900
 RENEW_S = 600
-"""Keys that expire shorten what they signed; an address that no longer holds is refused once and signed anew."""
+"""A URL signed with temporary keys expires with them; one that has expired is refused once and signed again."""
 MAX_ADDRESSES = 10_000
 MAX_REFUSALS = 3
-"""In a row, after which no more is tried: a bucket's policy may forbid presigned addresses."""
+"""Refusals in a row after which presigned URLs are no longer tried: a bucket's policy may forbid them."""
 
 
 class PresignedReads:
-    """Reads of one bucket. Safe to use from several threads."""
+    """Reads from one bucket. Thread-safe."""
 
     def __init__(self, client: Any, bucket: str, connect_timeout_s: float, read_timeout_s: float) -> None:
         self._client, self._bucket = client, bucket
@@ -34,14 +34,14 @@ class PresignedReads:
         self._lock = threading.Lock()
 
     def read_range(self, key: str, headers: dict[str, str]) -> bytes | None:
-        """What the headers ask of an object, a range and under a condition perhaps; None: ask in another way."""
+        """Reads the range that the headers ask for, perhaps with a condition; None: the caller must use boto3."""
         if self._refusals >= MAX_REFUSALS:
             return None
         try:
             address = self._address(key)
             headers = headers | {"Accept-Encoding": "identity"}
             answer = self._pool.request("GET", address, headers=headers, retries=False, redirect=False)
-        except Exception:  # no keys, no network, a proxy, a certificate, a cut body: boto3 finds out which
+        except Exception:  # keys, network, proxy, certificate, a truncated body: boto3 reports which
             count("retries")
             return None
         if answer.status == 206:
@@ -57,7 +57,7 @@ class PresignedReads:
         return None
 
     def _address(self, key: str) -> str:
-        """The signed address of an object. It grants access: it must reach no log and no message."""
+        """The presigned URL of an object. It grants access, so it must never be logged or shown in a message."""
         now = time.monotonic()
         with self._lock:
             signed_at, address = self._addresses.get(key, (now - RENEW_S, ""))

@@ -1,7 +1,7 @@
-"""How this process's requests to S3 go: counted where they are made, told to whoever listens.
+"""Counts of this process's S3 requests, retries and failures, passed to one listener.
 
-In: boto3's events, and what is said of reads that go past it or are made again. Out: `requests`, `retries` and `failures`, as
-pipeline/metrics.py describes them. Text tables are not among them: pyarrow reads those, with a client of its own.
+In: boto3's events, and calls from the reads that bypass boto3. Out: `requests`, `retries` and `failures`, as described in
+pipeline/metrics.py. Reads of text tables are not counted: pyarrow makes them with its own client.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from collections.abc import Callable
 from typing import Any
 
 Listener = Callable[[str, int], None]
-"""Takes what is counted, and by how much; from any thread."""
+"""Takes the name of a count and its increment; called from any thread."""
 
 ANSWERS = (304, 404, 409, 412, 416)
-"""What is no success, but says something of the object: not there, not so long, there already."""
+"""Status codes that are answers about the object rather than failures: missing, too short, exists already."""
 
 _listener: Listener | None = None
 
 
 def listen(listener: Listener) -> None:
-    """Tells this one from here on, in place of an earlier one."""
+    """Sets the listener, replacing an earlier one."""
     global _listener
     _listener = listener
 
@@ -30,7 +30,7 @@ def count(what: str, number: int = 1) -> None:
 
 
 def watch(client: Any) -> None:
-    """Counts what a client of boto3's does, its own retries among it."""
+    """Counts the requests of a boto3 client, including its own retries."""
     client.meta.events.register("after-call.s3", _answered)
     client.meta.events.register("after-call-error.s3", _given_up)
 
@@ -42,12 +42,12 @@ def _answered(http_response: Any, context: dict[str, Any], **_: Any) -> None:
 
 
 def _given_up(context: dict[str, Any], **_: Any) -> None:
-    """No answer came, however often it was asked for."""
+    """Called when a request got no answer after all its retries."""
     _count_attempts(context)
     count("failures")
 
 
 def _count_attempts(context: dict[str, Any]) -> None:
     count("requests")
-    if "retries" in context:  # not where the request could not even be made
+    if "retries" in context:  # missing if the request could not be sent at all
         count("retries", context["retries"]["attempt"] - 1)

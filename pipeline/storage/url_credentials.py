@@ -1,7 +1,7 @@
-"""User names and passwords within addresses: refused where the address is ours to open, hidden where a table holds it.
+"""User names and passwords in addresses: refused in addresses of storages, hidden in URLs of tables.
 
-The address of a data set or of a run stands in manifests, checkpoints, logs and W&B, and S3 takes its keys from the
-environment. A table's URL that holds a password is not fetched, but its row is kept with its reason.
+The address of a data set or a run is written to manifests, checkpoints, logs and W&B, and S3 takes its keys from the
+environment. A table's URL with a password is not fetched, but its row is kept, with the reason.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 
 USERINFO = r"^(\s*[A-Za-z][A-Za-z0-9+.-]*://)[^/?#]*@"
-"""Also in RE2's syntax, which pyarrow takes."""
+"""Also valid in RE2's syntax, which pyarrow uses."""
 HIDDEN = r"\1***@"
 
 
 def without_userinfo(address: str) -> str:
-    """The address with *** in place of its user name and password; one that has none comes back as it is."""
+    """The address with *** in place of its user name and password, if it has any."""
     return re.sub(USERINFO, HIDDEN, address)
 
 
@@ -23,8 +23,8 @@ def has_userinfo(address: str) -> bool:
 
 
 def refusal(address: str) -> str:
-    """For an address that has_userinfo: the message of an error."""
+    """The error message for an address with userinfo."""
     return (
-        f"{without_userinfo(address)}: an address holds no user name and no password, since manifests, records and logs show "
-        "it; take them out: keys of S3 come from the environment"
+        f"{without_userinfo(address)}: an address must not hold a user name or a password, since manifests, records and logs "
+        "show it; remove them: S3 keys come from the environment"
     )

@@ -83,7 +83,7 @@ def test_a_library_that_fails_is_one_warning_and_the_work_goes_on(caplog):
         for _ in range(5):
             publisher.add("commits")
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
-    assert "no metrics from this process from here on (RuntimeError: the agent is gone)" in caplog.text
+    assert "metrics of this process stop here (RuntimeError: the agent is gone)" in caplog.text
 
 
 def test_a_library_that_cannot_make_a_metric_is_one_warning_too(caplog):

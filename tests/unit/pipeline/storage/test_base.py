@@ -111,7 +111,7 @@ def test_an_address_that_is_no_storage_is_refused(uri, rule):
 @pytest.mark.parametrize("scheme", ["s3", "https", "file"])
 def test_an_address_with_a_password_is_refused_and_not_shown(scheme):
     with pytest.raises(
-        StorageError, match=rf"^{scheme}://\*\*\*@place/x: an address holds no user name and no password"
+        StorageError, match=rf"^{scheme}://\*\*\*@place/x: an address must not hold a user name or a password"
     ) as error:
         open_storage(f"{scheme}://someone:pa55@w0rd@place/x")
     assert "w0rd" not in str(error.value)
