@@ -1,1 +1,1 @@
-"""One URL in, its bytes or the reason why not out: guarded addresses, limits for each host, bounded memory."""
+"""A URL in, its bytes or the reason for the failure out: only from public addresses, with limits per host and on memory."""

@@ -1,7 +1,7 @@
-"""Which network addresses ingestion may dial. Checked on the address that a socket is opened to, for every hop.
+"""Network addresses that ingestion may connect to, checked on the address of each socket, for every redirect.
 
-A name is no protection: it may resolve to a private address, and to another one the second time. So the guard sits where the
-socket is made, after all resolving, and sees IP literals, redirects and rebinding alike.
+Checking names is no protection: a name may resolve to a private address, and to a different one the second time. So the guard
+sits where the socket is created, after all resolving, and covers IP literals, redirects and DNS rebinding alike.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ _REFUSED_V6 = tuple(
 )
 
 REFUSED = "address refused"
-"""In the text of the error, by which a caller knows a refusal behind what the HTTP client makes of it."""
+"""Text of the error, by which a caller recognises a refusal that the HTTP client has wrapped."""
 
 
 class AddressRefusedError(OSError):
-    """The address is not public, and no option allows it."""
+    """The address is not public, and not allowed by `ingest.fetch.allow_addresses`."""
 
 
 def parse_networks(networks: Sequence[str]) -> tuple[Network, ...]:
-    """`ingest.fetch.allow_addresses` as networks. Raises InputError."""
+    """Parses `ingest.fetch.allow_addresses`. Raises InputError."""
     try:
         return tuple(ipaddress.ip_network(network) for network in networks)
     except ValueError as error:
@@ -66,7 +66,7 @@ def parse_networks(networks: Sequence[str]) -> tuple[Network, ...]:
 
 
 def is_refused(address: Address, allowed: Sequence[Network] = ()) -> bool:
-    """Whether an address may not be dialled."""
+    """True if an address is neither public nor allowed."""
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
         address = address.ipv4_mapped
     if any(address in network for network in allowed if network.version == address.version):
@@ -77,7 +77,7 @@ def is_refused(address: Address, allowed: Sequence[Network] = ()) -> bool:
 
 
 class GuardedSocketFactory:
-    """Makes the sockets of aiohttp's connector; called with the address that is about to be dialled."""
+    """Creates the sockets of aiohttp's connector; called with the address that it is about to connect to."""
 
     def __init__(self, allowed: Sequence[Network]) -> None:
         self.allowed = tuple(allowed)

@@ -1,6 +1,6 @@
-"""Names to addresses, asked for once: a bounded cache in front of aiohttp's resolver, for failures as well.
+"""A bounded cache in front of aiohttp's DNS resolver, for answers and failures.
 
-A table holds thousands of rows of one host, alive or dead. What is cached is no security risk: the address guard looks at every
+A table holds thousands of rows of one host, alive or dead. A cached answer is no security risk: the address guard checks every
 socket that is opened (pipeline/fetch/address_guard.py).
 """
 
@@ -15,14 +15,14 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import DefaultResolver
 
 FOUND_S, NOT_FOUND_S = 300.0, 30.0
-"""How long an answer is good."""
+"""Lifetime of an answer, and of a failure."""
 MAX_NAMES = 50_000
 
 Key = tuple[str, int, int]
 
 
 class CachingResolver(AbstractResolver):
-    """One query for all who ask for a name at once, and for those who ask soon after."""
+    """Makes one query for all concurrent requests for a name, and reuses its answer while it is valid."""
 
     def __init__(self, inner: AbstractResolver | None = None) -> None:
         self._inner = DefaultResolver() if inner is None else inner
@@ -41,10 +41,10 @@ class CachingResolver(AbstractResolver):
                 self._answers.popitem(last=False)
         else:
             answer = known[1]
-        return await asyncio.shield(answer)  # one asker's deadline must not end the query of the others
+        return await asyncio.shield(answer)  # one caller's deadline must not cancel the query of the others
 
     def _note(self, key: Key, answer: asyncio.Future[list[ResolveResult]]) -> None:
-        """Lets a failure be asked for again sooner."""
+        """Shortens the lifetime of a failure."""
         if answer.cancelled():
             self._answers.pop(key, None)
         elif answer.exception() is not None:

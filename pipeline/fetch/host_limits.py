@@ -1,6 +1,6 @@
-"""How a host is treated: so many requests at a time, none while it asked for a pause, none for a while when it is dead.
+"""Limits for each host: concurrent requests, pauses that it asks for, and pauses after repeated failures.
 
-In: a host's name before a request, and how the request ended. Out: a turn, or the reason why there is none.
+In: a host's name before a request, and the request's outcome. Out: a turn, or the reason why there is none.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from pipeline.config import FetchConfig
 from pipeline.errors import Failure
 
 MAX_HOSTS = 50_000
-"""Beyond this the host that was not asked for the longest time is forgotten."""
+"""Number of hosts above which the least recently used one is forgotten."""
 
 
 @dataclass
 class Host:
-    """What is known of one host.
+    """The state of one host.
 
     Attributes:
-        turns: one for each request that it may have at a time.
+        turns: limits its concurrent requests.
         failures: requests in a row that got no answer.
-        not_before: `time.monotonic()` of the end of a pause that it asked for.
-        down_until: the same of the end of a pause that its failures earned.
+        not_before: `time.monotonic()` at which a pause that it asked for ends.
+        down_until: `time.monotonic()` at which a pause after failures ends.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Host:
     down_until: float = 0.0
 
     async def wait_until_welcome(self) -> Failure | None:
-        """Waits as long as the host asked for; a Failure when it is down. Called while a turn is held."""
+        """Waits as long as the host asked for; returns a Failure if it is down. The caller holds a turn."""
         now = time.monotonic()
         if self.not_before > now:
             await asyncio.sleep(self.not_before - now)
@@ -68,8 +68,8 @@ class Hosts:
         return host
 
     def no_answer(self, host: Host) -> None:
-        """Counts a request that ended without any answer; enough of them, and the host is left alone."""
+        """Counts a request without an answer; after `host_max_failures` in a row the host is paused."""
         host.failures += 1
         if host.failures >= self._config.host_max_failures:
-            host.failures = self._config.host_max_failures - 1  # after the pause one more is enough
+            host.failures = self._config.host_max_failures - 1  # after the pause one more failure is enough
             host.down_until = time.monotonic() + self._config.host_pause_s

@@ -1,8 +1,8 @@
-"""One URL to one body, or to a reason why not.
+"""HTTP client: `Fetcher.fetch(url)` returns a body, or the reason for the failure.
 
-The seam is `Fetcher.fetch(url) -> Fetched | Failure`. Behind it: aiohttp with the address guard in its connector, a deadline
-for the whole URL and one for each read, a cap on the decoded body, redirects followed by hand so that each hop is checked and
-waits for its host's turn, and no retry where it would be impolite.
+It uses aiohttp, with the address guard in its connector, a deadline for the whole URL and one for each read, and a limit on the
+decompressed body. Redirects are followed one by one, so that each is checked and waits for its host's turn. Only failures that
+may be temporary are retried.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ _OPT_OUT = {"noai", "noimageai", "noindex", "noimageindex", "noml", "none"}
 _DIRECTIVES_WITH_VALUE = {"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"}
 _REDIRECTS = {301, 302, 303, 307, 308}
 _NO_ANSWER = {"timeout", "dns", "connect", "connection_lost"}
-"""Reasons that say something about the host rather than about the URL."""
+"""Reasons that concern the host rather than the URL."""
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """A complete body of a URL."""
+    """The complete body of a URL."""
 
     body: bytes
 
 
 @dataclass(frozen=True)
 class _Retry:
-    """An answer that may be better in a moment."""
+    """A failure that may be temporary."""
 
     failure: Failure
     after_s: float | None = None
@@ -63,7 +63,7 @@ class Fetcher:
 
     async def __aenter__(self) -> Fetcher:
         connector = aiohttp.TCPConnector(
-            limit=0,  # turns and connections are ours: waiting for them costs no URL its deadline
+            limit=0,  # limited by our own semaphores: waiting for them does not count against a URL's deadline
             socket_factory=GuardedSocketFactory(self._allowed),
             resolver=CachingResolver(),
             use_dns_cache=False,
@@ -72,7 +72,7 @@ class Fetcher:
             connector=connector,
             headers=self._headers,
             cookie_jar=aiohttp.DummyCookieJar(),
-            trust_env=False,  # a proxy would dial in our stead, past the guard
+            trust_env=False,  # a proxy would connect for us, past the guard
             timeout=aiohttp.ClientTimeout(
                 total=None, sock_connect=self.config.read_timeout_s, sock_read=self.config.read_timeout_s
             ),
@@ -87,10 +87,10 @@ class Fetcher:
         await self._session.close()
 
     async def fetch(self, url: str, claim: Claim | None = None) -> Fetched | Failure:
-        """The body of a URL within `total_timeout_s`, retries and redirects included. Never raises for what a URL does.
+        """Fetches a URL within `total_timeout_s`, retries and redirects included. A bad URL or answer never raises.
 
         Args:
-            claim: grows by what is read; nothing is read that it has no room for.
+            claim: grows with the bytes that are read; reading waits while it has no room.
         """
         deadline = _Deadline(self.config.total_timeout_s)
         delay_s = FIRST_DELAY_S
@@ -109,7 +109,7 @@ class Fetcher:
         raise AssertionError("unreachable")
 
     async def _once(self, url: str, claim: Claim | None, deadline: _Deadline) -> Fetched | Failure | _Retry:
-        """One attempt: every redirect, then the body."""
+        """One attempt: follows redirects, then reads the body."""
         target: URL | Failure = parse_url(url)
         for _ in range(self.config.max_redirects + 1):
             if isinstance(target, Failure):
@@ -124,10 +124,10 @@ class Fetcher:
             if not isinstance(outcome, str):
                 return outcome
             target = parse_url(outcome, base=target)
-        return _failed("too_many_redirects", f"more than {self.config.max_redirects} redirects")
+        return download_failure("too_many_redirects", f"more than {self.config.max_redirects} redirects")
 
     async def _ask(self, target: URL, host: Host, claim: Claim | None, deadline: _Deadline) -> Fetched | Failure | _Retry | str:
-        """One request; a redirect's target comes back as it stands in the header."""
+        """One request; for a redirect returns the value of its Location header."""
         outcome: Failure | _Retry
         try:
             async with deadline, self._session.get(target, allow_redirects=False) as response:
@@ -139,10 +139,12 @@ class Fetcher:
                 return answer
         except TimeoutError as error:
             if deadline.left_s <= 0:
-                outcome = _failed("timeout", f"no complete answer within {self.config.total_timeout_s:g} s")
+                outcome = download_failure("timeout", f"no complete answer within {self.config.total_timeout_s:g} s")
             else:
-                outcome = _failed("timeout", " ".join(str(error).split()) or f"silent for {self.config.read_timeout_s:g} s")
-        except Exception as error:  # what one answer provokes in a client must not cost the other rows
+                outcome = download_failure(
+                    "timeout", " ".join(str(error).split()) or f"silent for {self.config.read_timeout_s:g} s"
+                )
+        except Exception as error:  # whatever one answer provokes in the client must not fail the other rows
             outcome = _explain(error)
         if _reason(outcome) in _NO_ANSWER:
             self._hosts.no_answer(host)
@@ -151,9 +153,9 @@ class Fetcher:
     async def _read(
         self, response: aiohttp.ClientResponse, host: Host, claim: Claim | None, deadline: _Deadline
     ) -> Fetched | Failure | _Retry:
-        """Status and headers first, then the body up to the cap."""
+        """Checks status and headers, then reads the body up to the limit."""
         if response.status != 200:
-            failure = _failed(f"http_{response.status}", f"HTTP status {response.status}")
+            failure = download_failure(f"http_{response.status}", f"HTTP status {response.status}")
             if response.status == 429 or response.status >= 500:
                 pause_s = _retry_after(response)
                 if pause_s is not None:
@@ -162,10 +164,10 @@ class Fetcher:
             return failure
         directive = opt_out(response.headers.getall("X-Robots-Tag", []))
         if directive is not None:
-            return _failed("robots", f"X-Robots-Tag: {directive}")
+            return download_failure("robots", f"X-Robots-Tag: {directive}")
         limit = self.config.max_bytes
         if response.content_length is not None and response.content_length > limit:
-            return _failed("too_large", f"Content-Length {response.content_length} is over {limit} bytes")
+            return download_failure("too_large", f"Content-Length {response.content_length} is over {limit} bytes")
         body = bytearray()
         while chunk := await response.content.readany():
             if claim is not None and not claim.try_grow(len(chunk)):
@@ -173,14 +175,14 @@ class Fetcher:
                     await claim.grow(len(chunk))
             body += chunk
             if len(body) > limit:
-                return _failed("too_large", f"the body is over {limit} bytes")
+                return download_failure("too_large", f"the body is over {limit} bytes")
         if not body:
-            return _failed("empty_body", "the answer has no body")
+            return download_failure("empty_body", "the answer has no body")
         return Fetched(bytes(body))
 
 
 class _Deadline:
-    """Seconds that a URL has left; they run out while a request is under way, not while it waits for its turn or for room."""
+    """Time that a URL has left. It runs during requests, but not while waiting for a turn or for memory."""
 
     def __init__(self, seconds: float) -> None:
         self.left_s = seconds
@@ -192,14 +194,14 @@ class _Deadline:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Raises TimeoutError when the time was over."""
+        """Raises TimeoutError if the deadline has passed."""
         until = self._timeout.when()
         self.left_s = 0.0 if until is None else until - asyncio.get_running_loop().time()
         await self._timeout.__aexit__(kind, error, trace)
 
     @contextlib.contextmanager
     def stopped(self) -> Iterator[None]:
-        """Time in here does not count."""
+        """Stops the clock within the block."""
         loop = asyncio.get_running_loop()
         until, began = self._timeout.when(), loop.time()
         assert until is not None
@@ -209,28 +211,28 @@ class _Deadline:
 
 
 def parse_url(url: str, base: URL | None = None) -> URL | Failure:
-    """An absolute http or https URL, or why it is none."""
+    """Parses an absolute http or https URL, or returns the reason why it is not one."""
     if re.search(r"[\x00-\x20\\\x7f]", url.strip()):
-        return _failed("bad_url", "the URL holds a control character, a space or a backslash")
+        return download_failure("bad_url", "the URL holds a control character, a space or a backslash")
     try:
         parsed = URL(url.strip()) if base is None else base.join(URL(url.strip()))
         host = parsed.host
-        parsed.port  # noqa: B018 (raises for a port that is no number)
+        parsed.port  # noqa: B018 (raises for an invalid port)
     except (ValueError, TypeError, UnicodeError) as error:
-        return _failed("bad_url", f"not a URL: {error}")
+        return download_failure("bad_url", f"not a URL: {error}")
     if not parsed.scheme:
-        return _failed("bad_url", "the URL has no scheme")
+        return download_failure("bad_url", "the URL has no scheme")
     if parsed.scheme not in ("http", "https"):
-        return _failed("unknown_scheme", f"{parsed.scheme}: is not fetched; only http and https are")
+        return download_failure("unknown_scheme", f"{parsed.scheme}: is not fetched; only http and https are")
     if not host:
-        return _failed("bad_url", "the URL has no host")
+        return download_failure("bad_url", "the URL has no host")
     if parsed.user is not None or parsed.password is not None:
-        return _failed("bad_url", "the URL holds a user name or a password")
+        return download_failure("bad_url", "the URL holds a user name or a password")
     return parsed
 
 
 def opt_out(values: list[str]) -> str | None:
-    """The directive of X-Robots-Tag that says no to us, if one does. A value may be scoped to another agent by `name:`."""
+    """The directive of X-Robots-Tag that forbids our use, if any. A value may be scoped to another agent by `name:`."""
     for value in values:
         scope, colon, rest = value.partition(":")
         scoped = bool(colon) and "," not in scope and scope.strip().lower() not in _DIRECTIVES_WITH_VALUE
@@ -243,14 +245,14 @@ def opt_out(values: list[str]) -> str | None:
 
 
 def _retry_after(response: aiohttp.ClientResponse) -> float | None:
-    """Seconds of a Retry-After header; the date form is answered with our own back-off."""
+    """Seconds of a Retry-After header; None, for the default back-off, if it is missing or a date."""
     with contextlib.suppress(KeyError, ValueError):
         return max(0.0, float(response.headers["Retry-After"]))
     return None
 
 
-def _failed(reason: str, message: str) -> Failure:
-    """A failure; headers may hold bytes that are no text, which a parquet file would refuse."""
+def download_failure(reason: str, message: str) -> Failure:
+    """A failure with a message in valid UTF-8: headers may hold other bytes, which parquet would refuse."""
     return Failure("failed_to_download", reason, message.encode("utf-8", "replace").decode())
 
 
@@ -259,24 +261,24 @@ def _reason(outcome: Failure | _Retry) -> str:
 
 
 def _explain(error: Exception) -> Failure | _Retry:
-    """aiohttp's exceptions as reasons. Order: subclasses first."""
+    """Maps aiohttp's exceptions to reasons. Order: subclasses first."""
     text = " ".join(str(error).split())[:200] or type(error).__name__
     if REFUSED in text:
-        return _failed("address_refused", text)
+        return download_failure("address_refused", text)
     if isinstance(error, aiohttp.InvalidURL):
-        return _failed("bad_url", text)
+        return download_failure("bad_url", text)
     if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return _failed("dns", text)
+        return download_failure("dns", text)
     if isinstance(error, aiohttp.ClientSSLError):
-        return _failed("tls", text)
+        return download_failure("tls", text)
     if isinstance(error, aiohttp.ServerTimeoutError | TimeoutError):
-        return _failed("timeout", text)
+        return download_failure("timeout", text)
     if isinstance(error, aiohttp.ClientConnectorError):
-        return _failed("connect", text)
+        return download_failure("connect", text)
     if isinstance(error, aiohttp.ClientResponseError):
-        return _failed("bad_answer", text)
+        return download_failure("bad_answer", text)
     if isinstance(error, aiohttp.ClientError | OSError):
-        return _Retry(_failed("connection_lost", text))
+        return _Retry(download_failure("connection_lost", text))
     if isinstance(error, ValueError):
-        return _failed("bad_url", text)
-    return _failed("error", f"{type(error).__name__}: {text}")
+        return download_failure("bad_url", text)
+    return download_failure("error", f"{type(error).__name__}: {text}")

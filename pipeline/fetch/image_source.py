@@ -1,7 +1,7 @@
-"""The one seam between a row and its image's bytes: `fetch(url) -> Fetched | Failure`, wherever the image lies.
+"""Fetches an image from anywhere: `fetch(url) -> Fetched | Failure` for http, https, s3 and file addresses.
 
 http and https addresses go to http_client.py. s3:// addresses and files are read only under the prefixes and folders that
-the configuration names: a table that somebody else has written must not reach all that this machine can read.
+the configuration allows: a table written by somebody else must not reach everything that this machine can read.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from urllib.request import url2pathname
 
 from pipeline.config import FetchConfig
 from pipeline.errors import Failure, StorageError
-from pipeline.fetch.http_client import Fetched, Fetcher
+from pipeline.fetch.http_client import Fetched, Fetcher, download_failure
 from pipeline.fetch.memory_budget import Claim
 from pipeline.storage.address import open_storage
 
@@ -25,7 +25,7 @@ READERS = 16
 
 
 class ImageSource:
-    """Fetches for one event loop; used like the `Fetcher` in it."""
+    """Fetches images for one event loop; an async context, like `Fetcher`."""
 
     def __init__(self, config: FetchConfig) -> None:
         self.config = config
@@ -46,7 +46,7 @@ class ImageSource:
         self._readers.shutdown(wait=False)
 
     async def fetch(self, url: str, claim: Claim) -> Fetched | Failure:
-        """The image's bytes. Never raises for what a URL holds or does."""
+        """Returns the image's bytes. A bad URL or answer never raises."""
         if self._s3 and url.startswith("s3://"):
             return await self._read(lambda: self._object(url), claim)
         if self._folders and (url.startswith("file://") or "://" not in url):
@@ -54,25 +54,25 @@ class ImageSource:
         return await self._web.fetch(url, claim)
 
     async def _read(self, read: Callable[[], bytes | Failure], claim: Claim) -> Fetched | Failure:
-        await claim.grow(self.config.max_bytes)  # how long it is is known when it is here
+        await claim.grow(self.config.max_bytes)  # the size is known only after reading
         body = await asyncio.get_running_loop().run_in_executor(self._readers, read)
         if isinstance(body, Failure):
             return body
         if len(body) > self.config.max_bytes:
-            return _failed("too_large", f"more than {self.config.max_bytes} bytes")
+            return download_failure("too_large", f"more than {self.config.max_bytes} bytes")
         claim.settle(len(body))
-        return Fetched(body) if body else _failed("empty_body", "there are no bytes in it")
+        return Fetched(body) if body else download_failure("empty_body", "the object or file is empty")
 
     def _object(self, url: str) -> bytes | Failure:
         prefix = next((prefix for prefix in self._s3 if url.startswith(prefix)), None)
         if prefix is None:
-            return _failed("address_refused", "it lies under none of ingest.fetch.allow_s3")
+            return download_failure("address_refused", "the address is under none of ingest.fetch.allow_s3")
         try:
             return self._storages[prefix].read_range(url.removeprefix(prefix), 0, self.config.max_bytes + 1)
         except FileNotFoundError:
-            return _failed("not_found", "there is no such object")
+            return download_failure("not_found", "there is no such object")
         except StorageError as error:
-            return _failed("s3_error", str(error))
+            return download_failure("s3_error", str(error))
 
     def _file(self, url: str) -> bytes | Failure:
         try:
@@ -84,11 +84,7 @@ class ImageSource:
                         return file.read(self.config.max_bytes + 1)
             refused = not any((folder / named).resolve().is_relative_to(folder) for folder in self._folders)
         except (OSError, ValueError, RuntimeError) as error:
-            return _failed("bad_url", " ".join(str(error).split()))
+            return download_failure("bad_url", " ".join(str(error).split()))
         if refused:
-            return _failed("address_refused", "it lies under none of ingest.fetch.allow_files")
-        return _failed("not_found", "there is no such file")
-
-
-def _failed(reason: str, message: str) -> Failure:
-    return Failure("failed_to_download", reason, message.encode("utf-8", "replace").decode())
+            return download_failure("address_refused", "the path is under none of ingest.fetch.allow_files")
+        return download_failure("not_found", "there is no such file")

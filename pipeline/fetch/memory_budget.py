@@ -1,8 +1,8 @@
-"""A bound on the bytes that one worker holds, whatever its images are.
+"""A limit on the bytes of images that one worker holds in memory.
 
 Every row has a claim, which grows while its body arrives, shrinks to the stored image and ends when that is written. Rows
-start in order while there is room; of those that are reading, one at a time, the first in order, may go beyond the bound. So
-somebody always gets on, and the bound is exceeded by one body at most.
+start in order while there is room. Of the rows that are reading, the first in order may exceed the limit, one at a time: so
+one row can always proceed, and the limit is exceeded by one body at most.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import asyncio
 
 
 class Memory:
-    """The claims of one event loop; `limit_bytes` for all of them together."""
+    """The claims of one event loop, limited to `limit_bytes` in total."""
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
@@ -49,7 +49,7 @@ class Memory:
 
 
 class Claim:
-    """What one row holds."""
+    """The bytes that one row holds."""
 
     def __init__(self, memory: Memory, row: int) -> None:
         self.row = row
@@ -57,7 +57,7 @@ class Claim:
         self._bytes = 0
 
     def try_grow(self, count: int) -> bool:
-        """Adds bytes that have arrived, if there is room for them."""
+        """Adds received bytes if there is room for them. Returns False if there is none."""
         memory = self._memory
         memory._growing.add(self)
         if not memory._may_grow(self, count):
@@ -68,12 +68,12 @@ class Claim:
         return True
 
     async def grow(self, count: int) -> None:
-        """The same, and waits for room."""
+        """Adds bytes, waiting until there is room."""
         while not self.try_grow(count):
             await self._memory._change()
 
     def settle(self, count: int) -> None:
-        """Ends the growing; `count` bytes are kept."""
+        """Ends growing and keeps `count` bytes."""
         memory = self._memory
         memory._growing.discard(self)
         if memory._exempt is self:

@@ -1,1 +1,1 @@
-"""Tables of URLs in, shards and a new version of the data set out."""
+"""Tables of image URLs in, a new version of the data set out: the rows that it lacks are planned, fetched and committed."""

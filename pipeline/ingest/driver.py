@@ -1,7 +1,7 @@
-"""Ingestion on Ray Data: partitions to actors, their records into a new version of the data set.
+"""Ingestion on Ray Data: sends partitions to actors, and commits their records as new versions of the data set.
 
-In: an `IngestConfig`; Ray is initialised. Out: the manifest's next version, and a summary. The work itself is in
-pipeline/ingest/partition.py, which knows no Ray.
+In: an `IngestConfig`; Ray is initialised. Out: the data set's next version, and a summary. The work itself is done in
+pipeline/ingest/partition.py, without Ray.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from pipeline.storage.address import open_storage
 from pipeline.storage.base import Storage
 
 Log = Callable[[dict[str, float]], None]
-"""Takes the state of a running job, now and then."""
+"""Called with the state of a running job whenever a partition is finished."""
 
 
 @dataclass(frozen=True)
 class IngestSummary:
-    """What a run of ingestion did.
+    """The result of a run of ingestion.
 
     Attributes:
-        version: of the data set after the run; 0 where there is none.
-        rows_held: rows of the input that it held before.
-        counts: rows of this run by reason, `success` among them.
+        version: version of the data set after the run; 0 if there is none.
+        rows_held: rows of the input that the data set held before.
+        counts: rows of this run by reason, including `success`.
     """
 
     output: str
@@ -62,21 +62,21 @@ class IngestSummary:
 
 
 def run_ingest(config: IngestConfig, plan: IngestPlan | None = None, log: Log | None = None) -> IngestSummary:
-    """Fetches what the data set lacks and commits it, now and then and at the end.
+    """Fetches the rows that the data set lacks and commits them, every `commit_every_s` and at the end.
 
     Args:
-        plan: what `plan_ingest` has said a moment ago; made here where there is none.
-        log: is given rows, rows_per_s, success_share and the rows of each reason whenever partitions are done.
+        plan: a recent result of `plan_ingest`; None: plan here.
+        log: called with rows, rows_per_s, success_share and the rows of each reason.
 
     Raises:
         InputError: bad input; no worker was started.
-        RuntimeError: a partition came back neither done nor failed; nothing of it was committed.
+        RuntimeError: a partition returned no record; it was not committed.
     """
     began = time.perf_counter()
     storage = open_storage(config.output)
     plan = plan or plan_ingest(config)
     rows_held, counts = plan.rows_held, Counter[str]()
-    library = _ray_metrics() if plan.partitions else None  # Ray is started where there is work
+    library = _ray_metrics() if plan.partitions else None  # Ray is started only if there is work
     publish_requests(library, data_set=storage.uri)
     with Publisher(INGESTION, {"data_set": storage.uri}, library) as metrics:
         while plan.partitions or plan.adopted:
@@ -91,7 +91,7 @@ def run_ingest(config: IngestConfig, plan: IngestPlan | None = None, log: Log | 
                 counts.update(record.counts if record.id in held else {})
             if held.issuperset(record.id for record in records):
                 break
-            # Another run has committed a part of these rows first; what it did not is still to be done.
+            # Another run has committed some of these rows first; plan the rest again.
             plan = plan_ingest(config)
     manifest = read_manifest(storage) if list_versions(storage) else None
     if manifest is not None:
@@ -115,7 +115,7 @@ def _commit(storage: Storage, records: Sequence[PartitionRecord], metrics: Publi
 
 
 def _write_notes(storage: Storage, manifest: Manifest, plan: IngestPlan) -> None:
-    """Notes the tables of which every row is held."""
+    """Writes the notes of tables whose rows are all held."""
     rows: Counter[str] = Counter()
     for record in manifest.partitions:
         rows[record.input_path] += record.num_rows
@@ -125,7 +125,7 @@ def _write_notes(storage: Storage, manifest: Manifest, plan: IngestPlan) -> None
 
 
 class _PartitionActor:
-    """What Ray Data keeps in each worker; imports and options are paid for once."""
+    """Ray Data's actor: each worker imports and reads the configuration once."""
 
     def __init__(self, config: IngestConfig) -> None:
         self.config = config
@@ -139,9 +139,10 @@ class _PartitionActor:
 def _run_partitions(
     plan: IngestPlan, config: IngestConfig, log: Log | None, metrics: Publisher
 ) -> Iterator[list[PartitionRecord]]:
-    """The Ray Data graph: finished partitions, as many at a time as are committed together.
+    """Runs the Ray Data graph; yields finished partitions in the batches that are committed together.
 
-    A partition that does not come back is an error, never a silence.
+    Raises:
+        RuntimeError: a partition returned no record.
     """
     if not plan.partitions:
         return
@@ -162,18 +163,18 @@ def _run_partitions(
     if finished:
         yield finished
     if missing:
-        raise RuntimeError(f"{len(missing)} partitions did not come back, {min(missing)} among them; run the job again")
+        raise RuntimeError(f"{len(missing)} partitions returned no record, e.g. {min(missing)}; run the job again")
 
 
 def _shuffled(plan: IngestPlan) -> IngestPlan:
-    """The plan in another order: two runs that overlap would else fetch the same partitions side by side to the end."""
+    """The plan in random order: otherwise two overlapping runs would fetch the same partitions side by side to the end."""
     return replace(plan, partitions=random.sample(plan.partitions, len(plan.partitions)))
 
 
 def _stream(plan: IngestPlan, config: IngestConfig) -> Any:
-    """Partitions to actors; a row comes back for each that is done.
+    """Sends partitions to a pool of actors; the data set that it returns has one row for each finished partition.
 
-    The pool begins with the room that there is, grows with the cluster, and by its demand the cluster grows where it can.
+    The pool starts with the CPUs that the cluster has and grows with it; its demand makes an autoscaling cluster grow.
     """
     import ray
     from ray.data import ActorPoolStrategy, DataContext
@@ -182,8 +183,8 @@ def _stream(plan: IngestPlan, config: IngestConfig) -> Any:
     context.enable_progress_bars = False  # ours counts rows and successes
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = -1  # a large partition, or a wait for nodes, may take over 30 minutes
-    logging.getLogger("ray.data").setLevel(logging.WARNING)  # it warns of a cluster that has no room
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # and that its bars are off
+    logging.getLogger("ray.data").setLevel(logging.WARNING)  # keeps its warning that the cluster lacks CPUs
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that its bars are off
     most = min(config.num_workers or len(plan.partitions), len(plan.partitions))
     room = max(1, int(ray.cluster_resources().get("CPU", 0)))
     return ray.data.from_items(
@@ -192,7 +193,7 @@ def _stream(plan: IngestPlan, config: IngestConfig) -> Any:
         _PartitionActor,
         fn_constructor_args=(config,),
         batch_size=1,
-        # Tasks in flight stay at Ray's two for each that runs: with fewer it would never think of a larger pool.
+        # Keep Ray's default of two tasks in flight per actor: with fewer the pool would never grow.
         compute=ActorPoolStrategy(min_size=1, initial_size=min(room, most), max_size=most),
         num_cpus=1,
     )
@@ -213,7 +214,7 @@ def _ray_metrics() -> Any:
 
 
 class _Progress:
-    """Rows that are done, with the share of successes and the commonest reason to fail."""
+    """Reports finished rows, with the share of successes and the most frequent reasons for failure."""
 
     def __init__(self, num_rows: int, log: Log | None) -> None:
         self._bar = Progress(num_rows, "rows", "ingest")
@@ -238,5 +239,5 @@ class _Progress:
 
 
 def _plain(batch: dict[str, Any], index: int) -> dict[str, Any]:
-    """One row of a columnar batch, numpy scalars as Python's."""
+    """One row of a columnar batch, with numpy scalars converted to Python's."""
     return {name: value.item() if hasattr(value := column[index], "item") else value for name, column in batch.items()}

@@ -1,10 +1,9 @@
-"""One partition, end to end, in a bare process: rows -> fetch -> decode -> shards -> storage -> completion record.
+"""Ingests one partition in one process: rows -> fetch -> decode -> shards -> storage -> completion record.
 
-In: a row range of a table. Out: its record, the same for everyone: when two workers do one partition, the first completion
-record wins, and the other's objects are orphans that no manifest names.
+In: a row range of a table. Out: its completion record. If two workers ingest the same partition, the first record wins and
+both return it; the other's objects are orphans that no manifest names.
 
-Rows start in order and are written in order; in between they overtake each other. fetch/memory_budget.py bounds
-what is in between.
+Rows start in order and are written in order, but may finish in any order. fetch/memory_budget.py limits how many are in flight.
 """
 
 from __future__ import annotations
@@ -38,22 +37,22 @@ from pipeline.transform.caption import clean_caption
 from pipeline.transform.image import prepare_image
 
 HELD_ROWS = 64
-"""Rows that are read at a time where they hold the images themselves."""
+"""Batch size for reading tables that hold the images themselves."""
 LONG_WORK_BYTES = 2 << 20
-"""A larger image is prepared beside the event loop, so that it does not hold up the others' network."""
+"""Images with more bytes are prepared in a thread, so that they do not block the event loop."""
 
 Result = TypeVar("Result")
 
 
 def ingest_partition(spec: PartitionSpec, config: IngestConfig) -> PartitionRecord:
-    """Does one partition, unless it is done. Objects are written before the record that names them: none is visible by halves.
+    """Ingests a partition, unless that is done already. Objects are written before the record that names them.
 
     Raises:
-        ExceptionGroup: of an InputError, where the table does not hold these rows any more, or of what a storage said.
+        ExceptionGroup: holds an InputError if the table no longer holds these rows, or the errors of a storage.
     """
     storage = open_storage(config.output)
     path = partition_path(spec.id)
-    if storage.exists(path):  # another run, or a worker that was taken for lost, was here first
+    if storage.exists(path):  # another run, or a worker that was thought lost, has finished it
         return PartitionRecord.model_validate_json(storage.read(path))
     with tempfile.TemporaryDirectory(prefix="rayclip-") as temporary:
         shards, counts = _run(_ingest_rows(spec, config, storage, Path(temporary)))
@@ -75,7 +74,7 @@ def ingest_partition(spec: PartitionSpec, config: IngestConfig) -> PartitionReco
 async def _ingest_rows(
     spec: PartitionSpec, config: IngestConfig, storage: Storage, folder: Path
 ) -> tuple[list[ShardRecord], Counter[str]]:
-    """Every row into a shard, in order, and every shard into the storage."""
+    """Writes every row into a shard, in order, and every shard into the storage."""
     shards: list[ShardRecord] = []
     counts: Counter[str] = Counter()
     writer: ShardWriter | None = None
@@ -97,7 +96,7 @@ async def _ingest_rows(
 
 @dataclass(frozen=True)
 class _Workshop:
-    """What all rows share."""
+    """Resources that all rows of a partition share."""
 
     config: IngestConfig
     source: ImageSource
@@ -111,7 +110,7 @@ async def _workshop(config: IngestConfig) -> AsyncIterator[_Workshop]:
 
 
 async def _start_rows(spec: PartitionSpec, workshop: _Workshop, tasks: asyncio.TaskGroup) -> AsyncIterator[tuple[Row, Claim]]:
-    """Starts rows as far as the memory allows, and yields them in order as they are done."""
+    """Starts rows as far as the memory allows, and yields the finished rows in order."""
     width = max(6, len(str(spec.num_rows)))
     ahead: asyncio.Queue[asyncio.Task[tuple[Row, Claim]]] = asyncio.Queue()
 
@@ -126,7 +125,7 @@ async def _start_rows(spec: PartitionSpec, workshop: _Workshop, tasks: asyncio.T
             ahead.put_nowait(tasks.create_task(_one_row(f"{spec.id}-{number:0{width}d}", source, workshop, claim)))
         if number + 1 < spec.num_rows:
             raise InputError(
-                f"ingest.input={spec.input_path}: lost rows while they were read; a table may only grow at its end, restore it"
+                f"ingest.input={spec.input_path}: lost rows during ingestion; a table may only grow at its end: restore it"
             )
 
     tasks.create_task(start())
@@ -135,7 +134,7 @@ async def _start_rows(spec: PartitionSpec, workshop: _Workshop, tasks: asyncio.T
 
 
 async def _one_row(key: str, source: dict[str, Any], workshop: _Workshop, claim: Claim) -> tuple[Row, Claim]:
-    """A row and what became of it; the claim holds its stored image."""
+    """Processes one row; its claim holds the bytes of the stored image."""
     config = workshop.config
     own = (config.url_column, config.caption_column, config.bytes_column)
     extra = {name: value for name, value in source.items() if name not in own}
@@ -152,14 +151,14 @@ async def _one_row(key: str, source: dict[str, Any], workshop: _Workshop, claim:
     else:
         if len(fetched.body) > LONG_WORK_BYTES:
             outcome = await asyncio.to_thread(prepare_image, fetched.body, config.image)
-        else:  # threads that take turns cost a small image a sixth of its time
+        else:  # for a small image, switching threads would cost a sixth of its time
             outcome = prepare_image(fetched.body, config.image)
     claim.settle(len(outcome.data) if isinstance(outcome, StoredImage) else 0)
     return Row(key, address, caption, outcome, extra), claim
 
 
 async def _bytes_of(source: dict[str, Any], url: object, workshop: _Workshop, claim: Claim) -> Fetched | Failure:
-    """The bytes that the row holds or names."""
+    """The bytes that the row holds, or that its URL points to."""
     column = workshop.config.bytes_column
     if column:
         held = _held_bytes(source, column)
@@ -170,7 +169,7 @@ async def _bytes_of(source: dict[str, Any], url: object, workshop: _Workshop, cl
 
 
 def _held_bytes(source: dict[str, Any], column: str) -> bytes:
-    """A bytes column's value; b"" for none. Hugging Face's data sets keep images as {bytes, path}."""
+    """Value of the bytes column; b"" if there is none. Hugging Face's data sets store images as {bytes, path}."""
     value = source[column] if column else None
     if isinstance(value, dict) and "bytes" in value:
         value = value["bytes"]
@@ -178,6 +177,6 @@ def _held_bytes(source: dict[str, Any], column: str) -> bytes:
 
 
 def _run(work: Coroutine[Any, Any, Result]) -> Result:
-    """On uvloop, in a thread of its own, since the caller's may have a loop."""
+    """Runs a coroutine on uvloop, in a new thread, since the caller's thread may have a running event loop."""
     with ThreadPoolExecutor(max_workers=1) as thread:
         return thread.submit(uvloop.run, work).result()

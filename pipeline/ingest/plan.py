@@ -1,8 +1,8 @@
-"""What a run of ingestion has to do: the row ranges of the input that no version of the data set holds yet.
+"""Plans a run of ingestion: finds the row ranges of the input that the data set does not hold yet.
 
 In: the configuration, the tables and the data set's latest manifest. Out: partitions to fetch, and completion records that an
-earlier run left without committing them. Starts nothing. A table whose file is what it was when all its rows were ingested is
-not read; any other is read once, streamed, and what is held of it is checked to be what it was.
+earlier run left uncommitted. Starts no work. A table whose file has not changed since all its rows were ingested is not read;
+any other table is streamed once, and rows that are already held are checked for changes.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from pipeline.storage.address import open_storage
 from pipeline.storage.base import Storage
 
 INPUTS = "inputs/"
-"""Where a data set keeps notes on its tables, and rows of text tables while they wait."""
+"""Folder of a data set with notes on its tables, and with rows of text tables that wait for a worker."""
 
 
 @dataclass(frozen=True)
 class PartitionSpec:
-    """A row range to ingest; the fields are those of its record in the manifest, but for the last two.
+    """A row range to ingest; all fields but the last two are those of its record in the manifest.
 
     Attributes:
-        rows_path: the table that the rows are read from; "" for the input itself.
-        rows_first: the range's first row there.
+        rows_path: table to read the rows from; "" for the input itself.
+        rows_first: the range's first row in that table.
     """
 
     id: str
@@ -57,7 +57,7 @@ class PartitionSpec:
 
 
 class TableNote(BaseModel):
-    """All rows of a table's file were ingested: as long as the file has this identity, there is nothing to read."""
+    """A note that all rows of a table's file were ingested: while the file keeps this identity, it is not read again."""
 
     input_path: str
     options_fingerprint: str
@@ -70,19 +70,19 @@ class TableNote(BaseModel):
 
 
 def note_path(table: str, fingerprint: str) -> str:
-    """Where a table's note lies."""
+    """Path of a table's note."""
     return f"{INPUTS}{short_hash([table, fingerprint])}.json"
 
 
 @dataclass(frozen=True)
 class IngestPlan:
-    """What a run will do.
+    """The work of a run.
 
     Attributes:
-        partitions: to be fetched.
-        adopted: finished by an earlier run that was stopped before its commit.
-        rows_held: rows that the data set holds already.
-        notes: of the tables that were read, to be written when all their rows are held.
+        partitions: row ranges to fetch.
+        adopted: records of partitions that an earlier run finished but did not commit.
+        rows_held: rows that the data set already holds.
+        notes: notes of the tables that were read, to be written once all their rows are held.
     """
 
     partitions: list[PartitionSpec]
@@ -99,7 +99,7 @@ class IngestPlan:
         return (
             f"{self.num_rows:,} rows to fetch, in {len(self.partitions):,} partitions of {tables:,} tables\n"
             f"{sum(record.num_rows for record in self.adopted):,} rows finished by an earlier run, to be committed\n"
-            f"{self.rows_held:,} rows held already"
+            f"{self.rows_held:,} rows already held"
         )
 
 
@@ -107,10 +107,10 @@ def plan_ingest(config: IngestConfig, dry_run: bool = False) -> IngestPlan:
     """Compares the input with the data set.
 
     Args:
-        dry_run: write nothing; the plan cannot be carried out where the input is text.
+        dry_run: write nothing; for text tables the plan can then only be shown, not run.
 
     Raises:
-        InputError: the input or the output cannot be used, or rows that were ingested have changed since.
+        InputError: the input or the output cannot be used, or rows have changed since they were ingested.
     """
     if not config.output:
         raise InputError("ingest.output: is empty; name the folder or the s3://bucket/prefix of the data set")
@@ -134,10 +134,10 @@ def plan_ingest(config: IngestConfig, dry_run: bool = False) -> IngestPlan:
         if columns is None and held:
             raise _edited(table, held[0])
         if columns is None:
-            continue  # nothing has been written into it yet
+            continue  # the table is still empty
         check_columns(table, columns, config)
         num_rows = planner.plan_table(table, held)
-        if settled:  # else its last line may have been left out, and it is to be read again
+        if settled:  # otherwise its last line may have been skipped, and it must be read again
             notes.append(note.model_copy(update={"num_rows": num_rows}))
     if planner.partitions and not dry_run:
         storage.check_writable()
@@ -152,7 +152,7 @@ def options_fingerprint(config: IngestConfig) -> str:
 
 
 class _Planner:
-    """Collects what is missing, table by table."""
+    """Collects missing row ranges, table by table."""
 
     def __init__(self, config: IngestConfig, storage: Storage, fingerprint: str, finished: set[str], dry_run: bool) -> None:
         self.partitions: list[PartitionSpec] = []
@@ -161,7 +161,7 @@ class _Planner:
         self._finished, self._dry_run = finished, dry_run
 
     def plan_table(self, table: str, held: list[PartitionRecord]) -> int:
-        """Adds the ranges that are not held, and checks those that are. Returns the table's rows."""
+        """Adds the ranges that are not held, and checks those that are. Returns the table's number of rows."""
         first_row, by_first = 0, {record.first_row: record for record in held}
         for chunk in read_chunks(table, _sizes(held, self._config.partition_size_rows)):
             digest = hash_rows(chunk)
@@ -199,7 +199,7 @@ class _Planner:
         )
 
     def _keep_rows(self, path: str, chunk: pa.Table) -> None:
-        """Puts rows where a worker finds them without reading a text table from its start."""
+        """Stores rows for a worker, which would otherwise have to read a text table from its start."""
         if self._storage.exists(path):
             return
         with tempfile.TemporaryDirectory(prefix="rayclip-") as folder:
@@ -209,20 +209,20 @@ class _Planner:
 
 
 def _held_ranges(manifest: Manifest | None, table: str, fingerprint: str) -> list[PartitionRecord]:
-    """The data set's ranges of a table, by row. Raises InputError where they were ingested under other options."""
+    """The data set's ranges of a table, by row. Raises InputError if they were ingested under other options."""
     if manifest is None:
         return []
     held = sorted((record for record in manifest.partitions if record.input_path == table), key=lambda record: record.first_row)
     if any(record.options_fingerprint != fingerprint for record in held):
         raise InputError(
-            f"ingest.input={table}: the data set holds rows of it that were ingested under other options (ingest.image.*, "
-            "ingest.caption.*, column names); restore them, or choose another ingest.output"
+            f"ingest.input={table}: the data set holds rows of this table that were ingested under other options "
+            "(ingest.image.*, ingest.caption.*, column names); use the same options, or choose another ingest.output"
         )
     return held
 
 
 def _sizes(held: list[PartitionRecord], partition_size_rows: int) -> Iterator[int]:
-    """How a table is cut: held ranges as they are, what lies between and after them in partitions."""
+    """Sizes of a table's chunks: held ranges unchanged, the gaps and the rest in partitions."""
     position = 0
     for record in held:
         while position < record.first_row:
@@ -237,6 +237,6 @@ def _sizes(held: list[PartitionRecord], partition_size_rows: int) -> Iterator[in
 
 def _edited(table: str, record: PartitionRecord) -> InputError:
     return InputError(
-        f"ingest.input={table}: rows {record.first_row} to {record.first_row + record.num_rows - 1} are not what they were "
-        "when they were ingested; a table may only grow at its end: restore it, or put changed rows into a new table"
+        f"ingest.input={table}: rows {record.first_row} to {record.first_row + record.num_rows - 1} have changed since they "
+        "were ingested; a table may only grow at its end: restore it, or put changed rows into a new table"
     )

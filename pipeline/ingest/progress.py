@@ -1,7 +1,4 @@
-"""How far a job has come: a bar on a terminal, and elsewhere, as in a job's log, a line now and then.
-
-In: counts, as they come in. Out: text on standard error; what a person reads of a day is some thousand lines, not a million.
-"""
+"""Progress of a job on standard error: a bar on a terminal; elsewhere, e.g. in a job's log, a line every 2 to 30 s."""
 
 from __future__ import annotations
 
@@ -15,20 +12,20 @@ FIRST_EVERY_S, EVERY_S = 2.0, 30.0
 
 
 class Progress:
-    """Counts what is done of a total, and says so: lines come after 2 s at the most at first, and each 30 s in the end."""
+    """Counts finished units of a total and reports them: in a log every 2 s at first, later every 30 s."""
 
     def __init__(self, total: int, unit: str, name: str) -> None:
-        """`unit`: what is counted, such as rows; B for bytes, which are shown with a prefix."""
+        """`unit`: the unit of the counts, such as rows; B for bytes, which are shown with a metric prefix."""
         self.n, self._total, self._name = 0, total, name
         self._unit = unit if unit == "B" else f" {unit}"
         self._shown = tqdm.format_sizeof if unit == "B" else "{:,.0f}".format
         self._began, self._spoke_at, self._spoke_of = time.monotonic(), float("-inf"), -1
         self._note = ""
-        # disable=None: there is a bar on a terminal only.
+        # disable=None: show the bar on a terminal only.
         self._bar = tqdm(total=total, unit=unit, unit_scale=unit == "B", desc=name, mininterval=1.0, disable=None)
 
     def update(self, count: int, note: str = "") -> None:
-        """So many more are done. `note`: what else is to be said of all so far."""
+        """Adds finished units. `note`: text to show after the counts."""
         self.n, self._note = self.n + count, note
         self._bar.set_postfix_str(note, refresh=False)
         self._bar.update(count)
@@ -47,7 +44,7 @@ class Progress:
         self.close()
 
     def _pause_s(self) -> float:
-        """Between lines: a tenth of the time that the job takes already."""
+        """Interval between lines: a tenth of the elapsed time, within limits."""
         return max(FIRST_EVERY_S, min(EVERY_S, (time.monotonic() - self._began) / 10))
 
     def _speak(self) -> None:

@@ -1,8 +1,8 @@
-"""Failures as input again: rows that failed for reasons of one's choice, as tables that are ingested like any other.
+"""Retries failures: writes rows that failed for chosen reasons to tables, which are then ingested like any other.
 
-For each partition with such rows a parquet table is put into the data set, under a name that its content decides. Its rows are
-the source's, with the key of the failure in the column `retry_of`. A failure is fed back once; if it fails again, it is the new
-failure that the next retry finds.
+For each partition with such rows a parquet table is written into the data set, named by its content. It holds the source's
+rows, with the failure's key in the column `retry_of`. A failure is retried once; if it fails again, the next retry finds the
+new failure.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ RETRY_OF = "retry_of"
 
 
 def write_retry_tables(storage: Storage, manifest: Manifest, reasons: Sequence[str], config: IngestConfig) -> int:
-    """Puts the tables of all failures of these reasons that were not fed back yet. Returns how many rows they have."""
+    """Writes tables of all failures with these reasons that were not retried yet. Returns their number of rows."""
     retries: dict[str, list[PartitionRecord]] = defaultdict(list)
     for record in manifest.partitions:
         if f"/{FOLDER}/" in record.input_path:
@@ -65,7 +65,7 @@ def _rows(storage: Storage, record: PartitionRecord) -> list[dict[str, Any]]:
 
 
 def _source_row(row: dict[str, Any], config: IngestConfig) -> dict[str, Any]:
-    """A sidecar's row as it stood in the input, under the columns' names there."""
+    """A sidecar's row under the input's column names."""
     own = set(COLUMNS.names)
     extra = {
         name.removeprefix("source_") if name.removeprefix("source_") in own else name: value

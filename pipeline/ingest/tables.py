@@ -1,6 +1,7 @@
-"""Tables of URLs: parquet, csv, tsv and jsonl; one file, a folder or a glob; local or s3.
+"""Reads tables of URLs: parquet, csv, tsv and jsonl; one file, a folder or a glob; local or s3.
 
-In: `ingest.input`. Out: the tables' addresses, and their rows in record batches: nothing here grows with a table's length.
+In: `ingest.input`. Out: the tables' addresses, and their rows as a stream of record batches: memory does not grow with a
+table's length.
 """
 
 from __future__ import annotations
@@ -34,23 +35,23 @@ logger = logging.getLogger(__name__)
 SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".ndjson")
 BATCH_ROWS = 16_384
 WRITTEN_WITHIN = timedelta(hours=1)
-"""Nobody writes any more to a text table that is older: its last line is whole, also without a line break."""
+"""A text table that was not written for this long is complete: its last line is read even without a line break."""
 READ_BYTES, TAIL_BYTES = 1 << 20, 1 << 16
 
 
 def list_tables(pattern: str) -> list[str]:
-    """Addresses of the tables that a file, folder or glob names, sorted. Raises InputError where it names none."""
+    """Addresses of the tables that a file, folder or glob names, sorted. Raises InputError if there are none."""
     return list_files(pattern, SUFFIXES, "ingest.input")
 
 
 def list_files(pattern: str, suffixes: tuple[str, ...], key: str) -> list[str]:
-    """Addresses of the files with one of the endings that a file, folder or glob names, sorted.
+    """Addresses of the files with one of the suffixes that a file, folder or glob names, sorted.
 
     Args:
-        key: of the configuration, for the message.
+        key: the configuration's key, for the message.
 
     Raises:
-        InputError: it names none.
+        InputError: there are none.
     """
     if not pattern:
         raise InputError(f"{key}: is empty; name a file, a folder or a glob ({', '.join(suffixes)})")
@@ -64,22 +65,22 @@ def list_files(pattern: str, suffixes: tuple[str, ...], key: str) -> list[str]:
         found = [storage.address(item.path) for item in storage.list("") if item.path.endswith(suffixes)]
     if not found:
         raise InputError(
-            f"{key}={pattern}: there is no such file ({', '.join(suffixes)}); give a file, a folder or a glob that has some"
+            f"{key}={pattern}: there is no such file ({', '.join(suffixes)}); give a file, a folder or a glob that matches some"
         )
     for address in found:
         if not address.endswith(suffixes):
-            raise InputError(f"{key}={address}: is no file of a kind that is read; use {', '.join(suffixes)}")
+            raise InputError(f"{key}={address}: is not a supported file; use {', '.join(suffixes)}")
     return sorted(found)
 
 
 def _is_file(storage: Storage) -> bool:
-    """Whether an address is that of a file or object itself."""
+    """True if an address is that of a file or object itself."""
     folder, _, name = storage.uri.rpartition("/")
     return folder not in ("s3:/", "s3:") and open_storage(folder or "/").exists(name)
 
 
 def read_batches(table: str, first_row: int = 0, batch_rows: int = BATCH_ROWS) -> Iterator[pa.RecordBatch]:
-    """A table's rows from `first_row` on, in order, in batches. Row groups of a parquet file before it are not read.
+    """Reads a table's rows from `first_row` on, in order, in batches. Earlier row groups of a parquet file are not read.
 
     Raises:
         InputError: the table cannot be read.
@@ -90,7 +91,7 @@ def read_batches(table: str, first_row: int = 0, batch_rows: int = BATCH_ROWS) -
                 yield batch
                 first_row += batch.num_rows
             return
-        except ReplacedError:  # by one that has the same rows and more
+        except ReplacedError:  # a growing table was written again, with the same rows and more
             continue
 
 
@@ -101,7 +102,7 @@ def _read_batches(table: str, first_row: int, batch_rows: int) -> Iterator[pa.Re
         else:
             batches = _open_text(*_filesystem(table))
         for batch in batches:
-            _ = batch.schema.names  # raises here, where it is expected, for names that are no text
+            _ = batch.schema.names  # raises here, where it is caught, for names that are not UTF-8
             if first_row >= batch.num_rows:
                 first_row -= batch.num_rows
                 continue
@@ -111,11 +112,11 @@ def _read_batches(table: str, first_row: int, batch_rows: int) -> Iterator[pa.Re
         if isinstance(error, FileNotFoundError):
             raise InputError(f"ingest.input={table}: there is no such table; give one that exists") from None
         reason = " ".join(str(error).split())
-        raise InputError(f"ingest.input={table}: the table cannot be read ({reason}); mend it or leave it out") from None
+        raise InputError(f"ingest.input={table}: the table cannot be read ({reason}); fix it or remove it") from None
 
 
 def read_chunks(table: str, sizes: Iterable[int]) -> Iterator[pa.Table]:
-    """A table's rows in consecutive chunks of the given sizes; the last may be shorter."""
+    """Reads a table's rows in consecutive chunks of the given sizes; the last may be shorter."""
     wanted = iter(sizes)
     held: list[pa.RecordBatch] = []
     rows, size = 0, next(wanted)
@@ -133,7 +134,7 @@ def read_chunks(table: str, sizes: Iterable[int]) -> Iterator[pa.Table]:
 
 
 def iter_rows(table: str, first_row: int, num_rows: int, batch_rows: int = BATCH_ROWS) -> Iterator[dict[str, Any]]:
-    """A row range as dicts; all columns."""
+    """Reads a row range as dicts of all columns."""
     left = num_rows
     for batch in read_batches(table, first_row, batch_rows):
         part = batch.slice(0, left)
@@ -144,16 +145,16 @@ def iter_rows(table: str, first_row: int, num_rows: int, batch_rows: int = BATCH
 
 
 def column_names(table: str) -> list[str] | None:
-    """The table's columns, or None for one without rows. Raises InputError where it cannot be read."""
+    """The table's column names, or None if it has no rows. Raises InputError if it cannot be read."""
     first = next((batch for batch in read_batches(table) if batch.num_rows), None)
     return None if first is None else list(first.schema.names)
 
 
 def check_columns(table: str, names: list[str], config: IngestConfig) -> None:
-    """Raises InputError where the table lacks a column that is needed, or has two of one name."""
+    """Raises InputError if the table lacks a required column, or has two of the same name."""
     double = next((name for name in names if names.count(name) > 1), None)
     if double is not None:
-        raise InputError(f"ingest.input={table}: two columns are called {double}; rename or drop one of them")
+        raise InputError(f"ingest.input={table}: two columns are named {double}; rename or drop one of them")
     source = ("bytes_column", config.bytes_column) if config.bytes_column else ("url_column", config.url_column)
     for key, column in (source, ("caption_column", config.caption_column)):
         if column not in names:
@@ -163,7 +164,7 @@ def check_columns(table: str, names: list[str], config: IngestConfig) -> None:
 
 
 def hash_rows(rows: pa.Table) -> str:
-    """sha256 over the rows' contents: an edited table is recognised, whatever its file looks like."""
+    """sha256 over the rows' contents, independent of the file's format: detects edited rows."""
     others = [field.name for field in rows.schema if not _is_plain(field.type)]
     digest = hashlib.sha256()
     sink = pa.BufferOutputStream()
@@ -175,7 +176,7 @@ def hash_rows(rows: pa.Table) -> str:
 
 
 def hide_userinfo(rows: pa.Table, column: str) -> pa.Table:
-    """A text table's rows with *** for user names and passwords in the URLs of a column, where there is such a column."""
+    """A text table's rows with *** for user names and passwords in the URLs of a column, if it exists."""
     place = rows.schema.get_field_index(column)
     if place < 0 or not pa.types.is_string(rows.schema.types[place]):
         return rows
@@ -183,14 +184,13 @@ def hide_userinfo(rows: pa.Table, column: str) -> pa.Table:
 
 
 def _is_plain(kind: pa.DataType) -> bool:
-    """Whether pyarrow writes values of a type as CSV text."""
+    """True if pyarrow can write values of a type as CSV text."""
     is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
     return is_text or pa.types.is_primitive(kind) or pa.types.is_decimal(kind) or pa.types.is_null(kind)
 
 
 def _to_dicts(batch: pa.RecordBatch) -> list[dict[str, Any]]:
-    """Rows as dicts. Writers of parquet need not check their strings: what is not UTF-8 is replaced, so that the row can fail
-    alone."""
+    """Rows as dicts. Parquet strings may hold invalid UTF-8, which is replaced, so that only that row fails."""
     try:
         return batch.to_pylist()
     except UnicodeDecodeError:
@@ -206,7 +206,7 @@ def _to_dicts(batch: pa.RecordBatch) -> list[dict[str, Any]]:
 
 
 def _split_glob(pattern: str) -> tuple[str, str | None]:
-    """(folder before the first wild card, the pattern relative to it; None where there is no wild card)."""
+    """(folder before the first wildcard, pattern relative to it); the pattern is None if there is no wildcard."""
     wild = re.search(r"[*?\[]", pattern)
     if wild is None:
         return pattern, None
@@ -215,12 +215,12 @@ def _split_glob(pattern: str) -> tuple[str, str | None]:
 
 
 def is_seekable(table: str) -> bool:
-    """Whether a row range of the table can be read without all that is before it."""
+    """True if a row range of the table can be read without the rows before it."""
     return table.endswith(".parquet")
 
 
 def is_settled(table: str) -> bool:
-    """Whether all that is in the table's file now is read: of a text table that was just written to, perhaps not its end."""
+    """True if the whole file is read now; the end of a recently written text table may be skipped."""
     return is_seekable(table) or _is_old(*_filesystem(table))
 
 
@@ -230,23 +230,24 @@ def _is_old(filesystem: FileSystem, path: str) -> bool:
 
 
 def table_identity(table: str) -> str:
-    """Changes when the table's file is written anew: size and time on a disk, size and entity tag in object storage."""
+    """A string that changes when the table's file is written: size and time on disk, size and ETag in object storage."""
     folder, _, name = table.rpartition("/")
     storage = open_storage(folder)
     return f"{storage.size(name)}-{storage.etag(name)}"
 
 
 def _filesystem(table: str) -> tuple[FileSystem, str]:
-    """pyarrow's file system of a table, and its path there."""
+    """pyarrow's file system for a table, and its path there."""
     if table.startswith("s3://"):
         return _s3_filesystem(), table.removeprefix("s3://")
     return LocalFileSystem(), table
 
 
 def _open_parquet(table: str, first_row: int, batch_rows: int) -> tuple[Iterator[pa.RecordBatch], int]:
-    """(batches, row of the first batch that is wanted): from the row group on that holds `first_row`.
+    """(batches from the row group that holds `first_row` on, index of `first_row` in them).
 
-    Raises ReplacedError, also from the batches: one that grows is written anew, and parts of both would make a third.
+    Raises:
+        ReplacedError: the table was replaced, also while iterating: old and new parts must not be mixed.
     """
     folder, _, name = table.rpartition("/")
     far = table.startswith("s3://")
@@ -262,7 +263,7 @@ def _open_parquet(table: str, first_row: int, batch_rows: int) -> tuple[Iterator
 
 
 def _open_text(filesystem: FileSystem, path: str) -> Iterator[pa.RecordBatch]:
-    """Batches of a csv, tsv or jsonl file, streamed. What somebody may still be writing at its end is left out."""
+    """Streams batches of a csv, tsv or jsonl file. Skips a last line that may still be being written."""
     settled, file = _is_old(filesystem, path), filesystem.open_input_file(path)
     end = file.size() if settled else _end_of_lines(file)
     if end < file.size():
@@ -273,13 +274,13 @@ def _open_text(filesystem: FileSystem, path: str) -> Iterator[pa.RecordBatch]:
         yield from pa_json.open_json(file.get_stream(0, end))
         return
     names = _open_csv(path, file.get_stream(0, end), {}).schema.names
-    # All columns as text: a type guessed from the first block may not hold for the last.
+    # All columns as text: a type inferred from the first block may not fit the last.
     batches = _open_csv(path, file.get_stream(0, end), dict.fromkeys(names, pa.string()))
     yield from batches if settled else _without_open_value(batches, path)
 
 
 def _end_of_lines(file: pa.NativeFile) -> int:
-    """Bytes of a text up to its last line break, that included."""
+    """Size of a text file up to and including its last line break."""
     stop = file.size()
     while stop:
         start = max(0, stop - TAIL_BYTES)
@@ -293,7 +294,7 @@ def _end_of_lines(file: pa.NativeFile) -> int:
 
 
 def _without_open_value(batches: Iterable[pa.RecordBatch], path: str) -> Iterator[pa.RecordBatch]:
-    """Less a last row that ends with a line break in its last value: the break may be within quotes that are still open."""
+    """Drops a last row whose last value ends with a line break: the break may be within quotes that are still open."""
     held = None
     for batch in batches:
         if batch.num_rows:
@@ -312,7 +313,7 @@ def _without_open_value(batches: Iterable[pa.RecordBatch], path: str) -> Iterato
 @cache  # a plan opens a table more than once
 def _say_that_a_line_waits(path: str) -> None:
     logger.warning(
-        "%s: its last line may be half written; it is ingested when it ends with a line break, or when the file is an hour old",
+        "%s: the last line may be incomplete; it is ingested once it ends with a line break, or once the file is an hour old",
         path,
     )
 
@@ -326,7 +327,7 @@ def _open_csv(table: str, stream: Any, types: dict[str, pa.DataType]) -> Any:
 
 
 def _s3_filesystem() -> Any:
-    """pyarrow's S3, pointed at the endpoint that boto3 uses."""
+    """pyarrow's S3 file system, with the endpoint that boto3 uses."""
     client = new_client()
     endpoint = client.meta.endpoint_url
     scheme, _, host = endpoint.partition("://")

@@ -1,1 +1,1 @@
-"""Fetched bytes and captions in, the image and the text that are stored out."""
+"""Fetched bytes and raw captions in, images and captions ready for storage out."""

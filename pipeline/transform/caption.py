@@ -1,4 +1,4 @@
-"""Captions as they are stored: one line of NFC text, entities resolved, within the lengths that were asked for."""
+"""Cleans captions for storage: one line of NFC text, with HTML entities resolved, within the configured lengths."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _DROPPED_CATEGORIES = {"Cc", "Cs"}  # control characters and halves of surrogate
 
 
 def clean_caption(value: object, config: CaptionConfig) -> str | Failure:
-    """A caption, or the reason to drop its row."""
+    """Returns the cleaned caption, or the reason to drop its row."""
     text = "" if value is None else str(value)
     if not (text.isascii() and text.isprintable() and "&" not in text):  # most captions are plain
-        text = unicodedata.normalize("NFC", html.unescape(html.unescape(text)))  # twice: crawls escape what was escaped
+        text = unicodedata.normalize("NFC", html.unescape(html.unescape(text)))  # twice: crawls hold doubly escaped text
         text = _SPACE.sub(" ", text)
         text = "".join(letter for letter in text if unicodedata.category(letter) not in _DROPPED_CATEGORIES)
     text = _SPACE.sub(" ", text).strip()

@@ -1,7 +1,7 @@
-"""Bytes from the web to the image that is stored: checked by its header, upright, RGB, resized and encoded.
+"""Prepares fetched images for storage: checks the header, decodes, rotates upright, converts to RGB, resizes and encodes.
 
-JPEGs, which are nearly all of the web's photographs, are decoded by libjpeg-turbo, at a half, quarter or eighth of their size
-where the target is much smaller. Whatever that refuses, and every other format, goes through Pillow.
+JPEGs, the format of nearly all photographs on the web, are decoded by libjpeg-turbo, at a half, quarter or eighth of their size
+if the target is much smaller. JPEGs that it refuses, and all other formats, are decoded by Pillow.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipeline.errors import Failure
 from pipeline.transform.resize import Pixels, encode, resize, target_size
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-"""What magic bytes may say; a Content-Type is not asked."""
+"""Accepted formats, recognised by their magic bytes; the Content-Type is ignored."""
 EXIF_LIMIT_CHARACTERS = 4096
 ORIENTATION = 0x0112
 
@@ -29,7 +29,7 @@ Image.MAX_IMAGE_PIXELS = None  # `ingest.image.max_pixels` is checked from the h
 
 
 def prepare_image(data: bytes, config: ImageConfig) -> StoredImage | Failure:
-    """Decodes, checks, turns upright, converts to RGB, resizes and encodes. Never raises for what the data holds."""
+    """Returns the image as it is stored, or the reason for the failure. Bad data never raises."""
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
         failure = _check_header(image.width, image.height, config)
@@ -45,31 +45,31 @@ def prepare_image(data: bytes, config: ImageConfig) -> StoredImage | Failure:
             resized_HWC = resize(pixels_HWC, config, original)
             stored, width, height = encode(resized_HWC, config), resized_HWC.shape[1], resized_HWC.shape[0]
     except Image.UnidentifiedImageError:
-        return Failure("failed_to_resize", "not_an_image", "the magic bytes are those of no image that is read")
-    except Exception as error:  # decoders raise what they like on broken data: OSError, ValueError, SyntaxError, struct.error
+        return Failure("failed_to_resize", "not_an_image", "the magic bytes match no supported image format")
+    except Exception as error:  # decoders raise anything on broken data: OSError, ValueError, SyntaxError, struct.error
         return Failure("failed_to_resize", "decode", " ".join(f"{type(error).__name__}: {error}".split())[:200])
     return StoredImage(stored, width, height, *original, _exif_json(exif), hashlib.sha256(data).hexdigest())
 
 
 def _decode(image: Image.Image, data: bytes, config: ImageConfig) -> Pixels:
-    """RGB pixels (H, W, 3), not yet upright; not smaller than the target."""
+    """Decodes to RGB (H, W, 3), not yet rotated, perhaps at a reduced scale, but not below the target size."""
     if image.format == "JPEG" and image.mode in ("RGB", "L"):
         target = target_size(*image.size, config)
         least = _scaled_size(image.size, target)
         try:
-            # What the quick transforms leave undone, the mean over more than one pixel hides.
+            # The less accurate fast transforms are good enough when each output pixel averages several decoded ones.
             quick = image.width >= 1.25 * target[0]
             return np.asarray(simplejpeg.decode_jpeg(data, "RGB", quick, quick, min_width=least[0], min_height=least[1]))
         except ValueError:
-            pass  # it refuses what is merely unusual, too; Pillow tells the broken from the unusual
+            pass  # libjpeg-turbo also refuses unusual but valid files; Pillow can tell them from broken ones
     return np.asarray(to_rgb(image))
 
 
 def _scaled_size(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
     """(width, height) of a scaled JPEG decode that leaves at least a factor of two to the resize.
 
-    Scaling in blocks costs quality, which the mean of at least 2 x 2 pixels hides again; so a half, a quarter, an eighth or
-    all. libjpeg's other fractions cost more of it.
+    Scaling while decoding costs quality, which averaging at least 2 x 2 pixels hides. Only a half, a quarter and an eighth
+    are used: libjpeg's other fractions cost more quality.
     """
     factor = min(size[0] / target[0], size[1] / target[1])
     divisor = next((divisor for divisor in (8, 4, 2) if factor >= 2 * divisor), 1)
@@ -77,7 +77,7 @@ def _scaled_size(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, i
 
 
 def _upright(pixels_HWC: Pixels, orientation: int) -> Pixels:
-    """Undoes the orientation that EXIF states (1 to 8; anything else is none)."""
+    """Undoes the EXIF orientation (1 to 8; other values are ignored)."""
     if orientation in (5, 6, 7, 8):
         pixels_HWC = pixels_HWC.transpose(1, 0, 2)  # (H, W, C) -> (W, H, C)
     if orientation in (2, 3, 6, 7):
@@ -88,7 +88,7 @@ def _upright(pixels_HWC: Pixels, orientation: int) -> Pixels:
 
 
 def _may_stay(image: Image.Image, size: tuple[int, int], orientation: int, config: ImageConfig) -> bool:
-    """Whether the bytes are stored as they came: nothing of the image would change but its compression, for the worse."""
+    """True if the fetched bytes can be stored unchanged: encoding again would only cost quality."""
     stored = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}[config.format]
     plain = image.format == stored and image.mode == "RGB" and orientation == 1 and not image.has_transparency_data
     still = getattr(image, "n_frames", 1) == 1
@@ -96,7 +96,7 @@ def _may_stay(image: Image.Image, size: tuple[int, int], orientation: int, confi
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode to RGB: 16 bits scaled to 8, transparency on white."""
+    """Converts any mode to RGB: 16 bits scaled to 8, transparency on white."""
     if image.mode == "RGB":
         image.load()
         return image
@@ -111,7 +111,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _check_header(width: int, height: int, config: ImageConfig) -> Failure | None:
-    """What the dimensions alone decide, before anything is decoded."""
+    """Applies the limits on dimensions, before anything is decoded."""
     if width * height > config.max_pixels:
         message = f"{width} x {height} pixels are over {config.max_pixels}"
         return Failure("failed_to_resize", "too_many_pixels", message)

@@ -1,8 +1,8 @@
-"""Resizing as img2dataset does it: the same modes, sizes and filters, with OpenCV, for less time.
+"""Resizes images with img2dataset's modes, sizes and filters, in OpenCV, but faster.
 
-img2dataset shrinks with OpenCV's area filter, whose general form takes as long as decoding a JPEG. A bilinear step to exactly
-twice the wanted size and then the mean of every 2 x 2 pixels gives nearly the same image (45 dB on a photograph) in 20 to 50%
-of the time, up to a factor of four; docs/LOG.md has the figures.
+img2dataset shrinks with OpenCV's area filter, whose general form takes as long as decoding a JPEG. Up to a factor of four, a
+bilinear step to exactly twice the target size, followed by the mean of every 2 x 2 pixels, gives nearly the same image (45 dB
+on a photograph) in 20 to 50% of the time; docs/LOG.md has the figures.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pipeline.config import ImageConfig
 
 Pixels = NDArray[np.uint8]
 
-cv2.setNumThreads(1)  # the pool around it uses the cores
+cv2.setNumThreads(1)  # the cores are used by the worker processes
 cv2.ocl.setUseOpenCL(False)
 
 
@@ -33,11 +33,11 @@ def target_size(width: int, height: int, config: ImageConfig) -> tuple[int, int]
 
 
 def resize(pixels_HWC: Pixels, config: ImageConfig, original: tuple[int, int]) -> Pixels:
-    """An image in its stored size.
+    """Resizes, then crops or pads as `resize_mode` says.
 
     Args:
-        pixels_HWC: uint8 (H, W, 3); may have been decoded smaller than in its file, but not smaller than its target.
-        original: (width, height) in its file, upright.
+        pixels_HWC: uint8 (H, W, 3); may be decoded at a reduced scale, but not below the target size.
+        original: (width, height) of the full-size image, upright.
     """
     width, height = target_size(*original, config)
     if (width, height) != (pixels_HWC.shape[1], pixels_HWC.shape[0]):
@@ -52,7 +52,7 @@ def resize(pixels_HWC: Pixels, config: ImageConfig, original: tuple[int, int]) -
 
 
 def encode(pixels_HWC: Pixels, config: ImageConfig) -> bytes:
-    """RGB pixels in the stored format."""
+    """Encodes RGB pixels in the stored format. Raises ValueError if OpenCV cannot."""
     quality: dict[str, Any] = {
         "jpg": cv2.IMWRITE_JPEG_QUALITY,
         "png": cv2.IMWRITE_PNG_COMPRESSION,
@@ -62,7 +62,7 @@ def encode(pixels_HWC: Pixels, config: ImageConfig) -> bytes:
         f".{config.format}", cv2.cvtColor(pixels_HWC, cv2.COLOR_RGB2BGR), [quality[config.format], config.quality]
     )
     if not done:
-        raise ValueError(f"OpenCV does not encode {pixels_HWC.shape} as {config.format}")
+        raise ValueError(f"OpenCV cannot encode {pixels_HWC.shape} as {config.format}")
     return data.tobytes()
 
 
@@ -80,7 +80,7 @@ def _cv2_resize(pixels_HWC: Pixels, width: int, height: int, filter: int) -> Pix
 
 
 def _pad(pixels_HWC: Pixels, size_px: int) -> Pixels:
-    """White on all sides, the odd pixel below and to the right, to a square."""
+    """Pads with white to a square; an odd pixel goes to the bottom or right."""
     height, width = pixels_HWC.shape[:2]
     top, left = (size_px - height) // 2, (size_px - width) // 2
     sides = (top, size_px - height - top, left, size_px - width - left)

@@ -1,1 +1,1 @@
-"""A version of a data set in, another out: choices, takedowns, foreign tars; and a check of what is there."""
+"""A version of a data set in, another out: curated, compacted, rid of samples or grown by foreign tars; also its audit."""

@@ -1,6 +1,6 @@
-"""Is a data set what its manifest says (`verify`), and what lies in it that nothing names (`clean`)?
+"""Checks a data set against its manifest (`verify`), and removes objects that no version names (`clean`).
 
-In: a storage. Out: problems by object, or the objects that were removed.
+In: a storage. Out: problems by object, or the paths of removed objects.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ OWN_PREFIXES = ("shards/", "selections/", "partitions/", INPUTS)
 
 @dataclass(frozen=True)
 class Problem:
-    """An object that is not what a manifest says."""
+    """An object that differs from the manifest."""
 
     path: str
     problem: str
@@ -43,7 +43,7 @@ class Problem:
 
 
 def verify(storage: Storage, manifest: Manifest) -> list[Problem]:
-    """Reads every object that a version names, and compares size, sha256 and counts."""
+    """Reads every object that a version names, and compares sizes, hashes and counts with the manifest."""
     problems = []
     size = sum(shard.tar_size_bytes + shard.sidecar_size_bytes for shard in manifest.shards)
     with ThreadPoolExecutor(READERS) as readers, Progress(size, "B", "verify") as progress:
@@ -54,7 +54,7 @@ def verify(storage: Storage, manifest: Manifest) -> list[Problem]:
 
 
 def check_shard(storage: Storage, shard: ShardRecord) -> Iterator[Problem]:
-    """Reads one shard's objects, and compares size, sha256 and counts."""
+    """Reads one shard's objects, and compares sizes, hashes and counts with the manifest."""
     if shard.tar_size_bytes:
         yield from _check_object(*locate_tar(storage, shard), shard.tar_size_bytes, shard.tar_sha256)
     if shard.selection is not None:
@@ -88,23 +88,23 @@ def _check_object(storage: Storage, path: str, size_bytes: int, sha256: str) -> 
 
 
 def _check_counts(manifest: Manifest) -> Iterator[Problem]:
-    """Compact shards hold the rows of several partitions, so rows are compared in all."""
+    """Compares totals of rows: compact shards hold the rows of several partitions."""
     for record in manifest.partitions:
         counted = sum(record.counts.values())
         if record.num_rows != counted:
-            yield Problem(record.path, f"states {record.num_rows} rows, and {counted} by reason")
+            yield Problem(record.path, f"states {record.num_rows} rows, but {counted} by reason")
     rows = sum(shard.num_rows for shard in manifest.shards)
     if rows != manifest.num_rows:
-        yield Problem(f"version {manifest.version}", f"has {manifest.num_rows} rows in its partitions and {rows} in its shards")
+        yield Problem(f"version {manifest.version}", f"has {manifest.num_rows} rows in partitions, but {rows} in shards")
 
 
 def clean(storage: Storage, older_than_s: float) -> list[str]:
-    """Removes what no version names and nobody will want: the work of attempts that were killed, or came second.
+    """Removes orphans: objects of attempts that were killed, or that were not the first to finish. Returns their paths.
 
-    A running job is spared: what it has finished is named by a completion record, and what it is writing is young.
+    Objects of a running job are safe: finished ones are named by a completion record, and others are young.
 
     Args:
-        older_than_s: age from which an object that nothing names is taken for an orphan.
+        older_than_s: age from which an object that nothing names is an orphan.
     """
     manifests = [read_manifest(storage, version) for version in list_versions(storage)]
     committed = {record.id: record for manifest in manifests for record in manifest.partitions}
@@ -140,7 +140,7 @@ def _objects_of(record: PartitionRecord) -> set[str]:
 
 
 def _comes_too_late(record: PartitionRecord, committed: Iterable[PartitionRecord]) -> bool:
-    """Whether a partition that was committed has some of its rows, so that it never will be."""
+    """True if a committed partition holds some of its rows, so that this one will never be committed."""
     stop = record.first_row + record.num_rows
     return any(
         other.input_path == record.input_path and other.first_row < stop and record.first_row < other.first_row + other.num_rows

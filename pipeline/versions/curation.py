@@ -1,8 +1,7 @@
-"""Which samples of a version the next one keeps: rules over sidecars; no image is read.
+"""Rules that choose the samples of the next version, applied to sidecars; no image is read.
 
-In: a shard's sidecar, a model's scores where there are any, and the rules. Out: a verdict for each sample ("" keeps it), and
-the shard's record with its selection. What concerns more than one shard, duplicates, is decided by jobs/curate.py, which has
-Ray.
+In: a shard's sidecar, a model's scores if any, and the rules. Out: a verdict for each sample ("" keeps it), and the shard's
+record with its selection. Duplicates, which concern several shards, are found by jobs/curate.py, with Ray.
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ DUPLICATE, REMOVED = "duplicate", "removed"
 
 @dataclass(frozen=True)
 class Rules:
-    """The configured rules with the files that they name read.
+    """The configured rules, with the contents of the files that they name.
 
     Attributes:
-        removed: keys and URLs of samples that are taken down.
-        scores: that a model has given the samples.
+        removed: keys and URLs of samples to take down.
+        scores: a model's scores of the samples.
     """
 
     config: CurateConfig
@@ -49,12 +48,12 @@ class Rules:
 
 
 def read_rules(config: CurateConfig, remove: str | None = None) -> Rules:
-    """Raises InputError for a file that is not there or holds something else."""
+    """Reads the files that the rules name. Raises InputError for a missing or invalid file."""
     hashes = _lines(config.exclude_hashes, "curate.exclude_hashes") if config.exclude_hashes else frozenset[str]()
     for line in hashes:
         if len(line) != 64 or not set(line.lower()) <= set("0123456789abcdef"):
             raise InputError(
-                f"curate.exclude_hashes={config.exclude_hashes}: {line[:80]!r} is no sha256; write 64 hex digits a line"
+                f"curate.exclude_hashes={config.exclude_hashes}: {line[:80]!r} is not a sha256; write 64 hex digits per line"
             )
     removed = _lines(remove, "--remove") if remove else frozenset[str]()
     scores = Scores(open_storage(config.scores)) if config.scores else None
@@ -65,23 +64,23 @@ def _lines(path: str, key: str) -> frozenset[str]:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{key}={path}: cannot be read ({error}); name a text file with one entry a line") from None
+        raise InputError(f"{key}={path}: cannot be read ({error}); name a text file with one entry per line") from None
     return frozenset(line.strip() for line in text.splitlines() if line.strip())
 
 
 def judge(storage: Storage, shard: ShardRecord, rules: Rules) -> tuple[list[str], list[str]]:
-    """(verdict, sha256) of each sample that the version holds, in order.
+    """Verdicts and sha256s of the samples that the version holds, in order.
 
     Raises:
-        InputError: `curate.where` cannot be asked of these columns.
+        InputError: `curate.where` cannot be evaluated on these columns.
     """
     names = read_sidecar(storage, shard).column_names
     frame = read_samples(storage, shard, names).to_pandas()
     if rules.scores is not None:
         if SCORE in frame:
             raise InputError(
-                f"curate.scores={rules.config.scores}: the sidecars have a column {SCORE} already, from the input table; leave "
-                "curate.scores out to ask that one"
+                f"curate.scores={rules.config.scores}: the sidecars already have a column {SCORE}, from the input table; omit "
+                "curate.scores to use that one"
             )
         frame[SCORE] = rules.scores.of(shard, frame["key"].tolist())
     verdicts = pd.Series("", index=frame.index)
@@ -91,7 +90,7 @@ def judge(storage: Storage, shard: ShardRecord, rules: Rules) -> tuple[list[str]
 
 
 def _rules(frame: pd.DataFrame, rules: Rules) -> list[tuple[str, pd.Series]]:
-    """(reason, which samples it drops), in the order of CurateConfig; rules that drop nothing are left out."""
+    """(reason, mask of the samples to drop) of each rule that is set, in the order of CurateConfig."""
     config = rules.config
     found: list[tuple[str, pd.Series]] = []
     if rules.removed:
@@ -119,22 +118,22 @@ def _rules(frame: pd.DataFrame, rules: Rules) -> list[tuple[str, pd.Series]]:
 def _ask(frame: pd.DataFrame, condition: str) -> pd.Series:
     try:
         answer = frame.eval(condition, engine="python")
-    except Exception as error:  # pandas raises many kinds for what it cannot parse or find
+    except Exception as error:  # pandas raises many kinds of errors for conditions that it cannot parse
         raise InputError(
             f"curate.where={condition}: {error}; write a condition on the columns {', '.join(frame.columns)}"
         ) from None
     if not isinstance(answer, pd.Series) or answer.dtype != bool:
-        raise InputError(f"curate.where={condition}: is neither true nor false for a sample; write a comparison")
+        raise InputError(f"curate.where={condition}: is not true or false for each sample; write a comparison")
     return answer
 
 
 def _draw(seed: int, key: str) -> float:
-    """In [0, 1), by seed and key."""
+    """A pseudo-random number in [0, 1), by seed and key."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{key}".encode()).digest()[:8], "big") / 2**64
 
 
 def select(storage: Storage, shard: ShardRecord, verdicts: Sequence[str]) -> ShardRecord:
-    """The shard's record with a selection of the samples whose verdict is "". Puts the selection."""
+    """Writes a selection of the samples whose verdict is "", and returns the shard's record with it."""
     drops = Counter(verdict for verdict in verdicts if verdict)
     if not drops:
         return shard
@@ -159,6 +158,6 @@ def select(storage: Storage, shard: ShardRecord, verdicts: Sequence[str]) -> Sha
 
 
 def duplicates(rows: pd.DataFrame, key: str, order: Collection[str]) -> pd.Series:
-    """Which rows are not the first of their key, in the order of some columns."""
+    """Mask of the rows that are not the first with their key, in the order of some columns."""
     ordered = rows.sort_values(list(order))
     return ordered[key].duplicated().reindex(rows.index)

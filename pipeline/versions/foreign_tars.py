@@ -1,7 +1,7 @@
-"""WebDataset tars that others wrote (img2dataset's, LAION's, any), as a data set: each is read once, and none is copied.
+"""Indexes WebDataset tars written by other tools (img2dataset, LAION, any): each is read once, and none is copied.
 
-In: a tar's address. Out: a sidecar in the data set, with the place of every member, and the partition's record, whose shard
-says where the tar lies. Training reads it there, by range, as it reads our own.
+In: a tar's address. Out: a sidecar in the data set, with the offset of every member, and a partition record whose shard names
+the tar's address. Training reads the tar there, by range, like our own.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from PIL import Image
 
 from pipeline.config import IndexConfig
 from pipeline.dataset.manifest import Manifest, PartitionRecord, ShardRecord, short_hash
-from pipeline.dataset.shard import COLUMNS, IMAGE_EXTENSIONS, sidecar_table
+from pipeline.dataset.shard import COLUMNS, IMAGE_EXTENSIONS, member_place, sidecar_table
 from pipeline.errors import InputError
 from pipeline.ingest.tables import list_files
 from pipeline.storage.address import open_storage
 from pipeline.storage.base import Storage
-from pipeline.versions.rewrite import READ_BYTES, split_key
+from pipeline.versions.rewrite import READ_BYTES, member_content, split_key
 
 SUFFIXES = (".tar",)
 FINGERPRINT = "indexed"
 
 
 def plan_index(config: IndexConfig, manifest: Manifest | None) -> list[str]:
-    """Addresses of the tars that the data set does not hold yet. Raises InputError where there are none at all."""
+    """Addresses of the tars that the data set does not hold yet. Raises InputError if the input has no tars."""
     if not config.output:
         raise InputError("index.output: is empty; name the folder or the s3://bucket/prefix of the data set")
     held = {record.input_path for record in manifest.partitions} if manifest else set()
@@ -41,10 +41,10 @@ def plan_index(config: IndexConfig, manifest: Manifest | None) -> list[str]:
 
 
 def index_tar(address: str, config: IndexConfig) -> PartitionRecord:
-    """Reads a tar once, and puts its sidecar into the data set.
+    """Reads a tar once, and writes its sidecar into the data set.
 
     Raises:
-        InputError: it is no tar, or it is cut.
+        InputError: it is not a tar, or it is truncated.
     """
     storage = open_storage(config.output)
     folder, _, name = address.rpartition("/")
@@ -53,12 +53,12 @@ def index_tar(address: str, config: IndexConfig) -> PartitionRecord:
         with tarfile.open(fileobj=stream, mode="r|", bufsize=READ_BYTES) as tar:
             files = ((*split_key(member.name), member) for member in tar if member.isfile())
             rows = [
-                _row(key, {extension: (member, _content(tar, member)) for _, extension, member in group}, config)
+                _row(key, {extension: (member, member_content(tar, member)) for _, extension, member in group}, config)
                 for key, group in groupby(files, key=lambda item: item[0])
             ]
         stream.read_rest()
     except (tarfile.TarError, EOFError) as error:
-        raise InputError(f"index.input={address}: is no whole tar ({error}); restore it or leave it out") from None
+        raise InputError(f"index.input={address}: is not a complete tar ({error}); restore it or remove it") from None
     partition = short_hash([address, stream.size_bytes, stream.sha256])
     counts = Counter(row["reason"] for row in rows)
     shard = _put_sidecar(storage, rows, f"{partition}-000-{stream.sha256[:12]}")
@@ -102,7 +102,7 @@ def _put_sidecar(storage: Storage, rows: list[dict[str, Any]], prefix: str) -> S
 
 
 def _row(key: str, members: dict[str, tuple[tarfile.TarInfo, bytes]], config: IndexConfig) -> dict[str, Any]:
-    """A sidecar row of what a tar holds under one key."""
+    """The sidecar row of a tar's members with one key."""
     record: dict[str, Any] = dict.fromkeys(COLUMNS.names) | {"key": key, "url": "", "caption": ""}
     metadata = _metadata(members)
     own = {name: value for name, value in metadata.items() if name in COLUMNS.names and name not in ("key", "status")}
@@ -111,26 +111,24 @@ def _row(key: str, members: dict[str, tuple[tarfile.TarInfo, bytes]], config: In
         name: value for name, value in metadata.items() if name not in COLUMNS.names and isinstance(value, str | int | float)
     }
     for extension, (member, content) in members.items():
-        column = "jpg" if extension in IMAGE_EXTENSIONS else extension
-        if column in ("jpg", "json", "txt"):
-            record |= {f"{column}_offset": member.offset_data, f"{column}_size": len(content)}
+        record |= member_place(extension, member.offset_data, len(content))
     caption = _caption(members, metadata, config)
     image = next((members[extension][1] for extension in IMAGE_EXTENSIONS if extension in members), None)
     if config.caption_key or "txt" not in members:
-        record |= {"txt_offset": None, "txt_size": None}  # training takes the caption from here, then
+        record |= {"txt_offset": None, "txt_size": None}  # training then reads the caption from the sidecar
     record["caption"] = caption
     return record | _judged(image, caption)
 
 
 def _judged(image: bytes | None, caption: str) -> dict[str, Any]:
-    """Whether it is a sample, and its image's size."""
+    """Columns with the row's status, and its image's size and hash if it is a sample."""
     if image is None:
         return {"status": "dropped", "reason": "no_image", "error_message": "no jpg, png or webp has this key"}
     if not caption.strip():
         return {"status": "dropped", "reason": "empty_caption", "error_message": "the caption is empty"}
     try:
         width, height = Image.open(io.BytesIO(image)).size
-    except Exception as error:  # decoders raise what they like on broken data
+    except Exception as error:  # decoders raise anything on broken data
         message = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         return {"status": "failed_to_resize", "reason": "not_an_image", "error_message": message}
     digest = hashlib.sha256(image).hexdigest()
@@ -153,19 +151,13 @@ def _caption(members: dict[str, tuple[tarfile.TarInfo, bytes]], metadata: dict[s
 
 
 def _fits(name: str, value: object) -> bool:
-    """Whether a value of the json may stand in a column of ours."""
+    """True if a value of the json has the type of our column."""
     text = str(COLUMNS.field(name).type) == "string"
     return isinstance(value, str) if text else isinstance(value, int) and 0 <= value < 2**31
 
 
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file = tar.extractfile(member)
-    assert file is not None  # it is a file
-    return file.read()
-
-
 class _HashedStream(io.RawIOBase):
-    """An object, read from its start to its end in ranges, hashed on the way."""
+    """Reads an object from start to end in ranges, and hashes it on the way."""
 
     def __init__(self, storage: Storage, path: str) -> None:
         self.size_bytes = 0

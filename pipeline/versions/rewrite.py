@@ -1,6 +1,6 @@
-"""Shards written anew with the samples that a version holds: to compact them, or to be rid of bytes.
+"""Rewrites shards with only the samples that a version holds: to compact them, or to delete samples.
 
-Sidecar rows of failures come along, so that every row of the input is still there once, with its reason.
+Sidecar rows of failures are copied too, so that every row of the input is still there once, with its reason.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ READ_BYTES = 8 << 20
 
 
 def group_partitions(manifest: Manifest, shard_size_bytes: int) -> list[list[PartitionRecord]]:
-    """Neighbouring partitions whose samples make about one shard together."""
+    """Groups neighbouring partitions whose samples fill about one shard."""
     groups: list[list[PartitionRecord]] = []
     size = 0.0
     for partition in manifest.partitions:
@@ -35,10 +35,10 @@ def group_partitions(manifest: Manifest, shard_size_bytes: int) -> list[list[Par
 
 
 def rewrite(storage: Storage, shards: list[ShardRecord], name_prefix: str, removed: Collection[str] = ()) -> ShardRecord:
-    """One shard of several, without what their selections leave out; puts it into the storage.
+    """Writes one shard with the selected samples of several, and uploads it.
 
     Args:
-        removed: keys and URLs of rows of which nothing is to stay but a number and a reason.
+        removed: keys and URLs of rows that are reduced to their key and a reason.
     """
     with tempfile.TemporaryDirectory(prefix="rayclip-") as temporary:
         folder = Path(temporary)
@@ -57,7 +57,7 @@ _NO_PLACES = {f"{member}_{what}": None for member in ("jpg", "txt", "json") for 
 
 
 def _blank(record: dict[str, Any], reason: str) -> dict[str, Any]:
-    """A row of which nothing is known but that it was there."""
+    """A row with nothing but its key and a reason."""
     return dict.fromkeys(record) | {
         "key": record["key"],
         "url": "",
@@ -68,7 +68,7 @@ def _blank(record: dict[str, Any], reason: str) -> dict[str, Any]:
 
 
 def _rows(storage: Storage, shard: ShardRecord, scratch: Path) -> Iterator[tuple[dict[str, Any], dict[str, bytes]]]:
-    """(sidecar row, its members by extension) of every row, in order; no members where the version does not hold the sample."""
+    """Yields (sidecar row, its members by extension) in order; no members if the version does not hold the sample."""
     chosen = None if shard.selection is None else set(read_selection(storage, shard.selection).to_pylist())
     samples = iter_samples(storage, shard, scratch) if shard.tar_size_bytes else iter(())
     position = 0
@@ -83,7 +83,7 @@ def _rows(storage: Storage, shard: ShardRecord, scratch: Path) -> Iterator[tuple
 
 
 def iter_samples(storage: Storage, shard: ShardRecord, scratch: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """(key, members by extension) of everything in a tar, in the tar's order."""
+    """Yields (key, members by extension) of all samples in a tar, in its order."""
     tar_storage, path = locate_tar(storage, shard)
     with scratch.open("wb") as file:
         for start in range(0, shard.tar_size_bytes, READ_BYTES):
@@ -91,17 +91,18 @@ def iter_samples(storage: Storage, shard: ShardRecord, scratch: Path) -> Iterato
     with tarfile.open(scratch) as tar:
         files = ((*split_key(member.name), member) for member in tar if member.isfile())
         for key, group in groupby(files, key=lambda item: item[0]):
-            yield key, {extension: _content(tar, member) for _, extension, member in group}
+            yield key, {extension: member_content(tar, member) for _, extension, member in group}
 
 
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+def member_content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    """Reads the data of a member that is a file."""
     file = tar.extractfile(member)
     assert file is not None  # it is a file
     return file.read()
 
 
 def split_key(name: str) -> tuple[str, str]:
-    """(key, extension) of a member: webdataset's rule, the first dot after the last slash."""
+    """(key, extension) of a member, split as in webdataset: at the first dot after the last slash."""
     folder, slash, base = name.rpartition("/")
     stem, _, extension = base.partition(".")
     return f"{folder}{slash}{stem}", extension.lower()

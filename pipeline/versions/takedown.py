@@ -1,6 +1,6 @@
-"""Samples that must go: who has had them, and how the last byte of them goes.
+"""Takes samples down: finds the versions and runs that used them, and purges their bytes.
 
-A published manifest is never edited: a version that named purged objects stays as a record, and can no longer be read.
+A published manifest is never edited: a version that names purged objects stays as a record, but can no longer be read.
 """
 
 from __future__ import annotations
@@ -33,9 +33,11 @@ from pipeline.versions.rewrite import rewrite
 
 @dataclass(frozen=True)
 class Holders:
-    """Attributes:
-    versions: in which a reader saw one of the samples.
-    shards: names of the shards whose objects hold a row of them, seen or not.
+    """Versions and shards that hold some of the samples.
+
+    Attributes:
+        versions: versions in which a reader saw one of the samples.
+        shards: names of the shards whose objects hold one of their rows, seen by readers or not.
     """
 
     versions: list[int]
@@ -43,7 +45,7 @@ class Holders:
 
 
 def find_holders(storage: Storage, rules: Rules) -> Holders:
-    """Looks through the sidecars of every version, each once."""
+    """Searches the sidecars of all versions, each once."""
     removed = pa.array(sorted(rules.removed))
     positions: dict[str, set[int]] = {}
     versions = []
@@ -59,7 +61,7 @@ def find_holders(storage: Storage, rules: Rules) -> Holders:
 
 
 def _positions(storage: Storage, shard: ShardRecord, removed: pa.Array) -> set[int]:
-    """Rows of the sidecar that are to go; none where the sidecar has gone already."""
+    """Indices of the sidecar's rows to remove; empty if the sidecar has been deleted already."""
     if not storage.exists(shard.sidecar_path):
         return set()
     table = read_sidecar(storage, shard, ["key", "url"])
@@ -75,10 +77,10 @@ def _named(table: pa.Table, removed: pa.Array) -> pa.ChunkedArray:
 
 
 def purge(storage: Storage, rules: Rules, holders: Holders) -> Manifest:
-    """Rewrites the latest version's shards that hold the samples, commits, and deletes every older object that holds them.
+    """Rewrites the latest version's shards that hold the samples, commits, and deletes all older objects that hold them.
 
     Raises:
-        InputError: a tar that holds them lies elsewhere and is not ours to rewrite.
+        InputError: a tar that holds them was indexed in place, so that it cannot be rewritten here.
     """
     latest = read_manifest(storage)
     changed = []
@@ -92,8 +94,8 @@ def purge(storage: Storage, rules: Rules, holders: Holders) -> Manifest:
                 continue
             if shard.address:
                 raise InputError(
-                    f"--purge: {shard.address} was indexed where it lies; remove the samples there and index it again, or make "
-                    "this data set's own copy first, with --materialize"
+                    f"--purge: {shard.address} was indexed in place; remove the samples there and index it again, or copy it "
+                    "into this data set first, with --materialize"
                 )
             shards.append(rewrite(storage, [shard], f"{partition.id}-{number:03d}", rules.removed))
         changed.append(partition.model_copy(update={"shards": tuple(shards)}))
@@ -108,7 +110,7 @@ def purge(storage: Storage, rules: Rules, holders: Holders) -> Manifest:
 
 
 def _delete_tables(storage: Storage, rules: Rules) -> None:
-    """Rows that wait to be fetched, or were fed back, are kept as tables in the data set; those that name a sample go."""
+    """Deletes tables in the data set, of rows that wait to be fetched or retried, that name one of the samples."""
     for prefix in (INPUTS, f"{FOLDER}/"):
         for item in list(storage.list(prefix)):
             if item.path.endswith(".parquet") and _names_any(read_parquet(storage.read(item.path)), rules):
@@ -122,7 +124,7 @@ def _names_any(table: pa.Table, rules: Rules) -> bool:
 
 
 def runs_on(runs_uri: str, data_uri: str, versions: list[int]) -> Iterator[tuple[str, int]]:
-    """(run, version) of the runs under a folder whose checkpoints name these versions of the data set."""
+    """Yields (run, version) of the runs under a folder whose checkpoints name these versions of the data set."""
     storage = open_storage(runs_uri)
     found = set()
     for item in storage.list(""):

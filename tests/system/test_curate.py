@@ -262,5 +262,5 @@ def test_a_cut_tar_is_refused_by_name(tmp_path):
     (tmp_path / "none.tar").write_bytes(b"no tar at all" * 1000)
     for name in ("cut.tar", "none.tar"):
         config = IndexConfig(input=str(tmp_path / name), output=str(tmp_path / "index"))
-        with pytest.raises(InputError, match=f"{name}: is no whole tar"):
+        with pytest.raises(InputError, match=f"{name}: is not a complete tar"):
             index_tar(config.input, config)

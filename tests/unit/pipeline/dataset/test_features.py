@@ -207,7 +207,7 @@ def test_a_score_column_of_the_input_table_is_not_overwritten(data, output):
     pq.write_table(table.append_column("clip_score", [[0.5] * len(table)]), storage.local_path(shard.sidecar_path))
     digest = hashlib.sha256(storage.read(shard.sidecar_path)).hexdigest()
     rules = read_rules(CurateConfig(data=storage.uri, where="clip_score > 0", scores=output.uri))
-    with pytest.raises(InputError, match="have a column clip_score already, from the input table"):
+    with pytest.raises(InputError, match="already have a column clip_score, from the input table"):
         judge(storage, shard.model_copy(update={"sidecar_sha256": digest}), rules)
 
 

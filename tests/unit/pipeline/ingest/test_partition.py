@@ -127,7 +127,7 @@ def test_a_table_that_loses_rows_under_a_run_is_an_error_and_no_endless_wait(con
     pq.write_table(pq.read_table(table).slice(0, 5), table)
     with pytest.raises(ExceptionGroup) as error:
         ingest_partition(spec, config)
-    assert "lost rows while they were read" in str(error.value.exceptions[0])
+    assert "lost rows during ingestion" in str(error.value.exceptions[0])
     assert list(open_storage(config.output).list("partitions/")) == []
 
 

@@ -79,7 +79,7 @@ def test_an_input_that_names_no_table_is_refused(tmp_path, name):
 
 def test_a_file_of_another_kind_is_refused(tmp_path):
     (tmp_path / "t.xlsx").write_bytes(b"")
-    with pytest.raises(InputError, match="is no file of a kind that is read"):
+    with pytest.raises(InputError, match="is not a supported file"):
         list_tables(str(tmp_path / "t.xlsx"))
 
 
@@ -135,13 +135,13 @@ def test_an_edited_or_shortened_table_is_refused(tmp_path):
     write(table)
     commit(open_storage(str(output)), map(record_of, plan(table, output).partitions))
     write(table, [*ROWS[:5], ROWS[5] | {"caption": "edited"}, *ROWS[6:]])
-    with pytest.raises(InputError, match="rows 4 to 7 are not what they were"):
+    with pytest.raises(InputError, match="rows 4 to 7 have changed since they were ingested"):
         plan(table, output)
     write(table, ROWS[:8])
-    with pytest.raises(InputError, match="rows 8 to 9 are not what they were"):
+    with pytest.raises(InputError, match="rows 8 to 9 have changed since they were ingested"):
         plan(table, output)
     table.write_text("url,caption,n\n")
-    with pytest.raises(InputError, match="rows 0 to 3 are not what they were"):
+    with pytest.raises(InputError, match="rows 0 to 3 have changed since they were ingested"):
         plan(table, output)
 
 
@@ -206,7 +206,7 @@ def test_a_row_that_was_half_written_is_ingested_once_it_is_whole(tmp_path, capl
     first = plan(table, output)
     early = [row for spec in first.partitions for row in rows_of(spec.rows_path, spec.rows_first, spec.num_rows)]
     assert early == expected[: len(early)]
-    assert bool(half) == ("its last line may be half written" in caplog.text)
+    assert bool(half) == ("the last line may be incomplete" in caplog.text)
     if first.partitions:
         _write_notes(storage, commit(storage, map(record_of, first.partitions)), first)
     with table.open("ab") as file:
@@ -374,5 +374,5 @@ def test_two_columns_of_one_name_are_refused(tmp_path):
     pq.write_table(table, tmp_path / "t.parquet")
     pyarrow.csv.write_csv(table, tmp_path / "t.csv")
     for name in ("t.parquet", "t.csv"):
-        with pytest.raises(InputError, match="two columns are called caption"):
+        with pytest.raises(InputError, match="two columns are named caption"):
             plan_ingest(IngestConfig(input=str(tmp_path / name), output=str(tmp_path / "out")))
