@@ -1,1 +1,1 @@
-"""CLIP as one device sees it: encoders, tokenizer, preprocessing, weights."""
+"""Images and captions in, CLIP's features out, on one device: encoders, tokenizer, preprocessing and weight files."""

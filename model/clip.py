@@ -2,13 +2,13 @@
 
 The paper's symbols (Figure 3) and where they are here:
 
-    I_f = image_encoder(I)            what `visual` computes before its projection
-    T_f = text_encoder(T)             `transformer` and `ln_final`, read at end-of-text
+    I_f = image_encoder(I)            output of `visual` before its projection
+    T_f = text_encoder(T)             output of `transformer` and `ln_final` at end-of-text
     W_i, W_t                          `visual.proj` (ViT) or `visual.attnpool.c_proj` (ResNet); `text_projection`
     I_e = l2_normalize(I_f . W_i)     encode_image(..., normalize=True)
     T_e = l2_normalize(T_f . W_t)     encode_text(..., normalize=True)
-    tau (called t there)              `logit_scale`, the log parameter; `logit_scale_exp` is its exponential
-    temperature                       1 / exp(tau), 0.07 at the start
+    tau (t in the figure)             `logit_scale`, the log parameter; `logit_scale_exp` is its exponential
+    temperature                       1 / exp(tau), initially 0.07
     logits = I_e . T_e^T * exp(tau)   training/loss.py, in tiles
 
 Shape suffixes: B samples, L tokens, C H W an image, P patches that are kept, D width, E embed_dim.
@@ -30,11 +30,11 @@ from model.vit import VisionTransformer
 
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
 SIGMOID_LOGIT_SCALE, SIGMOID_LOGIT_BIAS = math.log(10), -10.0
-"""Where SigLIP starts (arXiv 2303.15343, section 3.2): as if nearly all pairs were negatives, which they are."""
+"""SigLIP's initial values (arXiv 2303.15343, section 3.2): they reflect that nearly all pairs are negatives."""
 
 
 class CLIP(nn.Module):
-    """The model of the paper; state-dict keys are the published ones."""
+    """The model of the paper, with the published state-dict keys."""
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
@@ -66,14 +66,14 @@ class CLIP(nn.Module):
         self._initialize()
 
     def tower_parameters(self, tower: Tower) -> list[nn.Parameter]:
-        """What one encoder is made of, its projection into the joint space included."""
+        """Parameters of one encoder, including its projection into the joint space."""
         if tower == "image":
             return list(self.visual.parameters())
         modules = (self.transformer, self.token_embedding, self.ln_final)
         return [self.positional_embedding, self.text_projection, *(one for module in modules for one in module.parameters())]
 
     def lock(self, tower: Tower) -> None:
-        """Trains this encoder no more (LiT, arXiv 2111.07991): no gradient, no backward pass, batch norm as it was learned."""
+        """Freezes an encoder (LiT, arXiv 2111.07991): no gradients, no backward pass, batch norm in eval mode."""
         for parameter in self.tower_parameters(tower):
             parameter.requires_grad_(False)
         self.locked = (*self.locked, tower)
@@ -86,9 +86,9 @@ class CLIP(nn.Module):
         return self
 
     def encode_image(self, images_BCHW: Tensor, normalize: bool = False, kept_BP: Tensor | None = None) -> Tensor:
-        """Pixels (B, 3, H, W) -> image_features (B, E). Pixels are normalised, or uint8, which are normalised here.
+        """Pixels (B, 3, H, W) -> image_features (B, E). Takes normalised pixels, or uint8, which it normalises.
 
-        `kept_BP`: of a ViT, the patches that are looked at.
+        `kept_BP`: indices of the patches that a ViT processes; None: all.
         """
         if images_BCHW.dtype == torch.uint8:
             images_BCHW = normalize_images(images_BCHW)
@@ -96,7 +96,7 @@ class CLIP(nn.Module):
         return l2_normalize(features_BE) if normalize else features_BE
 
     def encode_trunk(self, images_BCHW: Tensor) -> Tensor:
-        """Pixels, as of `encode_image` -> I_f (B, D), what the projection W_i is applied to: for linear probes."""
+        """Pixels, as in `encode_image` -> I_f (B, D), the features before the projection W_i: for linear probes."""
         if images_BCHW.dtype == torch.uint8:
             images_BCHW = normalize_images(images_BCHW)
         assert isinstance(self.visual, VisionTransformer | ModifiedResNet)
@@ -105,8 +105,8 @@ class CLIP(nn.Module):
     def encode_text(self, texts_BL: Tensor, normalize: bool = False) -> Tensor:
         """Token ids (B, L), L at most context_length, zero-padded -> text_features (B, E).
 
-        The mask is causal and the feature is read at end-of-text, so no token after it can change the result, and no work is
-        done on it where the ids are on the CPU, wherever the model is. Ids on a GPU are taken as the rectangle that they are.
+        The mask is causal and the feature is read at end-of-text, so later tokens cannot change the result. If the ids are on
+        the CPU, padding is skipped, on whichever device the model is; ids on a GPU are processed with their padding.
         """
         device = self.positional_embedding.device
         captions = Captions.of(texts_BL, device)
@@ -117,7 +117,7 @@ class CLIP(nn.Module):
         return l2_normalize(features_BE) if normalize else features_BE
 
     def forward(self, images_BCHW: Tensor, texts_BL: Tensor, kept_BP: Tensor | None = None) -> tuple[Tensor, ...]:
-        """image_features and text_features, normalised, (B, E); the scalars logit_scale_exp and, if it has one, logit_bias."""
+        """Normalised image_features and text_features (B, E), and the scalars logit_scale_exp and, if any, logit_bias."""
         image_features_BE = self.encode_image(images_BCHW, normalize=True, kept_BP=kept_BP)
         text_features_BE = self.encode_text(texts_BL, normalize=True)
         bias = () if self.logit_bias is None else (self.logit_bias.clone(),)
@@ -125,7 +125,7 @@ class CLIP(nn.Module):
 
     @torch.no_grad()
     def _initialize(self) -> None:
-        """As published. The ViT's blocks and patch convolution keep PyTorch's defaults."""
+        """Initialises as published. The ViT's blocks and patch convolution keep PyTorch's defaults."""
         width, layers = self.transformer.width, self.transformer.layers
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.positional_embedding, std=0.01)
@@ -146,12 +146,12 @@ class CLIP(nn.Module):
 
 
 def build_clip(name: str) -> CLIP:
-    """A freshly initialised CLIP of that name; under `torch.device("meta")` its shapes alone."""
+    """A newly initialised CLIP of that name; under `torch.device("meta")` only its shapes."""
     return CLIP(get_architecture(name))
 
 
 def l2_normalize(features_BE: Tensor) -> Tensor:
-    """Unit rows, in float32 at least: half precision loses digits that the temperature magnifies."""
+    """Scales rows to unit length, in at least float32: the temperature magnifies half precision's rounding errors."""
     if features_BE.dtype in (torch.float16, torch.bfloat16):
         features_BE = features_BE.float()
     return F.normalize(features_BE, dim=-1)

@@ -1,4 +1,4 @@
-"""The architectures, one table row each. Imports no torch."""
+"""The table of architectures, one row each. Imports no torch."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class Architecture:
 
     Attributes:
         embed_dim: width E of the joint space.
-        vision_layers: blocks of the four ResNet stages, or the number of ViT blocks.
-        vision_width: of the ResNet's stem (its output is 32 times as wide), or of the ViT.
-        patch_size_px: of a ViT; None for a ResNet.
-        activation: of all transformer blocks. The same weights under the other one give other features.
-        context_length: tokens of a caption, both specials included.
-        has_logit_bias: a bias beside the temperature, for SigLIP's loss.
+        vision_layers: numbers of blocks in the four ResNet stages, or the number of ViT blocks.
+        vision_width: width of the ResNet's stem (its output is 32 times as wide), or of the ViT.
+        patch_size_px: side of a ViT's patches; None for a ResNet.
+        activation: activation of all transformer blocks. Weights give wrong features with the other one.
+        context_length: tokens of a caption, including start and end of text.
+        has_logit_bias: True for SigLIP's loss, which has a bias beside the temperature.
     """
 
     name: str
@@ -40,12 +40,12 @@ class Architecture:
 
     @property
     def vision_heads(self) -> int:
-        """Heads of the ViT's blocks, or of the ResNet's attention pool: 64 dimensions each."""
+        """Heads of the ViT's blocks, or of the ResNet's attention pool, with 64 dimensions each."""
         return self.vision_width // 64 if self.patch_size_px is not None else self.vision_width * 32 // 64
 
     @property
     def image_step_px(self) -> int:
-        """Side of the squares that an image is cut into: its size is a multiple of it."""
+        """Side of an image's patches or grid cells; the image size is a multiple of it."""
         return self.patch_size_px or 32
 
 
@@ -60,7 +60,7 @@ _ROWS = (
     Architecture("ViT-B/16", 512, 224, 12, 768, 16, 12, 512, 8),
     Architecture("ViT-L/14", 768, 224, 24, 1024, 14, 12, 768, 12),
     Architecture("ViT-L/14@336px", 768, 336, 24, 1024, 14, 12, 768, 12),
-    # Small ones: for smoke runs and tests, and for the demo on two cores.
+    # Small architectures, for smoke runs, tests and the demo on two cores.
     Architecture("debug-vit", 32, 32, 2, 64, 8, 2, 64, 1),
     Architecture("debug-rn", 64, 64, (1, 1, 1, 1), 16, None, 2, 64, 1),
     Architecture("demo", 128, 64, (1, 1, 1, 1), 16, None, 2, 64, 1, context_length=24),
@@ -68,13 +68,13 @@ _ROWS = (
 
 ARCHITECTURES: dict[str, Architecture] = {row.name: row for row in _ROWS}
 PUBLISHED = tuple(row.name for row in _ROWS[:9])
-"""The nine of the paper."""
+"""The paper's nine architectures."""
 
 
 def get_architecture(name: str) -> Architecture:
-    """The row of a name. Raises ValueError that names the nearest one."""
+    """The architecture of that name. Raises ValueError that suggests the nearest name."""
     if name in ARCHITECTURES:
         return ARCHITECTURES[name]
     close = difflib.get_close_matches(name, ARCHITECTURES, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]}? " if close else ""
-    raise ValueError(f"there is no such architecture; {hint}there are {', '.join(ARCHITECTURES)}")
+    raise ValueError(f"there is no such architecture; {hint}use one of {', '.join(ARCHITECTURES)}")

@@ -1,9 +1,10 @@
-"""What open_clip and Hugging Face write beside weights, and what it says about them.
+"""Writes and reads the configurations that open_clip and Hugging Face store beside weights.
 
-In: an architecture, or the configuration of a source. Out: the configuration that makes the other tool compute the same
-features; or what a source states about its weights, to be held against an architecture. Plain dictionaries throughout.
+In: an architecture, or a configuration that came with weights. Out: a configuration with which the other tool computes the
+same features; or the facts that a configuration states about its weights, to be compared with an architecture. All
+configurations are plain dictionaries.
 
-Values that a source leaves out are the defaults of its own configuration class, as they have been since these classes exist.
+Values that a configuration omits are the defaults of its own class, which have never changed.
 """
 
 from __future__ import annotations
@@ -17,20 +18,21 @@ from model.tokenizer import END_OF_TEXT, START_OF_TEXT
 from model.vocabulary import END_SYMBOL, START_SYMBOL
 
 BICUBIC = 3
-"""Pillow's number of the filter."""
+"""Pillow's number for the bicubic filter."""
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 HUGGING_FACE_CONFIG = "config.json"
 HUGGING_FACE_PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
-"""The second one is what transformers 5 writes, with the first one's content under `image_processor`."""
+"""The second is written by transformers 5, with the first one's content under `image_processor`."""
 CONFIGS = (OPEN_CLIP_CONFIG, HUGGING_FACE_CONFIG, *HUGGING_FACE_PREPROCESSORS)
 
 
 @dataclass(frozen=True)
 class Stated:
-    """What a source says about its weights.
+    """The facts that a configuration states about its weights.
 
     Attributes:
-        facts: fields of `Architecture`, but for the image size, which the weights themselves tell.
+        source: name of the configuration's file.
+        facts: fields of `Architecture`, except the image size, which follows from the weights themselves.
     """
 
     source: str
@@ -39,7 +41,7 @@ class Stated:
 
 
 def open_clip_config(row: Architecture) -> dict[str, Any]:
-    """open_clip_config.json, by which `open_clip.create_model("local-dir:FOLDER")` makes the same model (open_clip 3)."""
+    """open_clip_config.json, from which `open_clip.create_model("local-dir:FOLDER")` creates the same model (open_clip 3)."""
     layers = list(row.vision_layers) if isinstance(row.vision_layers, tuple) else row.vision_layers
     model: dict[str, Any] = {
         "embed_dim": row.embed_dim,
@@ -59,13 +61,13 @@ def open_clip_config(row: Architecture) -> dict[str, Any]:
         },
     }
     if row.has_logit_bias:
-        model["init_logit_bias"] = 0.0  # that there is one; the weights say which
+        model["init_logit_bias"] = 0.0  # creates the parameter; its value comes from the weights
     preprocess = {"size": row.image_size_px, "mode": "RGB", "mean": list(MEAN), "std": list(STD)}
     return {"model_cfg": model, "preprocess_cfg": preprocess | _OPEN_CLIP_PREPROCESS}
 
 
 def hugging_face_config(row: Architecture) -> dict[str, Any]:
-    """config.json of a CLIPModel. For ViTs: CLIPModel has no ResNets."""
+    """config.json of a CLIPModel. For ViTs only: CLIPModel has no ResNets."""
     assert row.patch_size_px is not None
     return {
         "architectures": ["CLIPModel"],
@@ -100,7 +102,7 @@ def hugging_face_config(row: Architecture) -> dict[str, Any]:
 
 
 def preprocessor_config(row: Architecture) -> dict[str, Any]:
-    """preprocessor_config.json of a CLIPImageProcessor that does what `Preprocess` does."""
+    """preprocessor_config.json of a CLIPImageProcessor that computes the same as `Preprocess`."""
     size = row.image_size_px
     return {
         "image_processor_type": "CLIPImageProcessor",
@@ -123,7 +125,7 @@ def tokenizer_config(row: Architecture) -> dict[str, Any]:
         "bos_token": START_SYMBOL,
         "eos_token": END_SYMBOL,
         "unk_token": END_SYMBOL,
-        "pad_token": END_SYMBOL,  # as published: what follows the first end of text changes nothing
+        "pad_token": END_SYMBOL,  # as published: tokens after the first end of text change nothing
         "do_lower_case": True,
         "add_prefix_space": False,
         "errors": "replace",
@@ -139,8 +141,8 @@ _HUGGING_FACE_PREPROCESS = {
     "do_convert_rgb": True,
     "resample": BICUBIC,
 }
-# What these classes are made with, where a configuration does not say. The second of each pair of tables: what computes
-# something else than the paper's CLIP where it has another value.
+# Pairs of tables: defaults of these classes for values that a configuration omits; and values that must not differ, since
+# any other would compute something other than the paper's CLIP.
 _OPEN_CLIP_VISION: dict[str, Any] = {"layers": 12, "width": 768, "patch_size": 16}
 _OPEN_CLIP_VISION_FIXED = {
     "head_width": 64, "mlp_ratio": 4.0, "ls_init_value": None, "attentional_pool": False, "no_ln_pre": False,
@@ -166,14 +168,14 @@ _HUGGING_FACE_TEXT: dict[str, Any] = {
 
 
 def stated_by_open_clip(config: dict[str, Any]) -> Stated:
-    """What an open_clip_config.json says.
+    """Reads the facts from an open_clip_config.json.
 
     Raises:
-        ValueError: it is none, or describes a model that is not the paper's, or other preprocessing.
+        ValueError: it is not one, or describes a model or preprocessing other than the paper's.
     """
     model = config["model_cfg"] if "model_cfg" in config else config
     if not all(key in model for key in ("embed_dim", "vision_cfg", "text_cfg")):
-        raise ValueError("holds no embed_dim, vision_cfg and text_cfg; put the file back that was published with the weights")
+        raise ValueError("lacks embed_dim, vision_cfg or text_cfg; restore the file that was published with the weights")
     vision, text = _OPEN_CLIP_VISION | model["vision_cfg"], _OPEN_CLIP_TEXT | model["text_cfg"]
     _check_fixed("vision_cfg", vision, _OPEN_CLIP_VISION_FIXED)
     _check_fixed("text_cfg", text, _OPEN_CLIP_TEXT_FIXED)
@@ -195,11 +197,11 @@ def stated_by_open_clip(config: dict[str, Any]) -> Stated:
 
 
 def stated_by_hugging_face(config: dict[str, Any], preprocessor: dict[str, Any] | None = None) -> Stated:
-    """What a CLIPModel's config.json says, and the configuration of its image processor beside it.
+    """Reads the facts from a CLIPModel's config.json, and checks the configuration of its image processor.
 
     Raises:
-        ValueError: it is no CLIPModel's, its activation is unknown, or it describes a model or preprocessing that is not the
-            paper's.
+        ValueError: it is not a CLIPModel's, its activation is unknown, or it describes a model or preprocessing other than
+            the paper's.
     """
     if "model_type" not in config or config["model_type"] != "clip":
         found = config["model_type"] if "model_type" in config else None
@@ -209,16 +211,16 @@ def stated_by_hugging_face(config: dict[str, Any], preprocessor: dict[str, Any] 
     for name, section in (("vision_config", vision), ("text_config", text)):
         if section["hidden_act"] not in ("quick_gelu", "gelu"):
             raise ValueError(
-                f"{name}.hidden_act={section['hidden_act']!r}: is neither quick_gelu nor gelu, and no other activation is "
-                "known here; use weights that were trained with one of the two"
+                f"{name}.hidden_act={section['hidden_act']!r}: is neither quick_gelu nor gelu, the supported activations; "
+                "use weights that were trained with one of the two"
             )
         width = section["hidden_size"]
         heads = {"num_attention_heads": width // 64} if name == "vision_config" else {}
         _check_fixed(name, section, {"intermediate_size": 4 * width, "layer_norm_eps": 1e-5} | heads)
     if vision["hidden_act"] != text["hidden_act"]:
         raise ValueError(
-            f"hidden_act: the image encoder's is {vision['hidden_act']} and the text encoder's {text['hidden_act']}, and a "
-            "CLIP has one here; use weights that were trained with one"
+            f"hidden_act: the image encoder's is {vision['hidden_act']} and the text encoder's {text['hidden_act']}, but both "
+            "must have the same; use weights that were trained with one activation"
         )
     if preprocessor is not None:
         images = preprocessor["image_processor"] if "image_processor" in preprocessor else preprocessor
@@ -238,7 +240,7 @@ def stated_by_hugging_face(config: dict[str, Any], preprocessor: dict[str, Any] 
 
 
 def check_stated(row: Architecture, stated: Stated | None, weights: str) -> None:
-    """Raises ValueError where a source's configuration is another architecture's, with the name that fits, if one does."""
+    """Raises ValueError if the stated facts are another architecture's, and names the one that fits, if any."""
     if stated is None:
         return
     wrong = [
@@ -251,11 +253,11 @@ def check_stated(row: Architecture, stated: Stated | None, weights: str) -> None
             if all(getattr(other, key) == one for key, one in stated.facts.items())
         ]
         named = f"its model.name is {' or '.join(fitting)}" if fitting else "no row of model/config.py describes it"
-        raise ValueError(f"weights={weights}: is not {row.name}, its {stated.source} says {'; '.join(wrong)}; {named}")
+        raise ValueError(f"weights={weights}: is not {row.name}: its {stated.source} says {'; '.join(wrong)}; {named}")
 
 
 def _section(config: dict[str, Any], name: str) -> dict[str, Any]:
-    """One encoder's part; files of older versions have a second one beside it, which wins."""
+    """One encoder's section; files of older versions have a second one, which takes precedence."""
     found: dict[str, Any] = {}
     for key in (name, f"{name}_dict"):
         if key in config and config[key] is not None:
@@ -267,8 +269,8 @@ def _check_fixed(section: str, given: dict[str, Any], wanted: dict[str, Any]) ->
     for key, value in wanted.items():
         if key in given and not _equal(given[key], value):
             raise ValueError(
-                f"{section}.{key}={given[key]!r}: computes something else than CLIP as it is here, which has {value!r}; use "
-                "other weights, or, to train these on all the same, give a copy of their file alone and their activation"
+                f"{section}.{key}={given[key]!r}: differs from {value!r}, as in the paper's CLIP; use other weights, or, "
+                "to train these weights nevertheless, give a copy of their file without its configuration, and their activation"
             )
 
 

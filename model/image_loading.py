@@ -1,10 +1,10 @@
-"""Encoded images to uint8 pixels of the size that the image encoder takes (paper, section 2.4).
+"""Encoded images to uint8 pixels in the image encoder's size (paper, section 2.4).
 
-JPEGs are decoded by libjpeg-turbo (simplejpeg), at a half, a quarter or an eighth of their size where twice the target is left;
-everything else, and JPEGs that are rotated or CMYK, by Pillow. Resized by torch's antialiased bicubic filter, which is Pillow's
-filter in vector instructions and differs from it by two levels at most (docs/decisions/0004-decoding.md).
+JPEGs are decoded by libjpeg-turbo (simplejpeg), at a half, a quarter or an eighth of their size if that leaves twice the
+target; other formats, and JPEGs that are rotated or CMYK, by Pillow. They are resized by torch's antialiased bicubic filter,
+which is Pillow's filter in vector instructions and differs from it by at most two levels (docs/decisions/0004-decoding.md).
 
-Augmentation takes its randomness from the caller, so that a sample's crop can be a function of (seed, epoch, key).
+Augmentation takes its random numbers from the caller, so that a sample's crop can be a function of (seed, epoch, key).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Pixels = NDArray[np.uint8]
 
 
 class _Box(NamedTuple):
-    """A part of an image, in its pixels."""
+    """A rectangle of an image, in pixels."""
 
     left: int
     top: int
@@ -38,10 +38,9 @@ class _Box(NamedTuple):
 def load_train_image(
     data: bytes | memoryview, size_px: int, rng: random.Random, scale_min: float = 0.9, out: Pixels | None = None
 ) -> Pixels:
-    """A random resized crop, (size_px, size_px, 3).
+    """A random resized crop, (size_px, size_px, 3), written into `out` if given.
 
-    Its area is a share in [scale_min, 1] of the image's, its aspect ratio log-uniform in [3/4, 4/3]. Written into
-    `out` where that is given.
+    Its area is a share in [scale_min, 1] of the image's, and its aspect ratio is log-uniform in [3/4, 4/3].
 
     Raises:
         ValueError: the data cannot be decoded; the message says why.
@@ -56,14 +55,14 @@ def load_train_image(
 
 
 def load_eval_image(data: bytes, size_px: int) -> Pixels:
-    """The short side resized to size_px, then the centre, (size_px, size_px, 3). Raises ValueError as above."""
+    """Resizes the short side to size_px and crops the centre, (size_px, size_px, 3). Raises ValueError, like above."""
     opened = _Opened(data)
     pixels = opened.decode(opened.divisor(min(opened.width, opened.height), size_px))
     return eval_crop(pixels, size_px, opened.width, opened.height)
 
 
 def eval_crop(pixels: Pixels, size_px: int, width: int, height: int) -> Pixels:
-    """The evaluation crop of an image of width x height, which may have been decoded at a reduced scale."""
+    """The evaluation crop of an image of width x height, whose pixels may be decoded at a reduced scale."""
     short = min(width, height)
     width, height = (size_px if side == short else int(size_px * side / short) for side in (width, height))
     pixels = resize(pixels, width, height)
@@ -72,14 +71,14 @@ def eval_crop(pixels: Pixels, size_px: int, width: int, height: int) -> Pixels:
 
 
 def resize(pixels: Pixels, width: int, height: int, out: Pixels | None = None) -> Pixels:
-    """Antialiased bicubic, as Pillow's: (height, width, 3), into `out` where that is given."""
+    """Resizes with Pillow's antialiased bicubic filter to (height, width, 3), into `out` if given."""
     if out is None:
         out = np.empty((height, width, 3), dtype=np.uint8)
     if pixels.shape == out.shape:
         out[:] = pixels
         return out
-    # (H, W, 3) -> (1, 3, H, W), channels-last and contiguous on both sides, or torch transposes there and back. What
-    # torch.nn.functional.interpolate(mode="bicubic", antialias=True) calls, which cannot write where it is told to.
+    # (H, W, 3) -> (1, 3, H, W), channels-last and contiguous on both sides, or torch would transpose twice. This is the op
+    # behind torch.nn.functional.interpolate(mode="bicubic", antialias=True), which has no `out`.
     from_1CHW = torch.from_numpy(pixels).permute(2, 0, 1)[None].contiguous(memory_format=torch.channels_last)
     to_1CHW = torch.from_numpy(out).permute(2, 0, 1)[None]
     torch.ops.aten._upsample_bicubic2d_aa.out(from_1CHW, [height, width], False, None, None, out=to_1CHW)
@@ -87,7 +86,7 @@ def resize(pixels: Pixels, width: int, height: int, out: Pixels | None = None) -
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any of Pillow's modes to RGB: transparency on white, 16 bits scaled to 8."""
+    """Converts any of Pillow's modes to RGB: transparency on white, 16 bits scaled to 8."""
     if image.mode == "RGB":
         return image
     if image.mode.startswith("I"):
@@ -101,7 +100,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 class _Opened:
-    """An image whose size is known. JPEGs are decoded later; anything else is decoded already."""
+    """An image of known size. A JPEG is decoded later, by `decode`; other formats are decoded here."""
 
     def __init__(self, data: bytes | memoryview) -> None:
         self._data, self._pixels = data, None
@@ -116,7 +115,7 @@ class _Opened:
         self.height, self.width = self._pixels.shape[:2]
 
     def divisor(self, side: int, size_px: int) -> int:
-        """The largest of 1, 2, 4 and 8 by which a JPEG may be reduced: `side` must stay MARGIN times size_px."""
+        """The largest of 1, 2, 4 and 8 by which a JPEG may be reduced, so that `side` stays at least MARGIN * size_px."""
         if self._pixels is not None:
             return 1
         return next(divisor for divisor in (8, 4, 2, 1) if divisor == 1 or side >= MARGIN * size_px * divisor)
@@ -130,7 +129,7 @@ class _Opened:
 
 
 class _said_as_value_error:  # noqa: N801 (read as a statement)
-    """What decoders raise on broken data, as a ValueError."""
+    """Turns the exceptions of decoders on broken data into ValueError."""
 
     def __enter__(self) -> None:
         pass
@@ -141,7 +140,7 @@ class _said_as_value_error:  # noqa: N801 (read as a statement)
 
 
 def _has_exif(data: bytes | memoryview) -> bool:
-    """Whether a JPEG has an Exif segment before its image, which may say that it lies on its side."""
+    """True if a JPEG has an Exif segment, which may state a rotation."""
     at = 2
     while at + 10 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
         if data[at + 1] == 0xE1 and data[at + 4 : at + 8] == b"Exif":
@@ -159,7 +158,7 @@ def _random_box(width: int, height: int, rng: random.Random, scale_min: float) -
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
             return _Box(rng.randint(0, width - w), rng.randint(0, height - h), w, h)
-    # No box fits, as in a very wide image: the largest centred one within the ratios.
+    # No box fits, e.g. in a very wide image: use the largest centred one within the ratios.
     w, h = width, height
     if width / height < low:
         h = round(w / low)

@@ -1,9 +1,9 @@
-"""The pre-norm transformer that both towers are made of, under the published parameter names.
+"""The pre-norm transformer of both towers, with the published parameter names.
 
-Both towers are read at one token: the class token of an image, end-of-text of a caption. So the last block computes that token
-alone, from the keys and values of all: the same result for a tenth of the block's work. And captions differ in length, so what
-works on one token at a time (norms, projections, MLPs) sees them one after the other, without padding; only attention sees the
-padded rectangle. See `Captions`.
+Both towers are read at one token: an image's class token, a caption's end-of-text. So the last block computes only that token,
+from the keys and values of all: the same result for a tenth of the block's work. Captions differ in length, so layers that work
+on single tokens (norms, projections, MLPs) get the tokens packed, without padding; only attention gets the padded rectangle.
+See `Captions`.
 
 Shape suffixes: B samples, L tokens, T tokens of all samples together, D width, N heads, K dimensions of a head.
 """
@@ -20,7 +20,7 @@ from model.config import Activation
 
 
 class QuickGELU(nn.Module):
-    """x * sigmoid(1.702 x): the activation of the published weights. The exact GELU on them costs 2.7 points of ImageNet."""
+    """x * sigmoid(1.702 x), the activation of the published weights: with the exact GELU they lose 2.7 points on ImageNet."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.sigmoid(1.702 * x)
@@ -30,7 +30,7 @@ ACTIVATIONS: dict[Activation, type[nn.Module]] = {"quick_gelu": QuickGELU, "gelu
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """From the CPU without waiting for what a GPU is doing, which takes pinned memory."""
+    """Copies from the CPU without waiting for the GPU, which needs pinned memory."""
     if device.type == "cuda" and values.device.type == "cpu":
         values = values.pin_memory()
     return values.to(device, non_blocking=True)
@@ -38,12 +38,12 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class Captions:
-    """How the tokens of a batch of captions lie: causal, of different lengths, each read at its end.
+    """Layout of the tokens of a batch of captions of different lengths, each read at its end-of-text.
 
     Attributes:
         end_B: position of end-of-text.
-        length: L, of the padded rectangle.
-        index_T: places of the tokens in the flattened rectangle (B * L); None where the tokens stay in the rectangle.
+        length: L, length of the padded rectangle.
+        index_T: indices of the tokens in the flattened rectangle (B * L); None if the tokens are not packed.
     """
 
     end_B: Tensor
@@ -52,7 +52,7 @@ class Captions:
 
     @staticmethod
     def of(texts_BL: Tensor, device: torch.device) -> Captions:
-        """For a model on `device`. Packed where the ids are on the CPU; a GPU's tokens are counted only by waiting for it."""
+        """The layout for a model on `device`. Packed if the ids are on the CPU: counting tokens on a GPU would wait for it."""
         end_B = texts_BL.argmax(dim=-1)  # end-of-text has the largest id
         if texts_BL.device.type != "cpu":
             return Captions(end_B, texts_BL.shape[1], None)
@@ -61,7 +61,7 @@ class Captions:
         return Captions(to_device(end_B, device), length, to_device(index_T, device))
 
     def pack(self, x_BLD: Tensor) -> Tensor:
-        """(B, L, D) -> (T, D), or as it is where the tokens stay in the rectangle."""
+        """(B, L, D) -> (T, D); unchanged if the tokens are not packed."""
         return x_BLD if self.index_T is None else x_BLD.flatten(0, 1).index_select(0, self.index_T)
 
     def pad(self, x_TD: Tensor) -> Tensor:
@@ -79,12 +79,12 @@ class Captions:
         return x_TD.index_select(0, (self.end_B + 1).cumsum(0) - 1)
 
     def mask(self) -> Tensor:
-        """(B, 1, 1, L): what end-of-text attends to."""
+        """(B, 1, 1, L): the tokens that end-of-text attends to."""
         return (torch.arange(self.length, device=self.end_B.device) <= self.end_B[:, None])[:, None, None]
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with the parameters and the initialisation of nn.MultiheadAttention."""
+    """Multi-head self-attention with the parameters and initialisation of nn.MultiheadAttention."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class Attention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, x: Tensor, captions: Captions | None, read: bool) -> Tensor:
-        """All tokens of x, or with `read` the one that the tower is read at, (B, D)."""
+        """Output for all tokens of x; with `read`, only for the token that the tower is read at, (B, D)."""
         if read:
             return self._read(x, captions)
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
@@ -108,7 +108,7 @@ class Attention(nn.Module):
         return out
 
     def _read(self, x: Tensor, captions: Captions | None) -> Tensor:
-        """One token's query, everybody's keys and values."""
+        """Attention of one token's query to the keys and values of all tokens."""
         width = x.shape[-1]
         read_BD = x[:, 0] if captions is None else captions.last(x)
         q_BD = F.linear(read_BD, self.in_proj_weight[:width], self.in_proj_bias[:width])
@@ -128,7 +128,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Widens four times, activates, narrows again."""
+    """Two linear layers with an activation between them; the hidden width is four times the input's."""
 
     def __init__(self, width: int, activation: Activation) -> None:
         super().__init__()
@@ -160,7 +160,7 @@ class ResidualAttentionBlock(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A stack of blocks, over images or, causal, over captions."""
+    """A stack of blocks; causal for captions, not for images."""
 
     def __init__(self, width: int, layers: int, heads: int, activation: Activation) -> None:
         super().__init__()

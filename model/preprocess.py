@@ -1,4 +1,4 @@
-"""What comes before the image encoder: images as floats, normalised with CLIP's statistics (paper, section 2.4).
+"""Prepares pixels for the image encoder: floats, normalised with CLIP's statistics (paper, section 2.4).
 
 Images leave the CPU as uint8, a quarter of the bytes, and are normalised on the device.
 """
@@ -26,7 +26,7 @@ def normalize_images(images_BCHW: Tensor) -> Tensor:
 
 @functools.cache
 def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Kept on the device: a copy to a GPU in every step would wait for the step before."""
+    """Mean and standard deviation, cached on the device: copying them in every step would wait for the GPU."""
     return torch.tensor(MEAN, device=device).view(3, 1, 1), torch.tensor(STD, device=device).view(3, 1, 1)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 class Bottleneck(nn.Module):
-    """Every convolution has stride 1; where the block strides, an average pool (rect-2 blur) follows the second one's ReLU."""
+    """Residual block whose convolutions have stride 1; to downsample, an average pool follows the second one's ReLU."""
 
     expansion = 4
 
@@ -48,7 +48,7 @@ class Bottleneck(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """One multi-head attention in which only the mean of the grid asks; it stands where global average pooling would."""
+    """Multi-head attention with the grid's mean as its only query, instead of global average pooling."""
 
     def __init__(self, grid: int, width: int, heads: int, embed_dim: int) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class AttentionPool(nn.Module):
         return out_BE
 
     def pool(self, x_BCHW: Tensor) -> Tensor:
-        """What is projected: (B, D)."""
+        """Pooled features before the projection, (B, D)."""
         # (B, C, H, W) -> (B, C, H * W) -> (B, H * W, D): channels are the width
         grid_BPD = x_BCHW.flatten(2).transpose(1, 2)
         x_BPD = torch.cat([grid_BPD.mean(dim=1, keepdim=True), grid_BPD], dim=1) + self.positional_embedding
@@ -104,7 +104,7 @@ class ModifiedResNet(nn.Module):
         return features_BE
 
     def trunk(self, x_BCHW: Tensor) -> Tensor:
-        """What is projected: (B, D)."""
+        """Features before the projection, (B, D)."""
         return self.attnpool.pool(self._grid(x_BCHW))
 
     def _grid(self, x_BCHW: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ class ModifiedResNet(nn.Module):
 
 
 def _stage(channels_in: int, channels: int, blocks: int, stride: int) -> nn.Sequential:
-    """Blocks of one resolution; the first one strides and widens."""
+    """Blocks of one resolution; the first one downsamples and widens."""
     first = Bottleneck(channels_in, channels, stride)
     rest = (Bottleneck(channels * Bottleneck.expansion, channels, 1) for _ in range(blocks - 1))
     return nn.Sequential(first, *rest)

@@ -1,9 +1,9 @@
-"""State dicts between the published keys, which are ours and open_clip's, and those of Hugging Face's CLIPModel.
+"""Converts state dicts between the published keys, used here and in open_clip, and those of Hugging Face's CLIPModel.
 
-In and out: mappings of names to tensors. Every number goes over as it is: a state dict that went there and back is bit-equal.
+In and out: mappings of names to tensors. Values are unchanged: a round trip is bit-equal.
 
-Two things differ beside the names: Hugging Face keeps the attention's input as three matrices (q, k, v), and both projections
-as the weight of a linear layer, (out, in). Shape suffixes: D width, E embed_dim.
+Besides the names, two things differ: Hugging Face stores the attention's input projection as three matrices (q, k, v), and both
+output projections as weights of linear layers, (out, in). Shape suffixes: D width, E embed_dim.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _FIRST_PARTS = (
     ("vision_model.embeddings.class_embedding", "visual.class_embedding"),
     ("vision_model.embeddings.patch_embedding.", "visual.conv1."),
     ("vision_model.embeddings.position_embedding.weight", "visual.positional_embedding"),
-    ("vision_model.pre_layrnorm.", "visual.ln_pre."),  # spelled so there
+    ("vision_model.pre_layrnorm.", "visual.ln_pre."),  # sic
     ("vision_model.post_layernorm.", "visual.ln_post."),
     ("text_model.encoder.layers.", "transformer.resblocks."),
     ("text_model.embeddings.token_embedding.", "token_embedding."),
@@ -35,18 +35,18 @@ _QKV = ("q_proj", "k_proj", "v_proj")
 
 
 def is_hugging_face(state: dict[str, Tensor]) -> bool:
-    """Whether the names are those of Hugging Face's CLIPModel, or of a part of one."""
+    """True if the names are those of Hugging Face's CLIPModel, or of a part of one."""
     return any(key.startswith(("vision_model.", "text_model.")) for key in state)
 
 
 def from_hugging_face(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A CLIPModel's state dict under the published keys. Names that are no CLIPModel's stay, to be refused by them."""
+    """Renames a CLIPModel's state dict to the published keys. Unknown names are kept, so that loading refuses them."""
     ours: dict[str, Tensor] = {}
     for key, value in state.items():
         if key in _TRANSPOSED:
             ours[_TRANSPOSED[key]] = value.T.contiguous()  # (E, D) -> (D, E)
         elif key.endswith(".embeddings.position_ids"):
-            pass  # 0, 1, 2, ...: older versions kept them among the weights
+            pass  # 0, 1, 2, ...: older versions stored them with the weights
         elif ".self_attn.q_proj." in key and all(_sibling(key, part) in state for part in _QKV):
             joined = torch.cat([state[_sibling(key, part)] for part in _QKV])
             name = _replaced(key, 0).replace(".self_attn.q_proj.", ".attn.in_proj_")
@@ -57,7 +57,7 @@ def from_hugging_face(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_hugging_face(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A ViT's state dict under the keys of CLIPModel, which has no place for SigLIP's logit_bias: that is left out."""
+    """Renames a ViT's state dict to the keys of CLIPModel, without SigLIP's logit_bias, which CLIPModel does not have."""
     theirs: dict[str, Tensor] = {}
     transposed = {ours: theirs for theirs, ours in _TRANSPOSED.items()}
     for key, value in state.items():
@@ -72,7 +72,7 @@ def to_hugging_face(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _replaced(key: str, side: int) -> str:
-    """The other side's name, but for the attention's input. side 0: Hugging Face's becomes ours; 1: ours becomes theirs."""
+    """Renames a key, except for the attention's input. side 0: from Hugging Face's to ours; 1: from ours to theirs."""
     for pair in _FIRST_PARTS:
         if key.startswith(pair[side]):
             key = pair[1 - side] + key.removeprefix(pair[side])
@@ -84,6 +84,6 @@ def _replaced(key: str, side: int) -> str:
 
 
 def _sibling(key: str, part: str) -> str:
-    """The name of the query's, key's or value's matrix or bias beside another one of them."""
+    """The key of the q, k or v parameter that belongs to another one of them."""
     head, _, tail = key.partition(".self_attn.")
     return f"{head}.self_attn.{part}.{tail.partition('.')[2]}"

@@ -1,4 +1,4 @@
-"""Captions to token ids: CLIP's text cleaning before the Rust implementation of its lower-cased byte-pair encoding."""
+"""Captions to token ids: CLIP's text cleaning, then a Rust implementation of its lower-cased byte-pair encoding."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ START_OF_TEXT = 49406
 END_OF_TEXT = 49407
 
 _TOKENIZER = Tokenizer()
-# Text that the full cleaning changes in nothing but white space and case. `&` may begin an HTML entity.
+# Text in which the full cleaning changes only white space and case. `&` may start an HTML entity.
 _PLAIN = re.compile(r"[ -%'-~\s]*", re.ASCII)
 _SPACE = re.compile(r"\s+")
 
 
 def clean(text: str) -> str:
-    """Mojibake mended, HTML entities resolved (twice: they come doubly escaped), white space collapsed, lower case."""
+    """Fixes mojibake, resolves HTML entities (twice: some are doubly escaped), collapses white space and lower-cases."""
     if not _PLAIN.fullmatch(text):
         text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return _SPACE.sub(" ", text).strip().lower()
@@ -31,13 +31,13 @@ def clean(text: str) -> str:
 def tokenize(texts: list[str], context_length: int = 77) -> Tensor:
     """Token ids (B, context_length), int64, zero-padded.
 
-    Each row is start-of-text, the caption, end-of-text; a longer caption is cut and keeps end-of-text last.
+    Each row is start-of-text, the caption, end-of-text; a longer caption is truncated, with end-of-text last.
     """
     return torch.from_numpy(token_ids(texts, context_length).astype(np.int64))
 
 
 def token_ids(texts: list[str], context_length: int = 77) -> NDArray[np.uint16]:
-    """What `tokenize` gives, as uint16."""
+    """The same ids as `tokenize`, as uint16."""
     if not texts:
         return np.zeros((0, context_length), dtype=np.uint16)
     return _TOKENIZER.tokenize_batch([clean(text) for text in texts], context_length=context_length)

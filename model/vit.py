@@ -36,12 +36,12 @@ class VisionTransformer(nn.Module):
         self.proj = nn.Parameter(scale * torch.randn(width, embed_dim))
 
     def forward(self, x_BCHW: Tensor, kept_BP: Tensor | None = None) -> Tensor:
-        """`kept_BP`: the patches of each image that are looked at (patch dropout: FLIP, arXiv 2212.00794); None: all."""
+        """`kept_BP`: indices of the patches to process (patch dropout: FLIP, arXiv 2212.00794); None: all."""
         features_BE: Tensor = self.trunk(x_BCHW, kept_BP) @ self.proj
         return features_BE
 
     def trunk(self, x_BCHW: Tensor, kept_BP: Tensor | None = None) -> Tensor:
-        """What is projected: (B, D)."""
+        """Features before the projection, (B, D)."""
         # (B, D, H', W') -> (B, D, H' * W') -> (B, L - 1, D)
         patches_BLD = self.conv1(x_BCHW).flatten(2).transpose(1, 2) + self.positional_embedding[1:]
         if kept_BP is not None:

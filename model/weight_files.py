@@ -1,13 +1,13 @@
-"""Reads weights that others wrote: one file, or a folder with the configuration that says what the file holds.
+"""Reads weights written by other tools: one file, or a folder with weights and their configuration.
 
-In: a path. Out: a state dict under the published keys, with what its source states of it. Nothing is unpickled but tensors; a
-TorchScript archive, as OpenAI published theirs, is a program and is loaded only where that is allowed.
+In: a path. Out: a state dict with the published keys, and the facts that its configuration states. Only tensors are unpickled;
+a TorchScript archive, the format of OpenAI's published weights, is a program and is loaded only if that is allowed.
 
-What is read of a folder, the first that is there:
+Files that are read from a folder, in order of precedence:
     open_clip_config.json    open_clip_model.safetensors, open_clip_pytorch_model.{safetensors,bin,pth}
     config.json              model.safetensors, pytorch_model.bin (Hugging Face's CLIPModel)
     open_clip_config.json    model.safetensors, pytorch_model.bin
-A file under one of these names is read with the configuration beside it too; any other file stands for itself.
+A file with one of these names is also read with the configuration beside it; any other file is read alone.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ _OPEN_CLIPS = (OPEN_CLIP_WEIGHTS, *(f"open_clip_pytorch_model.{suffix}" for suff
 _ANYBODYS = (HUGGING_FACE_WEIGHTS, "pytorch_model.bin")
 _PAIRS = ((OPEN_CLIP_CONFIG, _OPEN_CLIPS), (HUGGING_FACE_CONFIG, _ANYBODYS), (OPEN_CLIP_CONFIG, _ANYBODYS))
 _NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
-"""Numbers that OpenAI's files hold beside the weights."""
+"""Numbers that OpenAI's files hold besides the weights."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A state dict under the published keys.
+    """A state dict with the published keys.
 
     Attributes:
-        activation: what its file, or the configuration beside it, states; None where neither does.
-        stated: what the configuration says; None where there is none.
+        activation: the activation that its file, or the configuration beside it, states; None if neither does.
+        stated: facts of the configuration; None if there is none.
     """
 
     state: dict[str, Tensor]
@@ -58,10 +58,10 @@ class Weights:
 
 
 def choose_files(names: Collection[str]) -> tuple[str, ...]:
-    """What is read of a folder that holds these names: the weights first, then what describes them.
+    """Names of the files to read from a folder with these names: the weights first, then their configurations.
 
     Raises:
-        ValueError: they are not those of an export, a folder of open_clip, or one of Hugging Face.
+        ValueError: it is neither an export nor a folder of open_clip or Hugging Face.
     """
     for config, files in _PAIRS:
         for file in files:
@@ -70,7 +70,7 @@ def choose_files(names: Collection[str]) -> tuple[str, ...]:
     weights = sorted(name for name in names if Path(name).suffix in (".safetensors", ".bin", ".pt", ".pth"))
     if weights and not {OPEN_CLIP_CONFIG, HUGGING_FACE_CONFIG} & set(names):
         raise ValueError(
-            f"has no {OPEN_CLIP_CONFIG} or {HUGGING_FACE_CONFIG}, which says what {weights[0]} was trained with; put it back, "
+            f"has no {OPEN_CLIP_CONFIG} or {HUGGING_FACE_CONFIG}, which states how {weights[0]} was trained; restore it, "
             "or give the path of the file and its activation"
         )
     raise ValueError(
@@ -80,7 +80,7 @@ def choose_files(names: Collection[str]) -> tuple[str, ...]:
 
 
 def files_of(file: str, names: Collection[str]) -> tuple[str, ...]:
-    """What is read for one file that lies among these names: itself, then what describes it."""
+    """Names of the files to read for one weight file in a folder with these names: itself, then its configurations."""
     config = next((config for config, files in _PAIRS if config in names and file in files), None)
     if config is None:
         return (file,)
@@ -90,13 +90,13 @@ def files_of(file: str, names: Collection[str]) -> tuple[str, ...]:
 
 
 def read_weights(path: Path, allow_torchscript: bool = False) -> Weights:
-    """The weights of a file or a folder, with what is stated of them.
+    """Reads the weights of a file or a folder, and the facts that are stated about them.
 
-    Reads .safetensors, and PyTorch files of tensors alone (weights_only), bare or under `state_dict`, with or without DDP's
-    `module.` and open_clip's `text.` prefixes, under the published keys or Hugging Face's.
+    Reads .safetensors, and PyTorch files with only tensors (weights_only), at the top level or under `state_dict`, with or
+    without DDP's `module.` and open_clip's `text.` prefixes, with the published keys or Hugging Face's.
 
     Raises:
-        ValueError: there are no weights that can be read, or their configuration describes no CLIP as it is here.
+        ValueError: there are no readable weights, or their configuration describes a CLIP that is not supported.
     """
     try:
         if path.is_dir():
@@ -112,14 +112,14 @@ def read_weights(path: Path, allow_torchscript: bool = False) -> Weights:
         raise ValueError(f"weights={path}: {error}") from None
     if stated is not None and activation is not None and activation != stated.activation:
         raise ValueError(
-            f"weights={path}: {names[0]} says that it was trained with {activation}, and {stated.source} with "
+            f"weights={path}: {names[0]} says that it was trained with {activation}, but {stated.source} says "
             f"{stated.activation}; correct the one that is wrong"
         )
     return Weights(state, activation if stated is None else stated.activation, stated)
 
 
 def _read_stated(folder: Path, configs: tuple[str, ...]) -> Stated | None:
-    """What the configurations of a folder say."""
+    """The facts that a folder's configurations state."""
     contents = [_read_json(folder / name) for name in configs]
     if not contents:
         return None
@@ -128,28 +128,28 @@ def _read_stated(folder: Path, configs: tuple[str, ...]) -> Stated | None:
     except ValueError as error:
         raise ValueError(f"{configs[0]}: {error}") from None
     except (TypeError, KeyError):
-        raise ValueError(f"{configs[0]}: is no configuration of a CLIP; put back what was published with the weights") from None
+        raise ValueError(f"{configs[0]}: is not the configuration of a CLIP; restore the published file") from None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path.name}: is no JSON ({error}); fetch or export it again") from None
+        raise ValueError(f"{path.name}: is not JSON ({error}); download or export it again") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path.name}: holds a {type(content).__name__}, not a mapping; fetch or export it again")
+        raise ValueError(f"{path.name}: holds a {type(content).__name__}, not a mapping; download or export it again")
     return content
 
 
 def _read_file(path: Path, allow_torchscript: bool) -> tuple[dict[str, Tensor], str | None]:
-    """A state dict under the keys that it has, and the activation that our own metadata states."""
+    """A state dict with the file's own keys, and the activation that our own metadata states."""
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
             return load_file(path), metadata["activation"] if "activation" in metadata else None
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"not a whole safetensors file ({error}); fetch or export it again") from None
+            raise ValueError(f"is not a complete safetensors file ({error}); download or export it again") from None
     if _is_torchscript(path):
         return _read_torchscript(path, allow_torchscript), None
     try:
@@ -157,7 +157,7 @@ def _read_file(path: Path, allow_torchscript: bool) -> tuple[dict[str, Tensor], 
     except Exception as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
-            f"not a plain state dict ({first}); pickled objects are not loaded, save its state_dict alone, best as safetensors"
+            f"is not a plain state dict ({first}); pickled objects are not loaded: save its state_dict, best as safetensors"
         ) from None
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
@@ -174,30 +174,30 @@ def _is_torchscript(path: Path) -> bool:
 
 
 def _read_torchscript(path: Path, allowed: bool) -> dict[str, Tensor]:
-    """The weights of an archive, as float32: OpenAI's are float16."""
+    """Reads the weights of an archive, as float32: OpenAI's are float16."""
     if not allowed:
         raise ValueError(
-            "is a TorchScript archive, a program and not a state dict, and only loaded where that is allowed; if you trust its "
-            "origin (OpenAI's published files are such), set model.allow_torchscript=true, or give --allow-torchscript"
+            "is a TorchScript archive, which is a program and is loaded only if that is allowed; if you trust its "
+            "origin (OpenAI's published files have this format), set model.allow_torchscript=true, or give --allow-torchscript"
         )
     try:
         state = torch.jit.load(str(path), map_location="cpu").state_dict()
     except RuntimeError as error:
-        raise ValueError(f"not a whole TorchScript archive ({str(error).splitlines()[0]}); fetch it again") from None
+        raise ValueError(f"is not a complete TorchScript archive ({str(error).splitlines()[0]}); download it again") from None
     return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
 
 
 def _published(state: dict[str, Tensor], names: tuple[str, ...]) -> dict[str, Tensor]:
-    """The same under the published keys."""
+    """Renames to the published keys, and drops entries that are not weights."""
     plain = {key.removeprefix("module.").removeprefix("text."): value for key, value in state.items()}
     plain = {key: value for key, value in plain.items() if key not in _NO_WEIGHTS}
     if is_hugging_face(plain):
         plain = from_hugging_face(plain)
     elif HUGGING_FACE_CONFIG in names:
         raise ValueError(
-            f"{names[0]} has not the keys of a CLIPModel, as {HUGGING_FACE_CONFIG} says; give the path of the file alone"
+            f"{names[0]} lacks the keys of a CLIPModel, which {HUGGING_FACE_CONFIG} promises; give the path of the file alone"
         )
-    for scalar in ("logit_scale", "logit_bias"):  # open_clip makes them vectors of one on request
+    for scalar in ("logit_scale", "logit_bias"):  # open_clip can store them with shape (1,)
         if scalar in plain and plain[scalar].shape == (1,):
             plain[scalar] = plain[scalar].reshape(())
     return plain

@@ -1,7 +1,7 @@
-"""Weights in and out of a CLIP: strict, never unpickled unsafely, and never under a guessed activation.
+"""Loads and saves a CLIP's weights: strictly, without unsafe unpickling, and never with a guessed activation.
 
-QuickGELU and GELU weights have the same keys and shapes, and each gives wrong features under the other. So a file is loaded
-only when its activation is stated, by our own metadata in a safetensors file or by the caller.
+QuickGELU and GELU weights have the same keys and shapes, but give wrong features with the other activation. So a file is loaded
+only if its activation is known: from metadata in a safetensors file, from a configuration, or from the caller.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ def load_clip(
     image_size_px: int | None = None,
     allow_torchscript: bool = False,
 ) -> tuple[CLIP, Preprocess, Tokenize]:
-    """Model, preprocess and tokenizer of one name, which belong together.
+    """Loads a model with its matching preprocess and tokenizer.
 
     Args:
         weights: a file or folder to load (`read_weights`); None: the published initialisation.
-        activation: what the weights were trained with. May be left out for files that `save_weights` wrote, and where a
-            configuration of open_clip or Hugging Face lies beside the weights.
-        image_size_px: learned positions are interpolated to it; None: the size of the weights, or the architecture's.
-        allow_torchscript: load a TorchScript archive, which is a program. For those whose origin is trusted.
+        activation: the activation that the weights were trained with. Optional for files that `save_weights` wrote, and if a
+            configuration of open_clip or Hugging Face is stored beside the weights.
+        image_size_px: size to interpolate learned positions to; None: the size of the weights, or the architecture's.
+        allow_torchscript: load a TorchScript archive, which is a program; only for archives from a trusted origin.
 
     Raises:
-        ValueError: the weights cannot be read, do not fit the architecture, or their activation is unknown or another.
+        ValueError: the weights cannot be read or do not fit the architecture, or their activation is unknown or differs.
     """
     architecture = get_architecture(name)
     state = None
@@ -71,13 +71,13 @@ def load_clip(
 
 
 def save_weights(clip: CLIP, path: Path) -> None:
-    """Writes a safetensors file that says which architecture and activation it holds."""
+    """Writes a safetensors file with the architecture and activation in its metadata."""
     tensors = {key: value.detach().cpu().contiguous() for key, value in clip.state_dict().items()}
     save_readable(tensors, path, weights_metadata(clip.architecture))
 
 
 def save_readable(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """A safetensors file that may be read by whom new files may be read by; `save_file` leaves it to its owner alone."""
+    """Writes a safetensors file with the default permissions of new files; `save_file` makes it readable only by its owner."""
     path.touch()
     mode = path.stat().st_mode
     save_file(tensors, path, metadata=metadata)
@@ -85,12 +85,12 @@ def save_readable(tensors: dict[str, Tensor], path: Path, metadata: dict[str, st
 
 
 def weights_metadata(row: Architecture) -> dict[str, str]:
-    """What a safetensors file of such weights says about itself."""
+    """Metadata of a safetensors file with weights of an architecture."""
     return {"format": "pt", "architecture": row.name, "activation": row.activation}
 
 
 def _image_size_px(state: dict[str, Tensor], architecture: Architecture) -> int:
-    """Of the images that the weights' learned positions are for; the architecture's where there is no telling."""
+    """Image size that the weights' learned positions are for; the architecture's if they do not tell."""
     for key in _POSITIONS:
         if key in state and state[key].ndim == 2 and len(state[key]) > 1:
             return math.isqrt(len(state[key]) - 1) * architecture.image_step_px
@@ -98,7 +98,7 @@ def _image_size_px(state: dict[str, Tensor], architecture: Architecture) -> int:
 
 
 def resize_positions(clip: CLIP, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict with the image encoder's learned positions interpolated to the model's image size (bicubic)."""
+    """Interpolates the image encoder's learned positions in a state dict to the model's image size (bicubic)."""
     own = clip.state_dict()
     resized = dict(state)
     for key in _POSITIONS:
@@ -117,10 +117,10 @@ def interpolate(start: dict[str, Tensor], end: dict[str, Tensor], share: float) 
     """(1 - share) * start + share * end for every weight and statistic (WiSE-FT, arXiv 2109.01903, equation 1).
 
     Raises:
-        ValueError: the two have not the same names and shapes.
+        ValueError: the two differ in names or shapes.
     """
     if {key: value.shape for key, value in start.items()} != {key: value.shape for key, value in end.items()}:
-        raise ValueError("the two state dicts have not the same names and shapes; only weights of one model can be averaged")
+        raise ValueError("the two state dicts differ in names or shapes; only weights of one architecture can be averaged")
     mixed = {}
     for key, value in end.items():
         floats = torch.lerp(start[key].double(), value.double(), share)
@@ -129,15 +129,15 @@ def interpolate(start: dict[str, Tensor], end: dict[str, Tensor], share: float) 
 
 
 def load_state(clip: CLIP, state: dict[str, Tensor], source: str) -> None:
-    """Loads strictly; on a misfit names the first keys or shapes that differ."""
+    """Loads strictly. Raises ValueError that names the first keys or shapes that differ."""
     check_state(clip, state, source)
     clip.load_state_dict(state, strict=True)
 
 
 def check_state(clip: CLIP, state: dict[str, Tensor], source: str) -> None:
-    """Raises ValueError where the state dict is not that of the model, which may be on the meta device."""
+    """Raises ValueError if the state dict does not fit the model, which may be on the meta device."""
     own = clip.state_dict()
-    problems = [f"misses {key}" for key in own if key not in state]
+    problems = [f"lacks {key}" for key in own if key not in state]
     problems += [f"has {key}, which the model does not" for key in state if key not in own]
     problems += [
         f"{key} has shape {tuple(state[key].shape)}, not {tuple(value.shape)}"
@@ -150,15 +150,15 @@ def check_state(clip: CLIP, state: dict[str, Tensor], source: str) -> None:
 
 
 def settle_activation(path: str, told: Activation | None, found: str | None) -> Activation:
-    """The one activation that is told or found; both must agree."""
+    """The activation that the caller gives or the file states; if both are known, they must agree."""
     if told is not None and found is not None and told != found:
-        raise ValueError(f"activation={told}: {path} says that it was trained with {found}; leave it out or correct it")
+        raise ValueError(f"activation={told}: {path} says that it was trained with {found}; omit or correct it")
     settled = told if told is not None else found
     if settled == "quick_gelu":
         return "quick_gelu"
     if settled == "gelu":
         return "gelu"
     raise ValueError(
-        f"activation: {path} does not say which one it was trained with, and both have the same keys; state quick_gelu "
+        f"activation: {path} does not say which one it was trained with, and both have the same keys; give quick_gelu "
         "(OpenAI's weights, and open_clip's -quickgelu models) or gelu (most other open_clip models)"
     )

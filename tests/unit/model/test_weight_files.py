@@ -81,7 +81,7 @@ def test_a_file_of_another_name_does_not_take_the_configuration_beside_it(clip, 
 def test_hugging_faces_keys_without_a_configuration_load_when_the_activation_is_told(clip, hugging_face_folder):
     for name in ("config.json", "preprocessor_config.json"):
         (hugging_face_folder / name).unlink()
-    with pytest.raises(ValueError, match=r"has no open_clip_config\.json or config\.json, which says what model\.safetensors"):
+    with pytest.raises(ValueError, match=r"has no open_clip_config\.json or config\.json, which states how model\.safetensors"):
         load_clip("debug-vit", hugging_face_folder)
     file = hugging_face_folder / "model.safetensors"
     with pytest.raises(ValueError, match="does not say which one it was trained with"):
@@ -150,14 +150,14 @@ def test_another_architecture_is_refused_with_the_name_that_fits(open_clip_folde
     [
         (
             {"model_cfg__vision_cfg__timm_model_name": "vit_tiny"},
-            "vision_cfg.timm_model_name='vit_tiny': computes something else",
+            "vision_cfg.timm_model_name='vit_tiny': differs from None",
         ),
         ({"model_cfg__text_cfg__pool_type": "last"}, "text_cfg.pool_type='last'"),
         ({"model_cfg__vision_cfg__head_width": 32}, "vision_cfg.head_width=32"),
-        ({"preprocess_cfg__mean": [0.5, 0.5, 0.5]}, r"preprocess_cfg.mean=\[0.5, 0.5, 0.5\].*which has \(0.48"),
+        ({"preprocess_cfg__mean": [0.5, 0.5, 0.5]}, r"preprocess_cfg.mean=\[0.5, 0.5, 0.5\].*differs from \(0.48"),
         ({"preprocess_cfg__resize_mode": "squash"}, "preprocess_cfg.resize_mode='squash'"),
-        ({"model_cfg__vision_cfg": None}, "holds no embed_dim, vision_cfg and text_cfg; put the file back"),
-        ({"model_cfg__vision_cfg": "ViT"}, "is no configuration of a CLIP; put back"),
+        ({"model_cfg__vision_cfg": None}, "lacks embed_dim, vision_cfg or text_cfg; restore the file"),
+        ({"model_cfg__vision_cfg": "ViT"}, "is not the configuration of a CLIP; restore"),
     ],
 )
 def test_an_open_clip_model_that_is_no_clip_of_the_paper_is_refused(open_clip_folder, clip, changes, message):
@@ -178,7 +178,7 @@ def test_an_open_clip_model_that_is_no_clip_of_the_paper_is_refused(open_clip_fo
         ({"text_config__layer_norm_eps": 1e-6}, "text_config.layer_norm_eps=1e-06"),
         ({"model_type": "siglip"}, "model_type='siglip': is not clip; give the folder of a CLIPModel"),
         ({"model_type": None}, "model_type=None: is not clip"),
-        ({"text_config": [1]}, "is no configuration of a CLIP"),
+        ({"text_config": [1]}, "is not the configuration of a CLIP"),
     ],
 )
 def test_a_hugging_face_model_that_is_no_clip_of_the_paper_is_refused(hugging_face_folder, clip, changes, message):
@@ -195,7 +195,7 @@ def test_other_preprocessing_is_refused_under_either_name_of_its_file(hugging_fa
         write(hugging_face_folder, processor_config={"image_processor": other})
     else:
         write(hugging_face_folder, preprocessor_config=other)
-    with pytest.raises(ValueError, match=r"image_processor\.image_mean=\[0\.5, 0\.5, 0\.5\]: computes something else"):
+    with pytest.raises(ValueError, match=r"image_processor\.image_mean=\[0\.5, 0\.5, 0\.5\]: differs from"):
         load_clip("debug-vit", hugging_face_folder)
 
 
@@ -204,24 +204,24 @@ def test_folders_that_hold_no_weights_are_refused(tmp_path, clip, hugging_face_f
         read_weights(tmp_path)
     write(tmp_path, config="{")
     save_weights(clip, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match=r"config\.json: is no JSON .*fetch or export it again"):
+    with pytest.raises(ValueError, match=r"config\.json: is not JSON .*download or export it again"):
         read_weights(tmp_path)
     write(tmp_path, config="[]")
     with pytest.raises(ValueError, match=r"config\.json: holds a list, not a mapping"):
         read_weights(tmp_path)
     write(tmp_path, config=hugging_face_config(clip.architecture))
-    with pytest.raises(ValueError, match="has not the keys of a CLIPModel"):
+    with pytest.raises(ValueError, match="lacks the keys of a CLIPModel"):
         read_weights(tmp_path)
     whole = (hugging_face_folder / "model.safetensors").read_bytes()
     (hugging_face_folder / "model.safetensors").write_bytes(whole[:-1])
-    with pytest.raises(ValueError, match=r"not a whole safetensors file .*fetch or export it again"):
+    with pytest.raises(ValueError, match=r"is not a complete safetensors file .*download or export it again"):
         read_weights(hugging_face_folder)
 
 
 def test_a_file_and_its_configuration_that_disagree_are_refused(clip, tmp_path):
     save_weights(clip, tmp_path / "open_clip_model.safetensors")
     write(tmp_path, open_clip_config=changed(open_clip_config(clip.architecture), model_cfg__quick_gelu=True))
-    with pytest.raises(ValueError, match=r"trained with gelu, and open_clip_config\.json with quick_gelu; correct the one"):
+    with pytest.raises(ValueError, match=r"trained with gelu, but open_clip_config\.json says quick_gelu; correct the one"):
         read_weights(tmp_path)
 
 
@@ -238,7 +238,7 @@ def test_a_torchscript_archive_is_loaded_only_where_that_is_allowed(name, tmp_pa
     path = tmp_path / "ViT-B-32.pt"
     torch.jit.script(Archive(clip)).save(str(path))
     with pytest.raises(
-        ValueError, match=r"is a TorchScript archive, a program .*set model\.allow_torchscript=true, or give --allow"
+        ValueError, match=r"is a TorchScript archive, which is a program .*set model\.allow_torchscript=true, or give --allow"
     ):
         load_clip(name, path, activation="quick_gelu")
     loaded, _, _ = load_clip(name, path, activation="quick_gelu", allow_torchscript=True)
@@ -251,5 +251,5 @@ def test_a_torchscript_archive_is_loaded_only_where_that_is_allowed(name, tmp_pa
     with pytest.raises(ValueError, match="does not fit demo"):
         load_clip("demo", path, activation="quick_gelu", allow_torchscript=True)
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(ValueError, match="not a plain state dict"):
+    with pytest.raises(ValueError, match="is not a plain state dict"):
         load_clip(name, path, activation="quick_gelu", allow_torchscript=True)

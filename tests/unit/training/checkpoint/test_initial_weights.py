@@ -49,7 +49,7 @@ def test_bad_weights_in_object_storage_are_named_by_their_address(hub, data_set,
     storage.write("config.json", (hub[0] / "config.json").read_bytes())
     for path, message in (
         ("", "/bad/: holds no weights beside an open_clip_config.json or config.json"),
-        ("model.safetensors", "/bad/model.safetensors: not a whole safetensors file"),
+        ("model.safetensors", "/bad/model.safetensors: is not a complete safetensors file"),
     ):
         with pytest.raises(ConfigError, match=rf"^model\.weights={bucket}{message}"):
             plan_run(config_of(data_set, tmp_path, f"model.weights={bucket}/bad/{path}"))
