@@ -72,30 +72,6 @@ def test_the_other_activation_gives_other_features():
     assert text_difference > 1e-3
 
 
-def test_a_batch_cut_to_its_longest_caption_has_the_same_features():
-    torch.manual_seed(0)
-    clip = build_clip("debug-vit").double().eval()
-    texts = tokenize(CAPTIONS)
-    longest = int((texts != 0).sum(1).max())
-    assert longest < 77
-    with torch.no_grad():
-        cut = clip.encode_text(texts[:, :longest], normalize=True)
-        alone = torch.cat([clip.encode_text(row[None], normalize=True) for row in texts])
-        padded = clip.encode_text(torch.cat([texts, tokenize(["word " * 80])]), normalize=True)[:-1]
-    torch.testing.assert_close(cut, alone, rtol=0, atol=1e-12)
-    torch.testing.assert_close(cut, padded, rtol=0, atol=1e-12)
-
-
-def test_no_token_after_end_of_text_changes_the_feature():
-    torch.manual_seed(0)
-    clip = build_clip("debug-vit").double().eval()
-    texts = tokenize(["a dog", "word " * 80])
-    noisy = texts.clone()
-    noisy[0, 4:] = 320
-    with torch.no_grad():
-        torch.testing.assert_close(clip.encode_text(noisy), clip.encode_text(texts), rtol=0, atol=1e-12)
-
-
 def test_initialisation_is_the_published_one():
     torch.manual_seed(0)
     clip = build_clip("ViT-B/32")
@@ -120,14 +96,6 @@ def test_initialisation_is_the_published_one():
     assert std(vision.attn.in_proj_weight) == pytest.approx((6 / (768 + 3 * 768)) ** 0.5 / 3**0.5, rel=0.02)
     assert std(vision.mlp.c_fc.weight) == pytest.approx(768**-0.5 / 3**0.5, rel=0.02)
     assert float(vision.attn.out_proj.bias.abs().max()) == 0
-
-
-def test_a_resnets_residual_branches_start_as_zero():
-    torch.manual_seed(0)
-    clip = build_clip("RN50")
-    assert float(clip.visual.layer2[1].bn3.weight.abs().max()) == 0
-    assert float(clip.visual.attnpool.q_proj.weight.std()) == pytest.approx(2048**-0.5, rel=0.02)
-    assert float(clip.visual.attnpool.positional_embedding.std()) == pytest.approx(2048**-0.5, rel=0.02)
 
 
 def test_features_are_normalised_in_float32_under_autocast():

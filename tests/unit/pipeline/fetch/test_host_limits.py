@@ -1,15 +1,11 @@
-"""Hosts are asked gently, names once, and memory stays within its bound."""
+"""Hosts get few requests at a time, the pauses that they ask for, and a rest when they are down."""
 
 import asyncio
 import time
 
-import pytest
-
 from pipeline.config import FetchConfig
 from pipeline.errors import Failure
-from pipeline.fetch.dns_cache import CachingResolver
 from pipeline.fetch.http_client import Fetched, Fetcher
-from pipeline.fetch.memory_budget import Memory
 
 
 def fetch_all(urls, **options):
@@ -115,101 +111,6 @@ def test_a_request_for_a_pause_slows_the_whole_host(web):
     outcome, waited_s = asyncio.run(work())
     assert outcome == Fetched(b"ok")
     assert waited_s > 0.9
-
-
-class Resolver:
-    def __init__(self, fails: bool) -> None:
-        self.asked, self.fails = 0, fails
-
-    async def resolve(self, host, port=0, family=0):
-        self.asked += 1
-        await asyncio.sleep(0.01)
-        if self.fails:
-            raise OSError("no such name")
-        return [{"hostname": host, "host": "192.0.2.1", "port": port, "family": family, "proto": 0, "flags": 0}]
-
-    async def close(self):
-        pass
-
-
-@pytest.mark.parametrize("fails", [False, True])
-def test_a_name_is_asked_for_once_whether_it_is_found_or_not(fails, monkeypatch):
-    inner = Resolver(fails)
-
-    async def work():
-        resolver = CachingResolver(inner)
-        first = await asyncio.gather(*(resolver.resolve("a.example", 80) for _ in range(20)), return_exceptions=True)
-        again = await asyncio.gather(resolver.resolve("a.example", 80), return_exceptions=True)
-        assert inner.asked == 1
-        monkeypatch.setattr("pipeline.fetch.dns_cache.time.monotonic", lambda: time.perf_counter() + 1e6)
-        await asyncio.gather(resolver.resolve("a.example", 80), return_exceptions=True)
-        assert inner.asked == 2, "an answer is not good for ever"
-        return first + again
-
-    outcomes = asyncio.run(work())
-    assert all(isinstance(outcome, OSError) for outcome in outcomes) == fails
-
-
-def test_memory_is_bounded_and_nobody_waits_for_ever():
-    """Readers of random sizes, results that are written in order: the bound holds but for one body, and all come through."""
-    import random
-
-    rng = random.Random(0)
-    sizes = [rng.randint(1, 400) for _ in range(300)]
-
-    async def row(memory, number, turns, done):
-        claim = memory.claim(number)
-        async with turns:
-            for _ in range(sizes[number]):
-                await claim.grow(1)
-                if rng.random() < 0.05:
-                    await asyncio.sleep(0)
-        claim.settle(min(20, sizes[number]))
-        done[number].set_result(claim)
-
-    async def work():
-        memory, turns = Memory(1000), asyncio.Semaphore(16)
-        loop = asyncio.get_running_loop()
-        done = [loop.create_future() for _ in sizes]
-
-        async def start():
-            for number in range(len(sizes)):
-                await memory.room()
-                tasks.append(asyncio.create_task(row(memory, number, turns, done)))
-                await asyncio.sleep(0)
-
-        tasks = []
-        starting = asyncio.create_task(start())
-        for future in done:
-            (await future).settle(0)
-        await starting
-        return memory
-
-    memory = asyncio.run(asyncio.wait_for(work(), 30))
-    assert memory.used_bytes == 0
-    assert memory.peak_bytes <= 1000 + 400
-
-
-def test_large_bodies_wait_for_room_without_losing_their_deadline(web):
-    urls = [web.put(f"/{number}", bytes(300_000)) for number in range(12)]
-    config = FetchConfig(allow_addresses=("127.0.0.1/32",))
-
-    async def work():
-        memory = Memory(500_000)
-        async with Fetcher(config) as fetcher:
-
-            async def one(number, url):
-                claim = memory.claim(number)
-                outcome = await fetcher.fetch(url, claim)
-                await asyncio.sleep(0.05)
-                claim.settle(0)
-                return outcome
-
-            return await asyncio.gather(*(one(number, url) for number, url in enumerate(urls))), memory
-
-    outcomes, memory = asyncio.run(work())
-    assert all(isinstance(outcome, Fetched) and len(outcome.body) == 300_000 for outcome in outcomes)
-    assert memory.peak_bytes <= 500_000 + 300_000
 
 
 def test_a_failure_of_a_url_is_not_held_against_its_host(web):

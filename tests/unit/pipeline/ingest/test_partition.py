@@ -1,4 +1,4 @@
-"""A partition end to end in a bare process, and captions."""
+"""A partition is ingested end to end in one process."""
 
 import io
 import itertools
@@ -11,13 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.config import CaptionConfig, FetchConfig, ImageConfig, IngestConfig
+from pipeline.config import FetchConfig, ImageConfig, IngestConfig
 from pipeline.dataset.manifest import read_sidecar
-from pipeline.errors import Failure
 from pipeline.ingest.partition import ingest_partition
 from pipeline.ingest.plan import plan_ingest
 from pipeline.storage.address import open_storage
-from pipeline.transform.caption import clean_caption
 
 
 def png(shade: int) -> bytes:
@@ -71,44 +69,6 @@ def test_of_two_workers_at_one_partition_the_first_completion_record_wins(config
     tars = [item.path for item in open_storage(config.output).list("shards/") if item.path.endswith(".tar")]
     assert len(tars) == 2, "the loser's tar is an orphan beside the winner's"
     assert one.shards[0].tar_path in tars
-
-
-@pytest.mark.parametrize(
-    ("text", "clean"),
-    [
-        ("  two   words\n", "two words"),
-        ("e\u0301te\u0301", "été"),
-        ("bell\x07 and\x00 nul", "bell and nul"),
-        (42, "42"),
-        ("Tom &amp; Jerry &amp;lt;3", "Tom & Jerry <3"),
-        ("&nbsp;two&nbsp;words", "two words"),
-        ("tab\tand\u2003wide", "tab and wide"),
-    ],
-)
-def test_captions_are_one_line_of_nfc(text, clean):
-    assert clean_caption(text, CaptionConfig()) == clean
-
-
-@pytest.mark.parametrize("text", [None, "", "   ", "\x00\n"])
-def test_an_empty_caption_is_a_reason_to_drop(text):
-    outcome = clean_caption(text, CaptionConfig())
-    assert isinstance(outcome, Failure)
-    assert (outcome.status, outcome.reason) == ("dropped", "empty_caption")
-
-
-@pytest.mark.parametrize(
-    ("text", "options", "reason"),
-    [
-        ("one two", {"min_words": 3}, "short_caption"),
-        ("abcd", {"min_characters": 5}, "short_caption"),
-        ("&lt;&gt;", {"min_characters": 3}, "short_caption"),
-        ("abcdef", {"max_characters": 5}, "long_caption"),
-    ],
-)
-def test_captions_of_other_lengths_are_dropped_when_asked(text, options, reason):
-    outcome = clean_caption(text, CaptionConfig(**options))
-    assert isinstance(outcome, Failure)
-    assert (outcome.status, outcome.reason) == ("dropped", reason)
 
 
 def test_a_partition_that_another_run_has_done_meanwhile_is_not_fetched_again(config, web):

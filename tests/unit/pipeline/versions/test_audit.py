@@ -1,4 +1,4 @@
-"""What is damaged is found, what nobody names is removed, what is needed stays; failures are fed back once."""
+"""Damage is found, orphans are removed, and needed objects stay."""
 
 import os
 import time
@@ -6,10 +6,9 @@ import time
 import pytest
 
 from pipeline.config import FetchConfig, ImageConfig, IngestConfig
-from pipeline.dataset.manifest import commit, read_manifest, read_sidecar
+from pipeline.dataset.manifest import commit
 from pipeline.ingest.partition import ingest_partition
 from pipeline.ingest.plan import plan_ingest
-from pipeline.ingest.retry import write_retry_tables
 from pipeline.storage.address import open_storage
 from pipeline.versions.audit import clean, verify
 
@@ -116,29 +115,3 @@ def test_rows_that_wait_go_when_they_are_committed(config):
     age(config)
     clean(storage, DAY_S)
     assert list(storage.list("inputs/")) == []
-
-
-def retry(config, *reasons):
-    storage = open_storage(config.output)
-    count = write_retry_tables(storage, read_manifest(storage), reasons, config)
-    if count:
-        ingest(config.model_copy(update={"input": f"{config.output}/retries"}))
-    return count
-
-
-def test_failures_of_a_reason_are_fed_back_once(config, web, draw_shape):
-    ingest(config)
-    storage = open_storage(config.output)
-    assert retry(config, "timeout") == 0
-    assert retry(config, "http_404") == 1, "it is still gone, and a new failure"
-    assert read_manifest(storage).num_samples == 12
-    web.put("/gone", draw_shape("green", "ring", 1))
-    assert retry(config, "http_404", "not_an_image") == 2
-    manifest = read_manifest(storage)
-    assert manifest.num_samples == 13
-    assert retry(config, "http_404") == 0, "it has succeeded since"
-    rows = [row for shard in manifest.shards for row in read_sidecar(storage, shard).to_pylist()]
-    (found,) = [row for row in rows if row["caption"] == "gone" and row["reason"] == "success"]
-    assert found["n"] == "12"
-    assert found["retry_of"] in {row["key"] for row in rows}
-    assert plan_ingest(config).partitions == [], "the table itself is as done as before"

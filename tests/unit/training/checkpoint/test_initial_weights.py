@@ -40,7 +40,7 @@ def test_a_run_starts_from_a_hugging_face_folder_with_its_activation(hub, data_s
     assert all(torch.equal(value, start.state_dict()[key]) for key, value in clip.state_dict().items())
     with pytest.raises(ConfigError, match=r"model\.activation=quick_gelu: .*says that it was trained with gelu"):
         plan_run(config_of(data_set, tmp_path, f"model.weights={uri}", "model.activation=quick_gelu"))
-    with pytest.raises(ConfigError, match=rf"model\.weights={uri}: is not debug-rn, its config\.json says.*debug-vit$"):
+    with pytest.raises(ConfigError, match=rf"model\.weights={uri}: is not debug-rn: its config\.json says.*debug-vit$"):
         plan_run(config_of(data_set, tmp_path, f"model.weights={uri}", "model.name=debug-rn"))
 
 

@@ -1,0 +1,178 @@
+"""A run plans the rows that the data set lacks, and refuses tables that were edited."""
+
+import os
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.config import IngestConfig
+from pipeline.dataset.manifest import PartitionRecord, ShardRecord, commit
+from pipeline.errors import InputError
+from pipeline.ingest.driver import _write_notes
+from pipeline.ingest.plan import PartitionSpec, plan_ingest
+from pipeline.ingest.tables import WRITTEN_WITHIN, iter_rows
+from pipeline.storage.address import open_storage
+
+ROWS = [{"url": f"http://e.org/{i}.jpg", "caption": f'caption "{i}", of many', "n": i} for i in range(10)]
+
+
+def rows_of(table, first, count):
+    return list(iter_rows(table, first, count))
+
+
+def write(path, rows=ROWS):
+    table = pa.Table.from_pylist(rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        pq.write_table(table, path, row_group_size=4)
+    elif path.suffix == ".jsonl":
+        import json
+
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        options = pyarrow.csv.WriteOptions(delimiter="\t" if path.suffix == ".tsv" else ",")
+        pyarrow.csv.write_csv(table, path, options)
+    return str(path)
+
+
+def plan(table, output, **options):
+    return plan_ingest(IngestConfig(input=str(table), output=str(output), **({"partition_size_rows": 4} | options)))
+
+
+def record_of(spec: PartitionSpec) -> PartitionRecord:
+    shard = ShardRecord(
+        name=spec.id,
+        num_rows=spec.num_rows,
+        num_samples=0,
+        tar_size_bytes=0,
+        tar_sha256="",
+        sidecar_size_bytes=0,
+        sidecar_sha256="",
+    )
+    fields = {name: value for name, value in vars(spec).items() if not name.startswith("rows_") or name == "rows_sha256"}
+    return PartitionRecord(**fields, counts={"success": spec.num_rows}, shards=(shard,))
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])
+def test_a_grown_table_plans_its_new_rows_only(tmp_path, suffix):
+    table, output = tmp_path / f"t.{suffix}", tmp_path / "out"
+    write(table)
+    first = plan(table, output)
+    assert [(spec.first_row, spec.num_rows) for spec in first.partitions] == [(0, 4), (4, 4), (8, 2)]
+    commit(open_storage(str(output)), map(record_of, first.partitions))
+    again = plan(table, output)
+    assert again.partitions == []
+    assert again.rows_held == 10
+    write(table, ROWS + [{"url": f"http://e.org/new{i}", "caption": "new", "n": i} for i in range(5)])
+    grown = plan(table, output)
+    assert [(spec.first_row, spec.num_rows) for spec in grown.partitions] == [(10, 4), (14, 1)]
+
+
+def test_an_edited_or_shortened_table_is_refused(tmp_path):
+    table, output = tmp_path / "t.csv", tmp_path / "out"
+    write(table)
+    commit(open_storage(str(output)), map(record_of, plan(table, output).partitions))
+    write(table, [*ROWS[:5], ROWS[5] | {"caption": "edited"}, *ROWS[6:]])
+    with pytest.raises(InputError, match="rows 4 to 7 have changed since they were ingested"):
+        plan(table, output)
+    write(table, ROWS[:8])
+    with pytest.raises(InputError, match="rows 8 to 9 have changed since they were ingested"):
+        plan(table, output)
+    table.write_text("url,caption,n\n")
+    with pytest.raises(InputError, match="rows 0 to 3 have changed since they were ingested"):
+        plan(table, output)
+
+
+def test_rows_are_not_ingested_again_under_other_options(tmp_path):
+    table, output = tmp_path / "t.csv", tmp_path / "out"
+    write(table)
+    commit(open_storage(str(output)), map(record_of, plan(table, output).partitions))
+    with pytest.raises(InputError, match="ingested under other options"):
+        plan(table, output, image={"size_px": 64})
+    assert plan(table, output, fetch={"total_timeout_s": 1}).partitions == []
+    assert plan(table, output, partition_size_rows=7).partitions == []
+    other = plan(write(tmp_path / "u.csv"), output, image={"size_px": 64})
+    assert len(other.partitions) == 3, "another table may come in under other options"
+
+
+def test_a_table_that_is_noted_as_held_is_not_read(tmp_path):
+    table, output = tmp_path / "t.csv", tmp_path / "out"
+    write(table)
+    let_rest(table)
+    first = plan(table, output)
+    storage = open_storage(str(output))
+    manifest = commit(storage, map(record_of, first.partitions))
+    _write_notes(storage, manifest, first)
+    status = table.stat()
+    table.write_bytes(b"\0" * status.st_size)  # would not be readable
+    os.utime(table, ns=(status.st_atime_ns, status.st_mtime_ns))
+    again = plan(table, output)
+    assert (again.partitions, again.rows_held) == ([], 10)
+    os.utime(table)
+    with pytest.raises(InputError):
+        plan(table, output)
+
+
+def let_rest(table):
+    """As if nobody had written to it for more than an hour."""
+    before = table.stat().st_mtime - WRITTEN_WITHIN.total_seconds() - 1
+    os.utime(table, (before, before))
+
+
+def test_of_partitions_that_share_rows_the_first_that_is_committed_stays(tmp_path):
+    table, output = tmp_path / "t.parquet", tmp_path / "out"
+    write(table)
+    small, large = (plan(table, output, partition_size_rows=size).partitions for size in (4, 6))
+    storage = open_storage(str(output))
+    commit(storage, [record_of(small[1])])
+    manifest = commit(storage, [*map(record_of, large), record_of(small[0]), record_of(small[2])])
+    assert [(record.first_row, record.num_rows) for record in manifest.partitions] == [(0, 4), (4, 4), (8, 2)]
+
+
+def test_rows_of_text_tables_wait_where_a_worker_finds_them(tmp_path):
+    specs = plan(write(tmp_path / "t.csv"), tmp_path / "out").partitions
+    assert [row["url"] for spec in specs for row in rows_of(spec.rows_path, spec.rows_first, spec.num_rows)] == [
+        row["url"] for row in ROWS
+    ]
+    parquet = plan(write(tmp_path / "t.parquet"), tmp_path / "out").partitions
+    assert [(spec.rows_path, spec.rows_first) for spec in parquet] == [("", 0), ("", 4), ("", 8)]
+
+
+def test_a_dry_plan_writes_nothing(tmp_path):
+    config = IngestConfig(input=write(tmp_path / "t.csv"), output=str(tmp_path / "out"))
+    assert plan_ingest(config, dry_run=True).num_rows == 10
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_finished_partition_that_nobody_committed_is_adopted(tmp_path):
+    table, output = tmp_path / "t.csv", tmp_path / "out"
+    write(table)
+    spec = plan(table, output).partitions[1]
+    open_storage(str(output)).write(record_of(spec).path, record_of(spec).model_dump_json().encode())
+    after = plan(table, output)
+    assert after.adopted == [record_of(spec)]
+    assert [left.first_row for left in after.partitions] == [0, 8]
+
+
+def test_missing_columns_are_answered_with_those_that_exist(tmp_path):
+    write(tmp_path / "t.csv", [{"URL": "http://a", "caption": "b"}])
+    with pytest.raises(InputError, match=r"ingest\.url_column=url: .*has the columns URL, caption"):
+        plan(tmp_path / "t.csv", tmp_path / "out")
+    write(tmp_path / "t.csv", [{"url": "http://a", "captions": "b"}])
+    with pytest.raises(InputError, match=r"did you mean ingest\.caption_column=captions\?"):
+        plan(tmp_path / "t.csv", tmp_path / "out")
+
+
+def test_a_table_without_rows_is_nothing_to_do(tmp_path):
+    (tmp_path / "t.csv").write_text("url,caption\n")
+    nothing = plan(tmp_path / "t.csv", tmp_path / "out")
+    assert (nothing.partitions, nothing.rows_held) == ([], 0)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_must_be_named(tmp_path):
+    write(tmp_path / "t.csv")
+    with pytest.raises(InputError, match=r"ingest\.output: is empty"):
+        plan(tmp_path / "t.csv", "")

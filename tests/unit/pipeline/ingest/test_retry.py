@@ -1,0 +1,58 @@
+"""Failures are ingested again, once for each attempt."""
+
+import pytest
+
+from pipeline.config import FetchConfig, ImageConfig, IngestConfig
+from pipeline.dataset.manifest import commit, read_manifest, read_sidecar
+from pipeline.ingest.partition import ingest_partition
+from pipeline.ingest.plan import plan_ingest
+from pipeline.ingest.retry import write_retry_tables
+from pipeline.storage.address import open_storage
+
+
+@pytest.fixture
+def config(web, tmp_path, draw_shape):
+    rows = ["url,caption,n"]
+    for number in range(12):
+        rows.append(f"{web.put(f'/{number}.png', draw_shape('red', 'disc', number))},picture {number},{number}")
+    rows += [f"{web.address}/gone,gone,12", f"{web.put('/html', b'<html>')},html,13"]
+    (tmp_path / "t.csv").write_text("\n".join(rows) + "\n")
+    return IngestConfig(
+        input=str(tmp_path / "t.csv"),
+        output=str(tmp_path / "out"),
+        partition_size_rows=5,
+        fetch=FetchConfig(allow_addresses=("127.0.0.1/32",)),
+        image=ImageConfig(size_px=32, format="png", quality=1),
+    )
+
+
+def ingest(config):
+    plan = plan_ingest(config)
+    storage = open_storage(config.output)
+    return commit(storage, [*plan.adopted, *(ingest_partition(spec, config) for spec in plan.partitions)])
+
+
+def retry(config, *reasons):
+    storage = open_storage(config.output)
+    count = write_retry_tables(storage, read_manifest(storage), reasons, config)
+    if count:
+        ingest(config.model_copy(update={"input": f"{config.output}/retries"}))
+    return count
+
+
+def test_failures_of_a_reason_are_fed_back_once(config, web, draw_shape):
+    ingest(config)
+    storage = open_storage(config.output)
+    assert retry(config, "timeout") == 0
+    assert retry(config, "http_404") == 1, "it is still gone, and a new failure"
+    assert read_manifest(storage).num_samples == 12
+    web.put("/gone", draw_shape("green", "ring", 1))
+    assert retry(config, "http_404", "not_an_image") == 2
+    manifest = read_manifest(storage)
+    assert manifest.num_samples == 13
+    assert retry(config, "http_404") == 0, "it has succeeded since"
+    rows = [row for shard in manifest.shards for row in read_sidecar(storage, shard).to_pylist()]
+    (found,) = [row for row in rows if row["caption"] == "gone" and row["reason"] == "success"]
+    assert found["n"] == "12"
+    assert found["retry_of"] in {row["key"] for row in rows}
+    assert plan_ingest(config).partitions == [], "the table itself is as done as before"

@@ -1,0 +1,50 @@
+"""Tars of other tools become a data set that names the place of every member."""
+
+import io
+import tarfile
+
+import pytest
+
+from pipeline.config import IndexConfig
+from pipeline.dataset.manifest import commit, locate_tar, read_samples, read_sidecar
+from pipeline.errors import InputError
+from pipeline.storage.address import open_storage
+from pipeline.versions.foreign_tars import index_tar, plan_index
+
+
+@pytest.fixture
+def config(tmp_path, draw_shape):
+    image = draw_shape("red", "disc", 0)
+    members = [("a.jpg", image), ("a.txt", b"a disc"), ("b.png", image), ("b.json", b'{"caption": "another", "width": 7}')]
+    members += [("c.txt", b"no image"), ("d.jpg", b"broken"), ("d.txt", b"a broken one"), ("e.jpg", image)]
+    with tarfile.open(tmp_path / "t.tar", "w") as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return IndexConfig(input=str(tmp_path / "t.tar"), output=str(tmp_path / "data"))
+
+
+def test_every_member_is_read_by_its_offset_and_every_key_has_a_reason(config, draw_shape):
+    storage = open_storage(config.output)
+    record = index_tar(config.input, config)
+    (shard,) = record.shards
+    reasons = dict(zip("abcde", read_sidecar(storage, shard)["reason"].to_pylist(), strict=True))
+    assert reasons == {"a": "success", "b": "success", "c": "no_image", "d": "not_an_image", "e": "empty_caption"}
+    rows = read_samples(storage, shard, ["caption", "jpg_offset", "jpg_size"]).to_pylist()
+    assert [row["caption"] for row in rows] == ["a disc", "another"]
+    tar_storage, path = locate_tar(storage, shard)
+    for row in rows:
+        assert tar_storage.read_range(path, row["jpg_offset"], row["jpg_size"]) == draw_shape("red", "disc", 0)
+
+
+def test_a_tar_that_is_held_is_not_planned_again(config):
+    assert plan_index(config, None) == [config.input]
+    manifest = commit(open_storage(config.output), [index_tar(config.input, config)])
+    assert plan_index(config, manifest) == []
+
+
+def test_a_truncated_tar_is_named(config, tmp_path):
+    (tmp_path / "t.tar").write_bytes((tmp_path / "t.tar").read_bytes()[:700])
+    with pytest.raises(InputError, match=r"t\.tar: is not a complete tar"):
+        index_tar(config.input, config)

@@ -1,0 +1,49 @@
+"""Removed samples are found in every version, and their bytes are deleted."""
+
+import json
+
+import pytest
+
+from pipeline.config import CurateConfig
+from pipeline.dataset.manifest import commit_choice, read_manifest, read_samples
+from pipeline.storage.address import open_storage
+from pipeline.versions.curation import Rules, select
+from pipeline.versions.takedown import find_holders, purge, runs_on
+
+
+@pytest.fixture
+def storage(make_data_set, tmp_path):
+    """Two shards; version 2 has dropped the first sample of the first shard."""
+    storage = open_storage(make_data_set(str(tmp_path / "data"), (4, 3)))
+    first = read_manifest(storage)
+    partition = first.partitions[0]
+    chosen = select(storage, partition.shards[0], ["where", "", "", ""])
+    commit_choice(storage, first, [partition.model_copy(update={"shards": (chosen,)})])
+    return storage
+
+
+def test_a_sample_is_found_where_readers_saw_it_and_where_its_bytes_are(storage):
+    shard = read_manifest(storage, 1).shards[0]
+    key = read_samples(storage, shard, ["key"])["key"][0].as_py()
+    holders = find_holders(storage, Rules(CurateConfig(), removed=frozenset([key])))
+    assert (holders.versions, holders.shards) == ([1], frozenset([shard.name]))
+
+
+def test_a_purge_leaves_no_byte_of_a_sample_and_all_others(storage):
+    shard = read_manifest(storage, 1).shards[0]
+    key = read_samples(storage, shard, ["key"])["key"][1].as_py()
+    rules = Rules(CurateConfig(), removed=frozenset([key]))
+    manifest = purge(storage, rules, find_holders(storage, rules))
+    assert (manifest.version, manifest.num_samples) == (3, 5)
+    assert not storage.exists(shard.tar_path)
+    keys = [key for one in manifest.shards for key in read_samples(storage, one, ["key"])["key"].to_pylist()]
+    assert key not in keys
+
+
+def test_runs_on_a_version_are_found_by_their_checkpoints(tmp_path):
+    for run, version in (("a", 1), ("b", 2)):
+        folder = tmp_path / run / "checkpoints" / "1"
+        folder.mkdir(parents=True)
+        content = {"data_sets": [{"uri": "/data", "version": version}]}
+        (folder / "checkpoint.json").write_text(json.dumps(content))
+    assert list(runs_on(str(tmp_path), "/data", [1, 3])) == [("a", 1)]
