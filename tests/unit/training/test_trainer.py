@@ -237,7 +237,7 @@ def test_the_synchronisation_of_batch_norm_is_refused_without_a_gpu(data_set, tm
         plan_run(config_of(data_set, tmp_path, *overrides))
     with pytest.raises(ConfigError, match=r"train\.micro_batch_size=8: with train\.sync_batch_norm all samples"):
         plan_run(config_of(data_set, tmp_path, *overrides, "train.device=auto", "train.micro_batch_size=8"))
-    with pytest.raises(ConfigError, match="on GPUs alone"):
+    with pytest.raises(ConfigError, match="on GPUs only"):
         train(config_of(data_set, tmp_path, *overrides, "train.device=auto"), ALONE)
 
 
