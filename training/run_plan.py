@@ -82,7 +82,7 @@ class RunPlan:
 
 @dataclass(frozen=True)
 class OpenedRun:
-    """What a run reads and continues from, before it is checked that it fits together.
+    """Everything that a run reads, opened but not yet checked to fit together.
 
     Attributes:
         config: with the activation and the versions of its data sets pinned.

@@ -71,7 +71,7 @@ class StepMetrics:
 
 @dataclass(frozen=True)
 class RankTotals:
-    """What one step's metrics need of the other ranks; field names as in `StepMetrics`."""
+    """The values of one step that depend on other ranks; field names as in `StepMetrics`."""
 
     loss_image_to_text: float
     loss_text_to_image: float
