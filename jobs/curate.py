@@ -17,10 +17,11 @@ import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from jobs.cli.command_line import connect_ray, parser, quieten_ray_data, run
+from jobs.cli.command_line import connect_ray, parser, run
 from jobs.cli.config import Config
 from pipeline.config import CurateConfig
 from pipeline.errors import InputError
+from training.ray_internals import quieten_ray_data
 
 if TYPE_CHECKING:
     import pandas as pd

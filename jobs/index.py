@@ -14,8 +14,9 @@ import argparse
 import sys
 from typing import Any
 
-from jobs.cli.command_line import connect_ray, parser, quieten_ray_data, run
+from jobs.cli.command_line import connect_ray, parser, run
 from jobs.cli.config import Config
+from training.ray_internals import quieten_ray_data
 
 
 def job(config: Config, options: argparse.Namespace) -> None:

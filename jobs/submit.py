@@ -23,7 +23,6 @@ import argparse
 import asyncio
 import contextlib
 import importlib
-import logging
 import os
 import shlex
 import signal
@@ -40,6 +39,7 @@ from jobs.cli.runtime_env import check
 from pipeline.errors import ConfigError
 from pipeline.storage.url_credentials import has_userinfo, without_userinfo
 from training.errors import RunError
+from training.ray_internals import quieten_submission
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -144,7 +144,7 @@ def connect(address: str | None) -> JobSubmissionClient:
     from ray.exceptions import AuthenticationError, RayError
     from ray.job_submission import JobSubmissionClient
 
-    _quieten()
+    quieten_submission()
     known = {name: os.environ[name] for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS") if name in os.environ}
     shown = next(filter(None, (address, *known.values())), "the Ray of this machine")
     if has_userinfo(shown):
@@ -331,14 +331,6 @@ def _about_the_token(error: Exception) -> str:
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__
-
-
-def _quieten() -> None:
-    """What Ray's client says of its own work; that a file is too large to upload is still said."""
-    logging.getLogger("ray").setLevel(logging.WARNING)
-    for name in ("dashboard_sdk", "job.sdk"):
-        logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.WARNING)
-    logging.getLogger("ray._private.runtime_env.working_dir").setLevel(logging.ERROR)  # warns of .git, which nobody wants there
 
 
 def _arguments() -> argparse.ArgumentParser:

@@ -1,1 +1,1 @@
-"""A manifest in, batches, the contrastive loss, checkpoints and metrics out."""
+"""A manifest in; a trained model, its checkpoints and its metrics out."""

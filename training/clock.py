@@ -1,10 +1,10 @@
-"""Where a rank's time goes: waiting for data, computing, communicating.
+"""A rank's time by kind: waiting for data, computing, communicating.
 
-Communication is what a step waits for: collectives of the loss, and of DDP's gradients what the backward pass does not hide. A
-rank that waits there waits for a slower one, which is the one that computes, or waits for data, longest.
+Communication is time that a step waits: for collectives of the loss, and for the part of DDP's gradients that the backward pass
+does not hide. A rank that waits there waits for a slower one, which is the one that computes, or waits for data, longest.
 
-Waiting for data is the program's. A GPU is given work ahead of time, so it may still be busy meanwhile: only where
-samples_per_s is below what the model does without a loader has it waited too.
+Waiting for data is the program's. A GPU is given work ahead of time and may still be busy meanwhile: it has waited too only
+where samples_per_s is below the model's rate without a loader.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 
 
 class CommunicationTimer:
-    """Seconds that this rank's device has waited for others."""
+    """Counts the seconds that this rank's device waits for others."""
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
@@ -31,7 +31,7 @@ class CommunicationTimer:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Around a collective that the step goes on after."""
+        """Time a collective that the step waits for."""
         began = self._now()
         self._in_collective = True
         yield
@@ -40,21 +40,21 @@ class CommunicationTimer:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether this rank waits for others now. May be asked from another thread."""
+        """True while this rank waits for others. Safe to read from another thread."""
         return self._in_collective or self._last_bucket is not None
 
     def bucket_leaves(self) -> None:
-        """DDP sends off gradients; after the last of them nothing is left but to wait."""
+        """Note that DDP sends a bucket of gradients; after the last one the step only waits."""
         self._last_bucket = self._now()
 
     def backward_ended(self) -> None:
-        """All gradients are there."""
+        """Note that all gradients have arrived."""
         if self._last_bucket is not None:
             self._add(self._last_bucket)
             self._last_bucket = None
 
     def take(self) -> float:
-        """Seconds since the last call. On a GPU it waits for the device."""
+        """Seconds of waiting since the last call. On a GPU it waits for the device."""
         for began, ended in self._pairs:
             ended.synchronize()
             self._seconds += began.elapsed_time(ended) / 1000
@@ -63,7 +63,7 @@ class CommunicationTimer:
         return taken
 
     def put_back(self, seconds: float) -> None:
-        """Forgets what was waited for since the last call of `take`, and remembers what that gave."""
+        """Replace the seconds since the last call of `take` by the ones that it returned."""
         self.take()
         self._seconds = seconds
 
@@ -87,7 +87,8 @@ class Lap:
 
     Attributes:
         train_s: of all its steps together.
-        stopped_s: besides, by what the clock was stopped for.
+        step_s, data_wait_s, communication_s: of the average step.
+        stopped_s: time for which the clock was stopped besides, by reason.
     """
 
     samples_per_s: float
@@ -103,35 +104,35 @@ class Lap:
 
 
 class Clock:
-    """Measures laps; evaluation and checkpoints are no part of them."""
+    """Measures laps without evaluation and checkpoints."""
 
     def __init__(self) -> None:
         self._since = time.perf_counter()
         self._samples = self._steps = 0
         self._wait_s = 0.0
         self.stopped_s: collections.defaultdict[str, float] = collections.defaultdict(float)
-        """Since the last lap, by what for."""
+        """Seconds that the clock was stopped since the last lap, by reason."""
 
     def start(self, step: int, samples_seen: int, wait_s: float) -> None:
-        """From here. `wait_s`: seconds that the loader has been waited for so far."""
+        """Start a lap. `wait_s`: seconds spent waiting for the loader so far."""
         self._since, self._steps, self._samples, self._wait_s = time.perf_counter(), step, samples_seen, wait_s
 
     @contextlib.contextmanager
-    def stopped(self, what: str, communication: CommunicationTimer) -> Iterator[None]:
-        """Evaluation and checkpoints happen in here: their time is nobody's training speed, nor their waiting for others."""
+    def stopped(self, reason: str, communication: CommunicationTimer) -> Iterator[None]:
+        """Stop the clock, for evaluation and checkpoints: neither their time nor their waiting for others is part of a lap."""
         began, waited_s = time.perf_counter(), communication.take()
         yield
         communication.put_back(waited_s)
         took_s = time.perf_counter() - began
         self._since += took_s
-        self.stopped_s[what] += took_s
+        self.stopped_s[reason] += took_s
 
     def open_s(self, step: int) -> float:
-        """Seconds of the steps since the last lap, of which `step` was the last; 0 where there was none."""
+        """Seconds of the steps since the last lap up to `step`; 0 if there was none."""
         return max(0.0, time.perf_counter() - self._since) if step > self._steps else 0.0
 
     def lap(self, step: int, samples_seen: int, wait_s: float, communication: CommunicationTimer) -> Lap:
-        """What was since the last lap; the next begins."""
+        """End this lap and start the next."""
         elapsed_s = max(time.perf_counter() - self._since, 1e-9)
         steps = max(1, step - self._steps)
         lap = Lap(

@@ -1,4 +1,4 @@
-"""What the ranks of one run say to each other: who they are, their slice of a batch, gathers and sums.
+"""Communication between the ranks of one run: ranks, slices of a batch, gathers and sums.
 
 Everything is the identity at world size 1, where no process group is needed.
 """
@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from training.clock import CommunicationTimer
 
 COLLECTIVE_TIMEOUT = timedelta(hours=6)
-"""Of those that wait for each other in training: train.hang_timeout_s is what ends a hang, and says where."""
+"""Timeout of collectives in training; long, because train.hang_timeout_s ends a hang and reports where."""
 Bounds = list[tuple[int, int]]
 """[start, stop) of every rank's slice."""
 
@@ -30,7 +30,7 @@ class World:
     """This process among its peers.
 
     Attributes:
-        device: where this rank's model lives.
+        device: of this rank's model.
     """
 
     rank: int
@@ -39,12 +39,12 @@ class World:
 
     @cached_property
     def communication(self) -> CommunicationTimer:
-        """Counts what this rank waits for the others."""
+        """Counts the time that this rank waits for others."""
         return CommunicationTimer(self.device)
 
     @cached_property
     def control(self) -> Any:
-        """A group for words between the ranks' CPUs, beside that of the training. All ranks ask for it first at one point."""
+        """A process group between the ranks' CPUs, besides that of training. All ranks must first use it at the same point."""
         return dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
 
     @property
@@ -53,24 +53,24 @@ class World:
 
     @staticmethod
     def from_process_group(device: torch.device) -> World:
-        """The world of a process group that somebody else (Ray Train, torchrun) has initialised, or a world of one."""
+        """The world of a process group that Ray Train or torchrun has initialised, or a world of one."""
         if not dist.is_initialized():
             return World(rank=0, world_size=1, device=device)
         return World(rank=dist.get_rank(), world_size=dist.get_world_size(), device=device)
 
 
 def pick_device(wish: str) -> torch.device:
-    """`auto` is CUDA where there is any, else the CPU."""
+    """The device that `train.device` names; `auto` is CUDA where there is any, else the CPU."""
     if wish == "auto":
         wish = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(wish)
 
 
 def init_world(rank: int, world_size: int, init_method: str, device: torch.device, timeout_s: float = 600.0) -> World:
-    """Makes a process group in a bare process: NCCL on CUDA, gloo elsewhere.
+    """Initialise a process group in a bare process: NCCL on CUDA, gloo elsewhere.
 
     Args:
-        init_method: where the ranks meet, e.g. file:///shared/path or tcp://host:port.
+        init_method: address of the rendezvous, e.g. file:///shared/path or tcp://host:port.
     """
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
@@ -91,7 +91,7 @@ def gather_features(features_BE: Tensor, global_batch_size: int, world: World) -
     """Every rank's rows, in rank order: (G, E) from (B, E), with gradient.
 
     The backward pass sums over ranks the gradients that each of them has for all rows, and gives each its own slice
-    (reduce-scatter, SUM): this is what makes the gradient of a loss over gathered features exact.
+    (reduce-scatter, SUM), which makes the gradient of a loss over gathered features exact.
     """
     if world.world_size == 1:
         return features_BE
@@ -124,7 +124,7 @@ class _Gather(torch.autograd.Function):
 
 
 def reduce_scatter(rows_GE: Tensor, bounds: Bounds, world: World) -> Tensor:
-    """The sum over ranks of each one's `rows_GE`, of which this rank gets its slice: NCCL's own collective, padded."""
+    """This rank's slice of the sum of all ranks' `rows_GE`, by NCCL's own collective, padded."""
     start, stop = bounds[world.rank]
     longest = max(last - first for first, last in bounds)
     padded = rows_GE
@@ -137,7 +137,7 @@ def reduce_scatter(rows_GE: Tensor, bounds: Bounds, world: World) -> Tensor:
 
 
 def exchange_and_sum(rows_GE: Tensor, bounds: Bounds, world: World) -> Tensor:
-    """Like `reduce_scatter`: everybody's part for this rank is fetched, and summed here."""
+    """Like `reduce_scatter`, but all ranks' parts for this rank are fetched and summed here."""
     start, stop = bounds[world.rank]
     own = rows_GE.new_empty(world.world_size * (stop - start), *rows_GE.shape[1:])
     sizes = [last - first for first, last in bounds]
@@ -147,7 +147,7 @@ def exchange_and_sum(rows_GE: Tensor, bounds: Bounds, world: World) -> Tensor:
 
 
 def all_ranks(values_N: Tensor, world: World) -> Tensor:
-    """Every rank's numbers, (W, N) in rank order, on every rank. No gradient."""
+    """Every rank's values, (W, N) in rank order, on every rank. No gradient."""
     if world.world_size == 1:
         return values_N[None]
     own = values_N.detach().to(world.device)
@@ -167,34 +167,34 @@ def gather_objects(thing: Any, world: World) -> list[Any]:
 
 
 def parallel(model: nn.Module, world: World) -> nn.Module:
-    """The model with its gradients averaged over ranks by DDP, while the backward pass goes on; at world size 1 as it is.
+    """Wrap the model in DDP, which averages gradients over ranks during the backward pass; no change at world size 1.
 
-    Buffers stay each rank's own: batch norm does not read them while it trains, and `broadcast_buffers` makes them one.
+    Buffers stay each rank's own: batch norm does not read them in training, and `broadcast_buffers` makes them the same.
     """
     if world.world_size == 1:
         return model
-    with warnings.catch_warnings():  # its successor is not there in every version of PyTorch that we run on
+    with warnings.catch_warnings():  # its successor is missing in some supported versions of PyTorch
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
         wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True, broadcast_buffers=False)
-    # DDP would hold the hook's own annotations, which are strings in this file, against it.
+    # A lambda, because DDP would refuse the hook's own annotations, which are strings in this file.
     wrapped.register_comm_hook(world, lambda state, bucket: _average_bucket(state, bucket))
     return wrapped
 
 
 def _average_bucket(world: World, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-    """What DDP does by itself, and a note of the time."""
+    """DDP's own hook, with a note of the time."""
     world.communication.bucket_leaves()
     return allreduce_hook(cast(dist.ProcessGroup, dist.group.WORLD), bucket)
 
 
 def gather_rows(rows: Tensor, global_size: int, world: World) -> Tensor:
-    """Like `gather_features`, for anything with a first dimension sliced by `slice_bounds`. No gradient."""
+    """Like `gather_features`, for any tensor whose first dimension is sliced by `slice_bounds`. No gradient."""
     with torch.no_grad():
         return gather_features(rows.detach().contiguous(), global_size, world)
 
 
 def gather_lengths(length: int, world: World) -> list[int]:
-    """How many rows each rank has, where that is not for `slice_bounds` to say."""
+    """Number of rows of each rank, where they are not sliced by `slice_bounds`."""
     return [int(one) for one in all_ranks(torch.tensor([length]), world)[:, 0]]
 
 
@@ -210,7 +210,7 @@ def gather_uneven(rows: Tensor, world: World) -> Tensor:
 
 
 def sum_over_ranks(values: Tensor, world: World) -> Tensor:
-    """The sum of every rank's, on every rank. No gradient."""
+    """Sum over all ranks, on every rank. No gradient."""
     if world.world_size == 1:
         return values
     total = values.detach().clone()
@@ -219,13 +219,13 @@ def sum_over_ranks(values: Tensor, world: World) -> Tensor:
 
 
 def barrier(world: World) -> None:
-    """Waits until every rank is here."""
+    """Wait until every rank has called this."""
     if world.world_size > 1:
         dist.barrier()
 
 
 def broadcast_buffers(model: nn.Module, world: World) -> None:
-    """Gives every rank rank 0's buffers: batch-norm statistics, which each rank collects on its own slice."""
+    """Copy rank 0's buffers to every rank: batch-norm statistics, which each rank collects on its own slice."""
     if world.world_size == 1:
         return
     for buffer in model.buffers():

@@ -1,7 +1,7 @@
-"""Why a run of training ends."""
+"""The error that ends a training run."""
 
 from __future__ import annotations
 
 
 class RunError(RuntimeError):
-    """The run cannot continue, and restarting it would not help. The message says what happened, and the remedy."""
+    """The run cannot continue, and restarting it would not help. The message says what happened and what to do."""

@@ -1,4 +1,4 @@
-"""What a run's workers would meet in their first step: is there memory for it, and how fast is the network between them?
+"""A trial of a run's first step on its workers: memory, duration, and the network between them.
 
 In: a configuration and this rank's `World`. Out: `Finding`s, the same on every rank. Every rank calls it; nothing is written.
 """
@@ -23,7 +23,7 @@ PROBE_BYTES, PROBES = 64 << 20, 3
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found."""
+    """The result of one check."""
 
     what: str
     fine: bool
@@ -34,10 +34,10 @@ class Finding:
 
 
 def check_first_step(config: TrainingConfig, world: World) -> list[Finding]:
-    """Does one step of the run, if it fits, and forgets it.
+    """Try one step of the run, if it fits, and discard it.
 
     Raises:
-        torch.OutOfMemoryError: it did not fit on a GPU, although it was expected to.
+        torch.OutOfMemoryError: it did not fit on a GPU although it was expected to.
     """
     trainer = Trainer(plan_run(config), world)
     batch_size = config.train.global_batch_size
@@ -66,7 +66,7 @@ def check_first_step(config: TrainingConfig, world: World) -> list[Finding]:
 
 
 def _step_s(trainer: Trainer) -> float:
-    """Seconds of one step from when its batch is there, on the slowest rank."""
+    """Seconds of one step with its batch at hand, on the slowest rank."""
     loader = trainer._open_loader()
     try:
         batch = next(iter(loader))
@@ -80,7 +80,7 @@ def _step_s(trainer: Trainer) -> float:
 
 
 def _all_reduce_bytes_per_s(world: World) -> float:
-    """Of one rank's data that are summed over all ranks."""
+    """Bytes a second of one rank's data that are summed over all ranks."""
     data = torch.ones(PROBE_BYTES // 4, device=world.device)
     for probe in range(1 + PROBES):
         if probe == 1:  # the first one connects

@@ -1,7 +1,7 @@
 """CLIP's contrastive loss over the global batch, exact in value and gradient, with memory linear in the batch.
 
-In: this rank's l2-normalised features and the temperature's exponential. Out: a scalar whose mean over ranks (what DDP takes
-of the gradients) is the loss of one process that holds the whole batch, and so is every gradient.
+In: this rank's l2-normalised features and exp(logit_scale). Out: a scalar whose mean over ranks (DDP takes the mean of
+gradients) is the loss of one process that holds the whole batch; likewise every gradient.
 
 Each rank computes its own rows (its images against all texts) and its own columns (its texts against all images). The
 similarity matrix is walked in tiles with a running, max-shifted log-sum-exp and walked again in the backward pass, so that no
@@ -33,8 +33,8 @@ class ContrastiveResult:
         loss: with gradient; weighted so that the mean over ranks is the global loss.
         loss_image_to_text, loss_text_to_image: this rank's share; their sum over ranks is the global mean. No gradient.
         accuracy_image_to_text, accuracy_text_to_image: this rank's share of the in-batch accuracy, likewise. A sample counts
-            as right when no other candidate scores higher, and of equal ones it comes first. Of the sigmoid loss, which has
-            no columns, text_to_image is NaN.
+            as right when no other candidate scores higher, and it comes first among equal ones. NaN for text_to_image of the
+            sigmoid loss, which has no columns.
     """
 
     loss: Tensor
@@ -102,7 +102,7 @@ def sigmoid_loss(
 
 
 def _check_slice(image_features_BE: Tensor, text_features_BE: Tensor, world: World, global_batch_size: int) -> int:
-    """The first sample of this rank's slice. Raises ValueError where the features are not those of the slice."""
+    """The first sample of this rank's slice. Raises ValueError if the features do not have the slice's size."""
     first, stop = slice_bounds(global_batch_size, world.rank, world.world_size)
     if len(image_features_BE) != stop - first or len(text_features_BE) != stop - first:
         raise ValueError(
@@ -113,20 +113,20 @@ def _check_slice(image_features_BE: Tensor, text_features_BE: Tensor, world: Wor
 
 
 def _at_full_precision(*values: Tensor) -> tuple[Tensor, ...]:
-    """In float32, or in float64 where the first is."""
+    """Values in float32, or in float64 if the first one is."""
     dtype = torch.float64 if values[0].dtype == torch.float64 else torch.float32
     return tuple(value.to(dtype) for value in values)
 
 
 class _Best:
-    """The first maximum of each row over tiles that come one after the other."""
+    """The first maximum of each row over successive tiles."""
 
     def __init__(self, rows_BE: Tensor) -> None:
         self.score_B = rows_BE.new_full((len(rows_BE),), -torch.inf)
         self.column_B = torch.zeros(len(rows_BE), dtype=torch.int64, device=rows_BE.device)
 
     def see(self, similarity_BT: Tensor, start: int) -> Tensor:
-        """Takes a tile in. Returns its maxima."""
+        """Update with a tile. Returns the tile's maxima."""
         score_B, column_B = similarity_BT.max(1)
         better_B = score_B > self.score_B
         self.column_B = torch.where(better_B, column_B + start, self.column_B)
@@ -134,7 +134,7 @@ class _Best:
         return score_B
 
     def right(self, first: int) -> Tensor:
-        """How many rows have their label, column first + i, as their first maximum."""
+        """Number of rows whose label, column first + i, is their first maximum."""
         own_B = torch.arange(first, first + len(self.column_B), device=self.column_B.device)
         return (self.column_B == own_B).sum().to(self.score_B.dtype)
 
@@ -142,7 +142,7 @@ class _Best:
 class _TiledCrossEntropy(torch.autograd.Function):
     """Sum over queries of the cross-entropy of scale * query @ keys^T; query i's label is column first + i.
 
-    Also counts the queries whose label is the first maximum of its row. Keeps one number a query for the backward pass.
+    Also counts the queries whose label is the first maximum of its row. Saves one number a query for the backward pass.
     """
 
     @staticmethod
@@ -181,7 +181,7 @@ class _TiledCrossEntropy(torch.autograd.Function):
 class _TiledSigmoid(torch.autograd.Function):
     """Sum over queries and keys of SigLIP's loss of a pair; query i's own key is column first + i.
 
-    softplus(-z) = softplus(z) - z, so the own pairs' sign is a term of its own. Counts right queries as the other does.
+    softplus(-z) = softplus(z) - z, so the sign of matching pairs is a separate term. Counts right queries likewise.
     """
 
     @staticmethod
@@ -215,7 +215,7 @@ class _TiledSigmoid(torch.autograd.Function):
 
 
 def _tiles(query_BE: Tensor, key_GE: Tensor, tile_size: int) -> Iterator[tuple[int, Tensor]]:
-    """(first column, similarity_BT) for one tile after the other, all in the same memory, which the taker may overwrite."""
+    """Yield (first column, similarity_BT) of each tile, all in the same memory, which the caller may overwrite."""
     batch = len(query_BE)
     memory = query_BE.new_empty(batch * min(tile_size, len(key_GE)))
     for start in range(0, len(key_GE), tile_size):
@@ -238,7 +238,7 @@ def _backward_in_tiles(
 
     Args:
         probability: p from scale * s, which it may overwrite.
-        keys_learn: whether the keys' gradient is wanted; those of a locked encoder have none.
+        keys_learn: compute the keys' gradient; those of a locked encoder have none.
     """
     batch = len(query_BE)
     query_gradient_BE = torch.zeros_like(query_BE)
@@ -251,7 +251,7 @@ def _backward_in_tiles(
         query_gradient_BE.addmm_(probability_BT, key_GE[start:stop])
         if key_gradient_GE is not None:
             torch.mm(probability_BT.T, query_BE, out=key_gradient_GE[start:stop])
-    # s is query . key, so that sum(p * s) is query . (p @ key), which is there already.
+    # s is query . key, so sum(p * s) is query . (p @ key), which is computed already.
     scale_gradient = torch.dot(query_BE.flatten(), query_gradient_BE.flatten()) - label_B.sum()
     query_gradient_BE -= key_GE[first : first + batch]
     if key_gradient_GE is not None:

@@ -1,5 +1,5 @@
-"""AdamW as the paper uses it, the learning rate's schedule, the clamp of the temperature, the norms of gradients, and the
-weights' moving average.
+"""AdamW as in the paper, the learning-rate schedule, the clamp of the temperature, gradient norms, and the moving average of
+the weights.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MAX_LOGIT_SCALE = math.log(100)
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
     """AdamW with weight decay on everything that is not a gain or a bias (paper, section 2.5).
 
-    Gains and biases are what has fewer than two dimensions: norms, biases, logit_scale, and the ViT's class token.
+    Gains and biases are parameters of fewer than two dimensions: norms, biases, logit_scale, and the ViT's class token.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     decayed = [parameter for parameter in parameters if parameter.ndim >= 2]
@@ -39,7 +39,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ad
 
 @dataclass(frozen=True)
 class Schedule:
-    """How the learning rate moves, in steps: a linear warm-up, then what `shape` says until the end.
+    """The learning rate by step: a linear warm-up, then `shape` until the end.
 
     cosine: to zero along a half wave (paper, section 2.5; arXiv 1608.03983). constant: no change. constant_with_cooldown: no
     change, and to zero along a line over the last steps (arXiv 2405.18392).
@@ -52,7 +52,7 @@ class Schedule:
     cooldown_steps: int = 0
 
     def rate(self, step: int) -> float:
-        """Of the step after `step` others: 0 is the first."""
+        """The learning rate of a step; 0 is the first."""
         if step < self.warmup_steps:
             return self.peak * (step + 1) / self.warmup_steps
         if self.shape == "cosine":
@@ -64,13 +64,13 @@ class Schedule:
 
 @torch.no_grad()
 def clamp_logit_scale_(model: CLIP) -> None:
-    """Keeps exp(logit_scale) at 100 or below; called after every step."""
+    """Clamp exp(logit_scale) to 100; called after every step."""
     model.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
 
 
 @dataclass(frozen=True)
 class GradientNorms:
-    """Norms of one step's gradients, as they were before they were limited. Nothing of it waits for the device.
+    """Norms of one step's gradients before they were clipped. Nothing here waits for the device.
 
     Attributes:
         joint: of all gradients together, ().
@@ -82,7 +82,7 @@ class GradientNorms:
 
     @torch.no_grad()
     def by_tower(self) -> Tensor:
-        """Of the image encoder, of the text encoder, each with its projection, and of logit_scale: (3,); 0 where locked."""
+        """Norms of image encoder, text encoder (each with its projection) and logit_scale: (3,); 0 where locked."""
         image = [norm for name, norm in self.parts.items() if name.startswith("visual.")]
         scale = [norm for name, norm in self.parts.items() if name == "logit_scale"]
         text = [norm for name, norm in self.parts.items() if not name.startswith(("visual.", "logit_"))]
@@ -91,7 +91,7 @@ class GradientNorms:
 
 @torch.no_grad()
 def limit_gradients_(model: nn.Module, limit: float | None) -> GradientNorms:
-    """Scales all gradients down to a joint norm of `limit`, where there is one. Returns the norms before."""
+    """Scale all gradients down to a joint norm of `limit`, if it is not None. Returns the norms before."""
     gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
     parts = dict(zip(gradients, torch._foreach_norm(list(gradients.values())), strict=True)) if gradients else {}
     norms = GradientNorms(_joint(list(parts.values()), next(model.parameters())), parts)
@@ -101,14 +101,14 @@ def limit_gradients_(model: nn.Module, limit: float | None) -> GradientNorms:
 
 
 def _joint(norms: list[Tensor], like: Tensor) -> Tensor:
-    """The norm of vectors with these norms, joined; 0 where there is none."""
+    """The norm of concatenated vectors with these norms; 0 if there are none."""
     return torch.linalg.vector_norm(torch.stack(norms)) if norms else like.new_zeros(())
 
 
 class WeightAverage:
     """The moving average of weights and batch-norm statistics, in a copy of the model.
 
-    Its memory grows with the run, (1 + step) / (10 + step) up to `decay`, so that the random start is soon forgotten. torch's
+    Its decay grows with the run, (1 + step) / (10 + step) up to `decay`, so that the random start is soon forgotten. torch's
     AveragedModel is not used: it waits for a GPU in every step.
     """
 
@@ -118,7 +118,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, model: CLIP, step: int) -> None:
-        """Moves towards the model as it is after `step` steps."""
+        """Move towards the model after `step` steps."""
         averages, values = [], []
         for average, value in zip(self.clip.state_dict().values(), model.state_dict().values(), strict=True):
             if value.is_floating_point():

@@ -1,7 +1,7 @@
-"""What a run will do, decided from its configuration, its data set and its checkpoints, before any worker starts.
+"""The plan of a run, made from its configuration, its data sets and its checkpoints before any worker starts.
 
-The launcher calls `plan_run` to refuse bad input in seconds and to pin the data set's version. Of the ranks, the first decides
-from which checkpoint the run goes on (training/checkpoint/resume.py), and all make the same plan of it.
+The launcher calls `plan_run` to refuse bad input in seconds and to pin the data sets' versions. Rank 0 decides from which
+checkpoint the run resumes (training/checkpoint/resume.py), and all ranks make the same plan of it.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class RunPlan:
     Attributes:
         config: with the versions of its data sets pinned.
         run: the run's own folder: checkpoints, metrics.jsonl, config.yaml.
-        start: where the run goes on; step 0 for a new one.
-        changes: settings that are not the checkpoint's, one line each, which run.allow_config_changes allowed.
-        schedule: of the learning rate; its total_steps are the run's.
+        start: position that the run resumes from; step 0 for a new one.
+        changes: settings that differ from the checkpoint's, one line each, as run.allow_config_changes allows.
+        schedule: learning rate by step; its total_steps are the run's.
     """
 
     config: TrainingConfig
@@ -57,7 +57,7 @@ class RunPlan:
         return self.schedule.total_steps
 
     def newer_data(self) -> Iterator[str]:
-        """What there is to say of data sets that have grown since the run began."""
+        """One line for each data set that has grown since the run began."""
         for one in self.data_sets:
             if self.checkpoint is not None and one.newest is not None and one.newest > one.manifest.version:
                 yield (
@@ -66,7 +66,7 @@ class RunPlan:
                 )
 
     def about(self, metrics: dict[str, float]) -> dict[str, Any]:
-        """What a checkpoint of this run records besides its state (`CheckpointStore.write`)."""
+        """The record of a checkpoint of this run, besides its state (`CheckpointStore.write`)."""
         started_from = ""
         if self.checkpoint is not None:
             own = self.checkpoint.storage.uri == self.run.uri
@@ -80,17 +80,49 @@ class RunPlan:
         }
 
 
+@dataclass(frozen=True)
+class OpenedRun:
+    """Everything that a run reads, opened but not yet checked to fit together.
+
+    Attributes:
+        config: with the activation and the versions of its data sets pinned.
+        checkpoint: to resume from; None for a new run.
+    """
+
+    config: TrainingConfig
+    architecture: Architecture
+    data_sets: tuple[DataSet, ...]
+    run: Storage
+    checkpoints: CheckpointStore
+    checkpoint: Checkpoint | None
+
+
 def plan_run(config: TrainingConfig, begin: Start | None = None) -> RunPlan:
-    """Opens what the run reads and writes, and checks that it fits together. Starts nothing and writes nothing.
+    """Check the configuration, open what the run reads, and check that it fits together. Starts and writes nothing.
 
     Args:
-        begin: where the run goes on, found by somebody else; None: it is looked for.
+        begin: where the run starts, found by another rank; None: find it.
 
     Raises:
         ValueError: (ConfigError, StorageError, ManifestError) bad input, with value, rule and remedy.
     """
     config = TrainingConfig.model_validate(config.model_dump(include=set(TrainingConfig.model_fields)))
+    check_config(config)
+    return fit_together(open_run(config, begin))
+
+
+def check_config(config: TrainingConfig) -> None:
+    """Check everything that needs no data set and no checkpoint; opens nothing. Raises ConfigError."""
     check_model(config)
+    if config.cluster.max_workers > config.train.global_batch_size:
+        raise ConfigError(
+            f"cluster.num_workers={config.cluster.num_workers}: every worker needs at least one sample of a step; "
+            f"use at most train.global_batch_size={config.train.global_batch_size} workers"
+        )
+
+
+def open_run(config: TrainingConfig, begin: Start | None = None) -> OpenedRun:
+    """Find the checkpoint, and open weights, evaluation data and data sets. Arguments and errors as for `plan_run`."""
     run = open_storage(config.run.uri)
     checkpoints = CheckpointStore(run, config.checkpoint)
     checkpoint = (begin or find_start(config.run, checkpoints)).checkpoint
@@ -103,6 +135,12 @@ def plan_run(config: TrainingConfig, begin: Start | None = None) -> RunPlan:
     data_sets = open_data_sets(config.data, checkpoint.data_sets if checkpoint is not None else ())
     pinned = config.data.with_versions([one.manifest.version for one in data_sets])
     config = config.model_copy(update={"data": pinned})
+    return OpenedRun(config, architecture, data_sets, run, checkpoints, checkpoint)
+
+
+def fit_together(opened: OpenedRun) -> RunPlan:
+    """Settle sample order and schedule, and check them against data sets, memory and checkpoint. Raises ConfigError."""
+    config, data_sets, checkpoint = opened.config, opened.data_sets, opened.checkpoint
     order = SampleOrder(
         sources=tuple(one.source for one in data_sets),
         seed=config.train.seed,
@@ -113,26 +151,31 @@ def plan_run(config: TrainingConfig, begin: Start | None = None) -> RunPlan:
         shuffle_shards=config.data.shuffle_shards,
     )
     schedule = plan_schedule(config, order.steps_per_epoch)
-    if config.cluster.max_workers > config.train.global_batch_size:
-        raise ConfigError(
-            f"cluster.num_workers={config.cluster.num_workers}: every worker needs at least one sample of a step; "
-            f"use at most train.global_batch_size={config.train.global_batch_size} workers"
-        )
-    largest = math.ceil(config.train.global_batch_size / config.cluster.min_workers)
-    check_prefetch(config.data, order, mean_sample_bytes(data_sets, order), largest)
+    largest_slice = math.ceil(config.train.global_batch_size / config.cluster.min_workers)
+    check_prefetch(config.data, order, mean_sample_bytes(data_sets, order), largest_slice)
     changes: tuple[str, ...] = ()
     if checkpoint is not None:
         before = TrainingConfig.model_validate(checkpoint.config)
-        rows = (architecture, architecture_of(before))
+        rows = (opened.architecture, architecture_of(before))
         check_continues(checkpoint, config, before, rows, order, [one.manifest.identity for one in data_sets])
         changes = changed_settings(config, before, checkpoint.address)
         _check_steps_are_left(config, schedule.total_steps, checkpoint.position.step)
-    start = checkpoint.position if checkpoint is not None else Position(step=0, samples_seen=0)
-    return RunPlan(config, architecture, data_sets, order, run, checkpoints, checkpoint, start, schedule, changes)
+    return RunPlan(
+        config=config,
+        architecture=opened.architecture,
+        data_sets=data_sets,
+        order=order,
+        run=opened.run,
+        checkpoints=opened.checkpoints,
+        checkpoint=checkpoint,
+        start=checkpoint.position if checkpoint is not None else Position(step=0, samples_seen=0),
+        schedule=schedule,
+        changes=changes,
+    )
 
 
 def agree_on_plan(config: TrainingConfig, world: World) -> RunPlan:
-    """Rank 0 finds the checkpoint to go on from, or what is wrong, for all: another rank might see another checkpoint."""
+    """Plan with rank 0's choice of checkpoint, or raise its error: another rank might see another checkpoint."""
     plan: RunPlan | None = None
     found: Any = None
     if world.is_main:
@@ -156,7 +199,7 @@ def _check_steps_are_left(config: TrainingConfig, total_steps: int, done: int) -
 
 
 def architecture_of(config: TrainingConfig) -> Architecture:
-    """The model that a run trains."""
+    """The architecture of the model that a run trains."""
     row = get_architecture(config.model.name)
     return replace(
         row,
@@ -167,43 +210,43 @@ def architecture_of(config: TrainingConfig) -> Architecture:
 
 
 def check_model(config: TrainingConfig) -> None:
-    """Refuses what the model cannot be or do. Raises ConfigError."""
+    """Check that the model can be built and trained as configured. Raises ConfigError."""
     model, train, row = config.model, config.train, get_architecture(config.model.name)
     if model.image_size_px is not None and model.image_size_px % row.image_step_px:
         raise ConfigError(
-            f"model.image_size_px={model.image_size_px}: {row.name} cuts pictures into squares of {row.image_step_px} pixels; "
+            f"model.image_size_px={model.image_size_px}: {row.name} cuts images into squares of {row.image_step_px} pixels; "
             f"use a multiple of {row.image_step_px}"
         )
     if model.lock and not model.weights:
-        raise ConfigError(f"model.lock={list(model.lock)}: an encoder that learns nothing needs weights; give model.weights")
+        raise ConfigError(f"model.lock={list(model.lock)}: an encoder that is not trained needs weights; give model.weights")
     if len(set(model.lock)) > 1:
         raise ConfigError(f"model.lock={list(model.lock)}: nothing but the temperature would be trained; lock one encoder")
     if train.patch_dropout and row.patch_size_px is None:
-        raise ConfigError(f"train.patch_dropout={train.patch_dropout}: {row.name} has no patches; it is for ViTs, leave it out")
+        raise ConfigError(f"train.patch_dropout={train.patch_dropout}: {row.name} has no patches; it is for ViTs, set it to 0")
     if train.sync_batch_norm and (train.device == "cpu" or row.patch_size_px is not None):
         raise ConfigError(
             f"train.sync_batch_norm=True: {row.name} on train.device={train.device} has no batch norm that can be "
-            "synchronised; it is for ResNets on GPUs, leave it out"
+            "synchronised; it is for ResNets on GPUs, set it to false"
         )
     if train.sync_batch_norm and train.micro_batch_size is not None:
         raise ConfigError(
             f"train.micro_batch_size={train.micro_batch_size}: with train.sync_batch_norm all samples are embedded together; "
-            "leave one of the two out"
+            "unset one of the two"
         )
     if train.sync_batch_norm and config.cluster.min_workers < config.cluster.max_workers:
         raise ConfigError(
-            f"cluster.num_workers={config.cluster.num_workers}: fewer workers than the most take "
+            f"cluster.num_workers={config.cluster.num_workers}: fewer workers than the maximum take "
             "micro-batches, and with train.sync_batch_norm all samples are embedded together; give one number"
         )
     if train.compile and "image" in train.activation_checkpointing and row.patch_size_px is None:
         raise ConfigError(
             f"train.activation_checkpointing=image: with train.compile {row.name}'s batch norm would count twice; "
-            "leave one of the two out"
+            "unset one of the two"
         )
 
 
 def plan_schedule(config: TrainingConfig, steps_per_epoch: int) -> Schedule:
-    """The learning rate's course in steps, whichever units its parts were given in. Raises ConfigError where it cannot be."""
+    """The learning-rate schedule in steps, whatever units its parts were given in. Raises ConfigError where it does not fit."""
     train, optimizer = config.train, config.optimizer
     total = train.num_epochs * steps_per_epoch
     if train.max_steps is not None:
@@ -224,7 +267,7 @@ def plan_schedule(config: TrainingConfig, steps_per_epoch: int) -> Schedule:
 
 
 def _in_steps(config: TrainingConfig, part: str, steps_per_epoch: int, default: int) -> tuple[str, int]:
-    """(the key as it was given, steps) of a part of the schedule; the default where no key of it was."""
+    """(key as given, steps) of a part of the schedule; ("", default) where no key was given."""
     one = Fraction(1)
     steps_of_one = {"steps": one, "samples": one / config.train.global_batch_size, "epochs": one * steps_per_epoch}
     for unit, steps in steps_of_one.items():
@@ -235,7 +278,7 @@ def _in_steps(config: TrainingConfig, part: str, steps_per_epoch: int, default: 
 
 
 def _with_activation(config: TrainingConfig, checkpoint: Checkpoint | None) -> TrainingConfig:
-    """Pins the activation: what the checkpoint was trained with, else what is told, else what the weights' file states."""
+    """Pin the activation: the checkpoint's, else the configured one, else the one that the weights' file states."""
     model = config.model
     if model.activation is None and checkpoint is not None:
         told = TrainingConfig.model_validate(checkpoint.config).model.activation
@@ -247,7 +290,7 @@ def _with_activation(config: TrainingConfig, checkpoint: Checkpoint | None) -> T
 
 
 def batch_norm_caveat(config: TrainingConfig, architecture: Architecture, world_size: int, micro_batch_size: int | None) -> str:
-    """Why a run's losses will depend on how many ranks it has, or on memory; empty where they do not."""
+    """The reason why a run's losses will depend on its number of ranks, or on memory; empty where they do not."""
     train = config.train
     if architecture.patch_size_px is not None:
         return ""

@@ -1,7 +1,7 @@
-"""What a run is asked for while it trains, and how its ranks agree on the step at which they do it.
+"""Requests to save or stop a run while it trains, and the ranks' agreement on the step after which they follow them.
 
-In: requests, on any rank, at any time, from any thread. Out: on every rank, after the same step, the same requests. The word
-goes around beside the training, over a group of its own, and arrives one step later, so that no step waits for it.
+In: requests, on any rank, at any time, from any thread. Out: on every rank, after the same step, the same requests. They are
+exchanged over a process group of their own and arrive one step later, so that no step waits for them.
 """
 
 from __future__ import annotations
@@ -28,30 +28,30 @@ POLL_EVERY_S = 0.5
 
 
 class Request(enum.IntFlag):
-    """What all ranks do after a step."""
+    """Action that all ranks take after a step."""
 
     NONE = 0
     SAVE = 1
-    """A checkpoint."""
+    """Write a checkpoint."""
     STOP = 2
-    """A checkpoint, and the end of this launch."""
+    """Write a checkpoint and end this launch."""
 
 
 class Link(Protocol):
-    """Who asks from outside, and is told how it goes; rank 0 listens and speaks."""
+    """Rank 0's connection to the outside, for requests and progress."""
 
     def requested(self) -> Request:
-        """What was asked for since the last call; called about twice a second, from a thread."""
+        """Requests since the last call; called about twice a second, from a thread."""
 
     def saving(self) -> Callable[[int], None]:
-        """A checkpoint is being taken. Returns what to call with its step when it is committed, from another thread."""
+        """Note that a checkpoint is being taken. Returns a function to call with its step, from another thread, on commit."""
 
     def recorded(self, row: Mapping[str, Any]) -> None:
-        """The record has a new row: of a step, of an evaluation, or of a start."""
+        """Take a new row of the record: of a step, an evaluation or a start."""
 
 
 class Requests:
-    """One rank's end of the agreement. Every rank calls `agreed` once a step."""
+    """One rank's part in the agreement. Every rank calls `agreed` once a step."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -59,11 +59,11 @@ class Requests:
         self._on_its_way: tuple[torch.Tensor, Any] | None = None
 
     def ask(self, request: Request) -> None:
-        """From any thread, or from a signal's handler."""
-        self._asked.append(request)  # whole in itself: a lock might be held by what the signal interrupted
+        """Add a request. Safe from any thread and from a signal's handler."""
+        self._asked.append(request)  # atomic: a lock might be held by the code that the signal interrupted
 
     def agreed(self) -> Request:
-        """What any rank had asked for when `agreed` was called the time before; alone, what was asked for so far."""
+        """Requests of any rank at the previous call of `agreed`; with one rank, all requests so far."""
         if self._world.world_size == 1:
             return self._take()
         arrived = self._receive()
@@ -74,7 +74,7 @@ class Requests:
         return arrived
 
     def close(self) -> None:
-        """Lets the last word arrive."""
+        """Receive the last requests."""
         self._receive()
 
     def _receive(self) -> Request:
@@ -100,9 +100,9 @@ _FLAGS = (Request.SAVE, Request.STOP)
 
 @contextlib.contextmanager
 def listening(requests: Requests, link: Link | None) -> Iterator[None]:
-    """Passes on what the link asks for, and SIGTERM where this is a process's main thread: it then means STOP.
+    """Pass on the link's requests, and SIGTERM as STOP if this is the process's main thread.
 
-    A second SIGTERM does what it did before.
+    A second SIGTERM has its former effect.
     """
     ended = threading.Event()
 
@@ -124,7 +124,7 @@ def listening(requests: Requests, link: Link | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def on_sigterm(act: Callable[[], None]) -> Iterator[None]:
-    """In a process's main thread, SIGTERM acts, and a second one does what it did before; elsewhere nothing changes."""
+    """Call `act` on the first SIGTERM; a second one has its former effect. Does nothing outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,7 +1,7 @@
-"""Features of a shard's pictures and captions: read and decoded ahead in threads, while the model computes in one.
+"""Features of a shard's images and captions: threads read and decode ahead while the model computes in one.
 
-In: a `ShardReader` and a model. Out: a shard's `ShardFeatures`. Knows no Ray: jobs/embed.py gives actors their shards. The
-threads take turns well: decoders and the model's kernels hold no lock of Python's while they work.
+In: a `ShardReader` and a model. Out: a shard's `ShardFeatures`. Knows no Ray: jobs/embed.py gives actors their shards. Threads
+suffice, since decoders and the model's kernels release Python's lock while they work.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from training.step.model_setup import autocast
 
 @dataclass(frozen=True)
 class ShardFeatures:
-    """Features of the samples that a version holds of one shard, N of them, in their order.
+    """Features of one shard's N samples, in their order.
 
     Attributes:
         image_features_NE, text_features_NE: normalised.
         clip_score_N: their cosine similarity.
-        problems: place -> what is wrong with a sample; its features mean nothing.
-        decode_s, forward_s: that threads have read and decoded, and that the model has computed.
+        problems: place in the shard -> problem of a damaged sample, whose features are meaningless.
+        decode_s, forward_s: seconds of reading and decoding, summed over threads, and of the model.
     """
 
     keys: list[str]
@@ -53,8 +53,8 @@ class DecodedBatch:
     Attributes:
         pixels: uint8 (B, size, size, 3), centre crop.
         texts: token ids, int64 (B, L), cut to the longest.
-        problems: place in the batch -> what is wrong with the sample; its picture is black then.
-        duration_s: that it took.
+        problems: place in the batch -> problem of a damaged sample, whose image is black.
+        duration_s: seconds of reading and decoding.
     """
 
     pixels: NDArray[np.uint8]
@@ -64,11 +64,11 @@ class DecodedBatch:
 
 
 Features = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.float64]]
-"""image_features (B, E), text_features (B, E), clip_score (B,), and the seconds that they took (1,)."""
+"""image_features (B, E), text_features (B, E), clip_score (B,), and the seconds of the forward pass (1,)."""
 
 
 class ShardEmbedder:
-    """Embeds shards of one data set version. Safe to use from several threads: one shard is read while another is computed."""
+    """Embeds shards of one data set version. Thread-safe, so that one shard is read while another is computed."""
 
     def __init__(
         self,
@@ -80,23 +80,23 @@ class ShardEmbedder:
         decode_threads: int,
         skip_damaged: bool = False,
     ) -> None:
-        """Args:
-        config: its `precision` is what both encoders compute in.
-        skip_damaged: note damaged samples as problems, instead of raising ManifestError.
+        """
+        Args:
+            config: its `precision` is that of both encoders.
+            skip_damaged: report damaged samples as problems instead of raising ManifestError.
         """
         self.clip, self.reader, self.device, self.config = clip.to(device).eval(), reader, device, config
         self.batch_size, self.skip_damaged = batch_size, skip_damaged
         self._ahead = decode_threads + 1
         self._decoders = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
-        # One thread for the model: each thread that calls OpenMP would have a team of its own, and they would stand in each
-        # other's way.
+        # One thread for the model: every thread that calls OpenMP has its own team, and teams would compete for the CPUs.
         self._model = ThreadPoolExecutor(1, thread_name_prefix="model")
 
     def embed(self, shard: int) -> ShardFeatures:
-        """All samples of a shard.
+        """Embed all samples of a shard.
 
         Raises:
-            ManifestError: a sample is damaged, and none may be skipped; or the shard's sidecar is.
+            ManifestError: the sidecar is damaged, or a sample is and none may be skipped.
         """
         record = self.reader.manifest.shards[shard]
         keys = read_samples(self.reader.storage, record, ["key"])["key"].to_pylist()
@@ -125,7 +125,7 @@ class ShardEmbedder:
         return ShardFeatures(keys, images_NE, texts_NE, clip_score_N, problems, decode_s, float(forward_s.sum()))
 
     def decode(self, shard: int, first: int, stop: int) -> DecodedBatch:
-        """Reads and decodes samples [first, stop) of a shard."""
+        """Read and decode samples [first, stop) of a shard."""
         began = time.perf_counter()
         row = self.clip.architecture
         pixels = np.zeros((stop - first, row.image_size_px, row.image_size_px, 3), np.uint8)
@@ -145,7 +145,7 @@ class ShardEmbedder:
         return DecodedBatch(pixels, texts, problems, time.perf_counter() - began)
 
     def forward(self, batch: DecodedBatch) -> Features:
-        """What the model makes of a batch, in float32."""
+        """Compute a batch's features, in float32."""
         began = time.perf_counter()
         with torch.inference_mode(), autocast(self.config, self.device):
             # (B, H, W, 3) -> (B, 3, H, W); token ids stay on the CPU, where the model counts them without waiting
@@ -157,13 +157,13 @@ class ShardEmbedder:
         return found[0], found[1], found[2], np.array([time.perf_counter() - began])
 
     def close(self) -> None:
-        """Ends the threads."""
+        """End the threads."""
         self._decoders.shutdown(cancel_futures=True)
         self._model.shutdown(cancel_futures=True)
 
 
 def weights_sha256(clip: CLIP) -> str:
-    """Of the names, types, shapes and values of a model's state dict: the same in whichever file it lies."""
+    """sha256 of the names, types, shapes and values of a model's state dict, whatever file it is stored in."""
     digest = hashlib.sha256()
     for name, tensor in sorted(clip.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

@@ -4,10 +4,10 @@ In: a `TrainingConfig` and this rank's `World`. Out: checkpoints, metrics.jsonl,
 
 A run is a pure function of its configuration: the global batch of a step does not depend on the number of ranks
 (data/sample_order.py), and loss and gradients equal those of one process that holds it (training/loss.py). So a run that
-is killed and resumed, at this or another world size, goes on exactly where its checkpoint stood. Checkpoints are written beside
-the training (training/checkpoint/writer.py); what a run is asked for meanwhile, its ranks agree on (training/save_and_stop.py).
+is killed and resumed, at this or another world size, continues exactly where its checkpoint stood. Checkpoints are written
+while training continues (training/checkpoint/writer.py); ranks agree on requests to save or stop (training/save_and_stop.py).
 
-`training/worker.py` calls `train` in Ray Train's workers; a test or a notebook calls it as it is:
+`training/worker.py` calls `train` in Ray Train's workers; a test or a notebook calls it directly:
 
     train(config, World(rank=0, world_size=1, device=torch.device("cpu")))
 """
@@ -33,7 +33,7 @@ from training.checkpoint.writer import CheckpointWriter
 from training.clock import Clock
 from training.config import TrainingConfig
 from training.data.loader import Batch, TrainLoader
-from training.distributed import World, all_ranks, broadcast_buffers, parallel
+from training.distributed import World, broadcast_buffers, parallel
 from training.errors import RunError
 from training.evaluation.runner import evaluate
 from training.evaluation.watched_pairs import Look, Probe
@@ -48,19 +48,20 @@ from training.step.micro_batch import resolve_micro_batch_size
 from training.step.model_setup import autocast, prepare_model
 from training.step.non_finite import DivergedError, Guard
 from training.step.patch_dropout import kept_patches
+from training.step.step_metrics import StepMetrics, gather_totals, rank_shares
 from training.watchdog import LONGER_AT_FIRST, Watchdog
 
 logger = logging.getLogger(__name__)
 
 
 def train(config: TrainingConfig, world: World, link: Link | None = None, launch: Launch | None = None) -> TrainResult:
-    """Trains from the last checkpoint, or from the start, to the end of the schedule. Every rank calls it.
+    """Train from the last checkpoint, or from the start, to the end of the schedule. Every rank calls it.
 
     In a process's main thread, SIGTERM saves a checkpoint and ends the run.
 
     Args:
-        link: from where rank 0 hears what else the run is asked for.
-        launch: the job that this is a part of, where it starts workers more than once.
+        link: source of other requests to the run, for rank 0.
+        launch: the job that this is part of, where it may start workers more than once.
     """
     began = time.time()
     return Trainer(agree_on_plan(config, world), world, launch or Launch(began=began), began).run(link)
@@ -107,7 +108,7 @@ class Trainer:
     # ---------------------------------------------------------------------------------------------------------- the loop
 
     def run(self, link: Link | None = None) -> TrainResult:
-        """Every step that is left, then the last evaluation and checkpoint; or those until it is asked to stop."""
+        """Run the remaining steps, the last evaluation and the last checkpoint; or stop early where asked to."""
         plan = self.plan
         if plan.start.step >= plan.total_steps and plan.run.exists("result.json"):
             before = TrainResult(**json.loads(plan.run.read("result.json")))
@@ -119,7 +120,7 @@ class Trainer:
             self.record = RunRecord(plan, self.launch, self.began, self.world.world_size, self.world.device.type, link)
             size = self.micro_batch_size
             caveat = batch_norm_caveat(self.config, plan.architecture, self.world.world_size, size)
-            self.record.say_hello(caveat)
+            self.record.announce(caveat)
         self._link = link
         with contextlib.ExitStack() as stack:
             if self.record is not None:
@@ -129,12 +130,12 @@ class Trainer:
             loader = stack.enter_context(contextlib.closing(self._open_loader()))
             self._loop(loader)
             self.requests.close()
-            if plan.start.step >= plan.total_steps:  # stopped between its last checkpoint and its result; the record is whole
+            if plan.start.step >= plan.total_steps:  # ended between its last checkpoint and its result; the record is complete
                 self._evaluate()
             return self._finish()
 
     def _loop(self, loader: TrainLoader) -> None:
-        """Steps, until there are enough or somebody asks to stop."""
+        """Take steps until the schedule ends or a request stops the run."""
         if self.record is not None:
             self.record.ready()
         self._clock.start(self.position.step, self.position.samples_seen, loader.wait_s)
@@ -151,7 +152,7 @@ class Trainer:
             self.watchdog.step_begins(self.position.step + 1, slow=self._saves)  # others may wait for the one that saves
 
     def _finish(self) -> TrainResult:
-        """Waits for the last checkpoint, and closes the record."""
+        """Wait for the last checkpoint, and close the record."""
         result = TrainResult(
             run=self.plan.run.uri,
             checkpoint=self._writer.last_folder,
@@ -180,7 +181,7 @@ class Trainer:
         return result
 
     def _step(self, batch: Batch, loader: TrainLoader) -> None:
-        """One optimizer step on this rank's slice of the global batch."""
+        """Take one optimizer step on this rank's slice of the global batch."""
         config, step = self.config.train, self.position.step + 1
         logged = step % config.log_every_steps == 0 or step == self.plan.total_steps
         rate = self.plan.schedule.rate(self.position.step)
@@ -193,7 +194,7 @@ class Trainer:
         self.world.communication.backward_ended()
         logit_scale_exp = self.clip.logit_scale.detach().exp()
         norms = limit_gradients_(self.clip, self.config.optimizer.max_grad_norm)
-        self._settle()  # of the step before: the device has long been there
+        self._settle()  # the step before, which the device has finished long ago
         self.guard.arm(step, norms.joint, logit_scale_exp, batch.keys, buffers)
         self.optimizer.step()
         clamp_logit_scale_(self.clip)
@@ -207,7 +208,7 @@ class Trainer:
             self._log(batch, loader, result, logit_scale_exp, norms, rate)
 
     def _settle(self) -> None:
-        """Looks whether the last step was left out because a number was none. Raises DivergedError."""
+        """Check whether the last step was skipped for a non-finite gradient. Raises DivergedError."""
         step, train = self.guard.settle(), self.config.train
         if step is None:
             return
@@ -216,13 +217,13 @@ class Trainer:
         if train.on_non_finite == "skip" and skipped <= train.max_skipped_steps:
             self.position = replace(self.position, skipped_steps=skipped)
             if self.world.is_main:
-                logger.warning("step %s: loss or gradient is no number (%s): left out, the %s. of this run", step, why, skipped)
+                logger.warning("step %s: loss or gradient is non-finite (%s): skipped, no. %s of this run", step, why, skipped)
             return
-        with contextlib.suppress(RunError):  # every rank raises what follows, and it says more
+        with contextlib.suppress(RunError):  # every rank raises the error below, which says more
             self._writer.wait()
         raise DivergedError(
-            f"step {step:,}: loss or gradient is no number ({why}): the run has diverged; "
-            f"{self._writer.last_folder or 'no checkpoint'} is its last. Lower optimizer.learning_rate, warm up longer, set "
+            f"step {step:,}: loss or gradient is non-finite ({why}): the run has diverged; its last checkpoint is "
+            f"{self._writer.last_folder or 'none'}. Lower optimizer.learning_rate, warm up longer, set "
             f"optimizer.max_grad_norm, or train.on_non_finite=skip (train.max_skipped_steps={train.max_skipped_steps})"
         )
 
@@ -236,12 +237,12 @@ class Trainer:
 
     def _loss(self, *features: torch.Tensor) -> ContrastiveResult:
         config = self.config.train
-        self.guard.look_at(*features[:2])
+        self.guard.note_bad_samples(*features[:2])
         loss: Callable[..., ContrastiveResult] = sigmoid_loss if config.loss == "sigmoid" else contrastive_loss
         return loss(*features, self.world, config.global_batch_size, config.loss_tile_size)
 
     def _after_step(self) -> None:
-        """Evaluation before the checkpoint, so that what a checkpoint covers is whole in the record."""
+        """Evaluate before saving, so that the record of everything a checkpoint covers is complete."""
         step, total, config = self.position.step, self.plan.total_steps, self.config
         minutes = config.checkpoint.every_minutes
         if self.world.is_main and minutes is not None and time.monotonic() - self._saved_at > minutes * 60:
@@ -269,7 +270,7 @@ class Trainer:
         return autocast(self.config.train, self.world.device)
 
     def _settle_micro_batch_size(self) -> int | None:
-        """The same on every rank, and said where it was to be found out. Fewer workers than the most take no more memory."""
+        """The micro-batch size, the same on every rank. With fewer workers than the maximum, none takes more memory."""
         config, batch = self.config.train, self.config.train.global_batch_size
         wish = config.micro_batch_size
         if wish is None and self.world.world_size < self.config.cluster.max_workers:
@@ -292,11 +293,11 @@ class Trainer:
         )
 
     def _averaged(self) -> CLIP | None:
-        """The moving average as a model, where the run keeps one."""
+        """The moving average as a model, if the run keeps one."""
         return None if self.average is None else self.average.clip
 
     def _evaluate(self) -> Look | None:
-        """Sets the figures. Returns what the model makes of the probe, on rank 0."""
+        """Set the figures. Returns the model's output for the watched pairs, on rank 0."""
         clip = self._averaged() or self.clip
         broadcast_buffers(clip, self.world)  # batch-norm statistics are rank 0's, as in the checkpoint
         clip.eval()
@@ -317,7 +318,7 @@ class Trainer:
             self.record.log_probe(self.position.step, self.probe, look)
 
     def _save(self) -> None:
-        """Rank 0 copies its state, and a thread of it writes the copy; the other ranks go on."""
+        """Copy rank 0's state, which a thread then writes; the other ranks continue."""
         if self.record is None:
             return
         self._saved_at = time.monotonic()
@@ -328,7 +329,7 @@ class Trainer:
         self._writer.begin(
             self.position.step,
             write=lambda: store.write(snapshot, about, check),
-            committed=self._link.saving() if self._link is not None else _nobody_waits,
+            committed=self._link.saving() if self._link is not None else _tell_nobody,
         )
 
     def _log(
@@ -340,57 +341,46 @@ class Trainer:
         norms: GradientNorms,
         rate: float,
     ) -> None:
-        """Global values of one step: one small all-gather, and the only point where a step waits for the device."""
-        shares = (
-            result.loss_image_to_text,
-            result.loss_text_to_image,
-            result.accuracy_image_to_text,
-            result.accuracy_text_to_image,
-        )
-        values = torch.stack([share.double() for share in shares]).cpu()  # waits for the device, so that the lap holds its work
+        """Record the step's metrics: one small all-gather, and the only point where a step waits for the device."""
+        shares = rank_shares(result)  # before the lap ends, so that it includes the device's work
         lap = self._clock.lap(self.position.step, self.position.samples_seen, loader.wait_s, self.world.communication)
-        counts = (loader.skipped_samples, loader.fingerprint(batch), lap.data_wait_s, lap.compute_s, lap.communication_s)
-        own = torch.cat([values, torch.tensor(counts, dtype=torch.float64)])
-        ranks = all_ranks(own, self.world).cpu()
-        image_to_text, text_to_image, right_image, right_text, skipped, prints = ranks[:, :6].sum(0).tolist()
-        data_wait_s, compute_s, communication_s = ranks[:, 6:].mean(0).tolist()
-        slowest = ranks[:, 6:].max(0).values.tolist()
-        self.final_loss = (image_to_text + text_to_image) / 2
+        totals = gather_totals(shares, loader.skipped_samples, loader.fingerprint(batch), lap, self.world)
         scale = float(logit_scale_exp)
-        norm, *tower_norms = torch.cat([norms.joint[None], norms.by_tower()]).tolist()
-        self._metrics = {"loss": self.final_loss} if math.isfinite(self.final_loss) else {}
+        norm, norm_image, norm_text, norm_scale = torch.cat([norms.joint[None], norms.by_tower()]).tolist()
+        self.final_loss = totals.loss
+        self._metrics = {"loss": totals.loss} if math.isfinite(totals.loss) else {}
         if self.record is None:
             return
-        row = {
-            "step": self.position.step,
-            "samples_seen": self.position.samples_seen,
-            "epoch": batch.epoch,
-            "loss": self.final_loss,
-            "loss_image_to_text": image_to_text,
-            "loss_text_to_image": text_to_image,
-            "logit_scale": math.log(scale),
-            "temperature": 1 / scale,
-            "learning_rate": rate,
-            "grad_norm": norm,
-            **dict(zip(("grad_norm_image", "grad_norm_text", "grad_norm_logit_scale"), tower_norms, strict=True)),
-            "batch_accuracy_image_to_text": right_image,
-            "batch_accuracy_text_to_image": right_text,
-            "samples_per_s": lap.samples_per_s,
-            "data_wait_share": data_wait_s / lap.step_s,
-            "data_wait_s": data_wait_s,
-            "compute_s": compute_s,
-            "communication_s": communication_s,
-            "slowest_data_wait_s": slowest[0],
-            "slowest_compute_s": slowest[1],
-            "slowest_communication_s": slowest[2],
-            "skipped_samples": int(skipped),
-            "skipped_steps": self.position.skipped_steps,
-            "batch_fingerprint": f"{int(prints):014x}",
-        }
-        if self.config.train.loss == "sigmoid":
-            del row["batch_accuracy_text_to_image"]  # it has no columns
-        self.record.log_step(row, lap.train_s, lap.stopped_s["evaluation"], lap.stopped_s["checkpoint"])
+        metrics = StepMetrics(
+            step=self.position.step,
+            samples_seen=self.position.samples_seen,
+            epoch=batch.epoch,
+            loss=totals.loss,
+            loss_image_to_text=totals.loss_image_to_text,
+            loss_text_to_image=totals.loss_text_to_image,
+            logit_scale=math.log(scale),
+            temperature=1 / scale,
+            learning_rate=rate,
+            grad_norm=norm,
+            grad_norm_image=norm_image,
+            grad_norm_text=norm_text,
+            grad_norm_logit_scale=norm_scale,
+            batch_accuracy_image_to_text=totals.batch_accuracy_image_to_text,
+            batch_accuracy_text_to_image=None if self.config.train.loss == "sigmoid" else totals.batch_accuracy_text_to_image,
+            samples_per_s=lap.samples_per_s,
+            data_wait_share=totals.data_wait_s / lap.step_s,
+            data_wait_s=totals.data_wait_s,
+            compute_s=totals.compute_s,
+            communication_s=totals.communication_s,
+            slowest_data_wait_s=totals.slowest_data_wait_s,
+            slowest_compute_s=totals.slowest_compute_s,
+            slowest_communication_s=totals.slowest_communication_s,
+            skipped_samples=int(totals.skipped_samples),
+            skipped_steps=self.position.skipped_steps,
+            batch_fingerprint=f"{int(totals.batch_fingerprint):014x}",
+        )
+        self.record.log_step(metrics.as_row(), lap.train_s, lap.stopped_s["evaluation"], lap.stopped_s["checkpoint"])
 
 
-def _nobody_waits(_step: int) -> None:
+def _tell_nobody(_step: int) -> None:
     pass

@@ -1,10 +1,10 @@
-"""Ends a rank whose step hangs, and says where: a run that stands still looks like a run that is slow.
+"""End a rank whose step hangs, and report where: a run that hangs looks like a run that is slow.
 
 In: the name of each phase that the training loop enters. Out, after too long in a step: rank, step and phase in the log, the
-stacks of all threads, and the end of the process, so that whoever started the workers starts them anew.
+stacks of all threads, and the end of the process, so that the workers are started again.
 
-The ranks of a group wait for each other, so one that hangs makes all of them hang. Those that wait in a collective stay longer
-than the one for which they wait: the first to speak is the cause.
+The ranks of a group wait for each other, so one that hangs makes all of them hang. Those that wait in a collective are given
+more time than the one that they wait for, so the first to report is the cause.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Callable
 logger = logging.getLogger(__name__)
 
 EXIT_HANGS = 75
-"""Of a process that its watchdog ended."""
+"""Exit code of a process that its watchdog ended."""
 LONGER_WAITING, LONGER_AT_FIRST = 1.5, 3.0
 
 
@@ -30,8 +30,8 @@ class Watchdog:
     def __init__(self, rank: int, timeout_s: float, waits_for_others: Callable[[], bool]) -> None:
         """
         Args:
-            timeout_s: of a step, or of what comes between two.
-            waits_for_others: whether the rank is in a collective now.
+            timeout_s: of a step, or of the work between two steps.
+            waits_for_others: returns True while the rank is in a collective.
         """
         self.rank, self.timeout_s, self.waits_for_others = rank, timeout_s, waits_for_others
         self._step, self._phase, self._patience = 0, "starting", LONGER_AT_FIRST
@@ -44,17 +44,17 @@ class Watchdog:
         self._thread.start()
 
     def step_begins(self, step: int, slow: bool) -> None:
-        """A step's time starts now. `slow`: the first one of a process compiles, allocates and fills its buffers; and the one
+        """Start a step's time. `slow`: the first step of a process compiles, allocates and fills its buffers, and the one
         after a checkpoint may wait for the rank that writes it.
         """
         self._step, self._patience = step, LONGER_AT_FIRST if slow else 1.0
         self.phase("waiting for data")
 
     def phase(self, name: str, patience: float | None = None) -> None:
-        """What the rank does from here on.
+        """Set the phase that the rank is in.
 
         Args:
-            patience: of this phase, in timeouts; None: as for the step. Starts the time anew where it is given.
+            patience: for this phase, in timeouts, which also restarts its time; None: as for the step.
         """
         self._phase = name
         if patience is not None:
@@ -71,7 +71,7 @@ class Watchdog:
     def _watch(self) -> None:
         stderr = sys.__stderr__
         while not self._closed.wait(min(1.0, self.timeout_s / 10)):
-            # A timer outside Python, for a hang that keeps the interpreter's lock, and so this thread, from going on.
+            # A timer outside Python, for a hang that holds the interpreter's lock, and so this thread.
             if stderr is not None:
                 faulthandler.dump_traceback_later(self.timeout_s * LONGER_AT_FIRST, exit=True, file=stderr)
             stood_s = time.monotonic() - self._since

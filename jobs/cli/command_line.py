@@ -41,8 +41,6 @@ CLUSTER_SETTINGS = {
     "RAY_health_check_failure_threshold": "3",  # a node that does not answer is given up after some 5 s; default 16 s and more
 }
 """Likewise, for what reads it where a cluster is started: the head's environment for a cluster that is not ours."""
-SAYS_NOTHING = ("Attempting to start training worker group", "Setting up process group for")
-"""How lines of Ray Train begin that no job's log needs."""
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -112,7 +110,7 @@ def connect_ray(cluster: ClusterConfig) -> None:
         runtime_env=runtime_env.for_ray_init(
             cluster.runtime_env,
             {
-                "worker_process_setup_hook": "jobs.cli.command_line.quieten_worker",
+                "worker_process_setup_hook": "training.ray_internals.quieten_worker",
                 # for the processes of a cluster that runs already
                 "env_vars": {name: os.environ[name] for name in RAY_SETTINGS},
             },
@@ -125,30 +123,6 @@ def connect_ray(cluster: ClusterConfig) -> None:
 def _stop(_number: int, _frame: object) -> None:
     print("stopped, as asked; what is committed stays, and the same command goes on", file=sys.stderr, flush=True)
     raise SystemExit(EXIT_STOPPED)
-
-
-def quieten_worker() -> None:
-    """Runs in every Ray worker: keeps lines that say nothing out of the job's log.
-
-    Without a dashboard Ray Train's cleaner cannot ask for the state of an actor, and says so every second. Of a worker group
-    that starts, Ray Train says what it asks for, then the same again, who has joined, and how; the first and the third stay.
-    """
-    execution = "ray.train.v2._internal.execution"
-    logging.getLogger(f"{execution}.controller.placement_group_cleaner").setLevel(logging.ERROR)
-    for name in (f"{execution}.worker_group.worker_group", "ray.train.torch.config"):
-        # Ray Train sets the levels of its loggers anew, and leaves their filters.
-        logging.getLogger(name).addFilter(lambda record: not record.getMessage().startswith(SAYS_NOTHING))
-
-
-def quieten_ray_data() -> None:
-    """Ray Data's own account of a job is left out, for the job says how far it is; its warnings are not."""
-    from ray.data import DataContext
-
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # warns that its bars are off
 
 
 def _a_cluster_runs_here() -> bool:

@@ -19,6 +19,7 @@ PLANTED = {
     "pipeline/ingest/made_today.py": ("pipeline.versions.audit", "training.errors", "ray"),
     "training/data/made_today.py": ("pipeline.fetch.made_today", "pipeline.ingest.tables", "training.trainer", "ray"),
     "training/step/made_today.py": ("training.record.tracking", "jobs.cli.config", "pipeline.config"),
+    "training/launch/made_today.py": ("training.worker", "ray"),
     "training/made_today.py": ("pipeline.made_today",),
     "jobs/cli/made_today.py": ("jobs.train", "jobs.reporting.page"),
     "jobs/reporting/made_today.py": ("jobs.report", "jobs.demonstration.results"),

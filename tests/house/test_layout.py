@@ -17,6 +17,7 @@ TESTED_ELSEWHERE: dict[str, str] = {
     # ---- pipeline
     # ---- model
     # ---- training
+    "training/worker.py": "tests/system/test_training.py: runs in the workers of a real Ray Train group",
     # ---- jobs
 }
 """Modules without a test file of their own, each with the reason: PATH -> where it is tested, and why there."""

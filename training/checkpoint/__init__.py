@@ -1,1 +1,1 @@
-"""A run's state in, a checkpoint out that is whole or absent, and the way back."""
+"""A run's state in, a checkpoint out that is complete or absent, and the way back."""

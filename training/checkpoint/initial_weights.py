@@ -1,4 +1,4 @@
-"""What a new run starts from: weights that somebody trained before, a file or a folder, local or in object storage."""
+"""Initial weights of a new run, trained elsewhere: a file or a folder, local or in object storage."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from training.config import ModelConfig
 
 
 def initial_activation(config: ModelConfig) -> Activation:
-    """What the weights were trained with. Raises ConfigError where nobody says, or the weights cannot be read."""
+    """The activation that the weights were trained with. Raises ConfigError if it is unknown or the weights cannot be read."""
     with _as_config_error():
         return settle_activation(config.weights, config.activation, _read(config).activation)
 
 
 def check_initial_weights(architecture: Architecture, config: ModelConfig) -> None:
-    """Raises ConfigError where the weights are not those of the architecture, at no cost of making the model."""
+    """Raise ConfigError if the weights do not fit the architecture, without allocating the model."""
     with torch.device("meta"):
         clip = CLIP(architecture)
     with _as_config_error():
@@ -37,17 +37,17 @@ def check_initial_weights(architecture: Architecture, config: ModelConfig) -> No
 
 
 def load_initial_weights(clip: CLIP, config: ModelConfig) -> None:
-    """Puts the weights in, positions interpolated to the model's image size. Raises ConfigError where they do not fit."""
+    """Load the weights, positions interpolated to the model's image size. Raises ConfigError if they do not fit."""
     with _as_config_error():
         load_state(clip, _fitted(clip, config), config.weights)
     _read_once.cache_clear()
 
 
 def _fitted(clip: CLIP, config: ModelConfig) -> dict[str, Tensor]:
-    """The state dict of the file, made for this model.
+    """The file's state dict, adapted to this model.
 
-    SigLIP's loss begins with its own temperature and bias where the weights have no bias: the temperature that another loss
-    has found, beside the initial bias, would begin with a loss of thousands.
+    SigLIP's loss begins with its own temperature and bias where the weights have no bias: another loss's temperature with the
+    initial bias would begin with a loss of thousands.
     """
     found = _read(config)
     check_stated(clip.architecture, found.stated, config.weights)
@@ -55,7 +55,9 @@ def _fitted(clip: CLIP, config: ModelConfig) -> dict[str, Tensor]:
     if clip.logit_bias is not None and "logit_bias" not in state:
         state = state | {"logit_bias": clip.logit_bias.detach(), "logit_scale": clip.logit_scale.detach()}
     elif clip.logit_bias is None and "logit_bias" in state:
-        raise ConfigError(f"model.weights={config.weights}: were trained with train.loss=sigmoid; set it, it needs their bias")
+        raise ConfigError(
+            f"model.weights={config.weights}: were trained with train.loss=sigmoid; set it, since it uses their bias"
+        )
     return resize_positions(clip, state)
 
 
@@ -73,7 +75,7 @@ def _read(config: ModelConfig) -> Weights:
     return _read_once(config.weights, config.allow_torchscript)
 
 
-@functools.lru_cache(maxsize=1)  # the plan checks what the model then loads: large, and perhaps far away
+@functools.lru_cache(maxsize=1)  # the plan checks weights that the model then loads: large, and perhaps remote
 def _read_once(uri: str, allow_torchscript: bool) -> Weights:
     with local_weights(uri) as path:
         try:
@@ -84,10 +86,10 @@ def _read_once(uri: str, allow_torchscript: bool) -> Weights:
 
 @contextlib.contextmanager
 def local_weights(uri: str) -> Iterator[Path]:
-    """A local path of the weights at an address, file or folder; from object storage, a copy of what is read of it.
+    """A local path of the weights at an address, file or folder; from object storage, a copy of the files that are read.
 
     Raises:
-        ValueError: nothing lies at the address, or no weights.
+        ValueError: the address holds nothing, or no weights.
     """
     if "://" not in uri:
         yield Path(uri)

@@ -1,7 +1,7 @@
-"""Where a run goes on, and whether its configuration may go on from there.
+"""The checkpoint that a run resumes from, and the settings that may differ from it.
 
-What the sample order, the data or the model depend on cannot change within a run. What the result depends on otherwise, such
-as a learning rate, can, if `run.allow_config_changes` says so. All else (workers, memory, logging, storage) changes freely.
+Settings that determine the sample order, the data or the model cannot change within a run. Others that the result depends on,
+such as a learning rate, can if `run.allow_config_changes` is set. All else (workers, memory, logging, storage) changes freely.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from training.data.sample_order import SampleOrder
 
 FREE_SECTIONS = ("run", "checkpoint", "tracking", "evaluation", "cluster")
 FREE_KEYS = {
-    # used up, or compared as the architecture that they make
+    # used only at the start, or compared as the architecture that they make
     "model": ("weights", "allow_torchscript", "activation", "image_size_px"),
     "data": (
         "uri", "version", "mixture", "block_size_samples", "num_streams", "run_size_samples", "shuffle_shards",  # `identity`
@@ -31,21 +31,21 @@ FREE_KEYS = {
         "on_non_finite", "max_skipped_steps", "hang_timeout_s",
     ),
 }  # fmt: skip
-"""Keys that a resume may change without a word, or that are compared elsewhere."""
+"""Keys that a resume may change silently, or that are compared elsewhere."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run goes on; without a checkpoint it begins."""
+    """The start of a run: a checkpoint to resume from, or None for a new run."""
 
     checkpoint: Checkpoint | None
 
 
 def find_start(run: RunConfig, checkpoints: CheckpointStore) -> Start:
-    """Follows `run.resume`.
+    """Find the checkpoint that `run.resume` asks for.
 
     Raises:
-        ConfigError: with never, the run has checkpoints; with an address, there is none, or the run has others already.
+        ConfigError: with never, the run has checkpoints; with an address, it holds none, or the run has others already.
     """
     own = checkpoints.latest()
     if run.resume == "auto":
@@ -55,7 +55,7 @@ def find_start(run: RunConfig, checkpoints: CheckpointStore) -> Start:
             return Start(None)
         raise ConfigError(
             f"run.resume=never: run.name={run.name} has checkpoints already, the last is {own.address}; "
-            "choose another run.name, or set run.resume=auto to go on from it"
+            "choose another run.name, or set run.resume=auto to resume from it"
         )
     if own is None:
         return Start(open_checkpoint(run.resume))
@@ -63,7 +63,7 @@ def find_start(run: RunConfig, checkpoints: CheckpointStore) -> Start:
         return Start(own)
     raise ConfigError(
         f"run.resume={run.resume}: run.name={run.name} has checkpoints already, the last is {own.address}, and did not start "
-        "from there; choose another run.name, or set run.resume=auto to go on with it"
+        "from there; choose another run.name, or set run.resume=auto to resume from it"
     )
 
 
@@ -75,12 +75,12 @@ def check_continues(
     order: SampleOrder,
     identities: Sequence[str],
 ) -> None:
-    """Refuses to resume a run whose samples or model would differ from those that its checkpoint has seen. Raises ConfigError.
+    """Raise ConfigError where samples or model would differ from those of the checkpoint.
 
     Args:
         before: the checkpoint's configuration.
-        rows: the model's architecture now, and then.
-        identities: of the data sets.
+        rows: the model's architecture now, and the checkpoint's.
+        identities: of the data sets now.
     """
     differences = [
         f"{key}={value!r} (the checkpoint has {checkpoint.order.get(key)!r})"
@@ -109,10 +109,10 @@ def check_continues(
 
 
 def changed_settings(config: TrainingConfig, before: TrainingConfig, address: str) -> tuple[str, ...]:
-    """Settings that are not those of the checkpoint, one line each.
+    """Settings that differ from the checkpoint's, one line each.
 
     Raises:
-        ConfigError: there are some, and run.allow_config_changes does not allow them.
+        ConfigError: there are some, and run.allow_config_changes is not set.
     """
     now, then = config.model_dump(mode="json"), before.model_dump(mode="json")
     changes = tuple(
@@ -126,7 +126,7 @@ def changed_settings(config: TrainingConfig, before: TrainingConfig, address: st
         shown = "\n".join(f"    {line}" for line in changes)
         raise ConfigError(
             f"run.name={config.run.name}: its checkpoint {address} was trained with other settings:\n{shown}\n"
-            "restore them, choose another run.name, or set run.allow_config_changes=true to go on with the new ones"
+            "restore them, choose another run.name, or set run.allow_config_changes=true to continue with the new ones"
         )
     return changes
 

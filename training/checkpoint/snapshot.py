@@ -1,6 +1,6 @@
-"""A run's state at one step, copied into memory, so that training goes on while it is written.
+"""A run's state at one step, copied into memory, so that training continues while it is written.
 
-In: model, optimizer, moving average and position. Out: tensors on the CPU under the names that a checkpoint's files give them.
+In: model, optimizer, moving average and position. Out: tensors on the CPU under their names in a checkpoint's files.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ MODEL, AVERAGE, STATE = "model.safetensors", "average.safetensors", "state.safet
 
 @dataclass(frozen=True)
 class Position:
-    """How far a run is.
+    """Progress of a run.
 
     Attributes:
         step: optimizer steps done.
         samples_seen: over all ranks and epochs; the loader resumes there at any world size.
-        skipped_steps: of the steps, those that left the weights as they were, because a number was none.
+        skipped_steps: steps that left the weights unchanged because of a non-finite loss or gradient.
     """
 
     step: int
@@ -34,11 +34,11 @@ class Position:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a checkpoint's files will hold.
+    """The content of a checkpoint's files.
 
     Attributes:
         tensors: file -> name -> tensor on the CPU.
-        metadata: file -> what it says about itself.
+        metadata: file -> its safetensors metadata.
     """
 
     position: Position
@@ -47,14 +47,14 @@ class Snapshot:
 
 
 class Stager:
-    """Stages snapshots in CPU memory that it keeps: a snapshot is good until the next one is staged."""
+    """Stages snapshots in CPU memory that it reuses: a snapshot is valid until the next one is staged."""
 
     def __init__(self) -> None:
         self._kept: dict[tuple[str, str], Tensor] = {}
 
     @torch.no_grad()
     def stage(self, clip: CLIP, optimizer: torch.optim.Optimizer, position: Position, average: CLIP | None = None) -> Snapshot:
-        """Waits for the device, copies, and returns."""
+        """Copy the state. Waits for the device."""
         live: dict[str, dict[str, Tensor]] = {MODEL: clip.state_dict(), STATE: optimizer_tensors(clip, optimizer)}
         metadata = {MODEL: weights_metadata(clip.architecture), STATE: {"format": "pt"}}
         if average is not None:
@@ -69,7 +69,7 @@ class Stager:
         return Snapshot(position, tensors, metadata)
 
     def _copy(self, file: str, name: str, value: Tensor) -> Tensor:
-        """Into contiguous memory of the CPU, pinned where the value comes from a GPU."""
+        """Copy into contiguous CPU memory, pinned if the value is on a GPU."""
         kept = self._kept.get((file, name))
         if kept is None:
             kept = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.device.type == "cuda")

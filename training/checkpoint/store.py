@@ -1,13 +1,13 @@
-"""Checkpoints of a run, in one folder of a storage: written whole or not at all, checked when read, never a pickle.
+"""Checkpoints of a run, in one folder of a storage: visible when complete, checked when read, never a pickle.
 
 ```
 checkpoints/step_00000030/model.safetensors    weights, under the published keys
-checkpoints/step_00000030/average.safetensors  their moving average, where the run keeps one
+checkpoints/step_00000030/average.safetensors  their moving average, if the run keeps one
 checkpoints/step_00000030/state.safetensors    optimizer moments and random state, as tensors
 checkpoints/step_00000030/checkpoint.json      written last: without it the folder is no checkpoint
 ```
 
-checkpoint.json holds the position (step, samples seen), what identifies the sample order and the data sets, the resolved
+checkpoint.json holds the position (step, samples seen), the identities of sample order and data sets, the resolved
 configuration, metrics, package versions, size and sha256 of the other files, and a sha256 of itself.
 """
 
@@ -41,7 +41,7 @@ RECORD = "checkpoint.json"
 
 
 class DamagedError(ValueError):
-    """A checkpoint is not what was written."""
+    """A checkpoint differs from what was written."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,12 @@ class Checkpoint:
 
     Attributes:
         storage: of the run that wrote it; `folder` is relative to it.
-        order: what identifies the sample order (`SampleOrder.identity`).
+        order: identity of the sample order (`SampleOrder.identity`).
         data_sets: uri, version and identity of each.
-        config: the resolved configuration that wrote it.
-        metrics: name -> value, of its very step.
-        started_from: address of the checkpoint that its run began with, empty for a run that began anew.
-        packages: name -> version, of what wrote it.
+        config: resolved configuration of the run that wrote it.
+        metrics: name -> value, of exactly its step.
+        started_from: address of the checkpoint that its run started from; empty for a run that started from none.
+        packages: name -> version, of the program that wrote it.
     """
 
     storage: Storage
@@ -74,7 +74,7 @@ class Checkpoint:
         return self.storage.address(self.folder)
 
     def restore(self, clip: CLIP, optimizer: torch.optim.Optimizer, average: CLIP | None = None) -> None:
-        """Puts everything back as it was: weights, moments, random state and, where the run keeps one, the moving average.
+        """Restore weights, moments, random state and, if the run keeps one, the moving average.
 
         Raises:
             ConfigError: a file has changed since the checkpoint was chosen.
@@ -88,27 +88,25 @@ class Checkpoint:
 
     @property
     def has_average(self) -> bool:
-        """Whether its run keeps a moving average of the weights, which `restore_weights` puts in then."""
+        """True if its run keeps a moving average of the weights, which `restore_weights` then loads."""
         return AVERAGE in self.files
 
     def restore_weights(self, clip: CLIP) -> None:
-        """Puts in the weights that a run has to offer: their moving average where it keeps one."""
+        """Load a run's weights for use: their moving average if it keeps one."""
         clip.load_state_dict(self._tensors(AVERAGE if self.has_average else MODEL), strict=True)
 
     def check(self, name: str, data: bytes) -> None:
-        """Raises DamagedError where a file's bytes are not those that were written."""
+        """Raise DamagedError if a file's bytes differ from those that were written."""
         expected = self.files[name]
         if len(data) != expected["size_bytes"] or hashlib.sha256(data).hexdigest() != expected["sha256"]:
-            raise DamagedError(f"{name} has not the size and sha256 that {RECORD} states")
+            raise DamagedError(f"{name} does not match the size and sha256 in {RECORD}")
 
     def _tensors(self, name: str) -> dict[str, Tensor]:
         data = self.storage.read(f"{self.folder}/{name}")
         try:
             self.check(name, data)
         except DamagedError as error:
-            raise ConfigError(
-                f"{self.address}: is damaged ({error}); remove this folder, and the one before it is used"
-            ) from error
+            raise ConfigError(f"{self.address}: is damaged ({error}); remove this folder to use the one before it") from error
         return load(data)
 
 
@@ -116,18 +114,18 @@ class CheckpointStore:
     """The checkpoints of one run. Rank 0 writes; every rank reads."""
 
     def __init__(self, storage: Storage, config: CheckpointConfig | None = None, prefix: str = "checkpoints") -> None:
-        """`config`: which ones are kept; for reading none is needed."""
+        """`config`: rules for keeping checkpoints; not needed for reading."""
         self.storage = storage
         self.config = config or CheckpointConfig()
         self.prefix = prefix
         self._scores: dict[str, float | None] = {}
 
     def write(self, snapshot: Snapshot, record: dict[str, Any], before_commit: Callable[[], None] | None = None) -> str:
-        """Writes a checkpoint and removes those that are not to be kept any more. Returns its folder.
+        """Write a checkpoint and remove those that need not be kept. Returns its folder.
 
         Args:
             record: order, data_sets, config, metrics and started_from of the `Checkpoint`.
-            before_commit: called when all is written but the record; if it raises, there is no checkpoint.
+            before_commit: called when everything but the record is written; if it raises, there is no checkpoint.
         """
         folder = f"{self.prefix}/step_{snapshot.position.step:08d}"
         files = {}
@@ -149,14 +147,14 @@ class CheckpointStore:
         self.storage.write(f"{folder}/{RECORD}", json.dumps(content | {"sha256": _digest(content)}, indent=1).encode())
         try:
             self._remove_old(folder)
-        except StorageError as error:  # the checkpoint is there all the same
+        except StorageError as error:  # the checkpoint itself is complete
             logger.warning("old checkpoints were not removed: %s", error)
         return folder
 
     def latest(self) -> Checkpoint | None:
-        """The newest whole checkpoint, or None for a run that has none.
+        """The newest complete checkpoint, or None for a run that has none.
 
-        One whose files are damaged is passed over, and said so.
+        Damaged ones are skipped with a warning.
 
         Raises:
             ConfigError: the run has checkpoints, and every one of them is damaged.
@@ -170,12 +168,12 @@ class CheckpointStore:
         if folders:
             raise ConfigError(
                 f"{self.storage.uri}/{self.prefix}: none of the {len(folders)} checkpoints is whole; "
-                "restore one of them, or choose another run.name to start anew"
+                "restore one of them, or choose another run.name to start from the beginning"
             )
         return None
 
     def open(self, folder: str) -> Checkpoint:
-        """Reads a record and checks size and sha256 of the files that it names. Raises DamagedError, FileNotFoundError."""
+        """Read a record and check size and sha256 of its files. Raises DamagedError, FileNotFoundError."""
         record = self._record(folder)
         checkpoint = Checkpoint(
             storage=self.storage,
@@ -194,13 +192,15 @@ class CheckpointStore:
         return checkpoint
 
     def remove_unfinished(self, after_step: int) -> None:
-        """Removes what cannot be gone on from: folders without a record, which a killed writer has left, and those after the
-        step that the run goes on from, which are damaged, or another process wrote meanwhile. For the run's one writer.
+        """Remove folders that cannot be resumed from. Called by the run's only writer.
+
+        They are those without a record, left by a killed writer, and those after the step that the run resumes from, which are
+        damaged or were written by another process meanwhile.
         """
         last = f"{self.prefix}/step_{after_step:08d}"
         whole = {folder for folder in self._folders() if folder <= last}
         for folder in set(self._folders()) - whole:
-            self.storage.delete(f"{folder}/{RECORD}")  # first, so that half of one is never visible
+            self.storage.delete(f"{folder}/{RECORD}")  # first, so that no partial checkpoint is ever visible
         self.storage.remove_unfinished(before=datetime.now(UTC))
         for item in list(self.storage.list(f"{self.prefix}/")):
             if item.path.rpartition("/")[0] not in whole:
@@ -215,7 +215,7 @@ class CheckpointStore:
         if found != FORMAT_VERSION:
             raise DamagedError(f"format_version={found}: this program reads {FORMAT_VERSION}")
         if digest != _digest(record):
-            raise DamagedError(f"{RECORD} has not the sha256 that it states")
+            raise DamagedError(f"{RECORD} does not match its own sha256")
         return record
 
     def _folders(self) -> list[str]:
@@ -224,7 +224,7 @@ class CheckpointStore:
         return sorted((path.removesuffix(f"/{RECORD}") for path in records), reverse=True)
 
     def _remove_old(self, written: str) -> None:
-        """Removes what is neither one of the last nor of the best: the record first, so that half of one is never visible."""
+        """Remove all but the last and the best: the record first, so that no partial checkpoint is ever visible."""
         folders = self._folders()
         keep = [written, *folders[: self.config.keep_last], *self._best(folders)]
         for folder in folders:
@@ -250,7 +250,7 @@ class CheckpointStore:
 
 
 def open_checkpoint(address: str) -> Checkpoint:
-    """The checkpoint at an address: its folder, or a run's, whose last one it is then.
+    """The checkpoint at an address: its own folder, or a run's, for the run's last one.
 
     Raises:
         ConfigError: there is none, or it is damaged.
@@ -273,7 +273,7 @@ def _digest(record: dict[str, Any]) -> str:
 
 
 def _load_optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Tensor]) -> None:
-    """The inverse of `snapshot.optimizer_tensors`, through load_state_dict, which puts each tensor where its parameter is."""
+    """The inverse of `snapshot.optimizer_tensors`, by load_state_dict, which moves each tensor to its parameter's device."""
     content = optimizer.state_dict()
     for index, (name, parameter) in enumerate(named_parameters(model, optimizer)):
         prefix = f"optimizer/{name}/"
@@ -286,7 +286,7 @@ def _load_optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, 
 
 
 def _laid_out_as(parameter: nn.Parameter, value: Tensor) -> Tensor:
-    """Moments in the memory order of their parameter (channels_last): the fused optimizer walks both as one row of numbers."""
+    """Moments in the memory format of their parameter (channels_last), since the fused optimizer walks both as flat arrays."""
     if value.shape != parameter.shape:
         return value
     return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)

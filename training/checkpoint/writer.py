@@ -1,7 +1,7 @@
-"""Writes checkpoints in a thread while training goes on, one at a time, on rank 0.
+"""Background writing of checkpoints on rank 0, one at a time, while training continues.
 
-A checkpoint that cannot be written is said aloud and costs nothing but itself: the next one is tried as usual. After several in
-a row, or where it is the last one of all, the run fails. A run that another process has taken over stops at once.
+A checkpoint that cannot be written is logged and loses nothing else: the next one is tried as usual. After several failures in
+a row, or when the last checkpoint of the run fails, the run fails. A run that another process has taken over stops at once.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ FAILURES_IN_A_ROW = 3
 
 
 class RunTakenError(RunError):
-    """Another process goes on with this run.
+    """Another process has taken over this run.
 
     Attributes:
-        by_own_launch: it is of the same launch: its workers were started anew.
+        by_own_launch: the process belongs to the same launch, whose workers were started again.
     """
 
     by_own_launch = False
@@ -32,21 +32,21 @@ class CheckpointError(RunError):
 
 
 class CheckpointWriter:
-    """One write at a time, in a thread of its own."""
+    """Writes one checkpoint at a time, in its own thread."""
 
     def __init__(self) -> None:
         self.last_folder = ""
-        """Of the last checkpoint that is committed."""
+        """Folder of the last committed checkpoint; empty if there is none."""
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
         self._failures = 0
 
     def begin(self, step: int, write: Callable[[], str], committed: Callable[[int], None]) -> None:
-        """Starts to write, when what was begun before is done (`wait`).
+        """Start a write. The one before must have ended (`wait`).
 
         Args:
             write: writes the checkpoint and returns its folder.
-            committed: called with the step when it is there.
+            committed: called with the step when the checkpoint is committed.
         """
 
         def work() -> None:
@@ -62,13 +62,13 @@ class CheckpointWriter:
             try:
                 committed(step)
             except Exception as error:
-                logger.warning("nobody was told of the checkpoint of step %s: %s", step, error)
+                logger.warning("the checkpoint of step %s could not be announced: %s", step, error)
 
         self._thread = threading.Thread(target=work, name="checkpoint-writer")
         self._thread.start()
 
     def wait(self) -> None:
-        """Until what was begun is done. Raises CheckpointError after `FAILURES_IN_A_ROW`, and RunTakenError."""
+        """Wait for the write to end. Raises CheckpointError after `FAILURES_IN_A_ROW`, and RunTakenError."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -77,12 +77,12 @@ class CheckpointWriter:
             raise CheckpointError(self._message(f"{self._failures} checkpoints in a row were not written"))
 
     def check(self) -> None:
-        """Raises RunTakenError where the last write met it. Costs nothing; for every step."""
+        """Raise the last write's RunTakenError, if any. Cheap enough for every step."""
         if isinstance(self._error, RunTakenError):
             raise self._error
 
     def finish(self) -> None:
-        """Waits for the last one. Raises CheckpointError where it was not written."""
+        """Wait for the last checkpoint. Raises CheckpointError if it was not written."""
         self.wait()
         if self._failures:
             raise CheckpointError(self._message("the last checkpoint was not written"))
@@ -92,6 +92,6 @@ class CheckpointWriter:
 
     def _message(self, what: str) -> str:
         return (
-            f"{what} ({self._error}); the last one is {self._last()}. Make room or mend the storage, and start "
-            "the same command again: it goes on from there"
+            f"{what} ({self._error}); the last one is {self._last()}. Make room or fix the storage, and run "
+            "the same command again: it resumes from there"
         )

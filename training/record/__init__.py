@@ -1,1 +1,1 @@
-"""A run's numbers in, metrics.jsonl, W&B and an account of the time out."""
+"""A run's metrics in; metrics.jsonl, W&B and an account of its time out."""

@@ -1,7 +1,7 @@
-"""Where a run's time went, over all its starts: what trained it, and what the rest was spent on.
+"""The account of a run's time, over all its starts: training, and everything else that time was spent on.
 
-In: what the record says of each start, and of the steps that count. Out: seconds by kind, and goodput, which is the time of the
-steps that count as a share of all. Between two launches (a job that ended, and the next one) nobody's time passes.
+In: the record's rows of each start and of the steps that count. Out: seconds by kind, and goodput: the time of the steps that
+count as a share of all time. The time between two launches (a job that ended, and the next one) is not counted.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Launch:
     """One job of a run; workers may be started several times within it.
 
     Attributes:
-        began: seconds since 1970, when it was started.
+        began: its start, in seconds since 1970.
     """
 
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -30,10 +30,10 @@ class Spent:
     """Seconds of a run so far.
 
     Attributes:
-        training_s: of the steps that count.
-        lost_s: of steps that were done again after a failure.
+        training_s: steps that count.
+        lost_s: steps that were repeated after a failure.
         start_up_s: from a rank's start to its first step.
-        elapsed_s: in all. What no other field holds was spent on waiting: for a failure to be noticed, and for workers.
+        elapsed_s: all time. The part in no other field was spent waiting: for a failure to be noticed, and for workers.
     """
 
     training_s: float = 0.0
@@ -72,7 +72,7 @@ class Spent:
 
 
 class Ledger:
-    """Keeps the account of one run, on rank 0, from one start of its workers to the next."""
+    """Keeps the account of one run, on rank 0, during one start of its workers."""
 
     def __init__(
         self,
@@ -84,19 +84,19 @@ class Ledger:
     ) -> None:
         """
         Args:
-            starts: the rows of the starts before this one, of which the last one holds the sums.
+            starts: rows of the starts before this one; the last one holds the sums.
             kept: rows of the record that count.
-            cut: rows of steps that will be done again.
-            began: seconds since 1970, when this rank's process started to prepare.
+            cut: rows of steps that will be repeated.
+            began: seconds since 1970 at which this rank started to prepare.
         """
         kept, cut = list(kept), [row for row in cut if "train_s" in row]  # evaluations have rows of their own, without times
         last = starts[-1] if starts else None
         self._closed_s = last["closed_s"] if last else 0.0
-        if last and last["launch"] != launch.id:  # that launch ended when it was last heard of
+        if last and last["launch"] != launch.id:  # that launch ended with its last row
             heard = max([last["ready"], *(row["time"] for row in (*kept, *cut) if row.get("time"))])
             self._closed_s += max(0.0, heard - last["launch_began"])
         self._launch, self._began = launch, began
-        # A row's stops were before its steps: those of the first row that is cut belong to the last step that is kept.
+        # A row's stops come before its steps: those of the first cut row belong to the last kept step.
         self._stops = {
             name: (stopped_s(last, name) if last else 0.0) + _sum(cut[:1], name) for name in ("evaluation_s", "checkpoint_s")
         }
@@ -113,7 +113,7 @@ class Ledger:
         )
 
     def ready(self, step: int, world_size: int) -> dict[str, Any]:
-        """The first step begins. Returns this start's row."""
+        """End the start-up: the first step begins. Returns this start's row."""
         now = time.time()
         self._spent = replace(self._spent, start_up_s=self._spent.start_up_s + max(0.0, now - self._began))
         return {
@@ -130,7 +130,7 @@ class Ledger:
         }
 
     def add(self, train_s: float, evaluation_s: float, checkpoint_s: float) -> Spent:
-        """Time since the last call. Returns all so far."""
+        """Add the time since the last call. Returns the sums."""
         one = self._spent
         one = replace(
             one,
@@ -139,12 +139,12 @@ class Ledger:
             checkpoints_s=one.checkpoints_s + checkpoint_s,
         )
         elapsed_s = self._closed_s + time.time() - self._launch.began
-        self._spent = replace(one, elapsed_s=max(elapsed_s, one.known_s))  # a clock that was set back cannot undo what was done
+        self._spent = replace(one, elapsed_s=max(elapsed_s, one.known_s))  # even if the clock was set back
         return self._spent
 
 
 def stopped_s(start: Mapping[str, Any], name: str) -> float:
-    """What a start's row holds of an account that the first runs had no row for."""
+    """Seconds of an account in a start's row; 0 for rows of early versions, which lack it."""
     return float(start[name]) if name in start else 0.0
 
 

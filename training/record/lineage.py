@@ -1,8 +1,8 @@
-"""What came from what, in W&B: data set version -> run -> exported weights.
+"""Lineage in W&B: data set version -> run -> exported weights.
 
-In: what identifies a data set version, or exported weights. Out: artifacts that hold a reference and no file: nothing is
-uploaded, and no content is read. W&B tells versions of an artifact apart by addresses and names in it, so what a reference is
-called in there is what identifies its content. The functions raise what W&B raises; whoever calls them says so and goes on.
+In: the identity of a data set version, or of exported weights. Out: artifacts that hold a reference and no file: nothing is
+uploaded, and no content is read. W&B distinguishes versions of an artifact by the addresses and names in it, so a reference is
+named after the identity of its content. The functions raise what W&B raises; callers log it and continue.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from pipeline.storage.address import open_storage
 from training.config import TrackingConfig
 
 SERVER_ANSWERS_WITHIN_S = 30.0
-"""Or a start goes on without W&B; its own 90 s would be lost at every restart."""
+"""Longest wait for W&B's server before a start continues without it; W&B's 90 s would be lost at every restart."""
 
 
 def data_set_artifact(data_set: Mapping[str, Any]) -> Any:
-    """The artifact of a data set version; the same for the ingestion that wrote it and for a run that reads it.
+    """The artifact of a data set version, the same for the ingestion that wrote it and for a run that reads it.
 
     Args:
         data_set: uri, version and identity, as `DataSet.identity` gives them.
@@ -36,9 +36,9 @@ def data_set_artifact(data_set: Mapping[str, Any]) -> Any:
 
 
 def declare_inputs(run: Any, data_sets: Iterable[Mapping[str, Any]]) -> None:
-    """Says what a run reads. Does not wait for the server.
+    """Log the data sets that a run reads. Does not wait for the server.
 
-    `run.use_artifact` refuses to work offline, and waits online; what it does with an artifact that is new works in both.
+    `run.use_artifact` fails offline and waits online; the call that it makes for a new artifact works in both.
     """
     for one in data_sets:
         aliases = [f"version-{one['version']}"]
@@ -46,20 +46,20 @@ def declare_inputs(run: Any, data_sets: Iterable[Mapping[str, Any]]) -> None:
 
 
 def declare_output(run: Any, data_set: Mapping[str, Any]) -> None:
-    """Says what data set version an ingestion has written."""
+    """Log the data set version that an ingestion has written."""
     run.log_artifact(data_set_artifact(data_set), aliases=[f"version-{data_set['version']}"])
 
 
 def log_model(
     config: TrackingConfig, run_name: str, run_id: str, folder: str, address: str, metadata: Mapping[str, Any]
 ) -> None:
-    """Says that weights were exported from a run, as an output of it.
+    """Log weights that were exported from a run as its output.
 
     Args:
-        run_id: as the run's run.json has it.
-        folder: where W&B writes beside the run; a local one.
+        run_id: the id in the run's run.json.
+        folder: local folder that W&B writes to.
         address: of the file or folder that was written.
-        metadata: must hold the `sha256` of the weights; and what else is worth knowing.
+        metadata: must hold the `sha256` of the weights.
     """
     if config.wandb_mode == "disabled":
         return
@@ -79,7 +79,7 @@ def open_run(
     config: dict[str, Any] | None,
     job_type: str | None,
 ) -> Any:
-    """A W&B run as `tracking.*` says; one whose id is known is gone on with. Raises what W&B raises."""
+    """Open a W&B run as `tracking.*` says, or resume the one with a known id. Raises what W&B raises."""
     import wandb
 
     return wandb.init(
@@ -88,7 +88,7 @@ def open_run(
         name=run_name,
         id=run_id,
         resume="allow" if run_id else None,
-        reinit="create_new",  # a run that somebody else has open in this process stays theirs
+        reinit="create_new",  # a run that other code has open in this process stays open
         mode=tracking.wandb_mode,
         dir=folder,
         config=config,
@@ -102,6 +102,6 @@ def _as_uri(address: str) -> str:
 
 
 def _name(uri: str) -> str:
-    """A name that W&B allows: the last part of an address, and what tells it from others that end alike."""
+    """A name that W&B allows: the last part of an address, and a hash of the whole."""
     last = re.sub(r"[^A-Za-z0-9._-]", "-", uri.rstrip("/").rpartition("/")[2])[:80]
     return f"{last}-{hashlib.sha256(uri.encode()).hexdigest()[:8]}"

@@ -1,18 +1,18 @@
-"""What rank 0 writes about a run besides checkpoints: metrics.jsonl, starts.jsonl, W&B, and what a person reads.
+"""Rank 0's record of a run besides checkpoints: metrics.jsonl, starts.jsonl, W&B, and lines of progress.
 
 ```
 run.json        the run's id, for W&B; written once
-owner.json      which process writes the run now; the latest to start
+owner.json      the process that writes the run now: the latest to start
 config.yaml     the resolved configuration, itself a recipe
 metrics.jsonl   one row for each logged step and each evaluation
 starts.jsonl    one row for each start of the workers
-probe.json      the few pairs that every evaluation looks at, with small pictures (training/evaluation/watched_pairs.py)
-probe.jsonl     one row for each look at them
-result.json     what a finished run reports
-report.html     the page that jobs/report.py makes of all this
+probe.json      the watched pairs of every evaluation, with small images (training/evaluation/watched_pairs.py)
+probe.jsonl     one row for each evaluation of them
+result.json     result of a finished run
+report.html     page that jobs/report.py makes of all this
 ```
 
-A run folder in object storage gets the records with each checkpoint; between them they lie in a scratch folder of the node.
+A run folder in object storage gets the records with each checkpoint; until then they are in a scratch folder of the node.
 """
 
 from __future__ import annotations
@@ -47,24 +47,24 @@ from training.save_and_stop import Link
 logger = logging.getLogger(__name__)
 
 PROGRESS_EVERY_S = (5.0, 60.0)
-"""Between lines of progress: in the first minute of a start, and from the twelfth on; between them a twelfth of its time."""
+"""Pause between lines of progress: in a start's first minute, and after its twelfth; in between a twelfth of its time."""
 STARTS = "starts.jsonl"
 RECORDS = (METRICS, STARTS, LOOKS, PROBE)
 PACKAGES = ("rayclip", "torch", "ray", "numpy", "pillow", "simplejpeg", "opencv-python-headless", "safetensors", "wandb")
-"""Whose versions are noted at each start."""
+"""Packages whose versions are recorded at each start."""
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run reports when it ends.
+    """The result of a run.
 
     Attributes:
         run: address of the run's folder.
         checkpoint: the last checkpoint's folder within it.
-        final_loss: of the last step; None where no step was left to do.
-        evaluation: metric -> value; empty where no evaluation is configured.
-        finished: False where it was asked to stop before its last step; the same configuration goes on.
-        spent: seconds by what they were spent on, and goodput (training/record/goodput.py).
+        final_loss: of the last step; None if no step was left.
+        evaluation: metric -> value; empty if no evaluation is configured.
+        finished: False if it was stopped before its last step; the same configuration resumes it.
+        spent: seconds by kind, and goodput (training/record/goodput.py).
     """
 
     run: str
@@ -78,12 +78,12 @@ class TrainResult:
 
 
 class RunRecord:
-    """The record of one run, from where a start of its workers takes it up."""
+    """The record of one run, continued by one start of its workers."""
 
     def __init__(
         self, plan: RunPlan, launch: Launch, began: float, world_size: int, device: str, link: Link | None = None
     ) -> None:
-        """Takes the run over from whoever wrote it before, and cuts the record back to the checkpoint."""
+        """Take the run over from its previous writer, and cut the record back to the checkpoint."""
         self._link = link
         self._plan, self._run, self._name = plan, plan.run, plan.config.run.name
         self._world_size, self._device = world_size, device
@@ -91,13 +91,13 @@ class RunRecord:
         self._fetch()
         starts = read_metrics(self._folder / STARTS)
         self._starts = len(starts) + 1
-        if any(start["launch"] == launch.id for start in starts):  # a launch that lost the run does not take it back
+        if any(start["launch"] == launch.id for start in starts):  # a launch that lost the run must not take it back
             self._check_owner("launch")
         self._run.write("owner.json", json.dumps(self._owner).encode())
         try:
             plan.checkpoints.remove_unfinished(after_step=plan.start.step)
-        except StorageError as error:  # tidiness must not stop a run
-            logger.warning("what a killed run has left unfinished was not removed: %s", error)
+        except StorageError as error:  # failing to tidy up must not stop a run
+            logger.warning("unfinished files of a killed run were not removed: %s", error)
         self._run.write_if_absent("run.json", json.dumps({"id": f"{self._name}-{secrets.token_hex(4)}"}).encode())
         resolved = plan.config.model_dump(mode="json")
         self._run.write("config.yaml", yaml.safe_dump(resolved, sort_keys=False).encode())
@@ -107,8 +107,8 @@ class RunRecord:
         self._ledger = Ledger(launch, starts, self._tracker.metrics.kept, self._tracker.metrics.cut, began)
         self._spoke = self._began = -math.inf
 
-    def say_hello(self, caveat: str) -> None:
-        """The first lines of a start. `caveat`: of what batch norm makes the result depend on."""
+    def announce(self, caveat: str) -> None:
+        """Print the first lines of a start. `caveat`: what the result depends on because of batch norm, or empty."""
         plan, config = self._plan, self._plan.config
         if caveat:
             logger.warning(caveat)
@@ -129,7 +129,7 @@ class RunRecord:
         )
 
     def ready(self) -> None:
-        """The first step begins: what came before it was start-up."""
+        """End the start-up: the first step begins."""
         self._began = time.perf_counter()
         row = self._ledger.ready(self._plan.start.step, self._world_size)
         row |= {"total_steps": self._plan.total_steps, "device": self._device, "packages": _versions()}
@@ -139,11 +139,11 @@ class RunRecord:
         self.push()
 
     def log_step(self, row: dict[str, Any], train_s: float, evaluation_s: float, checkpoint_s: float) -> None:
-        """One step's numbers, with the time since the row before. A number that is none is recorded as null."""
+        """Record a step's metrics, with the time since the row before. Non-finite values are recorded as null."""
         spent = self._ledger.add(train_s, evaluation_s, checkpoint_s)
         times = {"train_s": train_s, "evaluation_s": evaluation_s, "checkpoint_s": checkpoint_s}
         row = row | times | {"goodput": spent.goodput, "time": time.time()}
-        self._log({key: _number_or_none(value) for key, value in row.items()})
+        self._log({key: _finite_or_none(value) for key, value in row.items()})
         now, (often_s, seldom_s) = time.perf_counter(), PROGRESS_EVERY_S
         pause_s = max(often_s, min(seldom_s, (now - self._began) / 12))
         if now - self._spoke > pause_s or row["step"] in (1, self._plan.total_steps):
@@ -160,7 +160,7 @@ class RunRecord:
         print(f"evaluation at step {step:,}: {shown}", flush=True)
 
     def log_probe(self, step: int, probe: Probe, look: Look | None) -> None:
-        """What an evaluation saw of the probe, to look at: no run ends because it could not be written."""
+        """Record an evaluation of the watched pairs. A failure to write it is only a warning."""
         if look is None or probe.pairs is None:
             return
         try:
@@ -168,7 +168,7 @@ class RunRecord:
             (self._folder / PROBE).write_text(json.dumps(pairs), encoding="utf-8")
             self._tracker.log_probe(pairs, look.as_row(step, pairs))
         except Exception as error:
-            logger.warning("the probe of step %s was not recorded (%s: %s)", step, type(error).__name__, error)
+            logger.warning("the watched pairs of step %s were not recorded (%s: %s)", step, type(error).__name__, error)
 
     def _log(self, row: dict[str, Any]) -> None:
         self._tracker.log(row)
@@ -180,13 +180,13 @@ class RunRecord:
                 self._link.recorded(row)
 
     def before_commit(self) -> None:
-        """Puts the record where the checkpoint goes, and makes sure that the run is still ours. Raises RunTakenError."""
+        """Push the record to the run's folder, and check that this process still owns the run. Raises RunTakenError."""
         self._check_owner("process")
         self.push()
         self._check_owner("process")
 
     def _fetch(self) -> None:
-        """Makes the folder in which the record lies on this node; from object storage it fetches what is there."""
+        """Make this node's folder of the record, and fetch the records of a run in object storage."""
         address = hashlib.sha256(self._run.uri.encode()).hexdigest()[:8]
         self._folder = self._run.local_path("") or Path(tempfile.gettempdir()) / "rayclip" / f"{self._name}-{address}"
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -196,20 +196,20 @@ class RunRecord:
                 if not pushed:
                     ours.unlink(missing_ok=True)
                 elif not ours.exists() or not ours.read_bytes().startswith(pushed):
-                    ours.write_bytes(pushed)  # else this node has rows since, whose time is to be accounted for
+                    ours.write_bytes(pushed)  # else this node has later rows, whose time counts
 
     def _check_owner(self, what: str) -> None:
         owner = json.loads(self._run.read("owner.json"))
         if owner[what] != self._owner[what]:
             error = RunTakenError(
                 f"run.name={self._name}: another process has started on {self._run.uri} since; this one ends. "
-                "Runs that go on at the same time need a run.name each"
+                "Runs at the same time need a run.name each"
             )
             error.by_own_launch = owner["launch"] == self._owner["launch"]
             raise error
 
     def sum_up(self, train_s: float, evaluation_s: float, checkpoint_s: float) -> Spent:
-        """Adds the time since the last row. Returns where the run's time went."""
+        """Add the time since the last row. Returns the account of the run's time."""
         spent = self._ledger.add(train_s, evaluation_s, checkpoint_s)
         self._tracker.summarize({f"time/{name}": value for name, value in spent.as_row().items()})
         return spent
@@ -221,7 +221,7 @@ class RunRecord:
         self._tracker.close()
 
     def push(self) -> None:
-        """Copies the record to a run folder in object storage."""
+        """Copy the record to a run folder in object storage."""
         if self._run.local_path("") is None:
             for name in RECORDS:
                 if (self._folder / name).exists():
@@ -231,10 +231,10 @@ class RunRecord:
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for package in PACKAGES:
-        with contextlib.suppress(PackageNotFoundError):  # one may be there under another name
+        with contextlib.suppress(PackageNotFoundError):  # a package may be installed under another name
             found[package] = version(package)
     return found
 
 
-def _number_or_none(value: Any) -> Any:
+def _finite_or_none(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value

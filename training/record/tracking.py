@@ -1,11 +1,11 @@
-"""Where a run's numbers go: metrics.jsonl and probe.jsonl, the record, and W&B, which follows it.
+"""Metrics of a run: metrics.jsonl and probe.jsonl are the record, and W&B follows it.
 
-In: one dict of numbers a step, and what each evaluation saw of the probe, from rank 0. Out: a row of metrics.jsonl or
-probe.jsonl, flushed at once, and a W&B step: numbers, and the probe as pictures.
+In: one dict of metrics a step, and each evaluation of the watched pairs, from rank 0. Out: a row of metrics.jsonl or
+probe.jsonl, flushed at once, and a W&B step: metrics, and the watched pairs as images.
 
-The record is kept exact through restarts: a resume at step s cuts the rows after s, which the resumed run writes again. W&B
-may lose its last rows when a process is killed, so a resume replays the record into a new segment of the same W&B run.
-W&B being unreachable, or broken, never stops training.
+The record stays exact through restarts: a resume at step s cuts the rows after s, which the resumed run writes again. W&B may
+lose its last rows when a process is killed, so a resume replays the record into a new segment of the same W&B run. W&B being
+unreachable or broken never stops training.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class MetricsFile:
     """metrics.jsonl: one JSON object a line, each with its `step`."""
 
     def __init__(self, path: Path, resume_step: int) -> None:
-        """Opens the file and cuts what lies after `resume_step`, half-written rows of a killed run among it."""
+        """Open the file and cut the rows after `resume_step`, including partial rows of a killed run."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         rows = read_metrics(path)
@@ -51,12 +51,12 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All whole rows of a record. A last row that a kill cut short is left out; a missing file has no rows."""
+    """All complete rows of a record. A last row that a kill cut short is skipped; a missing file has no rows."""
     return parse_metrics(path.read_text(encoding="utf-8")) if path.exists() else []
 
 
 def parse_metrics(text: str) -> list[dict[str, Any]]:
-    """Likewise, of a record's text."""
+    """All complete rows of a record's text."""
     rows = []
     for line in text.splitlines():
         try:
@@ -79,40 +79,40 @@ class Tracker:
         resume_step: int,
         data_sets: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        """Opens the record in `folder` and W&B beside it.
+        """Open the record in `folder` and W&B beside it.
 
         Args:
-            run_id: names the run to W&B; the same after a restart.
+            run_id: id of the run in W&B; the same after a restart.
             resume_step: last step that the checkpoint holds; 0 for a new run.
-            data_sets: what identifies those that the run reads (`DataSet.identity`).
+            data_sets: identities of those that the run reads (`DataSet.identity`).
         """
         self.metrics = MetricsFile(folder / METRICS, resume_step)
         self.looks = MetricsFile(folder / LOOKS, resume_step)
         self._wandb: Any = None
         if config.wandb_mode != "disabled":
-            with only_a_warning("W&B did not start; the run goes on with metrics.jsonl alone"):
+            with only_a_warning("W&B did not start; the run continues with metrics.jsonl only"):
                 self._wandb = open_run(config, run_name, run_id, str(folder), resolved_config, job_type=None)
         if self._wandb is not None:
-            with only_a_warning("W&B does not know what data the run reads"):
+            with only_a_warning("W&B does not know the data sets of the run"):
                 declare_inputs(self._wandb, data_sets)
         self._replay(folder)
 
     def log(self, row: dict[str, Any]) -> None:
-        """Appends one row; `row["step"]` counts optimizer steps from 1."""
+        """Append one row; `row["step"]` counts optimizer steps from 1."""
         self.metrics.append(row)
         self._follow(row)
 
     def log_probe(self, pairs: Mapping[str, Any], look: dict[str, Any]) -> None:
-        """Appends what an evaluation saw of the probe (`Look.as_row`), and shows it."""
+        """Append an evaluation of the watched pairs (`Look.as_row`), and show it in W&B."""
         self.looks.append(look)
         self._show(pairs, look)
 
     def _replay(self, folder: Path) -> None:
-        """Everything that is kept, in the order of its steps: W&B takes none that lies behind."""
+        """Log all kept rows to W&B in the order of their steps, since W&B accepts no earlier step."""
         if self._wandb is None:
             return
         pairs: dict[str, Any] = {}
-        with only_a_warning("W&B gets no pictures of what was before"):
+        with only_a_warning("W&B gets no images of earlier steps"):
             pairs = json.loads((folder / PROBE).read_bytes()) if self.looks.kept else {}
         shown = [(row["step"], 1, row) for row in self.looks.kept if pairs and row["pairs"] == pairs_id(pairs)]
         for _, kind, row in sorted([*((row["step"], 0, row) for row in self.metrics.kept), *shown], key=lambda one: one[:2]):
@@ -134,10 +134,10 @@ class Tracker:
     def _show(self, pairs: Mapping[str, Any], look: Mapping[str, Any]) -> None:
         if self._wandb is None:
             return
-        with only_a_warning(f"W&B shows no probe of step {look['step']}"):
+        with only_a_warning(f"W&B shows no watched pairs of step {look['step']}"):
             import wandb
 
-            words = f"{len(look['similarity'])} pictures (down) and their captions (across), step {look['step']}"
+            words = f"{len(look['similarity'])} images (down) and their captions (across), step {look['step']}"
             media = {
                 "probe/similarity": wandb.Image(draw_similarity(look["similarity"]), caption=words),
                 "probe/text_to_image": [wandb.Image(strip, caption=caption) for strip, caption in draw_found(pairs, look)],
@@ -145,7 +145,7 @@ class Tracker:
             self._wandb.log(media, step=look["step"])
 
     def summarize(self, numbers: dict[str, float]) -> None:
-        """Sets numbers of the whole run in W&B's summary."""
+        """Set values of the whole run in W&B's summary."""
         if self._wandb is not None:
             with only_a_warning("W&B refused the summary"):
                 self._wandb.summary.update(numbers)
@@ -166,7 +166,7 @@ class Tracker:
 
 @contextlib.contextmanager
 def only_a_warning(what: str) -> Iterator[None]:
-    """Around what follows a run, or helps it: trouble with that is said, and ends nothing."""
+    """Log an exception as a warning and continue; for work that a run does not depend on."""
     try:
         yield
     except Exception as error:

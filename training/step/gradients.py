@@ -2,10 +2,10 @@
 
 In: this rank's slice of a batch. Out: the loss, with the gradients in the parameters, averaged over ranks by DDP.
 
-A slice that does not fit is taken in micro-batches with their features cached (GradCache, arXiv 2101.06983): every micro-batch
-is embedded without a graph; one loss over all features gives each feature its gradient; every micro-batch is embedded again,
-from the same random state, and its features' gradients go back through the towers. The result is that of the whole slice at
-once, wherever a sample's features do not depend on its neighbours: so for ViTs, not for batch norm, which sees micro-batches.
+A slice that does not fit is split into micro-batches with cached features (GradCache, arXiv 2101.06983): every micro-batch is
+embedded without a graph; one loss over all features gives each feature its gradient; every micro-batch is embedded again, from
+the same random state, and its features' gradients are propagated back through the towers. The result equals that of the whole
+slice wherever a sample's features do not depend on its neighbours: for ViTs, not for batch norm, which sees micro-batches.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from training.loss import ContrastiveResult
 
 LossFunction = Callable[..., ContrastiveResult]
-"""(image_features, text_features, logit_scale_exp, logit_bias where there is one) -> the loss over the global batch."""
+"""(image_features, text_features, logit_scale_exp, logit_bias if the model has one) -> the loss over the global batch."""
 
 
 def compute_gradients(
@@ -30,14 +30,14 @@ def compute_gradients(
     micro_batch_size: int | None,
     autocast: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
 ) -> ContrastiveResult:
-    """Adds to the parameters' gradients those of the global batch of which this is a slice.
+    """Add the gradients of the global batch, of which `inputs` is a slice, to the parameters'.
 
     Args:
-        model: a CLIP, or DDP around one: inputs -> what `loss` takes.
-        inputs: images (B, 3, H, W), texts (B, L), and what else the model takes a row of for each sample.
-        micro_batch_size: samples that are embedded with a graph at a time; None: the slice at once. Ranks agree on None, or
-            their collectives come in different orders.
-        autocast: entered around the towers alone.
+        model: a CLIP, or DDP around one: inputs -> the arguments of `loss`.
+        inputs: images (B, 3, H, W), texts (B, L), and further inputs with a row for each sample.
+        micro_batch_size: samples that are embedded with a graph at a time; None: the whole slice. Ranks must agree on None, or
+            their collectives run in different orders.
+        autocast: entered around the towers only.
     """
     if micro_batch_size is None:
         with autocast():
@@ -65,7 +65,7 @@ def compute_gradients(
             with autocast():
                 features = model(*part)
             gradients = [image_gradients[number], text_gradients[number]]
-            if last:  # temperature and bias are shared by all micro-batches: their gradients go back once
+            if last:  # temperature and bias are shared by all micro-batches: their gradients are propagated once
                 gradients += [_gradient(leaf) for leaf in leaves[2:]]
             pairs = [(value, gradient) for value, gradient in zip(features, gradients, strict=False) if value.requires_grad]
             torch.autograd.backward([value for value, _ in pairs], [gradient.to(value.dtype) for value, gradient in pairs])
@@ -77,19 +77,19 @@ def _gradient(leaf: Tensor) -> Tensor:
 
 
 def _without_sync(model: nn.Module) -> contextlib.AbstractContextManager[None]:
-    """DDP averages gradients once, with the last micro-batch."""
+    """A context in which DDP does not average: it does so once, with the last micro-batch."""
     return model.no_sync() if isinstance(model, DistributedDataParallel) else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
 def buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Puts batch-norm statistics back: what is embedded twice counts once."""
+    """Restore batch-norm statistics on exit, so that samples embedded twice count once."""
     before = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
         yield
     finally:
         for buffer, value in before:
-            buffer.data.copy_(value)  # behind autograd's back, which has noted the buffer and would refuse one that changed
+            buffer.data.copy_(value)  # .data: autograd has saved the buffer and would refuse one that changed
 
 
 class _RandomState:
@@ -102,7 +102,7 @@ class _RandomState:
 
     @contextlib.contextmanager
     def restored(self) -> Iterator[None]:
-        """Goes back to that moment, and afterwards on from where the generators stand now."""
+        """Use that state inside the context, and the present one after it."""
         now = _RandomState(self._device or torch.device("cpu"))
         self._set()
         try:

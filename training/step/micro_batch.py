@@ -1,7 +1,7 @@
-"""The largest micro-batch that fits: what a sample's forward pass keeps for the backward pass, against what memory is left.
+"""The largest micro-batch that fits: bytes that a sample's forward pass keeps for the backward pass, against free memory.
 
-In: a model on its device. Out: samples, the same on all ranks. Probes of two and four samples are counted, so it costs no
-failed step: their difference is what a sample keeps, without what a batch of any size does (autocast's copies of the weights).
+In: a model on its device. Out: samples, the same on all ranks. The bytes of two and of four samples are counted, so it costs no
+failed step: from their difference follow a sample's own, without those of a batch of any size (autocast's copies of weights).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from training.step.gradients import buffers_kept
 from training.step.model_setup import checkpointing_undone
 
 FREE_SHARE = 0.6
-"""Of the memory that is left after gradients and moments; the rest is for temporaries, batches and fragments."""
+"""Share of the memory left after gradients and moments; the rest is for temporaries, batches and fragmentation."""
 
 
 def resolve_micro_batch_size(
@@ -34,7 +34,7 @@ def resolve_micro_batch_size(
     global_batch_size: int,
     autocast: Callable[[], AbstractContextManager[object]],
 ) -> int | None:
-    """Samples that a rank embeds at a time, `auto` resolved; None where that is the whole slice. Every rank calls it."""
+    """Samples that a rank embeds at a time, with `auto` resolved; None: the whole slice. Every rank calls it."""
     longest = -(-global_batch_size // world.world_size)
     if wish is None:
         return None
@@ -59,7 +59,7 @@ def step_bytes(
     global_batch_size: int,
     autocast: Callable[[], AbstractContextManager[object]],
 ) -> tuple[float, float]:
-    """(what a step takes besides weights, gradients and moments, at most; what is left for it) in bytes, on this rank."""
+    """(bytes that a step needs at most besides weights, gradients and moments; bytes that are free for it) on this rank."""
     longest = -(-global_batch_size // world.world_size)
     kept = sample_bytes(clip, world.device, autocast) * (micro_batch_size or longest)
     return kept + _batch_bytes(clip, longest, global_batch_size), _free_bytes(clip, optimizer, world)
@@ -68,7 +68,7 @@ def step_bytes(
 def sample_bytes(clip: CLIP, device: torch.device, autocast: Callable[[], AbstractContextManager[object]]) -> float:
     """Bytes that the forward pass of one sample, with a caption of full length, keeps for the backward pass.
 
-    Of checkpointed blocks it is their inputs, and all of the largest, since one at a time is computed again.
+    Checkpointed blocks keep their inputs, and the largest one keeps everything, since one at a time is recomputed.
     """
     (total_2, _), (total_4, _) = (_kept_bytes(clip, samples, device, autocast) for samples in (2, 4))
     kept = (total_4 - total_2) / 2
@@ -86,7 +86,7 @@ def _kept_bytes(
     autocast: Callable[[], AbstractContextManager[object]],
     blocks: Sequence[nn.Module] = (),
 ) -> tuple[int, list[int]]:
-    """What the forward pass of so many samples keeps: in all, and within each of the blocks."""
+    """Bytes that the forward pass of some samples keeps: in all, and within each of the blocks."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in clip.parameters()}
     kept: dict[int, int] = {}
     within = dict.fromkeys(blocks, 0)
@@ -110,7 +110,7 @@ def _kept_bytes(
     texts = torch.zeros(samples, row.context_length, dtype=torch.int64)
     texts[:, -1] = row.vocab_size - 1
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value), buffers_kept(clip), autocast():
-        graph = clip(images, texts)  # what it keeps lives as long as this does
+        graph = clip(images, texts)  # keeps the saved tensors alive
     for one in hooks:
         one.remove()
     del graph
@@ -118,13 +118,13 @@ def _kept_bytes(
 
 
 def _batch_bytes(clip: CLIP, longest: int, global_batch_size: int) -> int:
-    """The pictures of two batches, one of them on its way, and everybody's features with their gradients, twice over."""
+    """Bytes of the images of two batches, one of them in flight, and of all ranks' features with their gradients, twice."""
     row = clip.architecture
     return 2 * longest * 3 * row.image_size_px**2 + 8 * global_batch_size * row.embed_dim * 4
 
 
 def _free_bytes(clip: CLIP, optimizer: Optimizer, world: World) -> float:
-    """Memory that is left to this rank once gradients and two moments exist; a resumed run has its moments already."""
+    """Bytes left to this rank once gradients and two moments exist; a resumed run has its moments already."""
     trained = [parameter for parameter in clip.parameters() if parameter.requires_grad]
     to_come = sum(one.nbytes * ((one.grad is None) + 2 * (one not in optimizer.state)) for one in trained)
     if world.device.type == "cuda":
@@ -135,7 +135,7 @@ def _free_bytes(clip: CLIP, optimizer: Optimizer, world: World) -> float:
 
 
 def _available_bytes() -> int:
-    """Of this machine, or of the container that this process is in, whichever has less; elsewhere than on Linux half of all."""
+    """Free bytes of this machine or of this process's container, the smaller one; half of all memory where not on Linux."""
     meminfo = Path("/proc/meminfo")
     if not meminfo.exists():
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
@@ -144,7 +144,7 @@ def _available_bytes() -> int:
 
 
 def _container_bytes(root: Path) -> int:
-    """What the control group's limit leaves (version 2, then 1); without a limit, more than any machine has."""
+    """Bytes that the control group's limit leaves (version 2, then 1); without a limit, more than any machine has."""
     for limit, usage in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
         if (root / limit).exists() and (root / usage).exists():
             bound = (root / limit).read_text().strip()

@@ -1,6 +1,6 @@
-"""A finished model made ready for training, from outside: locked encoders, memory layout, checkpointing, compilation.
+"""Preparation of a finished model for training, from outside: locked encoders, memory layout, checkpointing, compilation.
 
-The model's files know nothing of it, and the state dict keeps its names.
+The model's own files are not involved, and the state dict keeps its names.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from training.step.gradients import buffers_kept
 
 
 def prepare_model(clip: CLIP, config: TrainingConfig) -> None:
-    """Does to the model what `model.lock` and `train.*` ask for. Before the optimizer and DDP see it."""
+    """Apply `model.lock` and `train.*` to the model. Call it before the optimizer and DDP are made."""
     for tower in config.model.lock:
         clip.lock(tower)
     if isinstance(clip.visual, ModifiedResNet):
-        # Pictures come with their channels last, and convolutions are faster so.
+        # Images arrive with their channels last, and convolutions are faster with it.
         clip.visual.to(memory_format=torch.channels_last)
     if config.train.sync_batch_norm:
         if clip.logit_scale.device.type != "cuda":
-            raise ConfigError("train.sync_batch_norm=True: PyTorch synchronises batch norm on GPUs alone; leave it out")
+            raise ConfigError("train.sync_batch_norm=True: PyTorch synchronises batch norm on GPUs only; set it to false")
         nn.SyncBatchNorm.convert_sync_batchnorm(clip)
     for tower in config.train.activation_checkpointing:
         checkpoint_activations(clip, tower)
     if config.train.compile:
         clip.visual.compile()
-        clip.transformer.compile(dynamic=True)  # captions have another number of tokens each time
+        clip.transformer.compile(dynamic=True)  # the number of tokens differs from batch to batch
 
 
 def checkpoint_activations(clip: CLIP, tower: Tower) -> None:
-    """Keeps of each block its input alone, and computes the rest again in the backward pass (arXiv 1604.06174)."""
+    """Keep only each block's input, and recompute the rest in the backward pass (arXiv 1604.06174)."""
     for block in (clip.visual if tower == "image" else clip.transformer).modules():
         if isinstance(block, ResidualAttentionBlock | Bottleneck):
             again = functools.partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
@@ -52,13 +52,13 @@ def checkpoint_activations(clip: CLIP, tower: Tower) -> None:
 
 
 def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """For the first and the second forward pass: batch norm counts one of them."""
+    """Contexts of the first and the second forward pass: batch norm counts only the first."""
     return contextlib.nullcontext(), buffers_kept(block)
 
 
 @contextlib.contextmanager
 def checkpointing_undone(clip: CLIP) -> Iterator[list[nn.Module]]:
-    """The blocks that are checkpointed, which are not within this context."""
+    """Undo checkpointing inside the context. Yields the blocks that are checkpointed outside it."""
     taken = {block: block.__dict__.pop("forward") for block in clip.modules() if "forward" in block.__dict__}
     try:
         yield list(taken)
@@ -68,7 +68,7 @@ def checkpointing_undone(clip: CLIP) -> Iterator[list[nn.Module]]:
 
 
 def autocast(config: TrainConfig, device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """The precision that both encoders compute in; weights, loss and normalisation are float32 always."""
+    """Context of the precision that both encoders compute in; weights, loss and normalisation are always float32."""
     precision = config.precision
     if precision == "auto":
         precision = "bfloat16" if device.type == "cuda" else "float32"

@@ -1,8 +1,8 @@
-"""Keeps what is no number out of the weights, and tells where it came from.
+"""Skip steps with non-finite gradients and report which samples caused them.
 
-In: each step's features and gradient norm, on the device. Out: an optimizer step that does nothing where the norm is no
-finite number, and, one step later, when the device has long been there, whether that was so. The norm is that of the averaged
-gradients, so it is the same on every rank, and all ranks do the same.
+In: each step's features and gradient norm, on the device. Out: an optimizer step that does nothing where the norm is
+non-finite, and a report of it one step later, when the device has finished, so that nothing waits. The norm is that of the
+averaged gradients, so it is the same on every rank, and all ranks do the same.
 """
 
 from __future__ import annotations
@@ -20,34 +20,34 @@ KEYS_SHOWN = 5
 
 
 class DivergedError(RunError):
-    """A loss, a gradient or the temperature is no number any more."""
+    """The loss, a gradient or the temperature has become non-finite."""
 
 
 @dataclass(frozen=True)
 class _Step:
     step: int
-    spoilt: Tensor  # float32 scalar, 1 where the step was left out; on the host, perhaps not there yet
+    skipped: Tensor  # float32 scalar, 1 where the step was skipped; on the host, where it may not have arrived
     arrived: Callable[[], None]
     bad_samples_B: Tensor  # bool, of this rank's slice
     keys: Sequence[str]
 
 
 class Guard:
-    """One rank's watch over its optimizer steps."""
+    """Guards one rank's optimizer steps."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, world: World) -> None:
-        """The optimizer is a fused one: it leaves out a step while its attribute `found_inf` is 1."""
+        """`optimizer` must be a fused one, which skips a step while its attribute `found_inf` is 1."""
         self._optimizer, self._world = optimizer, world
         self._pending: _Step | None = None
         self._bad_samples_B = torch.zeros(0, dtype=torch.bool)
 
-    def look_at(self, *features_BE: Tensor) -> None:
-        """Notes the samples whose own features are no numbers."""
+    def note_bad_samples(self, *features_BE: Tensor) -> None:
+        """Note the samples whose own features are non-finite."""
         with torch.no_grad():
             self._bad_samples_B = torch.stack([~torch.isfinite(features).all(-1) for features in features_BE]).any(0)
 
     def copies(self, model: nn.Module) -> list[tuple[Tensor, Tensor]]:
-        """The model's buffers (batch norm's statistics) with copies of them, for `arm`."""
+        """Pairs of the model's buffers (batch-norm statistics) and copies of them, for `arm`."""
         return [(buffer, buffer.clone()) for buffer in model.buffers()]
 
     def arm(
@@ -58,36 +58,36 @@ class Guard:
         keys: Sequence[str],
         buffers: Sequence[tuple[Tensor, Tensor]] = (),
     ) -> None:
-        """Before the optimizer's step: it shall do nothing where the norm is no finite number, or the temperature is none.
+        """Make the optimizer's next step do nothing where the gradient norm or the temperature is non-finite.
 
         Args:
             keys: of this rank's samples.
-            buffers: with what they were before the step, to which they go back then.
+            buffers: each with its value before the step, which is then restored.
         """
         fine = torch.isfinite(grad_norm) & torch.isfinite(logit_scale_exp) & (logit_scale_exp > 0)
-        spoilt = (~fine).float()
-        self._optimizer.found_inf = spoilt  # type: ignore[attr-defined]
+        skipped = (~fine).float()
+        self._optimizer.found_inf = skipped  # type: ignore[attr-defined]
         for buffer, before in buffers:
             buffer.copy_(torch.where(fine, buffer, before))
         arrived: Callable[[], None] = _nothing
-        if spoilt.device.type == "cuda":
-            on_host = torch.empty_like(spoilt, device="cpu", pin_memory=True).copy_(spoilt, non_blocking=True)
+        if skipped.device.type == "cuda":
+            on_host = torch.empty_like(skipped, device="cpu", pin_memory=True).copy_(skipped, non_blocking=True)
             event = torch.cuda.Event()
             event.record()
-            spoilt, arrived = on_host, event.synchronize
-        self._pending = _Step(step, spoilt, arrived, self._bad_samples_B, keys)
+            skipped, arrived = on_host, event.synchronize
+        self._pending = _Step(step, skipped, arrived, self._bad_samples_B, keys)
 
     def settle(self) -> int | None:
-        """The last armed step, if it was left out; None if it was not, or was settled already."""
+        """The last armed step, if it was skipped; None if it was not, or was settled already."""
         one, self._pending = self._pending, None
         if one is None:
             return None
         one.arrived()
         self._last = one
-        return one.step if float(one.spoilt) else None
+        return one.step if float(one.skipped) else None
 
     def explain(self) -> str:
-        """Which samples of which rank made the step that was settled last no number. Every rank calls it."""
+        """The samples, by rank, with non-finite features in the last settled step, in words. Every rank calls it."""
         bad = [key for key, is_bad in zip(self._last.keys, self._last.bad_samples_B.tolist(), strict=True) if is_bad]
         ranks = gather_objects((len(bad), len(self._last.keys), bad[:KEYS_SHOWN]), self._world)
         parts = [
@@ -97,7 +97,7 @@ class Guard:
         ]
         if not parts:
             return "every sample's features are finite"
-        return f"features that are no numbers, {'; '.join(parts)}"
+        return f"non-finite features, {'; '.join(parts)}"
 
 
 def _nothing() -> None:

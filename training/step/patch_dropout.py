@@ -1,4 +1,4 @@
-"""Which patches of a picture training looks at (FLIP, arXiv 2212.00794): random, and yet a function of the sample's seed.
+"""Patch dropout (FLIP, arXiv 2212.00794): a random choice of an image's patches that is a function of the sample's seed.
 
 So a batch is the same at any world size and after any resume.
 """
@@ -11,10 +11,10 @@ from torch import Tensor
 
 
 def kept_patches(seeds_B: Tensor, num_patches: int, dropout: float) -> Tensor:
-    """Indices (B, P), ascending, of the round((1 - dropout) * num_patches) patches that each picture keeps, one at least.
+    """Indices (B, P), ascending, of the round((1 - dropout) * num_patches) patches that each image keeps, at least one.
 
     Args:
-        seeds_B: int64, of each sample and epoch.
+        seeds_B: int64, one for each sample and epoch.
     """
     kept = max(1, round(num_patches * (1 - dropout)))
     # Each patch gets a number from its sample's splitmix64 sequence (Steele et al., OOPSLA 2014); the smallest are kept.

@@ -12,7 +12,6 @@ from jobs.cli.config import load_config
 from model.clip import CLIP, build_clip
 from model.config import get_architecture
 from model.weights import save_weights
-from pipeline.dataset.manifest import ManifestError
 from pipeline.errors import ConfigError
 from pipeline.storage.address import open_storage
 from tests.support.runs import ALONE, EXACT, config_of, exact_rows
@@ -82,41 +81,6 @@ def test_the_losses_do_not_depend_on_the_micro_batch(data_set, tmp_path, micro_b
         [row["loss"] for row in read_metrics(tmp_path / part / "debug_cpu" / "metrics.jsonl")] for part in ("whole", "parts")
     )
     assert parts == pytest.approx(whole, rel=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("overrides", "rates"),
-    [
-        ([], [1 / 5, 2 / 5, 3 / 5, 4 / 5, 1, 1]),
-        (["optimizer.warmup_steps=null", "optimizer.warmup_epochs=1"], [1 / 2, 1, 1]),
-        (["optimizer.warmup_steps=null", "optimizer.warmup_samples=65"], [1 / 3, 2 / 3, 1, 1]),
-        (["optimizer.warmup_steps=null", "train.max_steps=40"], [1 / 4, 2 / 4, 3 / 4, 1, 1]),
-        (["train.max_samples=250"], [1 / 5, 2 / 5, 3 / 5, 4 / 5, 1, 1]),
-        (
-            [
-                "optimizer.warmup_steps=0",
-                "optimizer.schedule=constant_with_cooldown",
-                "optimizer.cooldown_epochs=1.5",
-                "train.max_steps=6",
-            ],
-            [1, 1, 1, 3 / 4, 2 / 4, 1 / 4],
-        ),
-    ],
-)
-def test_schedules_are_given_in_steps_samples_or_epochs(data_set, tmp_path, overrides, rates):
-    schedule = plan_run(config_of(data_set, tmp_path, *overrides)).schedule  # an epoch has two steps
-    for step, rate in enumerate(rates):
-        assert schedule.rate(step) == pytest.approx(1e-3 * rate)
-
-
-def test_a_run_ends_with_the_first_of_epochs_steps_and_samples(data_set, tmp_path):
-    for overrides, total in (
-        (["train.max_steps=null", "train.num_epochs=4"], 8),
-        (["train.max_steps=6", "train.num_epochs=4"], 6),
-        (["train.max_samples=250", "train.num_epochs=4"], 7),
-        (["train.max_samples=250", "train.num_epochs=3"], 6),
-    ):
-        assert plan_run(config_of(data_set, tmp_path, *overrides)).total_steps == total
 
 
 def test_patch_dropout_is_the_same_in_any_micro_batch_and_after_a_kill(data_set, tmp_path, monkeypatch):
@@ -230,17 +194,6 @@ def test_batch_norm_that_sees_a_part_of_the_batch_is_said_and_stays_near(data_se
     assert parts == pytest.approx(whole, rel=0.05)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU can do it")
-def test_the_synchronisation_of_batch_norm_is_refused_without_a_gpu(data_set, tmp_path):
-    overrides = ("model.name=debug-rn", "train.sync_batch_norm=true")
-    with pytest.raises(ConfigError, match=r"train\.sync_batch_norm=True: debug-rn on train\.device=cpu"):
-        plan_run(config_of(data_set, tmp_path, *overrides))
-    with pytest.raises(ConfigError, match=r"train\.micro_batch_size=8: with train\.sync_batch_norm all samples"):
-        plan_run(config_of(data_set, tmp_path, *overrides, "train.device=auto", "train.micro_batch_size=8"))
-    with pytest.raises(ConfigError, match="on GPUs alone"):
-        train(config_of(data_set, tmp_path, *overrides, "train.device=auto"), ALONE)
-
-
 @pytest.mark.parametrize("killed_at", [3, 5, 8])
 def test_a_killed_run_resumes_at_the_exact_sample_and_repeats_no_step(data_set, tmp_path, monkeypatch, killed_at, capsys):
     config = config_of(data_set, tmp_path / "undisturbed", "checkpoint.every_steps=5")
@@ -321,14 +274,6 @@ def test_a_run_in_object_storage_leaves_its_record_there(data_set, bucket, tmp_p
     assert [row["step"] for row in rows] == list(range(1, 13))
 
 
-def test_a_resume_may_spell_out_a_default_and_must_not_end_before_it_begins(data_set, tmp_path):
-    train(config_of(data_set, tmp_path), ALONE)
-    spelled = ("model.activation=quick_gelu", "model.image_size_px=32", "train.max_steps=20", "run.allow_config_changes=true")
-    assert plan_run(config_of(data_set, tmp_path, *spelled)).start.step == 12
-    with pytest.raises(ConfigError, match=r"make 10 steps, and run\.name=debug_cpu has done 12 already"):
-        plan_run(config_of(data_set, tmp_path, "train.max_steps=10", "run.allow_config_changes=true"))
-
-
 def test_sigmoid_loss_on_other_weights_begins_with_its_own_temperature(data_set, tmp_path):
     start = build_clip("debug-vit")
     with torch.no_grad():
@@ -338,92 +283,3 @@ def test_sigmoid_loss_on_other_weights_begins_with_its_own_temperature(data_set,
     clip = Trainer(plan_run(config), ALONE).clip.requires_grad_(False)
     assert (float(clip.logit_scale), float(clip.logit_bias)) == pytest.approx((math.log(10), -10))
     assert torch.equal(clip.text_projection, start.text_projection)
-
-
-def test_a_resume_into_other_samples_or_another_model_is_refused(data_set, make_data_set, tmp_path):
-    config = config_of(data_set, tmp_path)
-    train(config, ALONE)
-    for override, named in (
-        ("train.seed=9", r"seed=9 \(the checkpoint has 0\)"),
-        ("train.global_batch_size=16", "global_batch_size=16"),
-        ("data.num_streams=1", "num_streams=1"),
-        ("model.name=debug-rn", r"model.name=debug-rn \(it has debug-vit\)"),
-    ):
-        with pytest.raises(ConfigError, match=named):
-            plan_run(config_of(data_set, tmp_path, override))
-    other = make_data_set(str(tmp_path / "other"), seed=3)
-    with pytest.raises(ConfigError, match=r"choose another run\.name"):
-        plan_run(config_of(other, tmp_path))
-
-
-def test_a_run_keeps_its_version_of_a_growing_data_set_and_says_how_to_use_the_newer_one(make_data_set, tmp_path):
-    uri = make_data_set(str(tmp_path / "set"), (40,))
-    config = config_of(uri, tmp_path)
-    train(config, ALONE)
-    assert list(plan_run(config).newer_data()) == []
-    make_data_set(uri, (40,), seed=2)
-    plan = plan_run(config)
-    assert plan.data_sets[0].manifest.version == 1
-    (line,) = plan.newer_data()
-    assert f"the run keeps version 1 of {uri}; version 2 is there" in line
-    assert list(plan_run(config_of(uri, tmp_path, "data.version=1")).newer_data()) == [], "who asks for it knows"
-    with pytest.raises(ConfigError, match=r"its checkpoint .* does not continue .*\(it has .*set version 1\)"):
-        plan_run(config_of(uri, tmp_path, "data.version=2"))
-    fresh = plan_run(config_of(uri, tmp_path, "run.name=fresh", line.split()[-1]))
-    assert (fresh.data_sets[0].manifest.version, fresh.start.step) == (2, 0)
-    branch = plan_run(config_of(uri, tmp_path, "run.name=branch", f"run.resume={tmp_path / 'debug_cpu'}"))
-    assert (branch.data_sets[0].manifest.version, branch.start.step) == (1, 12), (
-        "a branch is the same order of the same samples"
-    )
-
-
-@pytest.mark.parametrize(
-    ("overrides", "error", "message"),
-    [
-        (["data.uri="], ConfigError, r"data\.uri: is empty"),
-        (["data.uri=/nowhere"], ManifestError, "there is no data set"),
-        (["train.global_batch_size=4000"], ConfigError, r"4000 is more than the data set's 64 samples"),
-        (["data.version=5"], ManifestError, r"data\.version=5"),
-        (["optimizer.warmup_steps=12"], ConfigError, r"optimizer\.warmup_steps=12: the run has 12 steps"),
-        (
-            ["optimizer.warmup_steps=null", "optimizer.warmup_samples=400"],
-            ConfigError,
-            r"optimizer\.warmup_samples=400: the run",
-        ),
-        (
-            [
-                "optimizer.warmup_steps=0",
-                "optimizer.schedule=constant_with_cooldown",
-                "optimizer.cooldown_steps=12",
-            ],
-            ConfigError,
-            r"optimizer\.warmup_steps=0 and optimizer\.cooldown_steps=12: the run has 12 steps",
-        ),
-        (
-            ["train.compile=true", "train.activation_checkpointing=[image]", "model.name=debug-rn"],
-            ConfigError,
-            r"train\.activation_checkpointing=image: with train\.compile",
-        ),
-        (["train.max_samples=31"], ConfigError, r"train\.max_samples=31: is less than one step"),
-        (
-            ["train.patch_dropout=0.5", "model.name=debug-rn"],
-            ConfigError,
-            r"train\.patch_dropout=0\.5: debug-rn has no patches",
-        ),
-        (["model.image_size_px=36"], ConfigError, r"model\.image_size_px=36: .*multiple of 8"),
-        (["model.lock=[image]"], ConfigError, r"model\.lock=\['image'\]: .*give model\.weights"),
-        (["model.lock=[image, text]", "model.weights=w.pt"], ConfigError, "nothing but the temperature"),
-        (["model.weights=/no/w.pt"], ConfigError, r"model\.weights=/no/w\.pt: there is no such file"),
-        (["cluster.num_workers=33"], ConfigError, r"cluster\.num_workers=33"),
-        (
-            ["data.prefetch_bytes=9000", "cluster.num_workers=[2,8]"],
-            ConfigError,
-            r"data\.prefetch_bytes=9000 .*with 16 samples",
-        ),
-        (["evaluation.retrieval_uri=/nowhere"], ConfigError, "holds no data set of ours"),
-    ],
-)
-def test_bad_input_is_refused_before_the_first_step(data_set, tmp_path, overrides, error, message):
-    with pytest.raises(error, match=message):
-        plan_run(config_of(data_set, tmp_path, *overrides))
-    assert not (tmp_path / "debug_cpu").exists()

@@ -203,20 +203,6 @@ def test_the_best_are_kept_besides_the_last(tmp_path):
     assert store.latest().position.step == 6
 
 
-def test_a_snapshot_is_of_its_step_though_training_goes_on(tmp_path):
-    store = CheckpointStore(open_storage(str(tmp_path / "run")))
-    clip, optimizer = model_and_optimizer(seed=1)
-    before = {key: value.clone() for key, value in clip.state_dict().items()}
-    snapshot = Stager().stage(clip, optimizer, Position(1, 32))
-    with torch.no_grad():
-        for parameter in clip.parameters():
-            parameter.fill_(7)
-    store.write(snapshot, about())
-    restored, _ = model_and_optimizer(seed=2, steps=0)
-    store.latest().restore_weights(restored)
-    assert all(torch.equal(value, restored.state_dict()[key]) for key, value in before.items())
-
-
 def test_the_files_of_a_checkpoint_may_be_read_by_whom_new_files_may_be_read_by(tmp_path):
     (tmp_path / "new").touch()
     save(CheckpointStore(open_storage(str(tmp_path / "run"))), *model_and_optimizer(seed=1), 1)

@@ -102,7 +102,7 @@ def test_a_run_records_its_looks_and_goes_on_where_they_cannot_be_written(data_s
     (tmp_path / "full" / "debug_cpu" / "probe.json").mkdir(parents=True)
     result = train(config_of(data_set, tmp_path / "full", *overrides), ALONE)
     assert result.finished
-    assert caplog.text.count("the probe of step") == 3
+    assert caplog.text.count("the watched pairs of step") == 3
 
 
 def test_pictures_for_the_tracker_have_the_colours_of_their_numbers():

@@ -1,4 +1,4 @@
-"""Numbers that are none: they stop the run or are left out, never reach the weights, and are traced to their samples."""
+"""Non-finite values stop the run or are skipped, never reach the weights, and are traced to their samples."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from training.trainer import Trainer, train
 
 
 def spoil(monkeypatch, step, rows):
-    """Makes the pictures of some samples of one step no numbers, and notes the samples' keys."""
+    """Makes the images of some samples of one step NaN, and notes the samples' keys."""
     inputs, keys = Trainer._inputs, []
 
     def spoilt(self, batch):
@@ -28,15 +28,15 @@ def spoil(monkeypatch, step, rows):
 
 
 @pytest.mark.parametrize("log_every", [1, 100])
-def test_a_run_whose_loss_is_no_number_names_the_step_the_rank_and_the_samples(data_set, tmp_path, monkeypatch, log_every):
+def test_a_run_with_a_non_finite_loss_names_the_step_the_rank_and_the_samples(data_set, tmp_path, monkeypatch, log_every):
     keys = spoil(monkeypatch, step=7, rows=[3, 5])
     config = config_of(data_set, tmp_path, "checkpoint.every_steps=3", f"train.log_every_steps={log_every}")
     with pytest.raises(DivergedError) as error:
         train(config, ALONE)
     message = str(error.value)
-    assert message.startswith("step 7: loss or gradient is no number")
+    assert message.startswith("step 7: loss or gradient is non-finite")
     assert f"rank 0: 2 of 32 samples ({keys[0]}, {keys[1]})" in message
-    assert "checkpoints/step_00000006 is its last. Lower optimizer.learning_rate" in message
+    assert "its last checkpoint is checkpoints/step_00000006. Lower optimizer.learning_rate" in message
     kept = plan_run(config).checkpoint
     assert kept.position.step == 6
     assert all(torch.isfinite(value).all() for value in load_file(f"{kept.address}/model.safetensors").values())
@@ -80,7 +80,7 @@ def test_the_count_of_skipped_steps_survives_a_resume_and_is_limited(data_set, t
 
 def test_a_rate_that_blows_the_weights_up_is_not_blamed_on_samples_that_are_fine(data_set, tmp_path):
     config = config_of(data_set, tmp_path, "optimizer.learning_rate=1e4", "checkpoint.every_steps=3")
-    with pytest.raises(DivergedError, match=r"step \d+: loss or gradient is no number \("):
+    with pytest.raises(DivergedError, match=r"step \d+: loss or gradient is non-finite \("):
         train(config, ALONE)
     kept = plan_run(config).checkpoint
     for value in load_file(f"{kept.address}/model.safetensors").values() if kept else ():

@@ -1,0 +1,175 @@
+"""All that reaches into Ray's private modules and the names of its loggers, read in Ray 2.60.
+
+A new version of Ray may move or change any of it without a word. tests/unit/training/test_ray_internals.py fails on another
+version and when a name is gone: compare Ray's code with its use here for each entry of
+INTERNALS, SILENCED and UNWANTED_LINES, then set READ_IN.
+
+Nothing of Ray is imported before a function needs it: every process of a job imports this file to set its loggers.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Protocol
+
+READ_IN = "2.60"
+"""The version of Ray whose code was read."""
+INTERNALS = (
+    "ray._private.state.state.get_draining_nodes",
+    "ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator.get_or_create_autoscaling_coordinator",
+    "ray.experimental.internal_kv._internal_kv_get",
+    "ray.experimental.internal_kv._internal_kv_put",
+    "ray.train.v2._internal.execution.callback.ControllerCallback.after_controller_state_update",
+    "ray.train.v2._internal.execution.callback.ControllerCallback.before_controller_execute_resize_decision",
+    "ray.train.v2._internal.execution.callback.WorkerGroupCallback.after_worker_group_poll_status",
+    "ray.train.v2._internal.execution.context.get_train_context",
+    "ray.train.v2._internal.execution.controller.state.ResizingState",
+    "ray.train.v2._internal.execution.controller.state.RestartingState",
+    "ray.train.v2._internal.execution.controller.state.SchedulingState",
+    "ray.train.v2._internal.execution.scaling_policy.elastic.ElasticScalingPolicy.GET_RESERVED_RESOURCES_INTERVAL_S",
+)
+"""Every private attribute that is used here."""
+SILENCED = (
+    "ray._private.runtime_env.working_dir",
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray.data._internal.progress",
+    "ray.train.v2._internal.execution.controller.placement_group_cleaner",
+)
+"""Loggers whose level is set here; each is named after its module."""
+UNWANTED_LINES = {
+    "ray.train.torch.config": "Setting up process group for",
+    "ray.train.v2._internal.execution.worker_group.worker_group": "Attempting to start training worker group",
+}
+"""Logger, named after its module -> start of its lines that no job's log needs."""
+
+
+# ------------------------------------------------------------------------------------------------------- the key-value store
+
+
+def put_value(key: str, value: str) -> None:
+    """Put a value into the cluster's own key-value store."""
+    from ray.experimental import internal_kv
+
+    internal_kv._internal_kv_put(key, value, namespace="rayclip")
+
+
+def get_value(key: str) -> str:
+    """The value of a key, or an empty string."""
+    from ray.experimental import internal_kv
+
+    value = internal_kv._internal_kv_get(key, namespace="rayclip")
+    return value.decode() if value else ""
+
+
+# ------------------------------------------------------------------------------------------------- Ray Train's worker group
+
+
+class GroupWatcher(Protocol):
+    """Hears what Ray Train's controller does; runs in the controller's process (training/launch/group_size.py)."""
+
+    def polled(self) -> None: ...
+    def scheduling(self, group_runs: bool) -> None: ...
+    def restarting(self) -> None: ...
+    def resizing(self) -> None: ...
+
+
+def controller_callback(watcher: GroupWatcher) -> Any:
+    """A callback for `ray.train.RunConfig` that tells the watcher what the controller does."""
+    from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+    from ray.train.v2._internal.execution.controller.state import ResizingState, RestartingState, SchedulingState
+
+    class Callback(ControllerCallback, WorkerGroupCallback):
+        def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
+            watcher.polled()
+
+        def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
+            if isinstance(current_state, SchedulingState):
+                watcher.scheduling(group_runs=isinstance(previous_state, ResizingState))
+            elif isinstance(current_state, RestartingState):
+                watcher.restarting()
+
+        def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
+            watcher.resizing()
+
+    return Callback()
+
+
+def removal_deadline() -> float | None:
+    """In a worker: seconds since 1970 at which a node of its group is removed; 0: at an unknown time; None: none is.
+
+    Ray's public get_preemption_info() makes all ranks wait for each other; this reads what it would return.
+    """
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    info = get_train_context().preemption_context.preemption_info
+    if info is None:
+        return None
+    return info.deadline_ms / 1000 if info.deadline_ms else 0.0
+
+
+class RayCluster:
+    """The `training.launch.group_size.Cluster` that this process has joined."""
+
+    @property
+    def recount_delay_s(self) -> float:
+        from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
+
+        return float(ElasticScalingPolicy.GET_RESERVED_RESOURCES_INTERVAL_S)
+
+    def alive_nodes(self) -> list[dict[str, Any]]:
+        import ray
+
+        return [node for node in ray.nodes() if node["Alive"]]
+
+    def draining_nodes(self) -> dict[str, float]:
+        from ray._private.state import state
+
+        return {node: deadline_ms / 1000 for node, deadline_ms in state.get_draining_nodes().items()}
+
+    def recount_resources(self) -> None:
+        import ray
+        from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator
+
+        coordinator: Any = default_autoscaling_coordinator.get_or_create_autoscaling_coordinator()
+        ray.get(coordinator.get_reserved_resources.remote("", recompute=True), timeout=5)
+
+
+# -------------------------------------------------------------------------------------------------------------- its loggers
+
+
+def quieten_worker() -> None:
+    """Keep lines without information out of the job's log. Runs in every Ray worker.
+
+    Without a dashboard Ray Train's cleaner cannot ask for the state of an actor, and says so every second. When a worker group
+    starts, Ray Train says what it requests, then the same again, who has joined, and how; the first and the third stay.
+    """
+    cleaner = "ray.train.v2._internal.execution.controller.placement_group_cleaner"
+    logging.getLogger(cleaner).setLevel(logging.ERROR)
+    for name in UNWANTED_LINES:
+        logging.getLogger(name).addFilter(
+            _is_wanted
+        )  # Ray Train sets the levels of its loggers again, and leaves their filters
+
+
+def _is_wanted(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(UNWANTED_LINES[record.name])
+
+
+def quieten_ray_data() -> None:
+    """Silence Ray Data's own account of a job, which reports its progress itself; warnings stay."""
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # warns that its bars are off
+
+
+def quieten_submission() -> None:
+    """Silence the account that Ray's job client gives of its own work; a file too large to upload is still reported."""
+    logging.getLogger("ray").setLevel(logging.WARNING)
+    for name in ("dashboard_sdk", "job.sdk"):
+        logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.WARNING)
+    logging.getLogger("ray._private.runtime_env.working_dir").setLevel(logging.ERROR)  # warns of .git, which nobody wants there
