@@ -88,6 +88,6 @@ def results(data_set, tmp_path_factory):
     for world_size in (2, 3):
         command = [sys.executable, worker.__file__]
         ranks = [subprocess.Popen([*command, str(rank), str(world_size), str(folder)]) for rank in range(world_size)]
-        assert [rank.wait(timeout=120) for rank in ranks] == [0] * world_size
+        assert [rank.wait(timeout=300) for rank in ranks] == [0] * world_size
         found[world_size] = torch.load(folder / f"results-{world_size}.pt", weights_only=True)
     return found
