@@ -14,7 +14,6 @@ which model and which data set they are of; a file is joined to the data set by 
 from __future__ import annotations
 
 import argparse
-import logging
 import math
 import sys
 import time
@@ -38,11 +37,8 @@ if TYPE_CHECKING:
     from pipeline.storage.base import Storage
     from training.shard_embedder import ShardEmbedder
 
-logger = logging.getLogger(__name__)
-
 CONCURRENT_SHARDS = 2
 """Of one actor: one is read and decoded, or written, while the model works on the other."""
-NAMED_PROBLEMS = 10
 
 
 def job(config: Config, options: argparse.Namespace) -> None:
@@ -266,8 +262,10 @@ def follow(dones: Iterable[Done], units: dict[int, int], max_skipped_samples: in
         RunError: a shard did not come back, or a storage does not answer, or is full.
     """
     from pipeline.ingest.progress import Progress
+    from training.data.damaged_samples import DamagedSamples
 
-    began, missing, skipped, score, decode_s, forward_s = time.perf_counter(), set(units), 0, 0.0, 0.0, 0.0
+    began, missing, score, decode_s, forward_s = time.perf_counter(), set(units), 0.0, 0.0, 0.0
+    damaged = DamagedSamples(max_skipped_samples)
     damaged_shards: list[int] = []
     with Progress(sum(units.values()), "samples", "embed") as progress:
         for done in dones:
@@ -276,39 +274,27 @@ def follow(dones: Iterable[Done], units: dict[int, int], max_skipped_samples: in
             missing.discard(done.shard)
             damaged_shards += [done.shard] if done.problems else []
             try:
-                skipped = _skip(done.problems, skipped, max_skipped_samples)
+                for problem in done.problems:
+                    damaged.skip(problem)
             except InputError:
                 for shard in damaged_shards:  # or the next run would take their empty features for done
                     forget(shard)
                 raise
             score, decode_s, forward_s = score + done.score_sum, decode_s + done.decode_s, forward_s + done.forward_s
-            embedded = progress.n + units[done.shard] - skipped
+            embedded = progress.n + units[done.shard] - damaged.skipped
             progress.update(units[done.shard], f"mean clip_score {score / max(1, embedded):.4f}")
     if missing:
         raise RunError(f"{len(missing)} shards did not come back, no. {min(missing)} among them; run the job again")
     duration_s, samples = time.perf_counter() - began, sum(units.values())
+    skipped = damaged.skipped
     mean = score / (samples - skipped) if samples > skipped else math.nan
-    damaged = f", {skipped:,} of them damaged and without features" if skipped else ""
+    without = f", {skipped:,} of them damaged and without features" if skipped else ""
     return (
-        f"{samples:,} samples in {len(units):,} shards{damaged}, in {duration_s:.1f} s ({samples / duration_s:,.1f} a second); "
+        f"{samples:,} samples in {len(units):,} shards{without}, in {duration_s:.1f} s ({samples / duration_s:,.1f} a second); "
         f"mean clip_score {mean:.4f}\n"
         f"of one worker a sample takes {decode_s / samples * 1e3:.2f} ms of a decoding thread and "
         f"{forward_s / samples * 1e3:.2f} ms of the model"
     )
-
-
-def _skip(problems: list[str], skipped: int, max_skipped_samples: int) -> int:
-    """Names damaged samples, and counts them. Raises InputError where there are too many."""
-    for problem in problems:
-        skipped += 1
-        if skipped > max_skipped_samples:
-            raise InputError(
-                f"data.max_skipped_samples={max_skipped_samples}: one more sample is damaged ({problem}); restore the data, or "
-                "raise the limit"
-            )
-        if skipped <= NAMED_PROBLEMS or skipped % 100 == 0:
-            logger.warning("damaged sample no. %d: %s", skipped, problem)
-    return skipped
 
 
 def embed_shards(work: Work, clip: CLIP, numbers: list[int]) -> Iterator[Done]:

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from model.clip import CLIP
 from model.image_loading import load_eval_image
 from model.tokenizer import token_ids
-from pipeline.dataset.manifest import ManifestError, read_samples
+from pipeline.dataset.manifest import read_samples
 from training.config import TrainConfig
+from training.data.damaged_samples import damage_error
 from training.data.decoding import cut_to_longest
 from training.data.shard_reader import CHANGED, Damage, ShardReader, is_changed
 from training.step.model_setup import autocast
@@ -118,8 +119,7 @@ class ShardEmbedder:
             decode_s += batch.duration_s
             problems |= {first + place: f"sample {keys[first + place]}: {text}" for place, text in batch.problems.items()}
             if problems and not self.skip_damaged:
-                first_of_them = f"{self.reader.address(shard)}: {next(iter(problems.values()))}"
-                raise ManifestError(f"{first_of_them} (or leave such samples without features: data.on_damage=skip)")
+                raise damage_error(f"{self.reader.address(shard)}: {next(iter(problems.values()))}")
             parts.append(self._model.submit(self.forward, batch).result())
         images_NE, texts_NE, clip_score_N, forward_s = (np.concatenate(column) for column in zip(*parts, strict=True))
         return ShardFeatures(keys, images_NE, texts_NE, clip_score_N, problems, decode_s, float(forward_s.sum()))

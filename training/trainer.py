@@ -36,7 +36,7 @@ from training.data.loader import Batch, TrainLoader
 from training.distributed import World, broadcast_buffers, parallel
 from training.errors import RunError
 from training.evaluation.runner import evaluate
-from training.evaluation.watched_pairs import Look, Probe
+from training.evaluation.watched_pairs import PairSimilarities, PairWatcher
 from training.loss import ContrastiveResult, contrastive_loss, sigmoid_loss
 from training.optimizer import GradientNorms, WeightAverage, build_optimizer, clamp_logit_scale_, limit_gradients_
 from training.record.goodput import Launch
@@ -95,7 +95,7 @@ class Trainer:
         self.record: RunRecord | None = None
         self.final_loss: float | None = None
         self.evaluation: dict[str, float] = {}
-        self.probe = Probe(plan.config, plan.data_sets, world)
+        self.pair_watcher = PairWatcher(plan.config, plan.data_sets, world)
         self._writer, self._stager = CheckpointWriter(), Stager()
         if plan.checkpoint is not None and plan.checkpoint.storage.uri == plan.run.uri:
             self._writer.last_folder = plan.checkpoint.folder
@@ -296,8 +296,8 @@ class Trainer:
         """The moving average as a model, if the run keeps one."""
         return None if self.average is None else self.average.clip
 
-    def _evaluate(self) -> Look | None:
-        """Set the figures. Returns the model's output for the watched pairs, on rank 0."""
+    def _evaluate(self) -> PairSimilarities | None:
+        """Set the figures. Returns the similarities of the watched pairs, on rank 0."""
         clip = self._averaged() or self.clip
         broadcast_buffers(clip, self.world)  # batch-norm statistics are rank 0's, as in the checkpoint
         clip.eval()
@@ -305,17 +305,17 @@ class Trainer:
             self.evaluation = evaluate(
                 clip, self.config.evaluation, self.world, lambda: self.watchdog.phase("evaluating", LONGER_AT_FIRST)
             )
-            look = self.probe.look(clip)
+            similarities = self.pair_watcher.measure(clip)
         clip.train()
-        return look
+        return similarities
 
     def _evaluate_and_log(self) -> None:
-        look = self._evaluate()
+        similarities = self._evaluate()
         self._metrics |= self.evaluation
         if self.record is not None:
             if self.evaluation:
                 self.record.log_evaluation(self.position.step, self.evaluation)
-            self.record.log_probe(self.position.step, self.probe, look)
+            self.record.log_watched_pairs(self.position.step, self.pair_watcher.pairs, similarities)
 
     def _save(self) -> None:
         """Copy rank 0's state, which a thread then writes; the other ranks continue."""

@@ -59,7 +59,8 @@ def mixing(num_samples: int = 1_000_000, num_categories: int = 1_000) -> str:
     """
     from training.config import DataConfig
     from training.data.data_sets import block_size_samples
-    from training.data.sample_order import SampleOrder, Source
+    from training.data.order_layout import Source
+    from training.data.sample_order import SampleOrder
 
     lines = [f"mixing: {num_samples:,} samples in {num_categories:,} sorted categories, shards of 10,000; design effect"]
     lines.append(
@@ -100,7 +101,7 @@ def design_effect(order: Any, num_categories: int, together: int, batches: int =
     steps = min(batches, order.steps_per_epoch) // together * together
     counts = np.stack([np.bincount(order.step_samples(0, step) // size, minlength=num_categories) for step in range(steps)])
     groups = counts.reshape(-1, together, num_categories).sum(1)
-    taken = order.global_batch_size * together
+    taken = order.layout.global_batch_size * together
     expected = taken / num_categories
     variance = expected * (1 - 1 / num_categories) * (1 - taken / order.epoch_samples)  # of a draw without replacement
     return float(np.square(groups - expected).mean() / variance)
@@ -158,12 +159,13 @@ def _ours(address: str, decoded: bool, workers: int) -> Iterator[int]:
     if loader is not None:
         for batch in loader:
             yield len(batch.keys)
+    from training.data.order_layout import next_step
     from training.data.prefetcher import SampleFetcher
 
     data_sets, order, config = _order(address)
     fetcher = SampleFetcher(data_sets, order, (0, BATCH), config, 0)
     while True:
-        epoch, step = order.locate(seen)
+        epoch, step = next_step(order.layout, seen)
         seen += BATCH
         yield len(fetcher.step(epoch, step))
 

@@ -29,7 +29,7 @@ from pipeline.storage.base import Storage
 from training.evaluation.watched_pairs import evenly, pairs_id
 from training.record.goodput import Spent, stopped_s
 from training.record.run_record import STARTS
-from training.record.tracking import LOOKS, METRICS, PROBE, parse_metrics
+from training.record.tracking import METRICS, PAIR_SIMILARITIES, WATCHED_PAIRS, parse_metrics
 
 CONFIG, RESULT = "config.yaml", "result.json"
 SHARDS_READ, CAPTIONS_COUNTED, MOST_TOKENS = 8, 4000, 256
@@ -95,7 +95,7 @@ class RunReport:
         config_text: config.yaml as it is stored.
         evaluations: rows of evaluations.
         result: result.json; None for a run that has not ended.
-        pairs, looks: the probe and what each evaluation saw of it.
+        pairs, looks: the watched pairs, and their similarities in each evaluation.
     """
 
     name: str
@@ -146,14 +146,17 @@ def read_run(run: Storage, name: str) -> RunReport:
         ConfigError: there is no such run.
         StorageError: the folder cannot be read.
     """
-    files = {path: run.read(path) if run.exists(path) else b"" for path in (METRICS, STARTS, LOOKS, PROBE, CONFIG, RESULT)}
+    files = {
+        path: run.read(path) if run.exists(path) else b""
+        for path in (METRICS, STARTS, PAIR_SIMILARITIES, WATCHED_PAIRS, CONFIG, RESULT)
+    }
     if not files[METRICS] and not files[CONFIG]:
         raise ConfigError(f"run.name={name}: {run.uri} holds no record of a run; name one that has begun")
     steps, evaluations = parse_record(files[METRICS])
     texts = {path: data.decode("utf-8", "replace") for path, data in files.items() if path != METRICS}
     problems: list[str] = []
-    starts, pairs = parse_metrics(texts[STARTS]), _json_of(texts[PROBE], PROBE, problems)
-    looks = [look for look in parse_metrics(texts[LOOKS]) if pairs is not None and look["pairs"] == pairs_id(pairs)]
+    starts, pairs = parse_metrics(texts[STARTS]), _json_of(texts[WATCHED_PAIRS], WATCHED_PAIRS, problems)
+    looks = [look for look in parse_metrics(texts[PAIR_SIMILARITIES]) if pairs is not None and look["pairs"] == pairs_id(pairs)]
     result = _json_of(texts[RESULT], RESULT, problems)
     if result is not None and starts and "total_steps" in starts[-1] and result["step"] != starts[-1]["total_steps"]:
         result = None  # of the run before it was told to go on

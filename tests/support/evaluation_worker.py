@@ -1,4 +1,4 @@
-"""One rank of the evaluation tests: all figures of small data sets, by features and by a whole model; stores rank 0's.
+"""One rank of the evaluation tests: figures of small data sets, from features and from a whole model; stores rank 0's.
 
 python evaluation_worker.py RANK WORLD_SIZE FOLDER
 """
@@ -24,10 +24,10 @@ NAMES = ("random", "tied", "duplicates", "broken", "tiny")
 
 
 def pairs(name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Features of pictures and captions, and each caption's picture: 1 to 4 captions a picture, in its order.
+    """Features of images and captions, and the index of each caption's image: 1 to 4 captions per image, in its order.
 
-    "tied": few distinct scores. "duplicates": a third of the captions, and of the pictures, has another's exact feature.
-    "broken": some are no numbers. "tiny": two pictures, fewer than there may be ranks.
+    "tied": few distinct scores. "duplicates": a third of the captions, and of the images, equals another one.
+    "broken": some are NaN. "tiny": two images, fewer than there may be ranks.
     """
     generator, size = torch.Generator().manual_seed(len(name)), 2 if name == "tiny" else 301
     captions = torch.randint(1, 5, (size,), generator=generator)
@@ -52,7 +52,7 @@ def ranks_of(name: str, world) -> dict[str, torch.Tensor]:
 
 
 def evaluated(folder: Path, world) -> dict[str, float]:
-    """Of a whole model, on the data sets that evaluation.json names."""
+    """Figures of a whole model on the data sets that evaluation.json names."""
     torch.manual_seed(0)
     config = EvaluationConfig.model_validate(json.loads((folder / "evaluation.json").read_text()))
     return evaluate(build_clip("debug-vit").eval(), config, world)

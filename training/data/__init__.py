@@ -1,1 +1,1 @@
-"""Manifests in, a rank's decoded batches out, in an order that depends on no number of workers."""
+"""Manifests in, a rank's decoded batches out, in an order that does not depend on the number of workers."""

@@ -14,18 +14,19 @@ from pipeline.errors import ConfigError
 from pipeline.storage.address import open_storage
 from pipeline.storage.base import Storage
 from training.config import DataConfig
-from training.data.sample_order import SampleOrder, Source
+from training.data.order_layout import Source
+from training.data.sample_order import SampleOrder
 
 BATCHES_HELD = 32
-"""`data.block_size_samples=auto` holds so many global batches in all blocks together (docs/decisions/0005-sample-order.md)."""
+"""Global batches that all blocks together hold with `data.block_size_samples=auto` (docs/decisions/0005-sample-order.md)."""
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """One version of a data set, opened.
+    """One opened version of a data set.
 
     Attributes:
-        newest: the data set's newest version, where `latest` was asked for; the run may have begun with an older one.
+        newest: the data set's newest version if a resumed run asks for `latest`; the run keeps the version it began with.
     """
 
     storage: Storage
@@ -35,17 +36,17 @@ class DataSet:
 
     @property
     def source(self) -> Source:
-        """Its part of the sample order."""
+        """The data set's part of the sample order."""
         return Source(tuple(shard.num_samples for shard in self.manifest.shards), self.weight)
 
     @property
     def mean_sample_bytes(self) -> float:
-        """Of the tars, headers and padding included."""
+        """Bytes of a sample in the tars, headers and padding included."""
         total = sum(shard.tar_size_bytes * shard.num_samples / max(1, shard.tar_samples) for shard in self.manifest.shards)
         return total / max(1, self.manifest.num_samples)
 
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint remembers of it; equal `identity` means that every sample has the same index."""
+        """Return what a checkpoint stores about it; with an equal `identity`, every sample has the same index."""
         return {"uri": self.storage.uri, "version": self.manifest.version, "identity": self.manifest.identity}
 
     def __str__(self) -> str:
@@ -54,14 +55,14 @@ class DataSet:
 
 
 def open_data_sets(config: DataConfig, held: Sequence[dict[str, Any]] = ()) -> tuple[DataSet, ...]:
-    """Opens what `data.uri` or `data.mixture` names.
+    """Open the data sets that `data.uri` or `data.mixture` names.
 
     Args:
-        held: what the run's checkpoint remembers of them; `latest` means its versions then.
+        held: their identities in the run's checkpoint; `latest` then means the versions in there.
 
     Raises:
         ConfigError: no data set is named.
-        ManifestError: there is no such data set, or no such version.
+        ManifestError: the data set or the version does not exist.
     """
     opened = []
     for number, part in enumerate(config.parts):
@@ -75,31 +76,32 @@ def open_data_sets(config: DataConfig, held: Sequence[dict[str, Any]] = ()) -> t
 
 
 def block_size_samples(config: DataConfig, global_batch_size: int) -> int:
-    """`data.block_size_samples`, with auto resolved."""
+    """Return `data.block_size_samples`, with auto resolved."""
     if config.block_size_samples == "auto":
         return max(config.run_size_samples, BATCHES_HELD * global_batch_size // config.num_streams)
     return config.block_size_samples
 
 
 def mean_sample_bytes(data_sets: Sequence[DataSet], order: SampleOrder) -> float:
-    """Over the data sets, by their weights."""
+    """Return the mean over the data sets, by their weights."""
     pairs = zip(data_sets, order.sources, strict=True)
     return sum(one.mean_sample_bytes * source.epoch_samples for one, source in pairs) / order.epoch_samples
 
 
 def check_prefetch(config: DataConfig, order: SampleOrder, sample_bytes: float, slice_length: int) -> None:
-    """Whether a rank may hold all blocks that it has to: those of its streams, and its neighbours' at both ends.
+    """Check that a rank may hold all blocks it needs: those of its streams, and its neighbours' at both ends.
 
     Args:
-        sample_bytes: of a sample, on average.
-        slice_length: samples of a step that the rank has.
+        sample_bytes: mean size of a sample.
+        slice_length: samples of a step on this rank.
 
     Raises:
-        ConfigError: they would not fit into `data.prefetch_bytes`.
+        ConfigError: the blocks would not fit into `data.prefetch_bytes`.
     """
-    share = order.global_batch_size / max(1, slice_length)
-    streams = min(order.num_streams, int(order.num_streams / share) + 2)
-    block = min(order.block_size_samples, order.stream_length)
+    layout = order.layout
+    share = layout.global_batch_size / max(1, slice_length)
+    streams = min(layout.num_streams, int(layout.num_streams / share) + 2)
+    block = min(layout.block_size_samples, layout.stream_length)
     needed = int(streams * block * sample_bytes)
     if needed > config.prefetch_bytes:
         raise ConfigError(

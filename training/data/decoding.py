@@ -1,7 +1,7 @@
 """Undecoded samples to pixels and token ids, in a thread or in worker processes.
 
-In: encoded pictures, captions and seeds. Out: uint8 pixels (B, size, size, 3) and token ids. Pixels come back from a worker
-through shared memory; a worker whose parent is gone ends itself.
+In: encoded images, captions and seeds. Out: uint8 pixels (B, size, size, 3) and token ids. Workers return pixels through
+shared memory, and exit when their parent is gone.
 """
 
 from __future__ import annotations
@@ -28,8 +28,7 @@ from model.tokenizer import token_ids
 from training.data.shard_reader import CHANGED, is_changed
 
 CHUNK_SAMPLES = 16
-"""A worker gets so many at a time: enough that handing them over is cheap, and few enough that all workers have some."""
-
+"""Samples that a worker gets at a time: enough to make the hand-over cheap, few enough to keep all workers busy."""
 
 _DIED = "a decode worker died; if the machine ran out of memory, lower data.decode_workers or data.prefetch_bytes"
 
@@ -40,11 +39,11 @@ class DecodeError(RuntimeError):
 
 @dataclass(frozen=True)
 class Encoded:
-    """What makes one training sample: a function of these alone.
+    """Everything that one training sample depends on.
 
     Attributes:
-        seed: of the crop.
-        sha256: the first bytes of the picture's; empty where nobody knows.
+        seed: seed of the crop.
+        sha256: the first bytes of the image's sha256; empty if unknown.
     """
 
     image: bytes | memoryview
@@ -55,7 +54,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Transform:
-    """What is made of every sample."""
+    """Sizes of a decoded sample."""
 
     image_size_px: int
     context_length: int
@@ -69,7 +68,7 @@ class Decoded:
     Attributes:
         pixels: uint8 (B, size, size, 3).
         texts: token ids, uint16 (B, L), zero-padded, cut to the longest.
-        problems: place in the batch -> what is wrong with its picture; its pixels mean nothing.
+        problems: place in the batch -> what is wrong with its image; its pixels are undefined.
     """
 
     pixels: NDArray[np.uint8]
@@ -80,7 +79,7 @@ class Decoded:
 def decode(
     samples: Sequence[Encoded], transform: Transform, pixels: NDArray[np.uint8]
 ) -> tuple[NDArray[np.uint16], dict[int, str]]:
-    """Decodes into `pixels` and returns token ids and problems, as in `Decoded`."""
+    """Decode into `pixels`, and return token ids and problems as in `Decoded`."""
     problems: dict[int, str] = {}
     for place, sample in enumerate(samples):
         rng = random.Random(sample.seed)
@@ -104,7 +103,7 @@ class PendingBatch:
         self._pixels, self._parts, self._done = pixels, parts, done
 
     def result(self) -> Decoded:
-        """Waits for it. Raises DecodeError."""
+        """Wait for the batch. Raises DecodeError."""
         texts: list[NDArray[np.uint16]] = []
         problems: dict[int, str] = {}
         try:
@@ -119,11 +118,11 @@ class PendingBatch:
 
 
 class Decoder:
-    """Decodes batches, one thread or several processes at work."""
+    """Decodes batches in one thread or in several processes."""
 
     def __init__(self, transform: Transform, num_workers: int) -> None:
         """Args:
-        num_workers: processes; 0 decodes in a thread of this one.
+        num_workers: processes; 0: decode in a thread of this process.
         """
         self._transform = transform
         self._blocks = _SharedBlocks()
@@ -135,14 +134,14 @@ class Decoder:
             self._pool = ThreadPoolExecutor(1, thread_name_prefix="decode")
 
     def submit(self, samples: Sequence[Encoded]) -> PendingBatch:
-        """Starts to decode a batch."""
+        """Start to decode a batch."""
         shape = (len(samples), self._transform.image_size_px, self._transform.image_size_px, 3)
         if isinstance(self._pool, ThreadPoolExecutor):
             pixels = np.empty(shape, dtype=np.uint8)
             return PendingBatch(pixels, [(0, self._pool.submit(decode, samples, self._transform, pixels))], lambda: None)
         into = self._blocks.take(int(np.prod(shape)))
         memory = np.frombuffer(_memory(into), dtype=np.uint8, count=int(np.prod(shape)))
-        weakref.finalize(memory, self._blocks.give_back, into)  # when nobody holds the batch any more
+        weakref.finalize(memory, self._blocks.give_back, into)  # once the batch is released
         pixels = memory.reshape(shape)
         source = self._blocks.take(sum(len(sample.image) for sample in samples))
         parts, begin = [], 0
@@ -160,18 +159,18 @@ class Decoder:
         return PendingBatch(pixels, parts, lambda: self._blocks.give_back(source))
 
     def close(self) -> None:
-        """Ends the workers."""
+        """End the workers."""
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._blocks.close()
 
     def worker_ids(self) -> list[int]:
-        """Process ids of the workers; none where a thread decodes."""
+        """Return the process ids of the workers; none if a thread decodes."""
         processes = self._pool._processes if isinstance(self._pool, ProcessPoolExecutor) else None
         return sorted(processes or ())
 
 
 class _SharedBlocks:
-    """Shared memory that is used again: pictures go to the workers in it, and pixels come back."""
+    """Reusable shared memory: it carries images to the workers, and pixels back."""
 
     def __init__(self) -> None:
         self._all: list[SharedMemory] = []
@@ -179,7 +178,7 @@ class _SharedBlocks:
         self._lock = threading.Lock()
 
     def take(self, size: int) -> SharedMemory:
-        """A block of at least so many bytes, and of not many more."""
+        """Return a free or new block of at least `size` bytes and at most about twice as many."""
         with self._lock:
             for place, block in enumerate(self._free):
                 if size <= block.size <= 2 * size:
@@ -197,19 +196,19 @@ class _SharedBlocks:
             block.unlink()
             try:
                 block.close()
-            except BufferError:  # somebody still holds a batch, whose memory goes with it
+            except BufferError:  # a batch is still in use; its memory is freed with it
                 block.close = lambda: None  # type: ignore[method-assign]
         self._all.clear()
 
 
 def stack_texts(parts: Sequence[NDArray[np.uint16]]) -> NDArray[np.uint16]:
-    """Rows of token ids under each other, padded to the longest."""
+    """Concatenate rows of token ids, padded to the longest."""
     longest = max(part.shape[1] for part in parts)
     return np.concatenate([np.pad(part, ((0, 0), (0, longest - part.shape[1]))) for part in parts])
 
 
 def cut_to_longest(texts: NDArray[np.uint16]) -> NDArray[np.uint16]:
-    """Drops the columns that are padding in every row; exact, since the text tower is causal."""
+    """Drop the columns that are padding in every row; exact, since the text tower is causal."""
     return texts[:, : int((texts != 0).sum(axis=1).max(initial=1))]
 
 
@@ -220,11 +219,11 @@ _ATTACHED: dict[str, SharedMemory] = {}
 
 @dataclass(frozen=True)
 class _Task:
-    """Where a worker finds its pictures, and where their pixels go.
+    """The shared memory that a worker reads images from and writes pixels to.
 
     Attributes:
-        source, begin, sizes: the block that holds the pictures, where the first begins, and their sizes in bytes.
-        into, shape, first: the block and shape of the whole batch, and the first row.
+        source, begin, sizes: the block that holds the images, the offset of the first one, and their sizes in bytes.
+        into, shape, first: the block and shape of the whole batch, and the first row to write.
     """
 
     source: str
@@ -256,13 +255,13 @@ def _memory(block: SharedMemory) -> memoryview:
 
 
 def _start_worker(parent: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
     torch.set_num_threads(1)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
 def _end_with(parent: int) -> None:
-    """A parent that was killed closes nothing: its workers would wait for work for ever."""
+    """Exit with the parent: a killed one closes nothing, and its workers would wait for work forever."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)

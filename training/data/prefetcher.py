@@ -1,8 +1,8 @@
 """A rank's undecoded samples, step by step, read ahead of need.
 
 In: the sample order, the data sets, this rank's slice. Out: for each step the samples in order, or what is wrong with one.
-Runs of neighbours are read by threads, those that are needed first first, a bounded number of steps and bytes ahead. A run is
-read by the ranks that need samples of it, from the step on at which a run of training starts; nothing before that is read.
+Threads read runs of neighbours, in the order in which they are needed, a bounded number of steps and bytes ahead. A rank reads
+only the samples of a run that it needs, and none from before the step at which training starts or resumes.
 """
 
 from __future__ import annotations
@@ -19,23 +19,34 @@ import numpy as np
 
 from training.config import DataConfig
 from training.data.data_sets import DataSet, check_prefetch, mean_sample_bytes
+from training.data.order_layout import (
+    Place,
+    Span,
+    block_share,
+    block_steps,
+    locate_sample,
+    locate_samples,
+    locate_shard,
+    next_step,
+    step_spans,
+)
 from training.data.range_cache import RangeCache
-from training.data.sample_order import SampleOrder, Span
+from training.data.sample_order import SampleOrder
 from training.data.shard_reader import Damage, RawSample, ShardReader
 
 STEPS_AHEAD = 16
-"""Reads are started for so many steps to come, as far as `data.prefetch_bytes` allows."""
+"""Steps ahead for which reads are started, as far as `data.prefetch_bytes` allows."""
 
 Sample = RawSample | Damage
 
 
 @dataclass(frozen=True, order=True)
 class _Read:
-    """One run, or the part of it that this rank still needs. Ordered by need.
+    """One run, or the part of it that this rank still needs. Sorts by need.
 
     Attributes:
-        needed: the step that first takes from it, counted over all epochs.
-        shard, positions: where to read.
+        needed: the first step that takes a sample from it, counted over all epochs.
+        shard, positions: the samples to read.
         indices: global indices of the samples at these positions.
     """
 
@@ -48,14 +59,14 @@ class _Read:
 
 
 class SampleFetcher:
-    """Reads a rank's slice of every step, in the order of the steps."""
+    """Reads a rank's slice of each step, in order of the steps."""
 
     def __init__(
         self, data_sets: Sequence[DataSet], order: SampleOrder, bounds: tuple[int, int], config: DataConfig, samples_seen: int
     ) -> None:
         """Args:
             bounds: [start, stop) of this rank's slice of a step.
-            samples_seen: where the run goes on; its step is the first that is read.
+            samples_seen: position at which the run starts or resumes; its step is the first one read.
 
         Raises:
             ConfigError: the order's blocks would not fit into `data.prefetch_bytes`.
@@ -68,8 +79,8 @@ class SampleFetcher:
         self._readers = [ShardReader(one.storage, one.manifest, config.captions, cache) for one in data_sets]
         self._mean_bytes = mean_sample_bytes(data_sets, order)
         check_prefetch(config, order, self._mean_bytes, bounds[1] - bounds[0])
-        epoch, step = order.locate(samples_seen)
-        self._walked = epoch * order.steps_per_epoch + step  # the next step whose blocks are opened
+        epoch, step = next_step(order.layout, samples_seen)
+        self._walked = epoch * order.steps_per_epoch + step  # the next step to open the blocks of
         self._open: dict[tuple[int, int, int], int] = {}  # (epoch, stream, block) -> its last step
         self._pending: list[_Read] = []
         self._samples: dict[tuple[int, int], tuple[Future[list[Sample]], int]] = {}
@@ -80,7 +91,7 @@ class SampleFetcher:
         self._pool = ThreadPoolExecutor(config.read_threads, thread_name_prefix="read")
 
     def step(self, epoch: int, step: int) -> list[Sample]:
-        """This rank's samples of a step, in order. Steps are asked for one after the other."""
+        """Return this rank's samples of a step, in order. Must be called for one step after the other."""
         now = epoch * self.order.steps_per_epoch + step
         self._read_ahead(now)
         found = [self._take(epoch, index) for index in self.order.step_samples(epoch, step, *self.bounds).tolist()]
@@ -88,37 +99,40 @@ class SampleFetcher:
         return found
 
     def substitutes(self, epoch: int, index: int) -> Iterator[RawSample]:
-        """Whole samples in place of one that is not, the same for any number of workers."""
+        """Yield whole samples that may replace a damaged one, the same for any number of workers."""
         for candidate in self.order.substitutes(epoch, index):
-            shard, position = self.order.locate_sample(candidate)
+            shard, position = locate_sample(self.order.shards, candidate)
             sample = self._read(shard, (position,))[0]
             if isinstance(sample, RawSample):
                 yield sample
 
     def address(self, index: int) -> str:
-        """Where a sample lies, for people."""
-        place = self.order.place(self.order.locate_sample(index)[0])
+        """Return the address of a sample's tar, for messages."""
+        place = self._place(index)
         return self._readers[place.source].address(place.shard)
 
     def repeat(self, index: int) -> int:
-        """How often the epoch has shown the sample before: more than 0 where a data set weighs more than 1."""
-        return self.order.place(self.order.locate_sample(index)[0]).repeat
+        """Return how often the epoch has shown the sample before; above 0 only if its data set weighs more than 1."""
+        return self._place(index).repeat
 
     def under_way(self) -> str:
-        """The reads that last longest, for a report of a stall."""
+        """Describe the reads that have taken longest, for a report of a stall."""
         with self._lock:
             oldest = sorted(self._under_way.values(), key=lambda read: read[1])[:3]
         now = time.monotonic()
         return ", ".join(f"{address} for {now - since:.0f} s" for address, since in oldest) or "no read is under way"
 
     def close(self) -> None:
-        """Ends the threads; reads that are under way are waited for."""
+        """End the threads, after the reads that are under way."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     # ----------------------------------------------------------------------------------------------------------- insides
 
+    def _place(self, index: int) -> Place:
+        return locate_shard(self.order.shards, locate_sample(self.order.shards, index)[0])
+
     def _take(self, epoch: int, index: int) -> Sample:
-        """A sample, waited for, and forgotten here."""
+        """Wait for a sample, hand it out, and release its memory here."""
         future, place = self._samples.pop((epoch, index))
         samples = future.result()
         sample = samples[place]
@@ -128,7 +142,7 @@ class SampleFetcher:
         return sample
 
     def _read_ahead(self, now: int) -> None:
-        """Starts the reads that are due: those that step `now` needs in any case, later ones within the limits."""
+        """Start the reads that are due: all that step `now` needs, and later ones within the limits."""
         while True:
             due = self._pending[0].needed if self._pending else None
             if due is not None and due < self._walked:
@@ -144,27 +158,29 @@ class SampleFetcher:
                 return
 
     def _open_blocks(self, step: int) -> None:
-        """Queues the reads of blocks that a step is the first to take from."""
+        """Queue the reads of the blocks that this step is the first to take from."""
         epoch, within = divmod(step, self.order.steps_per_epoch)
-        for span in self.order.step_spans(within, *self.bounds):
+        for span in step_spans(self.order.layout, within, *self.bounds):
             name = (epoch, span.stream, span.block)
             if name not in self._open:
-                self._open[name] = epoch * self.order.steps_per_epoch + self.order.block_steps(span).stop
+                self._open[name] = (
+                    epoch * self.order.steps_per_epoch + block_steps(self.order.layout, span.stream, span.block).stop
+                )
                 for read in self._reads(epoch, within, span):
                     heapq.heappush(self._pending, read)
         for name in [name for name, stop in self._open.items() if stop <= step]:
             del self._open[name]
 
     def _reads(self, epoch: int, step: int, span: Span) -> Iterator[_Read]:
-        """What this rank still needs of a block, by runs."""
-        order = self.order
-        needed = np.full(order.block_size_samples, -1, dtype=np.int64)
-        for later in range(step, order.block_steps(span).stop):
-            first, stop = order.block_span(later, span.stream, span.block, *self.bounds)
+        """Yield one read for each run of a block of which this rank still needs samples."""
+        order, layout = self.order, self.order.layout
+        needed = np.full(layout.block_size_samples, -1, dtype=np.int64)
+        for later in range(step, block_steps(layout, span.stream, span.block).stop):
+            first, stop = block_share(layout, later, span.stream, span.block, *self.bounds)
             needed[first : max(first, stop)] = epoch * order.steps_per_epoch + later
         places = np.flatnonzero(needed >= 0)
         indices = order.block_samples(epoch, span.stream, span.block)[places]
-        shards, positions = order.locate_samples(indices)
+        shards, positions = locate_samples(order.shards, indices)
         runs = positions // order.run_size_samples
         by_run = np.lexsort((positions, runs, shards))
         cuts = np.flatnonzero(np.diff(shards[by_run]) | np.diff(runs[by_run])) + 1
@@ -187,15 +203,15 @@ class SampleFetcher:
             self._samples[read.epoch, index] = (future, place)
 
     def _read_accounted(self, read: _Read, estimate: float) -> list[Sample]:
-        """The samples of a read, whose true size takes the place of its estimate."""
+        """Read, and replace the estimated size by the true one."""
         samples = self._read(read.shard, read.positions)
         with self._lock:
             self._held_bytes += sum(map(_size, samples)) - estimate
         return samples
 
     def _read(self, shard: int, positions: tuple[int, ...]) -> list[Sample]:
-        """Samples of one shard of the order; the call that a reading thread makes."""
-        place = self.order.place(shard)
+        """Read samples of one shard of the order, in a reading thread."""
+        place = locate_shard(self.order.shards, shard)
         reader, me = self._readers[place.source], threading.get_ident()
         with self._lock:
             self._under_way[me] = (reader.address(place.shard), time.monotonic())

@@ -1,10 +1,11 @@
-"""What was read from object storage, kept on a node's own disk for later epochs.
+"""Byte ranges of object storage, kept on a node's own disk for later epochs.
 
-In: a name and a function that fetches its bytes. Out: the bytes, from the folder where it has them. The ranks of a node, and
-other runs, share a folder: an entry is one file that appears whole, with a checksum at its end.
+In: a name and a function that fetches its bytes. Out: the bytes, from the folder if it has them. The ranks of a node, and other
+runs, share a folder: an entry is one file that appears whole, with a checksum at its end.
 
-Every sample is read once an epoch, so what was read last is what is needed last: the cache keeps what came first, up to its
-limit, and throws nothing out for a newcomer. When it is nearly full at a start, shards that this run does not read make room.
+Every sample is read once an epoch, so the range read last is needed last: the cache keeps what came first, up to its limit, and
+evicts nothing for a new entry. If it is nearly full at the start of a run, entries of shards that the run does not read are
+removed.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class RangeCache:
     """A folder of byte ranges with a limit on its size."""
 
     def __init__(self, folder: str, limit_bytes: int, wanted: Collection[str] = ()) -> None:
-        """Opens the folder, and makes it where there is none.
+        """Open the folder, and create it if needed.
 
         Args:
             wanted: first parts of the names that this run will ask for.
@@ -40,7 +41,7 @@ class RangeCache:
             usage.bytes = self._make_room(wanted)
 
     def get(self, name: str, fetch: Callable[[], bytes]) -> bytes:
-        """The bytes of `name`, from the folder or, where it has none or damaged ones, from `fetch`, which are kept then."""
+        """Return the bytes of `name` from the folder; if they are missing or damaged there, fetch and keep them."""
         path = self.folder / name
         body = _read(path)
         if body is not None:
@@ -53,7 +54,7 @@ class RangeCache:
         return body
 
     def _keep(self, path: Path, body: bytes) -> None:
-        """Puts an entry where there is room. A disk that is full or fails costs the entry, never the run."""
+        """Write an entry if there is room. A full or failing disk costs the entry, never the run."""
         size = len(body) + _CHECKSUM_BYTES
         with contextlib.suppress(OSError), self._usage() as usage:
             if usage.bytes + size > self.limit_bytes or path.exists():
@@ -68,18 +69,18 @@ class RangeCache:
                 temporary.unlink(missing_ok=True)
 
     def _drop_damaged(self, path: Path) -> None:
-        """Removes an entry that is there and is damaged, still: another rank may have put a whole one meanwhile."""
+        """Remove a damaged entry, unless another rank has replaced it by a whole one meanwhile."""
         if not path.exists():
             return
         with contextlib.suppress(OSError), self._usage() as usage:
             if _read(path) is None:
-                logger.warning("%s is damaged; it is fetched anew", path)
+                logger.warning("%s is damaged; it is fetched again", path)
                 self.damaged += 1
                 usage.bytes -= path.stat().st_size
                 path.unlink()
 
     def _make_room(self, wanted: Collection[str]) -> int:
-        """Where over nine tenths are used, removes what is not wanted, oldest first, down to half. Returns the bytes in use."""
+        """If over 90% is used, remove unwanted entries, oldest first, down to 50%. Return the bytes in use."""
         entries = []
         for path in self.folder.rglob("*-*"):
             with contextlib.suppress(OSError):
@@ -95,9 +96,9 @@ class RangeCache:
 
     @contextlib.contextmanager
     def _usage(self) -> Iterator[_Usage]:
-        """The folder's size, of which one process at a time may read and write the record."""
+        """Lock and yield the record of the folder's size, and store it if it was changed."""
         with (self.folder / "usage").open("a+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # closing the file gives it up, and so does a kill
+            fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed or the process is killed
             file.seek(0)
             text = file.read()
             usage = _Usage(int(text) if text.isdigit() else 0)
@@ -114,7 +115,7 @@ class _Usage:
 
 
 def _read(path: Path) -> bytes | None:
-    """An entry's bytes; None where there is none, or a damaged one."""
+    """Return an entry's bytes; None if it is missing or damaged."""
     try:
         content = path.read_bytes()
     except OSError:

@@ -1,7 +1,7 @@
-"""Samples by their place in a data set: sidecars say where a sample's bytes lie, range reads fetch neighbours together.
+"""Samples by their position in a shard: sidecars hold byte offsets, range reads fetch neighbours together.
 
-In: a manifest, a shard, and positions in it. Out: undecoded samples, each with the sha256 that ingestion has recorded. What is
-missing, short or changed is named, sample by sample.
+In: a manifest, a shard, and positions in it. Out: undecoded samples, each with the sha256 that ingestion recorded, and
+`Damage` for each sample that is missing or cut.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from pipeline.storage.base import Storage
 from training.data.range_cache import RangeCache
 
 INDEX_BYTES = 256 << 20
-"""Of shard indices that one reader keeps."""
+"""Memory for the shard indices that one reader keeps."""
 GAP_BYTES = 256 << 10
-"""Samples with less than this between them are read at once."""
+"""Samples with a smaller gap between them are read at once."""
 _MEMBERS = ("jpg", "txt", "json")
 _HASH_BYTES = 8
 
 
 @dataclass(frozen=True)
 class RawSample:
-    """One pair as it is stored.
+    """One stored pair.
 
     Attributes:
-        image: the encoded picture.
-        captions: that it may be shown with, one or more; none where nobody asked for any.
-        sha256: the first bytes of the picture's, as ingestion recorded it; empty where it did not.
+        image: the encoded image.
+        captions: one or more to choose from; none if the reader was opened without captions.
+        sha256: the first bytes of the image's sha256 as ingestion recorded it; empty if it did not.
     """
 
     key: str
@@ -52,30 +52,30 @@ class RawSample:
         return self.captions[0]
 
 
-CHANGED = "the picture has not the sha256 of its sidecar; the shard was changed, restore it"
+CHANGED = "the image does not match the sha256 in its sidecar; the shard was changed, restore it"
 
 
 def is_changed(image: bytes | memoryview, sha256: bytes) -> bool:
-    """Whether a picture is another than the one that was stored."""
+    """Return whether an image differs from the one that was stored."""
     return sha256 != hashlib.sha256(image).digest()[: len(sha256)]
 
 
 @dataclass(frozen=True)
 class Damage:
-    """A sample that the manifest promises and that is not there as promised. `problem` names it."""
+    """A sample that is missing or not as the manifest describes it. `problem` names the sample."""
 
     problem: str
 
 
 @dataclass(frozen=True)
 class _ShardIndex:
-    """Where the samples of one shard lie in its tar; one entry a sample, in the tar's order.
+    """Byte offsets of the samples of one shard in its tar; one entry a sample, in the tar's order.
 
     Attributes:
-        prefix, keys: a key is the shard's common prefix and the rest, which is kept in few bytes.
-        offset, size: by member; of the members that are read.
-        hashes: the first bytes of the stored picture's sha256; None for a sidecar that has none.
-        columns: captions that do not lie in the tar, by name.
+        prefix, keys: a key is the shard's common prefix plus its own rest, to save memory.
+        offset, size: by member, for the members that are read.
+        hashes: the first bytes of the stored images' sha256; None if the sidecar has none.
+        columns: captions that are not in the tar, by name.
     """
 
     prefix: bytes
@@ -94,7 +94,7 @@ class _ShardIndex:
         return (self.prefix + self.keys[position]).decode()
 
     def span(self, position: int) -> tuple[int, int]:
-        """[begin, end) in the tar of what a sample needs."""
+        """Return [begin, end) in the tar of all members of a sample."""
         begin = min(int(self.offset[member][position]) for member in self.offset)
         return begin, max(int(self.offset[member][position]) + int(self.size[member][position]) for member in self.offset)
 
@@ -111,8 +111,8 @@ class ShardReader:
         captions_key: str = "data.captions",
     ) -> None:
         """Args:
-        captions: where captions come from, see `DataConfig.captions`; none, where nobody asks for any.
-        captions_key: what a person calls that.
+        captions: names of the places that hold captions, see `DataConfig.captions`; empty: read none.
+        captions_key: the configuration key that sets them, for messages.
         """
         self.storage, self.manifest, self.cache, self._captions_key = storage, manifest, cache, captions_key
         self._captions = tuple(captions)
@@ -121,10 +121,10 @@ class ShardReader:
         self._lock = threading.Lock()
 
     def read(self, shard: int, first: int, stop: int) -> list[RawSample]:
-        """Samples [first, stop) of a shard.
+        """Return samples [first, stop) of a shard, checked against their sha256.
 
         Raises:
-            ManifestError: the shard is missing, short, or not the one that the manifest names.
+            ManifestError: the shard is missing, cut, or not the one that the manifest names.
         """
         samples = []
         for sample in self.read_run(shard, range(first, stop)):
@@ -136,12 +136,13 @@ class ShardReader:
         return samples
 
     def read_run(self, shard: int, positions: Sequence[int], run: range | None = None) -> list[RawSample | Damage]:
-        """Samples of a shard by their positions, ascending; their sha256 is for the caller to check.
-
-        Raises StorageError for trouble that is not the shard's own.
+        """Return samples of a shard by their positions, ascending; the caller checks their sha256.
 
         Args:
-            run: the neighbours that a cache keeps together; `positions` are among them.
+            run: the neighbours that a cache keeps together, `positions` among them.
+
+        Raises:
+            StorageError: the storage fails, rather than the shard.
         """
         record = self.manifest.shards[shard]
         storage, path = locate_tar(self.storage, record)
@@ -153,24 +154,24 @@ class ShardReader:
         except FileNotFoundError:
             gone = Damage(f"{storage.address(path)}: the manifest names this shard and it is gone; restore it")
             return [gone] * len(positions)
-        except ManifestError as error:  # the sidecar
+        except ManifestError as error:  # from the sidecar
             return [Damage(str(error))] * len(positions)
         return [self._sample(index, parts, position, storage.address(path)) for position in positions]
 
     def columns(self, shard: int, names: Sequence[str]) -> pa.Table:
-        """Sidecar columns of a shard's samples, in the tar's order. Raises ManifestError for a column that is not there."""
+        """Return sidecar columns of a shard's samples, in the tar's order. Raises ManifestError if a column is missing."""
         record = self.manifest.shards[shard]
-        there = read_sidecar(self.storage, record)
-        missing = [name for name in names if name not in there.column_names]
+        sidecar = read_sidecar(self.storage, record)
+        missing = [name for name in names if name not in sidecar.column_names]
         if missing:
             raise ManifestError(
-                f"column {missing[0]}: {self.storage.address(record.sidecar_path)} has {', '.join(there.column_names)}; "
+                f"column {missing[0]}: {self.storage.address(record.sidecar_path)} has {', '.join(sidecar.column_names)}; "
                 "name one of them"
             )
         return read_samples(self.storage, record, names)
 
     def address(self, shard: int) -> str:
-        """Where a shard's tar lies, for people."""
+        """Return the address of a shard's tar, for messages."""
         storage, path = locate_tar(self.storage, self.manifest.shards[shard])
         return storage.address(path)
 
@@ -201,7 +202,7 @@ class ShardReader:
             return Damage(f"{address}: {error}")
 
     def _alternatives(self, index: _ShardIndex, member: Any, position: int, key: str) -> tuple[str, ...]:
-        """A sample's captions, from all that `data.captions` names."""
+        """Return a sample's captions from all places that `data.captions` names."""
         found: list[Any] = []
         for name in self._captions:
             if name in index.columns:
@@ -249,7 +250,7 @@ class ShardReader:
         return _ShardIndex(
             prefix=prefix,
             keys=np.array([key[len(prefix) :] for key in keys], dtype=np.bytes_),
-            # A member that a sample lacks is an empty one beside its picture.
+            # A missing member counts as an empty one at the image's offset.
             offset={name: pc.coalesce(table[f"{name}_offset"], table["jpg_offset"]).to_numpy() for name in members},
             size={name: table[f"{name}_size"].fill_null(0).to_numpy().astype(np.uint32) for name in members},
             hashes=np.array(hashes, dtype=f"V{_HASH_BYTES}") if len(hashes) == len(keys) else None,
@@ -258,7 +259,7 @@ class ShardReader:
 
 
 class _DamagedError(Exception):
-    """Why one sample is not what the manifest promises."""
+    """One sample is not as the manifest describes it."""
 
 
 def _common_prefix(first: bytes, last: bytes) -> bytes:
@@ -267,7 +268,7 @@ def _common_prefix(first: bytes, last: bytes) -> bytes:
 
 
 def _ranges(index: _ShardIndex, positions: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """[begin, end) of what to read for samples, neighbours together."""
+    """Yield [begin, end) of each read that the samples need, neighbours together."""
     begin, end = index.span(positions[0])
     for position in positions[1:]:
         first, stop = index.span(position)
@@ -279,7 +280,7 @@ def _ranges(index: _ShardIndex, positions: Sequence[int]) -> Iterator[tuple[int,
 
 
 def _join(index: _ShardIndex, positions: range) -> tuple[int, int]:
-    """[begin, end) of all samples from the first to the last."""
+    """Return [begin, end) of all samples from the first to the last."""
     return index.span(positions[0])[0], index.span(positions[-1])[1]
 
 

@@ -1,1 +1,1 @@
-"""Zero-shot classification and retrieval, pure functions under thin runners."""
+"""A model and held-out data in; figures of retrieval, zero-shot classification and the linear probe out."""

@@ -1,7 +1,7 @@
-"""What an evaluation reports: figures, each beside what chance would get and a 95% confidence interval.
+"""Figures of an evaluation, each with its value at chance and a 95% confidence interval.
 
-In: counts of right answers, or ranks. Out: `Figure`s, as a table and as the flat dictionary that metrics.jsonl and W&B hold:
-`evaluation/NAME`, and apart from it `evaluation_bounds/NAME_{low,high,chance}`.
+In: counts of right answers, or ranks. Out: `Figure`s, a table of them, and the flat dictionary that metrics.jsonl and W&B hold:
+`evaluation/NAME`, and separately `evaluation_bounds/NAME_{low,high,chance}`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 Z_95 = 1.959963984540054
-"""Quantile of the normal distribution that leaves 2.5% above it."""
+"""The 97.5% quantile of the normal distribution."""
 VALUES, BOUNDS = "evaluation/", "evaluation_bounds/"
 
 
@@ -20,9 +20,9 @@ class Figure:
     """One measured number.
 
     Attributes:
-        chance: what answers drawn at random would get; None of what is no result.
-        low, high: a 95% confidence interval, where the queries are a sample of all that could be asked.
-        num_queries: how many there were.
+        chance: the value that random answers would get; None if the number is not a result.
+        low, high: a 95% confidence interval, for queries that are a sample of all possible ones.
+        num_queries: number of queries.
     """
 
     name: str
@@ -34,12 +34,12 @@ class Figure:
 
 
 def share(name: str, hits: int, num_queries: int, chance: float) -> Figure:
-    """A share of right answers, with Wilson's interval."""
+    """Return a share of right answers, with Wilson's interval."""
     return Figure(name, hits / num_queries, chance, *wilson(hits, num_queries), num_queries)
 
 
 def wilson(hits: float, num_queries: int) -> tuple[float, float]:
-    """Wilson's score interval of a share (J. Am. Stat. Assoc. 22, 1927): it stays in [0, 1], and holds at 0 and at 1 too."""
+    """Return Wilson's score interval of a share (J. Am. Stat. Assoc. 22, 1927): it stays in [0, 1] and is valid at 0 and 1."""
     p, n = hits / num_queries, num_queries
     centre = (p + Z_95**2 / (2 * n)) / (1 + Z_95**2 / n)
     half = Z_95 / (1 + Z_95**2 / n) * math.sqrt(p * (1 - p) / n + Z_95**2 / (4 * n**2))
@@ -47,10 +47,10 @@ def wilson(hits: float, num_queries: int) -> tuple[float, float]:
 
 
 def mean_of_shares(name: str, hits: Sequence[int], counts: Sequence[int], chance: float) -> Figure:
-    """The mean over classes of each one's share; classes without a query are left out.
+    """Return the mean over classes of each one's share of right answers, over the classes that have queries.
 
-    The interval joins the classes' own Wilson intervals (MOVER: Zou and Donner, Statistics in Medicine 27, 2008), so a class
-    of two pictures makes it as wide as it should.
+    The interval combines the classes' Wilson intervals (MOVER: Zou and Donner, Statistics in Medicine 27, 2008), so a class
+    with two images makes it as wide as it should be.
     """
     classes = [(hit, count) for hit, count in zip(hits, counts, strict=True) if count]
     shares = [hit / count for hit, count in classes]
@@ -62,9 +62,9 @@ def mean_of_shares(name: str, hits: Sequence[int], counts: Sequence[int], chance
 
 
 def median(name: str, sorted_ranks: Sequence[int], chance: float) -> Figure:
-    """The median of ranks that begin at 1, with the interval between two of them that holds it in 95 of 100 samples.
+    """Return the median of ranks that begin at 1, with its 95% interval, which lies between two of the ranks.
 
-    How many of n values lie below their true median is binomial (n, 1/2), whatever their distribution.
+    The number of values below the true median is binomial(n, 1/2), whatever their distribution.
     """
     n = len(sorted_ranks)
     middle = (sorted_ranks[(n - 1) // 2] + sorted_ranks[n // 2]) / 2
@@ -73,7 +73,7 @@ def median(name: str, sorted_ranks: Sequence[int], chance: float) -> Figure:
 
 
 def _order_statistic(n: int) -> int:
-    """The largest l with P(binomial(n, 1/2) < l) at most 2.5%; 0 for fewer than six values, which are too few."""
+    """Return the largest l with P(binomial(n, 1/2) < l) <= 2.5%; 0 for fewer than six values."""
     import torch
 
     k = torch.arange(n // 2 + 1, dtype=torch.float64)
@@ -83,7 +83,7 @@ def _order_statistic(n: int) -> int:
 
 
 def flatten(figures: Iterable[Figure]) -> dict[str, float]:
-    """As a row of metrics.jsonl holds them."""
+    """Return figures as a row of metrics.jsonl holds them."""
     row = {}
     for figure in figures:
         row[f"{VALUES}{figure.name}"] = figure.value
@@ -94,12 +94,12 @@ def flatten(figures: Iterable[Figure]) -> dict[str, float]:
 
 
 def headline(metrics: Mapping[str, float]) -> dict[str, float]:
-    """NAME -> value, of a row that `flatten` made: what is read first."""
+    """Return NAME -> value of a row that `flatten` made, without the bounds."""
     return {name.removeprefix(VALUES): value for name, value in metrics.items() if name.startswith(VALUES)}
 
 
 def table(metrics: Mapping[str, float]) -> str:
-    """The same row for people: one line a figure."""
+    """Format such a row for people, one figure per line."""
     lines = [f"{'':32} {'':6}  {'chance':>10}   95% interval"]
     for name, value in headline(metrics).items():
         line = f"{name:32} {value:.4f}"

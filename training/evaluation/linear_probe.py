@@ -1,9 +1,9 @@
-"""The linear probe: how well a linear classifier tells classes apart by frozen picture features (paper, appendix A.3).
+"""The linear probe: the accuracy of a linear classifier on frozen image features (paper, appendix A.3).
 
-In: what the image encoder computes before its projection (I_f of the paper's Figure 3), and labels. Out: `Figure`s.
+In: features of the image encoder before its projection (I_f of the paper's Figure 3), and labels. Out: `Figure`s.
 As in the paper: scikit-learn's L-BFGS logistic regression, at most 1,000 iterations; the strength of the L2 penalty, lambda, is
-chosen on validation data between 1e-6 and 1e6, at 8 steps a decade, by halving the interval around the peak; then the
-classifier learns from both splits together. The ranks share the candidates of a sweep.
+chosen on validation data between 1e-6 and 1e6, in steps of 1/8 decade, by halving the interval around the peak; then the
+classifier is fitted to both splits together. The ranks share the candidates of a sweep.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from training.evaluation.figures import Figure, mean_of_shares, share
 
 MAX_ITERATIONS = 1000
 DECADES = (-6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0)
-"""Of lambda, where the search begins."""
+"""log10(lambda) of the candidates that the search begins with."""
 RESOLUTION = 1 / 8
 VALIDATION_EVERY = 5
-"""Of each class every so manieth sample validates, where no validation data are given."""
+"""Every fifth sample of each class validates if no validation data are given."""
 Features = NDArray[np.float32]
 Labels = NDArray[np.int64]
 
 
 def fit(features: Features, labels: Labels, decade: float) -> Any:
-    """scikit-learn's classifier with lambda = 10 ** decade, on the sum of losses; its C is 1 / lambda."""
+    """Fit scikit-learn's classifier with lambda = 10 ** decade, on the sum of losses; its C is 1 / lambda."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
@@ -40,10 +40,10 @@ def fit(features: Features, labels: Labels, decade: float) -> Any:
 
 
 def choose_decade(score: Callable[[Sequence[float]], list[float]]) -> float:
-    """The decade of lambda that scores highest, of the strongest penalty among equals.
+    """Return the log10(lambda) with the highest score; among equals, the strongest penalty.
 
     Args:
-        score: of some candidates at a time.
+        score: returns the validation accuracy of several candidates.
     """
     found: dict[float, float] = {}
     step, candidates = DECADES[1] - DECADES[0], list(DECADES)
@@ -57,14 +57,14 @@ def choose_decade(score: Callable[[Sequence[float]], list[float]]) -> float:
 
 
 def validation_split(labels: Labels) -> NDArray[np.bool_]:
-    """Which samples validate: of each class every fifth, in their order. Raises ConfigError where there is none."""
+    """Return a mask of the samples that validate: every fifth of each class. Raises ConfigError if there are none."""
     chosen = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
         chosen[np.flatnonzero(labels == label)[VALIDATION_EVERY - 1 :: VALIDATION_EVERY]] = True
     if not chosen.any():
         raise ConfigError(
-            f"evaluation.linear_probe.train_uri: no class has {VALIDATION_EVERY} samples, of which one could validate; "
-            "use more data, or give validation_uri"
+            f"evaluation.linear_probe.train_uri: no class has {VALIDATION_EVERY} samples, one of which could "
+            "validate; use more data, or give validation_uri"
         )
     return chosen
 
@@ -76,16 +76,16 @@ def probe_figures(
     world: World,
     alive: Callable[[], object] = lambda: None,
 ) -> list[Figure]:
-    """Accuracy on the test data, the mean over classes of each one's own, and the decade of lambda. Every rank calls it.
+    """Return the accuracy on the test data, its mean over classes, and log10(lambda). Every rank calls it.
 
-    Chance is what always answering the class that is most frequent in training would get.
+    The value at chance is that of always answering the class that is most frequent in training.
 
     Args:
+        train, test, validation: features (N, D) and labels (N,) of all ranks. Without validation, a fifth of `train` validates.
         alive: called before each fit.
-        train, test, validation: features (N, D) and labels (N,) of all ranks; None: a fifth of each class of `train`.
     """
     if not all(np.isfinite(features).all() for features, _ in (train, test, validation or test)):
-        return _figures(np.full_like(test[1], -1), test[1], train[1])  # a model that has diverged
+        return _figures(np.full_like(test[1], -1), test[1], train[1])  # the model has diverged
     if validation is None:
         held = validation_split(train[1])
         train, validation = (train[0][~held], train[1][~held]), (train[0][held], train[1][held])

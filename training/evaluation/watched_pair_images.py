@@ -1,4 +1,4 @@
-"""The probe as pictures for W&B: a heat map of similarities, and for each caption the pictures found."""
+"""Images of the watched pairs for W&B: a heat map of similarities, and for each caption the images found."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ RIGHT, OTHER = "#2da44e", "#d0d7de"
 
 
 def draw_similarity(similarity: list[list[float | None]]) -> Image.Image:
-    """Cosines from -1 to 1 as colours, pictures downwards and captions to the right; what is no number is grey.
+    """Draw cosines as colours, images downwards and captions to the right; NaN is grey.
 
-    The scale is that of the map itself: CLIP's cosines lie close together, and it is their order that counts.
+    Colours span the range of the map itself: CLIP's cosines lie close together, and their order is what counts.
     """
     cells = np.array([[np.nan if value is None else value for value in row] for row in similarity])
     finite = cells[np.isfinite(cells)]
@@ -28,13 +28,13 @@ def draw_similarity(similarity: list[list[float | None]]) -> Image.Image:
     return Image.fromarray(pixels.repeat(CELL_PX, axis=0).repeat(CELL_PX, axis=1))
 
 
-def draw_found(pairs: Mapping[str, Any], look: Mapping[str, Any]) -> Iterator[tuple[Image.Image, str]]:
-    """For each query of a look (a row of probe.jsonl): the pictures found in a row, its own framed in green, and words."""
-    for query, found, rank in zip(pairs["queries"], look["found"], look["rank"], strict=True):
+def draw_found(pairs: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[tuple[Image.Image, str]]:
+    """Yield, for each query in a row of probe.jsonl, the images found, the right one framed in green, and a title."""
+    for query, found, rank in zip(pairs["queries"], row["found"], row["rank"], strict=True):
         strip = Image.new("RGB", (len(found) * TILE_PX, TILE_PX), "white")
         for number, place in enumerate(found):
-            picture = Image.open(io.BytesIO(base64.b64decode(pairs["thumbnails"][place])))
-            inner = ImageOps.pad(picture, (TILE_PX - 2 * FRAME_PX,) * 2, color="white")
+            image = Image.open(io.BytesIO(base64.b64decode(pairs["thumbnails"][place])))
+            inner = ImageOps.pad(image, (TILE_PX - 2 * FRAME_PX,) * 2, color="white")
             framed = ImageOps.expand(inner, FRAME_PX, fill=RIGHT if place == query else OTHER)
             strip.paste(framed, (number * TILE_PX, 0))
-        yield strip, f"{pairs['captions'][query]} (its own picture is number {rank + 1} of {len(pairs['captions'])})"
+        yield strip, f"{pairs['captions'][query]} (its own image is number {rank + 1} of {len(pairs['captions'])})"

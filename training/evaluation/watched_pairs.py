@@ -1,10 +1,10 @@
-"""A fixed probe: a few pairs that every evaluation looks at in the same way, so that one can see what a model has learned.
+"""A few fixed pairs whose similarity is watched: each evaluation shows in the same way what a model has learned.
 
-In: on every rank, the data set that is evaluated on (or trained on, where there is none) and the model as it is. Out: on rank
-0 a `Look`: similarities of pictures and captions, and which pictures are found for some of the captions. The pairs are spread
-over the data set, read once, and encoded by all ranks, each its slice.
+In: on every rank, the data set that is evaluated on (or else trained on), and the model. Out: on rank 0 `PairSimilarities`: the
+similarities of images and captions, and the images found for some captions. The pairs are spread over the data set, read
+once, and encoded by all ranks, each its slice.
 
-It is there to be looked at: what goes wrong with it is said once, and no run ends by it.
+They are only for display: an error is logged, and no run ends by it.
 """
 
 from __future__ import annotations
@@ -42,25 +42,25 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 NUM_PAIRS = 64
-"""Among so many pictures those of a caption are looked for."""
+"""Pairs, and so images that are searched for each caption."""
 NUM_SHOWN, NUM_QUERIES, NUM_FOUND = 16, 8, 5
-"""Pairs whose similarities are shown; captions whose pictures are shown; pictures shown for each."""
+"""Pairs whose similarities are shown; captions whose images are shown; images shown for each."""
 NUM_SHARDS = 8
-"""That the pairs come from, at most: each costs its sidecar."""
+"""Shards that the pairs come from at most, since the sidecar of each is read."""
 THUMBNAIL_PX, CAPTION_CHARACTERS = 96, 300
 
 
 @dataclass(frozen=True)
-class ProbePairs:
-    """What the probe looks at; the same in every evaluation of a run.
+class WatchedPairs:
+    """The pairs themselves; the same in every evaluation of a run.
 
     Attributes:
-        uri, version: of the data set.
-        held_out: whether it is what the run is evaluated on; else the model was trained on these pairs.
-        captions: of each pair, long ones cut.
-        thumbnails: JPEG of each picture, base64.
-        shown: places of the pairs whose similarities are shown.
-        queries: places of the captions whose pictures are shown.
+        uri, version: their data set.
+        held_out: the run is evaluated on them; otherwise the model was trained on them.
+        captions: one for each pair, long ones cut.
+        thumbnails: JPEG of each image, base64.
+        shown: indices of the pairs whose similarities are shown.
+        queries: indices of the captions whose images are shown.
     """
 
     uri: str
@@ -73,18 +73,18 @@ class ProbePairs:
     queries: list[int]
 
     def as_dict(self) -> dict[str, Any]:
-        """For probe.json."""
+        """Return the content of probe.json."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
-class Look:
-    """What a model made of the pairs.
+class PairSimilarities:
+    """The similarities of the pairs under one model.
 
     Attributes:
-        similarity: cosine of each picture that is shown (rows) and each caption that is shown (columns).
-        found: for each query the places of the most similar pictures, best first.
-        rank: for each query, how many pictures score at least as high as its own; 0: it is the first.
+        similarity: cosine of each image (rows) and each caption (columns) that is shown; None if it is not finite.
+        found: for each query, the indices of the most similar images, best first.
+        rank: for each query, the number of other images that score at least as high as its own.
     """
 
     similarity: list[list[float | None]]
@@ -92,13 +92,13 @@ class Look:
     rank: list[int]
 
     def as_row(self, step: int, pairs: Mapping[str, Any]) -> dict[str, Any]:
-        """For probe.jsonl. `pairs`: those that were looked at (`ProbePairs.as_dict`)."""
+        """Return a row of probe.jsonl. `pairs` is `WatchedPairs.as_dict`."""
         return {"step": step, "pairs": pairs_id(pairs), **asdict(self)}
 
 
 @dataclass(frozen=True)
 class _Own:
-    """This rank's slice of the pairs, ready for the model."""
+    """This rank's slice of the pairs, as the model takes them."""
 
     pixels: Tensor
     texts: Tensor
@@ -107,8 +107,8 @@ class _Own:
     thumbnails: list[str]
 
 
-class Probe:
-    """The pairs of one run, on every rank. Nothing is read before the first look."""
+class PairWatcher:
+    """Reads the pairs of one run, and computes their similarities, on every rank. Nothing is read before the first time."""
 
     def __init__(self, config: TrainingConfig, trained_on: Sequence[DataSet], world: World) -> None:
         self._world = world
@@ -116,25 +116,25 @@ class Probe:
         self._trained_on, self._config = trained_on[0], config
         self._own: _Own | None = None
         self._source = ("", 0)  # address and version
-        self.pairs: ProbePairs | None = None
-        """On rank 0, after the first look."""
+        self.pairs: WatchedPairs | None = None
+        """The pairs; on rank 0, after the first measurement."""
 
     @torch.no_grad()
-    def look(self, clip: CLIP) -> Look | None:
-        """What the model makes of the pairs, on rank 0; None elsewhere, and where the probe does not work.
+    def measure(self, clip: CLIP) -> PairSimilarities | None:
+        """Compute the pairs' similarities, on rank 0; return None on other ranks, and after an error.
 
         Every rank calls it, with its model in evaluation mode.
         """
         try:
             own: Any = self._encode(clip)
-        except Exception as error:  # said to all ranks, which would wait for this one else
+        except Exception as error:  # told to the other ranks, which would wait for this one
             own = f"{type(error).__name__}: {error}"
         parts = gather_objects(own, self._world)
         problems = [part for part in parts if isinstance(part, str)]
         keys = [] if problems else [key for part in parts for key in part["keys"]]
         if not keys:
             if self._world.is_main:
-                logger.warning("the probe is left out: %s", problems[0] if problems else "there are no pairs")
+                logger.warning("the watched pairs are skipped: %s", problems[0] if problems else "there are no pairs")
             return None
         if not self._world.is_main:
             return None
@@ -143,14 +143,14 @@ class Probe:
             images, texts = (torch.cat([part[tower] for part in parts]) for tower in ("images", "texts"))
             return compare(images, texts, self.pairs.shown, self.pairs.queries)
         except Exception as error:
-            logger.warning("the probe is left out: %s: %s", type(error).__name__, error)
+            logger.warning("the watched pairs are skipped: %s: %s", type(error).__name__, error)
             return None
 
     def _encode(self, clip: CLIP) -> dict[str, Any]:
-        """This rank's features (B, E), and what else rank 0 is to know of its pairs."""
+        """Return this rank's features (B, E), and what rank 0 records of its pairs."""
         row, device = clip.architecture, self._world.device
         own = self._own or self._read(row.image_size_px, row.context_length)
-        self._own = own if own.keys else None  # what could not be read is tried again
+        self._own = own if own.keys else None  # without pairs, try again next time
         features = [torch.zeros(0, row.embed_dim)] * 2
         if own.keys:
             pixels = normalize_images(own.pixels.to(device))
@@ -171,7 +171,7 @@ class Probe:
         raw = [one for shard, positions in wanted.items() for one in reader.read_run(shard, positions)]
         samples, pixels = [], []
         for sample in raw:
-            with contextlib.suppress(ValueError):  # damage is for the loader and the evaluation to report
+            with contextlib.suppress(ValueError):  # the loader and the evaluation report damage
                 if isinstance(sample, RawSample):
                     pixels.append(load_eval_image(sample.image, image_size_px))
                     samples.append(sample)
@@ -185,7 +185,7 @@ class Probe:
         )
 
     def _open(self) -> tuple[Storage, Manifest, tuple[str, ...]]:
-        """(storage, manifest, where captions come from) of the data set of the pairs: one of ours, so that few are read."""
+        """Return (storage, manifest, places of captions) of the pairs' data set, which has a manifest to read by."""
         if self._held_out is not None:
             storage = open_storage(self._held_out)
             if list_versions(storage):
@@ -193,10 +193,10 @@ class Probe:
             self._held_out = None
         return self._trained_on.storage, self._trained_on.manifest, self._config.data.captions
 
-    def _describe(self, parts: list[dict[str, Any]]) -> ProbePairs:
+    def _describe(self, parts: list[dict[str, Any]]) -> WatchedPairs:
         known = {name: [one for part in parts for one in part[name]] for name in ("keys", "captions", "thumbnails")}
         places = range(len(known["keys"]))
-        return ProbePairs(
+        return WatchedPairs(
             uri=self._source[0],
             version=self._source[1],
             held_out=self._held_out is not None,
@@ -207,30 +207,30 @@ class Probe:
 
 
 def pairs_id(pairs: Mapping[str, Any]) -> str:
-    """Tells the pairs of one probe from those of another: a run may go on with other data to look at."""
+    """Return a short hash of the pairs: a resumed run may watch others."""
     content = json.dumps([pairs["uri"], pairs["version"], pairs["keys"]])
     return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
-@torch.autocast("cpu", enabled=False)  # in bfloat16 scores tie that do not
-def compare(images_NE: Tensor, texts_NE: Tensor, shown: Sequence[int], queries: Sequence[int]) -> Look:
-    """Similarities of some pairs, and the pictures that are nearest to some captions among all N.
+@torch.autocast("cpu", enabled=False)  # bfloat16 would create ties
+def compare(images_NE: Tensor, texts_NE: Tensor, shown: Sequence[int], queries: Sequence[int]) -> PairSimilarities:
+    """Compute the similarities of some pairs, and the images among all N that are nearest to some captions.
 
     Args:
         images_NE, texts_NE: normalised features.
     """
     scores = texts_NE[list(queries)] @ images_NE.T
     right = scores.gather(1, torch.tensor(list(queries))[:, None])
-    # Not lower, rather than at least as high: a score that is no number must not count as a hit.
+    # `not lower` instead of `at least as high`, so that a NaN score is no hit.
     rank = ((~(scores < right)).sum(dim=1) - 1).tolist()
     found = scores.topk(min(NUM_FOUND, len(images_NE)), dim=1).indices.tolist()
     similarity = (images_NE[list(shown)] @ texts_NE[list(shown)].T).tolist()
     cells = [[round(value, 4) if math.isfinite(value) else None for value in row] for row in similarity]
-    return Look(similarity=cells, found=found, rank=rank)
+    return PairSimilarities(similarity=cells, found=found, rank=rank)
 
 
 def spread(counts: Sequence[int], wanted: int) -> list[tuple[int, int]]:
-    """(shard, position) of some samples, evenly over a few shards that are evenly chosen; ascending, and the same always.
+    """Choose (shard, position) of samples, evenly spaced over a few evenly spaced shards; ascending and deterministic.
 
     Args:
         counts: samples of each shard.
@@ -241,7 +241,7 @@ def spread(counts: Sequence[int], wanted: int) -> list[tuple[int, int]]:
 
 
 def evenly(things: Sequence[T], wanted: int) -> list[T]:
-    """So many of the things, or all where there are fewer, at equal distances."""
+    """Return `wanted` of the things at equal distances, or all if there are fewer."""
     count = min(wanted, len(things))
     return [things[number * len(things) // count] for number in range(count)]
 

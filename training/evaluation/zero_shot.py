@@ -1,6 +1,6 @@
 """Zero-shot classification: a class is the mean feature of its prompts (paper, section 3.1.4).
 
-In: class names, templates, and this rank's picture features. Out: counts of right answers a class, and `Figure`s of them.
+In: class names, templates, and this rank's image features. Out: counts of right answers per class, and their `Figure`s.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from training.evaluation.figures import Figure, mean_of_shares, share
 
 
 def prompts_of(class_name: str, templates: Sequence[str]) -> list[str]:
-    """The templates with the class name in its place."""
+    """Return the templates with the class name filled in."""
     prompts = list(templates)
     for place in PLACES:
         prompts = [prompt.replace(place, class_name) for prompt in prompts]
@@ -32,15 +32,15 @@ def build_classifier(
     world: World,
     batch_size: int = 256,
 ) -> Tensor:
-    """One normalised feature a class, the mean over its prompts: (C, E), on every rank. Each rank encodes its share.
+    """Return a normalised feature for each class, the mean over its prompts: (C, E), on every rank. Ranks share the classes.
 
     Args:
         encode_text: token ids (B, L) -> normalised features (B, E).
-        templates: prompts with `{}` or `{c}` where the class name goes.
+        templates: prompts with `{}` or `{c}` for the class name.
         batch_size: prompts that are encoded at a time.
     """
     first, stop = slice_bounds(len(class_names), world.rank, world.world_size)
-    # A rank without a class encodes one all the same, to know the features' shape.
+    # A rank without classes encodes one anyway, to learn the features' shape.
     names = list(class_names[first:stop]) or [class_names[0]]
     prompts = [prompt for name in names for prompt in prompts_of(name, templates)]
     features = [
@@ -51,21 +51,21 @@ def build_classifier(
 
 
 def count_right(image_features_NE: Tensor, classifier_CE: Tensor, labels_N: Tensor, ks: Sequence[int]) -> Tensor:
-    """How many pictures of each class find it among the k that score highest: (K, C), int64.
+    """Count the images of each class whose class is among the k that score highest: (K, C), int64.
 
-    A tie counts against us, and a score that is no number is never right.
+    A tie counts as a miss, and a NaN score is never right.
     """
-    with torch.autocast(image_features_NE.device.type, enabled=False):  # bfloat16 would make ties of scores that are none
+    with torch.autocast(image_features_NE.device.type, enabled=False):  # bfloat16 would create ties
         scores = image_features_NE @ classifier_CE.T
     right = scores.gather(1, labels_N[:, None])
-    # Not lower, rather than at least as high: a score that is no number counts against us.
+    # `not lower` instead of `at least as high`, so that a NaN score counts as a miss.
     ranks = (~(scores < right)).sum(dim=1)
     found = [torch.bincount(labels_N[(ranks <= k) & ~right[:, 0].isnan()], minlength=len(classifier_CE)) for k in ks]
     return torch.stack(found)
 
 
 def zero_shot_figures(hits_KC: Tensor, count_C: Tensor) -> list[Figure]:
-    """Top-1 and top-5 accuracy, and the mean over classes of each one's own, from all ranks' counts for k = 1 and 5."""
+    """Return top-1 and top-5 accuracy and the mean per-class accuracy, from all ranks' counts for k = 1 and 5."""
     (top1, top5), counts, classes = hits_KC.tolist(), count_C.tolist(), len(count_C)
     return [
         share("zero_shot_top1", sum(top1), sum(counts), 1 / classes),

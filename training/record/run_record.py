@@ -38,9 +38,9 @@ import yaml
 from pipeline.errors import StorageError
 from training.checkpoint.writer import RunTakenError
 from training.evaluation.figures import headline
-from training.evaluation.watched_pairs import Look, Probe
+from training.evaluation.watched_pairs import PairSimilarities, WatchedPairs
 from training.record.goodput import Launch, Ledger, Spent
-from training.record.tracking import LOOKS, METRICS, PROBE, Tracker, only_a_warning, read_metrics
+from training.record.tracking import METRICS, PAIR_SIMILARITIES, WATCHED_PAIRS, Tracker, only_a_warning, read_metrics
 from training.run_plan import RunPlan
 from training.save_and_stop import Link
 
@@ -49,7 +49,7 @@ logger = logging.getLogger(__name__)
 PROGRESS_EVERY_S = (5.0, 60.0)
 """Pause between lines of progress: in a start's first minute, and after its twelfth; in between a twelfth of its time."""
 STARTS = "starts.jsonl"
-RECORDS = (METRICS, STARTS, LOOKS, PROBE)
+RECORDS = (METRICS, STARTS, PAIR_SIMILARITIES, WATCHED_PAIRS)
 PACKAGES = ("rayclip", "torch", "ray", "numpy", "pillow", "simplejpeg", "opencv-python-headless", "safetensors", "wandb")
 """Packages whose versions are recorded at each start."""
 
@@ -159,14 +159,14 @@ class RunRecord:
         shown = "  ".join(f"{name} {value:.3f}" for name, value in headline(values).items())
         print(f"evaluation at step {step:,}: {shown}", flush=True)
 
-    def log_probe(self, step: int, probe: Probe, look: Look | None) -> None:
-        """Record an evaluation of the watched pairs. A failure to write it is only a warning."""
-        if look is None or probe.pairs is None:
+    def log_watched_pairs(self, step: int, watched: WatchedPairs | None, similarities: PairSimilarities | None) -> None:
+        """Record the similarities of the watched pairs. A failure to write them is only a warning."""
+        if watched is None or similarities is None:
             return
         try:
-            pairs = probe.pairs.as_dict()
-            (self._folder / PROBE).write_text(json.dumps(pairs), encoding="utf-8")
-            self._tracker.log_probe(pairs, look.as_row(step, pairs))
+            pairs = watched.as_dict()
+            (self._folder / WATCHED_PAIRS).write_text(json.dumps(pairs), encoding="utf-8")
+            self._tracker.log_watched_pairs(pairs, similarities.as_row(step, pairs))
         except Exception as error:
             logger.warning("the watched pairs of step %s were not recorded (%s: %s)", step, type(error).__name__, error)
 

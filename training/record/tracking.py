@@ -23,7 +23,7 @@ from training.evaluation.watched_pair_images import draw_found, draw_similarity
 from training.evaluation.watched_pairs import pairs_id
 from training.record.lineage import declare_inputs, open_run
 
-METRICS, PROBE, LOOKS = "metrics.jsonl", "probe.json", "probe.jsonl"
+METRICS, WATCHED_PAIRS, PAIR_SIMILARITIES = "metrics.jsonl", "probe.json", "probe.jsonl"
 logger = logging.getLogger(__name__)
 
 
@@ -87,7 +87,7 @@ class Tracker:
             data_sets: identities of those that the run reads (`DataSet.identity`).
         """
         self.metrics = MetricsFile(folder / METRICS, resume_step)
-        self.looks = MetricsFile(folder / LOOKS, resume_step)
+        self.similarities = MetricsFile(folder / PAIR_SIMILARITIES, resume_step)
         self._wandb: Any = None
         if config.wandb_mode != "disabled":
             with only_a_warning("W&B did not start; the run continues with metrics.jsonl only"):
@@ -102,10 +102,10 @@ class Tracker:
         self.metrics.append(row)
         self._follow(row)
 
-    def log_probe(self, pairs: Mapping[str, Any], look: dict[str, Any]) -> None:
-        """Append an evaluation of the watched pairs (`Look.as_row`), and show it in W&B."""
-        self.looks.append(look)
-        self._show(pairs, look)
+    def log_watched_pairs(self, pairs: Mapping[str, Any], similarities: dict[str, Any]) -> None:
+        """Append the watched pairs' similarities (`PairSimilarities.as_row`), and show them in W&B."""
+        self.similarities.append(similarities)
+        self._show(pairs, similarities)
 
     def _replay(self, folder: Path) -> None:
         """Log all kept rows to W&B in the order of their steps, since W&B accepts no earlier step."""
@@ -113,8 +113,8 @@ class Tracker:
             return
         pairs: dict[str, Any] = {}
         with only_a_warning("W&B gets no images of earlier steps"):
-            pairs = json.loads((folder / PROBE).read_bytes()) if self.looks.kept else {}
-        shown = [(row["step"], 1, row) for row in self.looks.kept if pairs and row["pairs"] == pairs_id(pairs)]
+            pairs = json.loads((folder / WATCHED_PAIRS).read_bytes()) if self.similarities.kept else {}
+        shown = [(row["step"], 1, row) for row in self.similarities.kept if pairs and row["pairs"] == pairs_id(pairs)]
         for _, kind, row in sorted([*((row["step"], 0, row) for row in self.metrics.kept), *shown], key=lambda one: one[:2]):
             if kind:
                 self._show(pairs, row)
@@ -131,18 +131,20 @@ class Tracker:
             logger.warning("W&B refused step %s (%s); metrics.jsonl has it; W&B is off from here", row["step"], error)
             self._wandb = None
 
-    def _show(self, pairs: Mapping[str, Any], look: Mapping[str, Any]) -> None:
+    def _show(self, pairs: Mapping[str, Any], similarities: Mapping[str, Any]) -> None:
         if self._wandb is None:
             return
-        with only_a_warning(f"W&B shows no watched pairs of step {look['step']}"):
+        with only_a_warning(f"W&B shows no watched pairs of step {similarities['step']}"):
             import wandb
 
-            words = f"{len(look['similarity'])} images (down) and their captions (across), step {look['step']}"
+            words = f"{len(similarities['similarity'])} images (down) and their captions (across), step {similarities['step']}"
             media = {
-                "probe/similarity": wandb.Image(draw_similarity(look["similarity"]), caption=words),
-                "probe/text_to_image": [wandb.Image(strip, caption=caption) for strip, caption in draw_found(pairs, look)],
+                "probe/similarity": wandb.Image(draw_similarity(similarities["similarity"]), caption=words),
+                "probe/text_to_image": [
+                    wandb.Image(strip, caption=caption) for strip, caption in draw_found(pairs, similarities)
+                ],
             }
-            self._wandb.log(media, step=look["step"])
+            self._wandb.log(media, step=similarities["step"])
 
     def summarize(self, numbers: dict[str, float]) -> None:
         """Set values of the whole run in W&B's summary."""
@@ -152,7 +154,7 @@ class Tracker:
 
     def close(self) -> None:
         self.metrics.close()
-        self.looks.close()
+        self.similarities.close()
         if self._wandb is not None:
             with only_a_warning("W&B did not finish"):
                 self._wandb.finish()

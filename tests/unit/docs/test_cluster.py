@@ -21,7 +21,8 @@ from pipeline.errors import ConfigError
 from tests.support.deploy_checks import PLACEHOLDER, filled_in, load_all
 from tests.support.walkthrough import Shell, section, steps, unseen
 from training.data.data_sets import block_size_samples, check_prefetch
-from training.data.sample_order import SampleOrder, Source
+from training.data.order_layout import Source
+from training.data.sample_order import SampleOrder
 from training.distributed import slice_bounds
 from training.run_plan import plan_schedule
 

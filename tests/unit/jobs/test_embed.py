@@ -98,7 +98,7 @@ def test_a_damaged_shard_is_an_error_or_has_a_hole_and_a_storage_that_refuses_is
     tar.write_bytes(data)
 
     strict = embed_shard(embedder(uri, skip_damaged=False), output, "float32", 0)
-    assert "restore it (or leave such samples without features: data.on_damage=skip)" in strict.error
+    assert "restore it (or skip such samples: data.on_damage=skip)" in strict.error
     assert not output.exists(feature_path(shard.name))
 
     lenient = embed_shard(embedder(uri, skip_damaged=True), output, "float32", 0)

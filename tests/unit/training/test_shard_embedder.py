@@ -83,7 +83,7 @@ def test_a_changed_picture_and_a_cut_tar_are_named_or_noted(make_data_set, tmp_p
     cut.write_bytes(cut.read_bytes()[: read_samples(storage, second, ["jpg_offset"]).to_pylist()[9]["jpg_offset"] + 10])
 
     strict, lenient = embedder_of(uri), embedder_of(uri, skip_damaged=True)
-    with pytest.raises(ManifestError, match=f"{first.name}.tar: sample {before[0].keys[5]}: .*sha256 of its sidecar"):
+    with pytest.raises(ManifestError, match=f"{first.name}.tar: sample {before[0].keys[5]}: .*sha256 in its sidecar"):
         strict.embed(0)
     with pytest.raises(ManifestError, match=f"{second.name}.tar: sample {before[1].keys[9]}: .*the shard was cut"):
         strict.embed(1)

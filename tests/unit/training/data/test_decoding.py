@@ -1,4 +1,4 @@
-"""Worker processes give what a thread gives, survive nothing that they should not, and leave nothing behind."""
+"""Worker processes give what a thread gives, do not outlive their parent, and leave nothing behind."""
 
 import os
 import signal
@@ -40,9 +40,9 @@ def test_workers_give_what_a_thread_gives(samples, workers):
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_what_cannot_be_decoded_or_was_changed_is_named_by_its_place(samples, num_workers):
+def test_a_sample_that_cannot_be_decoded_or_was_changed_is_named_by_its_place(samples, num_workers):
     decoder = Decoder(TRANSFORM, num_workers)
-    broken = Encoded(b"no picture", "caption", "seed")
+    broken = Encoded(b"no image", "caption", "seed")
     changed = Encoded(samples[0].image, "caption", "seed", sha256=b"another")
     decoded = decoder.submit([*samples[:20], broken, samples[20], changed]).result()
     assert set(decoded.problems) == {20, 22}
@@ -52,7 +52,7 @@ def test_what_cannot_be_decoded_or_was_changed_is_named_by_its_place(samples, nu
     decoder.close()
 
 
-def test_a_batch_that_somebody_holds_is_not_written_over(samples, workers):
+def test_a_batch_in_use_is_not_overwritten(samples, workers):
     held = [workers.submit(samples).result() for _ in range(3)]
     copies = [one.pixels.copy() for one in held]
     for _ in range(4):
@@ -64,7 +64,7 @@ def shared() -> set[str]:
     return {path.name for path in Path("/dev/shm").iterdir() if path.name.startswith("psm_")}
 
 
-def test_memory_is_used_again_and_given_back(samples):
+def test_memory_is_reused_and_released(samples):
     before = shared()
     decoder = Decoder(TRANSFORM, 1)
     for _ in range(10):
@@ -74,7 +74,7 @@ def test_memory_is_used_again_and_given_back(samples):
     assert not shared() - before
 
 
-def test_a_worker_that_dies_is_an_error_and_no_silence(samples, workers):
+def test_a_worker_that_dies_is_an_error(samples, workers):
     workers.submit(samples).result()
     os.kill(workers.worker_ids()[0], signal.SIGKILL)
 

@@ -26,7 +26,7 @@ def test_what_was_fetched_once_comes_from_the_folder(tmp_path):
 
 
 @pytest.mark.parametrize("damage", [b"", b"1", b"123459999", b"12345"])
-def test_a_damaged_entry_is_fetched_anew(tmp_path, damage):
+def test_a_damaged_entry_is_fetched_again(tmp_path, damage):
     cache = RangeCache(str(tmp_path), 1000)
     cache.get("tar/0-5", lambda: b"12345")
     (tmp_path / "tar" / "0-5").write_bytes(damage)
@@ -84,4 +84,4 @@ def test_ranks_that_share_a_folder_keep_its_limit(tmp_path):
     used = size_of(tmp_path)
     assert 50_000 < used <= 60_000
     assert int((tmp_path / "usage").read_text()) == used
-    assert not list(tmp_path.rglob(".*-*")), "no half-written entry is left"
+    assert not list(tmp_path.rglob(".*-*")), "no half-written entry remains"

@@ -114,7 +114,7 @@ def test_a_broken_wandb_does_not_stop_the_record(data_set, tmp_path, monkeypatch
     if moment == "log":
         monkeypatch.setattr(tracker._wandb, "log", broken)
     tracker.log({"step": 1, "loss": 2.0})
-    tracker.log_probe(PAIRS, LOOK)
+    tracker.log_watched_pairs(PAIRS, LOOK)
     tracker.log({"step": 2, "loss": 1.0})
     tracker.close()
     assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2]
@@ -139,5 +139,5 @@ def test_a_server_that_cannot_be_reached_does_not_stop_the_record(data_set, tmp_
 def test_disabled_starts_no_wandb(tmp_path):
     with Tracker(TrackingConfig(wandb_mode="disabled"), "name", "name-1234", tmp_path, {}, resume_step=0) as tracker:
         tracker.log({"step": 1, "loss": 2.0})
-        tracker.log_probe(PAIRS, LOOK)
+        tracker.log_watched_pairs(PAIRS, LOOK)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "probe.jsonl"]

@@ -1,0 +1,76 @@
+"""Tars of the clip-benchmark community are read as they are, and refused if they are broken."""
+
+import io
+
+import pytest
+import torch
+from PIL import Image
+
+from model.preprocess import Preprocess
+from pipeline.storage.address import open_storage
+from tests.support.evaluation_sets import NAMES, TEMPLATES, measure_zero_shot, refusal, write_benchmark
+
+
+def test_a_clip_benchmark_data_set_has_open_clips_own_accuracy_on_the_same_weights(benchmark, drawn_images, clip, monkeypatch):
+    import open_clip
+    import open_clip_train.zero_shot as peers
+
+    # NumPy makes no number of an array of one any more, which open_clip 3.3.0 counts on.
+    monkeypatch.setattr(peers, "float", lambda array: array.item(), raising=False)
+
+    peer = open_clip.CLIP(
+        embed_dim=32,
+        vision_cfg={"image_size": 32, "layers": 2, "width": 64, "patch_size": 8},
+        text_cfg={"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2},
+        quick_gelu=True,
+    ).eval()
+    peer.load_state_dict(clip.state_dict(), strict=False)
+    templates = [template.replace("{c}", "{}") for template in TEMPLATES]
+    classifier = open_clip.build_zero_shot_classifier(peer, open_clip.get_tokenizer("ViT-B-32"), NAMES, templates)
+    preprocess = Preprocess(clip.architecture.image_size_px)
+    images = torch.stack([preprocess(Image.open(io.BytesIO(image))) for (_, image), _ in drawn_images])
+    with torch.no_grad():
+        logits = 100.0 * peer.encode_image(images, normalize=True) @ classifier
+    labels = torch.tensor([label for _, label in drawn_images])
+    top1, top5 = (hits / len(labels) for hits in peers.accuracy(logits, labels, topk=(1, 5)))
+    found = measure_zero_shot(clip, benchmark)
+    assert (found["evaluation/zero_shot_top1"], found["evaluation/zero_shot_top5"]) == (top1, top5)
+    recalls = [(logits.argmax(1) == labels)[labels == label].double().mean() for label in range(6)]
+    assert found["evaluation/zero_shot_mean_per_class"] == pytest.approx(float(torch.stack(recalls).mean()))
+    assert 0 < top1 < 1
+
+
+def test_a_split_that_is_named_itself_finds_the_names_above_it(benchmark, clip):
+    assert measure_zero_shot(clip, f"{benchmark}/test") == measure_zero_shot(clip, benchmark)
+
+
+def test_tars_in_object_storage_are_read_like_those_on_a_disk(benchmark, bucket, clip):
+    storage, local = open_storage(f"{bucket}/wds"), open_storage(benchmark)
+    for item in local.list(""):
+        storage.write(item.path, local.read(item.path))
+    assert measure_zero_shot(clip, f"{bucket}/wds") == measure_zero_shot(clip, benchmark)
+    assert measure_zero_shot(clip, f"{bucket}/wds/test") == measure_zero_shot(clip, benchmark)
+
+
+def test_broken_tars_are_refused(tmp_path, drawn_images):
+    (extension, image), _ = drawn_images[0]
+    good = {extension: image, "cls": b"0"}
+
+    def written(name, sample, **options):
+        return write_benchmark(tmp_path / name, [good, good, sample], names=("a",), **options)
+
+    assert "has the label 'cat', but .cls" in refusal(zero_shot={"uri": written("a", {**good, "cls": b"cat"})})
+    assert "has the label None" in refusal(zero_shot={"uri": written("b", {extension: image})})
+    assert "has no image" in refusal(zero_shot={"uri": written("c", {"cls": b"0"})})
+    assert "is for retrieval" in refusal(zero_shot={"uri": written("d", good, kind="retrieval")})
+    assert "says multilabel" in refusal(zero_shot={"uri": written("e", good, kind="multilabel")})
+    root = tmp_path / "f"
+    uri = written("f", good)
+    (root / "test" / "nshards.txt").write_text("5")
+    assert "nshards.txt says 5, but test/3.tar is missing" in refusal(zero_shot={"uri": uri})
+    (root / "test" / "nshards.txt").write_text("3")
+    cut = (root / "test" / "2.tar").read_bytes()[: 512 + len(image) // 2]
+    (root / "test" / "2.tar").write_bytes(cut)
+    assert "is not a complete tar" in refusal(zero_shot={"uri": uri})
+    (root / "test" / "2.tar").write_bytes(b"no tar" * 1000)
+    assert "is not a complete tar" in refusal(zero_shot={"uri": uri})

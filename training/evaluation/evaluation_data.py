@@ -1,0 +1,129 @@
+"""The data of an evaluation, opened: image sets, with the classes, prompts and labels that the configuration asks for.
+
+In: `evaluation.*` of the configuration. Out: `EvaluationData`, or an error that says what is missing or does not fit, before
+anything is computed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from pipeline.dataset.manifest import list_versions, read_manifest
+from pipeline.errors import ConfigError
+from pipeline.storage.address import open_storage
+from training.config import EvaluationConfig, LinearProbeConfig, ZeroShotConfig
+from training.distributed import World, gather_objects
+from training.evaluation.class_names import Classes, number_labels, read_classes, read_templates
+from training.evaluation.clip_benchmark import TarImageSet
+from training.evaluation.image_sets import IMAGE_SUFFIXES, FolderImageSet, ImageSet, ManifestImageSet
+
+SPLIT = "test"
+"""Split of clip-benchmark tars that is used if the address names none."""
+
+
+@dataclass(frozen=True)
+class ZeroShotData:
+    """Images, the names of their classes, and the prompts for these names."""
+
+    images: ImageSet
+    classes: Classes
+    templates: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LabeledImages:
+    """Images with a number for the class of each."""
+
+    images: ImageSet
+    labels: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LinearProbeData:
+    """The splits of a linear probe, their labels numbered alike. Without `validation`, a part of `train` validates."""
+
+    train: LabeledImages
+    test: LabeledImages
+    validation: LabeledImages | None
+
+
+@dataclass(frozen=True)
+class EvaluationData:
+    """Everything that an evaluation reads; None for what is not configured."""
+
+    retrieval: ImageSet | None
+    zero_shot: ZeroShotData | None
+    linear_probe: LinearProbeData | None
+
+
+def open_evaluation(config: EvaluationConfig, world: World) -> EvaluationData:
+    """Open all that a configuration evaluates on. Every rank calls it.
+
+    Raises:
+        ConfigError, ManifestError: a data set, or a part of it, is missing, or the parts do not fit together.
+    """
+    retrieval = None
+    if config.retrieval_uri is not None:
+        retrieval = open_image_set("evaluation.retrieval_uri", config.retrieval_uri, world, config.retrieval_captions)
+    return EvaluationData(
+        retrieval=retrieval,
+        zero_shot=None if config.zero_shot is None else _open_zero_shot(config.zero_shot, world),
+        linear_probe=None if config.linear_probe is None else _open_linear_probe(config.linear_probe, world),
+    )
+
+
+def _open_zero_shot(config: ZeroShotConfig, world: World) -> ZeroShotData:
+    images = open_image_set("evaluation.zero_shot.uri", config.uri, world, label_column=config.label_column)
+    return ZeroShotData(images, read_classes(images, config), read_templates(images, config))
+
+
+def _open_linear_probe(config: LinearProbeConfig, world: World) -> LinearProbeData:
+    addresses = {"train_uri": config.train_uri, "test_uri": config.test_uri, "validation_uri": config.validation_uri}
+    opened = [
+        open_image_set(f"evaluation.linear_probe.{key}", uri, world, label_column=config.label_column)
+        for key, uri in addresses.items()
+        if uri is not None
+    ]
+    splits = [LabeledImages(images, labels) for images, labels in zip(opened, number_labels(*opened), strict=True)]
+    return LinearProbeData(splits[0], splits[1], splits[2] if len(splits) == 3 else None)
+
+
+def open_image_set(key: str, uri: str, world: World, captions: tuple[str, ...] = (), label_column: str = "") -> ImageSet:
+    """Find out what lies at an address, and open it. Every rank calls it.
+
+    Args:
+        key: the configuration key of the address, for messages.
+        captions: places of the captions in a data set of ours; for other data sets, anything asks for captions. Empty: labels
+            are wanted instead.
+        label_column: column of the labels in a data set of ours.
+
+    Raises:
+        ConfigError, ManifestError: there is no data set, or one without what is wanted.
+    """
+    storage, subject = open_storage(uri), f"{key}={uri}"
+    # Rank 0 decides for all: a version may be committed meanwhile.
+    versions = gather_objects(list_versions(storage), world)[0]
+    images: ImageSet
+    if versions:
+        images = ManifestImageSet(subject, storage, read_manifest(storage, versions[-1]), captions, label_column)
+    else:
+        paths = [item.path for item in storage.list("") if not any(part.startswith(".") for part in item.path.split("/"))]
+        tars = {path.rpartition("/")[0] for path in paths if path.endswith(".tar")}
+        in_folders = [path for path in paths if "/" in path and PurePosixPath(path).suffix.lower() in IMAGE_SUFFIXES]
+        if "" in tars or SPLIT in tars:
+            images = TarImageSet(subject, storage, "" if "" in tars else SPLIT, paths, bool(captions), world)
+        elif tars:
+            raise ConfigError(f"{subject}: holds tars in {', '.join(sorted(tars))}, none in {SPLIT}; name {uri}/{min(tars)}")
+        elif in_folders and captions:
+            raise ConfigError(f"{subject}: holds images in folders, without captions; name a data set that has captions")
+        elif in_folders:
+            images = FolderImageSet(subject, storage, in_folders)
+        else:
+            raise ConfigError(
+                f"{subject}: holds no data set of ours (manifests/), no tars (0.tar, or {SPLIT}/0.tar) and no folders of "
+                "images (CLASS/NAME.jpg); correct the address, or make a data set with jobs/ingest.py"
+            )
+    if images.num_samples == 0:
+        raise ConfigError(f"{subject}: the data set holds no samples; name one that does")
+    return images
