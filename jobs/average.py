@@ -17,6 +17,7 @@ from pathlib import Path
 
 from jobs.cli.command_line import check_folder, parser, run
 from jobs.cli.config import Config
+from jobs.cli.job_parser import JobParser
 from jobs.evaluate import check_there_is_something_to_measure, run_to_evaluate
 from pipeline.errors import ConfigError
 
@@ -60,8 +61,8 @@ def job(config: Config, options: argparse.Namespace) -> None:
         print(f"{options.save}: {trained.model.name} at alpha {options.alpha}")
 
 
-def arguments() -> argparse.ArgumentParser:
-    result = parser(__doc__)
+def arguments() -> JobParser:
+    result = parser(__doc__, "average")
     result.add_argument("--points", type=int, default=11, help="of the line, both ends included (default: %(default)s)")
     result.add_argument("--alpha", type=_share, default=0.5, help="of the weights that --save writes (default: %(default)s)")
     result.add_argument("--save", metavar="FILE", help="write averaged weights there (.safetensors)")

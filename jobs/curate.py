@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.cli.command_line import connect_ray, parser, quieten_ray_data, run
 from jobs.cli.config import Config
+from jobs.cli.job_parser import JobParser
 from pipeline.config import CurateConfig
 from pipeline.errors import InputError
 
@@ -174,8 +175,8 @@ def _tars(manifest: Manifest) -> int:
     return sum(shard.num_samples > 0 for shard in manifest.shards)
 
 
-def arguments() -> argparse.ArgumentParser:
-    result = parser(__doc__)
+def arguments() -> JobParser:
+    result = parser(__doc__, "curate")
     result.add_argument("--materialize", action="store_true", help="rewrite what is left into compact shards")
     result.add_argument("--remove", metavar="FILE", help="keys or URLs of samples that are taken down, one a line")
     result.add_argument("--purge", action="store_true", help="with --remove: rewrite or delete every object that holds them")

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from jobs.cli.command_line import connect_ray, parser, run
 from jobs.cli.config import Config
+from jobs.cli.job_parser import JobParser
 from jobs.cli.open_model import last_checkpoint, open_model
 from jobs.export import export_checkpoint
 from jobs.report import report_at_the_end
@@ -172,8 +173,8 @@ class Phases:
         return f"{sum(self.seconds.values()):.0f} s ({parts})"
 
 
-def arguments() -> argparse.ArgumentParser:
-    result = parser(__doc__)
+def arguments() -> JobParser:
+    result = parser(__doc__, "demo")
     result.set_defaults(config="demo")
     result.add_argument("--seed", type=int, default=None, help="of the initial weights and the sample order (default: 0)")
     result.add_argument("--data-dir", default="data/demo", help="where the data sets go; a folder or s3://bucket/prefix")

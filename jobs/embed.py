@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from jobs.cli.command_line import connect_ray, parser, quieten_ray_data, run
 from jobs.cli.config import Config
+from jobs.cli.job_parser import JobParser
 from jobs.cli.open_model import add_weights_options, open_run, open_weights
 from pipeline.errors import ConfigError, InputError
 from training.config import EmbedConfig, TrainConfig, TrainingConfig, refuse_auto_on_an_empty_cluster
@@ -339,8 +340,8 @@ def embed_shards(work: Work, clip: CLIP, numbers: list[int]) -> Iterator[Done]:
         yield Done(**row)
 
 
-def arguments() -> argparse.ArgumentParser:
-    result = parser(__doc__)
+def arguments() -> JobParser:
+    result = parser(__doc__, "embed")
     add_weights_options(result)
     return result
 

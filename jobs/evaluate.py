@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from jobs.cli.command_line import check_folder, connect_ray, parser, run
 from jobs.cli.config import Config
+from jobs.cli.job_parser import JobParser
 from jobs.cli.open_model import add_weights_options, open_run, open_weights
 from pipeline.errors import ConfigError
 from training.config import EvaluationConfig, TrainingConfig
@@ -100,8 +101,8 @@ def run_to_evaluate(config: Config) -> tuple[CLIP, EvaluationConfig, TrainingCon
     return clip, wished, trained
 
 
-def arguments() -> argparse.ArgumentParser:
-    result = parser(__doc__)
+def arguments() -> JobParser:
+    result = parser(__doc__, "evaluate")
     add_weights_options(result)
     result.add_argument("--json", metavar="FILE", help="also write the figures there")
     return result

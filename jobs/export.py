@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.cli.command_line import parser, run
 from jobs.cli.config import Config
+from jobs.cli.job_parser import JobParser
 from jobs.cli.open_model import add_weights_options, last_checkpoint, open_model, open_weights
 from pipeline.errors import ConfigError
 from training.config import TrainingConfig
@@ -242,8 +243,8 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def arguments() -> argparse.ArgumentParser:
-    result = parser(__doc__)
+def arguments() -> JobParser:
+    result = parser(__doc__, "export")
     result.add_argument(
         "--output", metavar="FOLDER", required=True, help="where the export goes: a new folder, or s3://BUCKET/PREFIX"
     )

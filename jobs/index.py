@@ -16,6 +16,7 @@ from typing import Any
 
 from jobs.cli.command_line import connect_ray, parser, quieten_ray_data, run
 from jobs.cli.config import Config
+from jobs.cli.job_parser import JobParser
 
 
 def job(config: Config, options: argparse.Namespace) -> None:
@@ -52,8 +53,8 @@ def job(config: Config, options: argparse.Namespace) -> None:
     print(f"{storage.uri} version {manifest.version}: {manifest.num_samples:,} samples in {len(manifest.shards):,} tars")
 
 
-def arguments() -> argparse.ArgumentParser:
-    return parser(__doc__)
+def arguments() -> JobParser:
+    return parser(__doc__, "index")
 
 
 if __name__ == "__main__":

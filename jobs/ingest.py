@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.cli.command_line import EXIT_FAILED, connect_ray, parser, run
 from jobs.cli.config import Config
+from jobs.cli.job_parser import JobParser
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
@@ -156,8 +157,8 @@ def _complaints() -> Iterator[None]:
         print(f"W&B: {error}; the ingestion goes on", file=sys.stderr)
 
 
-def arguments() -> argparse.ArgumentParser:
-    result = parser(__doc__)
+def arguments() -> JobParser:
+    result = parser(__doc__, "ingest")
     what = result.add_argument_group("instead of, or around, fetching what is new")
     what.add_argument("--dry-run", action="store_true", help="print what would be done; write nothing")
     what.add_argument("--retry-failed", metavar="REASONS", help="try failures again, e.g. timeout,http_503")

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from jobs.cli.command_line import check_folder, parser, run
 from jobs.cli.config import Config
+from jobs.cli.job_parser import JobParser
 from pipeline.errors import ConfigError
 from pipeline.storage.address import open_storage
 from pipeline.storage.base import Storage
@@ -99,8 +100,8 @@ def take_picture(page: str, picture: Path) -> None:
         image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(picture, optimize=True)
 
 
-def arguments() -> argparse.ArgumentParser:
-    result = parser(__doc__)
+def arguments() -> JobParser:
+    result = parser(__doc__, "report")
     result.add_argument("--output", metavar="FILE", help="write the page there instead of into the run's folder")
     result.add_argument("--picture", metavar="FILE", help="also a PNG of the page's top; needs Chromium and playwright")
     return result

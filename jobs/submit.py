@@ -111,7 +111,7 @@ def recipe_runtime_env(entrypoint: Sequence[str], working_dir: str | None) -> di
         if not Path(recipe).is_file():
             say(f"--config={options.config}: is not here, so that nothing of it is checked before the job starts")
             return {}
-    runtime_env = dict(load_config(recipe, options.overrides).cluster.runtime_env)
+    runtime_env = dict(load_config(recipe, options.overrides, arguments.job).cluster.runtime_env)
     if runtime_env:
         check(runtime_env)
     return runtime_env

@@ -22,11 +22,12 @@ import sys
 
 from jobs.cli.command_line import EXIT_FAILED, EXIT_STOPPED, connect_ray, parser, run
 from jobs.cli.config import Config
+from jobs.cli.job_parser import JobParser
 from jobs.report import report_at_the_end
 
 
-def arguments() -> argparse.ArgumentParser:
-    result = parser(__doc__)
+def arguments() -> JobParser:
+    result = parser(__doc__, "train")
     result.add_argument("--check", action="store_true", help="look whether the run can work, on all nodes; train nothing")
     return result
 

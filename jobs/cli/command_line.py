@@ -17,7 +17,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jobs.cli import runtime_env
-from jobs.cli.config import Config, dump_config, key_names, load_config, recipe_names
+from jobs.cli.config import Config, dump_config, load_config
+from jobs.cli.job_parser import JobParser
 from pipeline.errors import ConfigError, InputError, StorageAwayError
 from training.config import ClusterConfig
 from training.errors import RunError
@@ -45,21 +46,22 @@ SAYS_NOTHING = ("Attempting to start training worker group", "Setting up process
 """How lines of Ray Train begin that no job's log needs."""
 
 
-def parser(description: str | None) -> argparse.ArgumentParser:
-    """The options that all jobs share."""
-    result = argparse.ArgumentParser(
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="keys:\n  " + "\n  ".join(key_names()) + "\n\nrecipes: " + ", ".join(recipe_names()),
-    )
-    result.add_argument("--config", metavar="RECIPE", default="default", help="path or name of a recipe")
-    result.add_argument("--show-config", action="store_true", help="print the resolved configuration and stop")
+def parser(description: str | None, job: str | None = None) -> JobParser:
+    """The options that all jobs share.
+
+    Args:
+        description: the job's docstring.
+        job: its name in `jobs.cli.job_keys.JOBS`.
+    """
+    result = JobParser(description, job)
+    result.add_argument("--config", metavar="RECIPE", default="default", help="path or name of a recipe (default: %(default)s)")
+    result.add_argument("--show-config", action="store_true", help="print the resolved configuration and exit")
     result.add_argument("overrides", nargs="*", metavar="section.key=value", help="override of the recipe")
     return result
 
 
 def run(
-    arguments: argparse.ArgumentParser,
+    arguments: JobParser,
     job: Callable[[Config, argparse.Namespace], int | None],
     argv: Sequence[str] | None = None,
 ) -> int:
@@ -67,7 +69,7 @@ def run(
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     options = arguments.parse_intermixed_args(argv)
     try:
-        config = load_config(options.config, options.overrides)
+        config = load_config(options.config, options.overrides, arguments.job)
         if options.show_config:
             print(dump_config(config), end="")
             return 0
