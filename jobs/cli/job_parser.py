@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -38,7 +39,7 @@ class JobParser(argparse.ArgumentParser):
             const="",
             metavar="SECTION",
             action=_Help,
-            help="show this page, or all keys of a section (train, evaluation.zero_shot, ...), or of `all`",
+            help="show this page, or all keys of a section (or of `all`), or one key",
         )
 
     def format_help(self) -> str:
@@ -51,7 +52,7 @@ class JobParser(argparse.ArgumentParser):
                 formatter.add_arguments(actions)
                 formatter.end_section()
         parts = [
-            f"usage: python jobs/{Path(self.prog).name} [--config RECIPE] [OPTIONS] [section.key=value ...]",
+            f"usage: python jobs/{self.job or Path(self.prog).stem}.py [--config RECIPE] [OPTIONS] [section.key=value ...]",
             key_help.reflow(self.description or "", width),
             formatter.format_help().strip(),
             key_help.first_page(self.job, width) if self.job else "",
@@ -95,7 +96,7 @@ class _Help(argparse.Action):
             parser.exit(
                 2, f"{parser.prog}: error: --help {topic}: there is no such section or key; {remedy(topic, parser.job)}\n"
             )
-        print(text)
+        parser._print_message(f"{text}\n", sys.stdout)
         parser.exit()
 
 
