@@ -1,4 +1,4 @@
-"""Which part of the configuration tree each job uses: for its `--help`, and to refuse the rest on its command line.
+"""Table of the keys that each job uses: for its `--help`, and to refuse other sections on its command line.
 
 A recipe may hold any section: a stored run's config.yaml holds all of them, and every job reads it.
 """
@@ -124,7 +124,7 @@ def users_of(section: str) -> list[str]:
 
 
 def refusal(job: str, section: str) -> str:
-    """Why a section cannot be set on a job's command line; empty where it can."""
+    """The reason why a job's command line refuses a section; empty if it is allowed."""
     keys = JOBS[job]
     users = users_of(section)
     if section in keys.sections or not users:

@@ -1,7 +1,7 @@
 """The argument parser of a job: its docstring first, then its options, then its configuration keys.
 
 In: the docstring and the name of a job. Out: `--help` on one or two screens, `--help SECTION` for all keys of a section, and
-errors that name the key that a foreign option (`--lr`) stands for.
+errors that translate foreign options (`--lr`).
 """
 
 from __future__ import annotations
@@ -22,14 +22,13 @@ UNRECOGNIZED = "unrecognized arguments: "
 
 
 class JobParser(argparse.ArgumentParser):
-    """A parser whose help ends with the keys that its job uses.
+    """Parser whose help ends with the keys that its job uses.
 
     Attributes:
-        job: a name in `jobs.cli.job_keys.JOBS`; None: every section is allowed, and none is shown.
+        job: a name in `jobs.cli.job_keys.JOBS`; None: every section is allowed, and the help shows none.
     """
 
     def __init__(self, description: str | None, job: str | None) -> None:
-        # argparse fills a "%" in the help itself, and breaks the docstring's lines: format_help does without both.
         super().__init__(description=description, add_help=False)
         self.job = job
         self.add_argument(
@@ -61,7 +60,7 @@ class JobParser(argparse.ArgumentParser):
         return "\n\n".join(part for part in parts if part) + "\n"
 
     def error(self, message: str) -> NoReturn:
-        """Ends with exit code 2. Options of other programs are answered with our keys."""
+        """Exits with code 2. Translates options of other programs to our keys."""
         if message.startswith(UNRECOGNIZED):
             words = message.removeprefix(UNRECOGNIZED).split()
             hints = [f"  {word}: {self._hint(word)}" for word in words if word.startswith("--")]

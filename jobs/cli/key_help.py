@@ -1,7 +1,7 @@
 """The configuration keys as help text: name, type, default and attribute docstring.
 
-In: a job, a section or a key. Out: text wrapped to a width. The docstrings are read from the sources of the sections, once;
-neither torch nor Ray is imported.
+In: a job, a section or a key. Out: text wrapped to a width. The docstrings are read from the source of the sections, without
+importing torch or Ray.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from jobs.cli.config import Config, section_of
 from jobs.cli.job_keys import JOBS, users_of
 
 MAX_COLUMN = 46
-"""Where the description begins at most; a longer name stands on a line of its own."""
+"""Last column at which descriptions start; a longer name takes a line of its own."""
 SENTENCE_END = re.compile(r"(?<!e\.g)(?<!i\.e)(?<=\.)\s+(?=[A-Z`\"'\[(])")
 
 
@@ -52,7 +52,7 @@ class Key:
 
 
 def all_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[Key]:
-    """Every key of the tree, also those of sections that stand in a list."""
+    """Yields every key of the tree, including those of sections in a list."""
     docs = _attribute_docs(section.__module__)
     for name, field in section.model_fields.items():
         inner = section_of(field.annotation)
@@ -65,7 +65,7 @@ def all_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[Ke
 
 
 def first_page(job: str, width: int) -> str:
-    """The keys that are used most, and the way to the others."""
+    """The most used keys of a job, and how to see the others."""
     keys = JOBS[job]
     known = {key.name: key for key in all_keys()}
     names = list(keys.most_used) or keys.select(known)
@@ -79,10 +79,10 @@ def pages(topic: str, job: str | None, width: int) -> str | None:
 
     Args:
         topic: `all`, a section such as `train` or `evaluation.zero_shot`, or a key.
-        job: the job that was asked; its part of a section comes alone.
+        job: limits a section to the keys that the job uses.
 
     Returns:
-        None where there is no such topic.
+        None if there is no such topic.
     """
     keys = list(all_keys())
     if topic == "all":
@@ -101,7 +101,7 @@ def _section_page(section: str, keys: list[Key], job: str | None, width: int) ->
     if job and not used:
         note = f"not used by jobs/{job}.py, but by {users}"
     elif job and len(used) < len(inside):
-        note = f"jobs/{job}.py uses these keys alone; for all of them: {users}"
+        note = f"jobs/{job}.py uses only these keys; all of them are used by {users}"
     else:
         note = f"used by {users}"
     title = fill(f"{_section_docs(section)} ({note})", width)
@@ -125,7 +125,7 @@ def _table(keys: list[Key], width: int, short: bool) -> str:
 
 
 def fill(text: str, width: int) -> str:
-    """Wraps a paragraph, but neither paths nor options."""
+    """Wraps a paragraph without breaking paths and options."""
     return textwrap.fill(text, width, break_on_hyphens=False, break_long_words=False)
 
 
@@ -133,7 +133,7 @@ def fill(text: str, width: int) -> str:
 
 
 def _kind(annotation: Any) -> str:
-    """The values of a type as a person writes them in YAML."""
+    """The values of a type, as one writes them in YAML."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _kind(arguments[0])
@@ -167,7 +167,7 @@ def _default(field: FieldInfo) -> str | None:
 
 @functools.cache
 def _attribute_docs(module: str) -> dict[tuple[str, str], str]:
-    """(class, attribute) -> the docstring below it, of all classes of a module."""
+    """Attribute docstrings of all classes of a module: (class, attribute) -> text."""
     tree = ast.parse(inspect.getsource(sys.modules[module]))
     return {
         (section.name, attribute.target.id): re.sub(r"\bNone:", "null:", _one_line(docs.value.value))
@@ -180,7 +180,7 @@ def _attribute_docs(module: str) -> dict[tuple[str, str], str]:
 
 
 def _section_docs(section: str) -> str:
-    """The docstring of a section's class, after its name."""
+    """The name and the class docstring of a section."""
     kind: type[BaseModel] = Config
     for part in section.removesuffix("[n]").split("."):
         inner = section_of(kind.model_fields[part.removesuffix("[n]")].annotation)
@@ -198,7 +198,7 @@ def _one_line(text: str) -> str:
 
 
 def reflow(text: str, width: int) -> str:
-    """Wraps the docstring of a job: paragraphs are filled; commands stay, with their remark above them where it is too long."""
+    """Wraps the docstring of a job: fills paragraphs, and moves remarks above commands that are too long."""
     blocks = [_reflow_block(block, width) for block in re.split(r"\n\s*\n", text.strip())]
     return "\n\n".join(blocks)
 
@@ -213,7 +213,7 @@ def _reflow_block(block: str, width: int) -> str:
 
 
 def _joined(lines: Iterable[str]) -> list[str]:
-    """Lines whose continuation, indented further, is part of them."""
+    """Joins lines with their continuations, which are indented further."""
     joined: list[str] = []
     for line in lines:
         if joined and len(line) - len(line.lstrip()) > 6:
@@ -224,7 +224,7 @@ def _joined(lines: Iterable[str]) -> list[str]:
 
 
 def _reflow_line(line: str, width: int) -> list[str]:
-    """A command and its remark, which are three or more spaces apart."""
+    """Wraps a command and its remark, which three or more spaces separate."""
     indent = " " * (len(line) - len(line.lstrip()))
     command, *remark = re.split(r"\s{3,}", line.strip(), maxsplit=1)
     above = textwrap.wrap(remark[0], width, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ") if remark else []

@@ -1,9 +1,9 @@
 """Answers a key that does not exist with the key that was meant.
 
-In: a dotted name that was typed or stood in a recipe, and the keys that exist. Out: the end of an error message.
+In: a dotted name from a command line or a recipe, and the keys that exist. Out: the end of an error message.
 
 Tried in this order:
-    1. the names of other programs (open_clip, img2dataset, common ones), also behind a section of ours
+    1. names used by other programs (open_clip, img2dataset, common ones), with or without one of our sections in front
     2. a key of the same name in another section
     3. a spelling that differs in a letter or two
     4. otherwise the keys of the section, or the sections
@@ -15,7 +15,7 @@ import difflib
 from collections.abc import Collection, Iterable, Sequence
 
 NEAR = 0.8
-"""Similarity (difflib's ratio) of a misspelling: one letter in five."""
+"""Least similarity (difflib's ratio) of a misspelling: about one letter in five may differ."""
 
 FOREIGN: dict[str, tuple[str, ...]] = {
     # ---- data
@@ -180,9 +180,9 @@ def suggest(dotted: str, keys: Sequence[str], used: Collection[str] = ()) -> str
     """The remedy for an unknown name.
 
     Args:
-        dotted: as it was typed; option dashes and hyphens are accepted.
+        dotted: as typed; option dashes and hyphens are accepted.
         keys: every key of the tree.
-        used: the keys that the job uses; preferred where several fit.
+        used: the keys that the job uses; preferred if several fit.
     """
     parts = [part for part in dotted.lstrip("-").replace("-", "_").split(".") if not part.isdigit()]
     section, name = ".".join(parts[:-1]), parts[-1]
@@ -204,7 +204,7 @@ def suggest(dotted: str, keys: Sequence[str], used: Collection[str] = ()) -> str
 
 
 def _near(section: str, name: str, keys: Sequence[str]) -> list[str]:
-    """The nearest spelling: in the section that was named, or else anywhere."""
+    """The nearest spelling: in the given section, or else anywhere."""
     siblings = [key for key in keys if key.startswith(f"{section}.")] if section else []
     for candidates in (siblings, keys):
         names = {key.rpartition(".")[2]: key for key in reversed(candidates)}
@@ -215,7 +215,7 @@ def _near(section: str, name: str, keys: Sequence[str]) -> list[str]:
 
 
 def _closest(section: str, found: Sequence[str], used: Collection[str]) -> list[str]:
-    """Of several keys those in the section that was named, else those that the job uses; all of one section."""
+    """Selects keys of the given section, else keys that the job uses; all of one top-level section."""
     inside = [key for key in found if section and key.startswith(f"{section}.")]
     best = inside or [key for key in found if key in used] or list(found)
     return [key for key in best if key.partition(".")[0] == best[0].partition(".")[0]][:3]
@@ -226,7 +226,7 @@ def _either(keys: Sequence[str]) -> str:
 
 
 def _sections(keys: Iterable[str]) -> list[str]:
-    """Every section of the tree, nested ones too."""
+    """Every section of the tree, including nested ones."""
     found: dict[str, None] = {}
     for key in keys:
         parents = key.split(".")[:-1]
@@ -235,6 +235,6 @@ def _sections(keys: Iterable[str]) -> list[str]:
 
 
 def _members(section: str, keys: Iterable[str]) -> list[str]:
-    """A section's keys; a section within it as `name.*`."""
+    """The keys of a section; a section within it is listed as `name.*`."""
     rests = [key.removeprefix(f"{section}.") for key in keys if key.startswith(f"{section}.")]
     return list(dict.fromkeys(f"{rest.partition('.')[0]}.*" if "." in rest else rest for rest in rests))

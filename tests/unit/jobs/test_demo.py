@@ -113,7 +113,7 @@ PLACES = ("split", "index", "caption", "concept", "tone")
 def test_a_folder_that_no_demo_made_is_left_alone(tmp_path):
     storage = open_storage(str(tmp_path / "mine"))
     storage.write("precious", b"1")
-    with pytest.raises(ConfigError, match="no earlier demo made it"):
+    with pytest.raises(ConfigError, match="not from an earlier demo"):
         _start_afresh(storage)
     assert storage.read("precious") == b"1"
     storage.write(MARKER, b"")

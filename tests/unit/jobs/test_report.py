@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jobs.cli.command_line import EXIT_BAD_INPUT, run
-from jobs.report import arguments, job, make_report, report_at_the_end, take_picture
+from jobs.report import arguments, job, make_report, report_at_the_end, take_screenshot
 from jobs.reporting.charts import POINTS, thin
 from jobs.reporting.page import bounds_of, evaluation_values, figures_of, render
 from jobs.reporting.run_data import RunReport, parse_record, read_run
@@ -134,11 +134,11 @@ def test_what_is_damaged_or_gone_is_a_line_and_the_rest_is_there(finished, tmp_p
     text = (tmp_path / "config.yaml").read_text()
     (tmp_path / "config.yaml").write_text(re.sub(r"(?m)^  uri: .*$", "  uri: /nowhere/at/all", text, count=1))
     page = make_report(storage, "damaged")
-    assert "result.json is not whole" in page
+    assert "result.json is incomplete" in page
     assert "the data set is not described: /nowhere/at/all: there is no data set" in page
     assert "loss" in charts_of(page)
     (tmp_path / "config.yaml").write_text("a: [1")
-    assert "config.yaml does not say what data the run reads" in make_report(storage, "damaged")
+    assert "config.yaml does not name the run's data" in make_report(storage, "damaged")
 
 
 def test_a_name_without_a_run_is_bad_input(tmp_path, capsys):
@@ -287,14 +287,14 @@ def test_other_peoples_text_is_text_in_the_page():
 def test_a_picture_of_the_page_is_small_and_a_machine_without_a_browser_says_what_it_needs(tmp_path, monkeypatch):
     from PIL import Image
 
-    take_picture(render(hostile_report()), tmp_path / "page.png")
+    take_screenshot(render(hostile_report()), tmp_path / "page.png")
     with Image.open(tmp_path / "page.png") as picture:
         assert picture.size[0] == 1600
         assert len(picture.getcolors()) > 10
     assert (tmp_path / "page.png").stat().st_size < 300_000
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match=r"--picture=.*: needs a browser; install one of chromium"):
-        take_picture("", tmp_path / "none.png")
+        take_screenshot("", tmp_path / "none.png")
 
 
 @pytest.fixture(scope="module")

@@ -174,7 +174,7 @@ def test_a_job_that_is_told_to_stop_ends_with_its_own_exit_code_and_a_line():
     code += "ray.init = lambda **_: None\nconnect_ray(ClusterConfig())\nos.kill(os.getpid(), signal.SIGTERM)\nprint('goes on')"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (EXIT_STOPPED, "")
-    assert result.stderr == "stopped, as asked; what is committed stays, and the same command goes on\n"
+    assert result.stderr == "stopped; committed work is kept, and the same command resumes\n"
 
 
 def test_help_lists_the_keys_and_the_recipes():
