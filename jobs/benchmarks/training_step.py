@@ -103,7 +103,7 @@ def _rate(flops_per_s: float, setting: Setting) -> str:
 
 
 def _sides(setting: Setting) -> tuple[Step, Step, Any]:
-    """(our step, open_clip's step, texts), from the same weights, pictures and texts."""
+    """(our step, open_clip's step, texts), from the same weights, images and texts."""
     import torch
 
     from model.clip import build_clip
