@@ -23,7 +23,6 @@ class FetchConfig(Section):
     max_bytes: int = Field(32 << 20, ge=1)
     """Of the decoded body."""
     max_redirects: int = Field(5, ge=0)
-    """Redirects that are followed for one URL."""
     attempts: int = Field(3, ge=1)
     """How often a URL is asked for when the answer may be better in a moment: 429, 5xx, a lost connection."""
     concurrency: int = Field(64, ge=1)
@@ -48,25 +47,17 @@ class CaptionConfig(Section):
     """`ingest.caption.*`: which captions are stored, counted after cleaning. In the options fingerprint."""
 
     min_characters: int = Field(1, ge=1)
-    """Shorter captions are dropped."""
     max_characters: int | None = Field(None, ge=1)
-    """Longer captions are dropped; None: no limit."""
     min_words: int = Field(1, ge=1)
-    """Captions with fewer words are dropped."""
 
 
 class ImageConfig(Section):
     """`ingest.image.*`: what is stored. All of it is in the options fingerprint."""
 
     size_px: int = Field(256, ge=1)
-    """Side of the stored image; resize_mode says which one."""
     resize_mode: Literal["no", "keep_ratio", "center_crop", "border", "keep_ratio_largest"] = "keep_ratio"
-    """keep_ratio: the shorter side becomes size_px; keep_ratio_largest: the longer side; center_crop: the shorter side, then
-    the central square; border: the longer side, then padded to a square; no: the size stays."""
     resize_only_if_bigger: bool = True
-    """Images that are smaller than size_px keep their size."""
     format: Literal["jpg", "png", "webp"] = "jpg"
-    """Format of the stored images."""
     quality: int = Field(95, ge=0, le=100)
     """JPEG and WebP: quality; PNG: compression level 0 to 9."""
     keep_bytes: bool = True
@@ -74,9 +65,7 @@ class ImageConfig(Section):
     max_pixels: int = Field(64_000_000, ge=1)
     """Pictures with more are refused from their header, before any decode."""
     min_side_px: int = Field(0, ge=0)
-    """Images with a shorter side below this are dropped; 0: none."""
     max_aspect_ratio: float | None = Field(None, ge=1)
-    """Images whose longer side is more than this many times the shorter one are dropped; None: no limit."""
 
     @field_validator("resize_mode", mode="before")
     @classmethod
@@ -92,9 +81,7 @@ class IngestConfig(Section):
     output: str = ""
     """Root of the data set: a local folder or s3://bucket/prefix."""
     url_column: str = "url"
-    """Column of the table that holds the URLs."""
     caption_column: str = "caption"
-    """Column of the table that holds the captions."""
     bytes_column: str = ""
     """A column that holds the pictures themselves; where it is set, nothing is fetched, and a url column is optional."""
     partition_size_rows: int = Field(10_000, ge=1)
@@ -108,11 +95,8 @@ class IngestConfig(Section):
     num_workers: int | None = Field(None, ge=1)
     """Most Ray actors that ingest, of one CPU each; None: as many as there is work for and Ray has CPUs, or gets on the way."""
     fetch: FetchConfig = FetchConfig()
-    """Requests: time limits, concurrency, and the addresses that may be reached."""
     image: ImageConfig = ImageConfig()
-    """Images as they are stored: size, format, limits."""
     caption: CaptionConfig = CaptionConfig()
-    """Captions that are stored: limits on their length."""
 
 
 class CurateConfig(Section):
@@ -125,13 +109,9 @@ class CurateConfig(Section):
     min_side_px: int = Field(0, ge=0)
     """Shorter side of the original picture."""
     max_aspect_ratio: float | None = Field(None, ge=1)
-    """Longer side of the original image, as a multiple of the shorter one; None: no limit."""
     min_caption_characters: int = Field(0, ge=0)
-    """Samples with shorter captions are dropped."""
     max_caption_characters: int | None = Field(None, ge=1)
-    """Samples with longer captions are dropped; None: no limit."""
     min_caption_words: int = Field(0, ge=0)
-    """Samples whose captions have fewer words are dropped."""
     exclude_hashes: str = ""
     """A text file with a sha256 a line, of stored or of original pictures, e.g. those of an evaluation set."""
     where: str = ""
@@ -141,7 +121,6 @@ class CurateConfig(Section):
     sample_share: float = Field(1.0, gt=0, le=1)
     """Keep so large a share of what is left, by a hash of (seed, key)."""
     seed: int = Field(0, ge=0)
-    """Seed of the choice that sample_share makes."""
     drop_duplicates: bool = False
     """Of equal pictures (sha256 as stored) in the whole data set the first stays."""
 
