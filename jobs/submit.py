@@ -332,11 +332,11 @@ def _first_line(error: BaseException) -> str:
 
 
 def _quieten() -> None:
-    """Silences the progress lines of Ray's client, but not its warnings about files that are too large to upload."""
+    """What Ray's client says of its own work; that a file is too large to upload is still said."""
     logging.getLogger("ray").setLevel(logging.WARNING)
     for name in ("dashboard_sdk", "job.sdk"):
         logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.WARNING)
-    logging.getLogger("ray._private.runtime_env.working_dir").setLevel(logging.ERROR)  # warns that .git is not uploaded
+    logging.getLogger("ray._private.runtime_env.working_dir").setLevel(logging.ERROR)  # warns of .git, which nobody wants there
 
 
 def _arguments() -> argparse.ArgumentParser:

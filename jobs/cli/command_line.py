@@ -42,7 +42,7 @@ CLUSTER_SETTINGS = {
 }
 """Defaults that apply where a cluster is started; for an existing cluster, set them in the head's environment."""
 SAYS_NOTHING = ("Attempting to start training worker group", "Setting up process group for")
-"""Beginnings of lines of Ray Train that are kept out of a job's log."""
+"""How lines of Ray Train begin that no job's log needs."""
 
 
 def parser(description: str | None, job: str | None = None) -> JobParser:
@@ -114,7 +114,7 @@ def connect_ray(cluster: ClusterConfig) -> None:
             cluster.runtime_env,
             {
                 "worker_process_setup_hook": "jobs.cli.command_line.quieten_worker",
-                # for the processes of an existing cluster
+                # for the processes of a cluster that runs already
                 "env_vars": {name: os.environ[name] for name in RAY_SETTINGS},
             },
         ),
@@ -129,20 +129,20 @@ def _stop(_number: int, _frame: object) -> None:
 
 
 def quieten_worker() -> None:
-    """Keeps uninformative lines out of the job's log. Runs in every Ray worker.
+    """Runs in every Ray worker: keeps lines that say nothing out of the job's log.
 
-    Without a dashboard, Ray Train's cleaner cannot query the state of an actor, and logs that every second. Of the four lines
-    that Ray Train logs when a worker group starts, only the first and the third are kept.
+    Without a dashboard Ray Train's cleaner cannot ask for the state of an actor, and says so every second. Of a worker group
+    that starts, Ray Train says what it asks for, then the same again, who has joined, and how; the first and the third stay.
     """
     execution = "ray.train.v2._internal.execution"
     logging.getLogger(f"{execution}.controller.placement_group_cleaner").setLevel(logging.ERROR)
     for name in (f"{execution}.worker_group.worker_group", "ray.train.torch.config"):
-        # A filter, since Ray Train resets the levels of its loggers.
+        # Ray Train sets the levels of its loggers anew, and leaves their filters.
         logging.getLogger(name).addFilter(lambda record: not record.getMessage().startswith(SAYS_NOTHING))
 
 
 def quieten_ray_data() -> None:
-    """Silences Ray Data's progress, which the jobs show themselves, but not its warnings."""
+    """Ray Data's own account of a job is left out, for the job says how far it is; its warnings are not."""
     from ray.data import DataContext
 
     context = DataContext.get_current()

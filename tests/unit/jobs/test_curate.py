@@ -37,6 +37,8 @@ def test_only_partitions_whose_shards_change_are_replaced_and_drops_are_counted(
     assert _replace_shards(base, {1: shard.model_dump_json()}) == []
     ids = {partition.id: partition for partition in changed}
     partitions = tuple(ids[one.id] if one.id in ids else one for one in base.partitions)
-    after = Manifest(**(dict(base) | {"partitions": partitions, "version": 2}))
+    after = Manifest(
+        **({name: getattr(base, name) for name in Manifest.model_fields} | {"partitions": partitions, "version": 2})
+    )
     lines = _summary(base, after).splitlines()
     assert lines[1].split() == ["too_small", "-2"]
