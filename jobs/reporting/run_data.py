@@ -219,7 +219,7 @@ def _describe_data(config_text: str, problems: list[str]) -> list[DataReport]:
         parts = config["data"]["mixture"] or [{**config["data"], "weight": 1.0}]
         context_length = get_architecture(config["model"]["name"]).context_length
     except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        problems.append(f"{CONFIG} does not name the run's data ({type(error).__name__}: {error})")
+        problems.append(f"{CONFIG} does not name the data of the run ({type(error).__name__}: {error})")
         return []
     for part in parts[:SECTIONS_OF_DATA]:
         try:

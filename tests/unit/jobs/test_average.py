@@ -61,7 +61,7 @@ def test_a_run_without_initial_weights_has_no_line_to_average_along(data_set, tm
     settings = [f"data.uri={data_set}", f"run.dir={tmp_path}", "train.max_steps=6"]
     train_bare(load_config("debug_cpu", settings), World(0, 1, torch.device("cpu")))
     assert complaint(average, f"run.dir={tmp_path}", "run.name=debug_cpu") == EXIT_BAD_INPUT
-    assert "started from no weights" in capsys.readouterr().err
+    assert "started without model.weights; name a fine-tuning run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("alpha", ["-0.1", "1.5"])

@@ -132,7 +132,7 @@ def test_what_is_damaged_or_gone_is_a_line_and_the_rest_is_there(finished, tmp_p
     assert "the data set is not described: /nowhere/at/all: there is no data set" in page
     assert "loss" in charts_of(page)
     (tmp_path / "config.yaml").write_text("a: [1")
-    assert "config.yaml does not name the run's data" in make_report(storage, "damaged")
+    assert "config.yaml does not name the data of the run" in make_report(storage, "damaged")
 
 
 def test_a_name_without_a_run_is_bad_input(tmp_path, capsys):

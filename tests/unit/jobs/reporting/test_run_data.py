@@ -32,7 +32,7 @@ def test_a_run_with_a_configuration_only_has_no_steps_and_says_what_is_missing(t
     assert report.steps.count == 0
     assert report.total_steps is None
     assert report.spent is None
-    assert "config.yaml does not name the run's data" in report.problems[0]
+    assert "config.yaml does not name the data of the run" in report.problems[0]
 
 
 def test_an_empty_folder_is_no_run(tmp_path):
