@@ -1,11 +1,11 @@
-"""Averages the weights that a fine-tuning run started from and those it ended with (WiSE-FT), evaluated along the line.
+"""Averages the weights before and after fine-tuning (WiSE-FT), and evaluates points on the line between them.
 
     python jobs/average.py run.name=finetune evaluation.retrieval_uri=data/heldout
     python jobs/average.py run.name=finetune --points 3 --alpha 0.5 --save clip.safetensors
 
-alpha 0 is the start (the run's model.weights), 1 the end. Between them a model often keeps more of what it knew, and is better
-on new data too (arXiv 2109.01903). Without evaluation.* keys it is measured on what the run was configured to evaluate on; the
-figure of an alpha that was chosen on the same data flatters it. Runs in this process, without Ray.
+alpha 0 is the start (the run's model.weights), 1 the end. In between, a model often keeps more of its earlier abilities and is
+better on new data too (arXiv 2109.01903). Without evaluation.* keys, the run's own evaluation is repeated; the figure of an
+alpha chosen on the same data is too optimistic. Runs in this process, without Ray.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 
 from jobs.cli.command_line import check_folder, parser, run
 from jobs.cli.config import Config
+from jobs.cli.job_parser import JobParser
 from jobs.evaluate import check_there_is_something_to_measure, run_to_evaluate
 from pipeline.errors import ConfigError
 
@@ -34,7 +35,7 @@ def job(config: Config, options: argparse.Namespace) -> None:
     check_folder("--save", options.save)
     clip, evaluation, trained = run_to_evaluate(config)
     if not trained.model.weights:
-        raise ConfigError(f"run.name={config.run.name}: started from no weights, so there is no line to average along")
+        raise ConfigError(f"run.name={config.run.name}: started without model.weights; name a fine-tuning run")
     if options.points:
         check_there_is_something_to_measure(evaluation)
     first = CLIP(clip.architecture)
@@ -60,19 +61,21 @@ def job(config: Config, options: argparse.Namespace) -> None:
         print(f"{options.save}: {trained.model.name} at alpha {options.alpha}")
 
 
-def arguments() -> argparse.ArgumentParser:
-    result = parser(__doc__)
-    result.add_argument("--points", type=int, default=11, help="of the line, both ends included (default: %(default)s)")
-    result.add_argument("--alpha", type=_share, default=0.5, help="of the weights that --save writes (default: %(default)s)")
-    result.add_argument("--save", metavar="FILE", help="write averaged weights there (.safetensors)")
-    result.add_argument("--json", metavar="FILE", help="also write the figures there")
+def arguments() -> JobParser:
+    result = parser(__doc__, "average")
+    result.add_argument("--points", type=int, default=11, help="points to evaluate, both ends included (default: %(default)s)")
+    result.add_argument(
+        "--alpha", type=_share, default=0.5, help="share of the end in the weights that --save writes (default: %(default)s)"
+    )
+    result.add_argument("--save", metavar="FILE", help="write averaged weights to FILE (.safetensors)")
+    result.add_argument("--json", metavar="FILE", help="also write the figures to FILE, as JSON")
     return result
 
 
 def _share(text: str) -> float:
     value = float(text)
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text}: alpha is between 0 (the start) and 1 (the end)")
+        raise argparse.ArgumentTypeError(f"{text}: must be between 0 (the start) and 1 (the end)")
     return value
 
 

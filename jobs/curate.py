@@ -1,13 +1,13 @@
-"""A new version of a data set from a choice of its samples; no picture is read or rewritten.
+"""Selects samples of a data set by rules and commits the selection as a new version, without touching the images.
 
     python jobs/curate.py curate.data=data/pairs curate.min_side_px=200 curate.max_aspect_ratio=3 curate.drop_duplicates=true
     python jobs/curate.py curate.data=data/pairs curate.exclude_hashes=evaluation_hashes.txt "curate.where=lang == 'en'"
     python jobs/curate.py curate.data=data/pairs curate.scores=data/features "curate.where=clip_score > 0.28"   (jobs/embed.py)
-    python jobs/curate.py curate.data=data/pairs --materialize             rewrite what is left into compact shards
-    python jobs/curate.py curate.data=data/pairs --remove urls.txt         take samples down: keys or URLs, one a line
-    python jobs/curate.py curate.data=data/pairs --remove urls.txt --purge --runs runs     and rewrite the shards that hold them
+    python jobs/curate.py curate.data=data/pairs --materialize             rewrite the rest into compact shards
+    python jobs/curate.py curate.data=data/pairs --remove urls.txt         remove samples: keys or URLs, one per line
+    python jobs/curate.py curate.data=data/pairs --remove urls.txt --purge --runs runs     also rewrite their shards
 
-Each drop is counted by its reason. Earlier versions stay as they are, but for those that held what was purged.
+Drops are counted by reason. Earlier versions stay unchanged, except those that held purged samples.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.cli.command_line import connect_ray, parser, run
 from jobs.cli.config import Config
+from jobs.cli.job_parser import JobParser
 from pipeline.config import CurateConfig
 from pipeline.errors import InputError
 from training.ray_internals import quieten_ray_data
@@ -39,15 +40,15 @@ def job(config: Config, options: argparse.Namespace) -> None:
     if not config.curate.data:
         raise InputError("curate.data: is empty; name the folder or the s3://bucket/prefix of a data set")
     if options.purge and not options.remove:
-        raise InputError("--purge: there is nothing to purge; name what is taken down with --remove FILE")
+        raise InputError("--purge: there is nothing to purge; list the samples with --remove FILE")
     if config.curate == CurateConfig(data=config.curate.data) and not (options.remove or options.materialize):
-        raise InputError("curate: no rule is set; set some of curate.* (see --help), or --materialize or --remove")
+        raise InputError("curate: no rule is set; set keys of curate.* (see --help), or pass --materialize or --remove")
     storage = open_storage(config.curate.data)
     base = read_manifest(storage, config.curate.version)
     rules = read_rules(config.curate, options.remove)
     if rules.scores is not None:
         rules.scores.check(storage, base)
-    if base.num_samples:  # a condition that cannot be asked is refused here, before Ray starts
+    if base.num_samples:  # refuses an invalid condition before Ray starts
         judge(storage, next(shard for shard in base.shards if shard.num_samples), rules)
     connect_ray(config.cluster)
     manifest = commit_choice(storage, base, [] if rules.are_empty else _choose(storage, base, rules))
@@ -60,7 +61,7 @@ def job(config: Config, options: argparse.Namespace) -> None:
 
 
 def _choose(storage: Storage, base: Manifest, rules: Rules) -> list[PartitionRecord]:
-    """The partitions that change, with their shards' selections. Duplicates meet where their hashes begin alike."""
+    """The partitions that change, with the selections of their shards. Duplicates are grouped by the start of their hash."""
     import ray
 
     from pipeline.versions.curation import DUPLICATE, duplicates, judge, select
@@ -90,7 +91,7 @@ def _choose(storage: Storage, base: Manifest, rules: Rules) -> list[PartitionRec
         return {"shard": [shard], "record": [record.model_dump_json()]}
 
     quieten_ray_data()
-    ray.data.DataContext.get_current().enable_progress_bars = sys.stderr.isatty()  # nothing of ours knows how far it is
+    ray.data.DataContext.get_current().enable_progress_bars = sys.stderr.isatty()  # the only progress that is shown here
     stream = ray.data.range(len(shards), override_num_blocks=max(1, min(len(shards), 1000))).map_batches(verdicts_of)
     if rules.config.drop_duplicates:
         stream = stream.groupby("bucket").map_groups(mark, batch_format="pandas")
@@ -113,7 +114,7 @@ def _replace_shards(base: Manifest, records: dict[int, str]) -> list[PartitionRe
 
 
 def _materialize(storage: Storage, manifest: Manifest, shard_size_bytes: int) -> list[PartitionRecord]:
-    """Compact shards of neighbouring partitions, whose records they replace: the first of a group has them, the others none."""
+    """Writes compact shards for groups of neighbouring partitions: the first of a group gets them, the others none."""
     import ray
 
     from pipeline.dataset.manifest import ShardRecord
@@ -141,18 +142,18 @@ def _materialize(storage: Storage, manifest: Manifest, shard_size_bytes: int) ->
 
 
 def _take_down(storage: Storage, rules: Rules, options: argparse.Namespace) -> None:
-    """Says who has had the samples that were removed, and rewrites the shards that hold their bytes when asked."""
+    """Lists the versions and runs that used the removed samples; with --purge, rewrites the shards that hold them."""
     from pipeline.versions.takedown import find_holders, purge, runs_on
 
     holders = find_holders(storage, rules)
     if options.purge:
         manifest = purge(storage, rules, holders)
-        print(f"{storage.uri} version {manifest.version}: no object holds them any more")
+        print(f"{storage.uri} version {manifest.version}: no object holds the removed samples any more")
     for version in holders.versions:
         gone = "; it can no longer be read" if options.purge else ""
-        print(f"version {version} had some of them{gone}")
+        print(f"version {version} held some of the removed samples{gone}")
     for run_name, version in runs_on(options.runs, storage.uri, holders.versions) if options.runs else ():
-        print(f"run {run_name} was trained on version {version}, which had some of them")
+        print(f"run {run_name} was trained on version {version}, which held some of the removed samples")
 
 
 def _summary(base: Manifest, manifest: Manifest) -> str:
@@ -175,12 +176,14 @@ def _tars(manifest: Manifest) -> int:
     return sum(shard.num_samples > 0 for shard in manifest.shards)
 
 
-def arguments() -> argparse.ArgumentParser:
-    result = parser(__doc__)
-    result.add_argument("--materialize", action="store_true", help="rewrite what is left into compact shards")
-    result.add_argument("--remove", metavar="FILE", help="keys or URLs of samples that are taken down, one a line")
-    result.add_argument("--purge", action="store_true", help="with --remove: rewrite or delete every object that holds them")
-    result.add_argument("--runs", metavar="DIR", help="with --remove: name the runs in there that were trained on them")
+def arguments() -> JobParser:
+    result = parser(__doc__, "curate")
+    result.add_argument("--materialize", action="store_true", help="rewrite the remaining samples into compact shards")
+    result.add_argument("--remove", metavar="FILE", help="file with keys or URLs of samples to remove, one per line")
+    result.add_argument(
+        "--purge", action="store_true", help="with --remove: rewrite or delete every object that holds the samples"
+    )
+    result.add_argument("--runs", metavar="DIR", help="with --remove: list the runs in DIR that were trained on the samples")
     return result
 
 

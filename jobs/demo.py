@@ -1,14 +1,14 @@
-"""The whole way, on real pictures: URL table -> shards -> two training workers -> evaluation -> pictures of the result.
+"""Runs the whole path on real images: URL table -> shards -> two training workers -> evaluation -> figures.
 
-    make demo                                              installs what is needed and runs this
+    make demo                                              installs the requirements and runs this
     python jobs/demo.py --seed 1                           another seed
-    python jobs/demo.py --concepts 20 train.max_steps=20   a quick look: fewer pictures, fewer steps
-    python jobs/demo.py --data-dir s3://BUCKET/demo run.dir=s3://BUCKET/runs     shards and checkpoints in object storage
-    python jobs/demo.py --pictures-only pictures           only the pictures and a table of them, for a web server of yours
+    python jobs/demo.py --concepts 20 train.max_steps=20   a quick look: fewer images, fewer steps
+    python jobs/demo.py --data-dir s3://BUCKET/demo run.dir=s3://BUCKET/runs     in object storage
+    python jobs/demo.py --pictures-only images             only the images and their table, for your own web server
 
 Renders some 3,000 emoji drawings with their English names, serves them on loopback, ingests them, and trains a small CLIP to
-tell which name belongs to which picture. Then it asks for pairs that it has never seen: this concept in that skin tone.
-A data or run folder of an earlier demo is replaced; any other folder is left alone.
+match names and images. Then it is tested on pairs it has never seen: a known concept in another skin tone. The data and run
+folders of an earlier demo are replaced; any other folder stays untouched.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from jobs.cli.command_line import connect_ray, parser, run
 from jobs.cli.config import Config
+from jobs.cli.job_parser import JobParser
 from jobs.cli.open_model import last_checkpoint, open_model
 from jobs.export import export_checkpoint
 from jobs.report import report_at_the_end
@@ -39,14 +40,14 @@ MARKER = "made-by-the-demo"
 
 
 def job(config: Config, options: argparse.Namespace) -> None:
-    from jobs.demonstration.drawings import ATTRIBUTION, render_pairs, write_pictures
+    from jobs.demonstration.drawings import ATTRIBUTION, render_pairs, write_images
     from pipeline.storage.address import open_storage
     from training.worker import run_training
 
-    if options.pictures_only:
+    if options.images_only:
         pairs = render_pairs(options.concepts)
-        table = write_pictures(pairs, options.served_at.rstrip("/"), Path(options.pictures_only))
-        print(f"{len(pairs):,} distinct pictures, and a table of those to train on: {table}\n{ATTRIBUTION}")
+        table = write_images(pairs, options.served_at.rstrip("/"), Path(options.images_only))
+        print(f"{len(pairs):,} distinct images, and the table of the training split: {table}\n{ATTRIBUTION}")
         return
     clock = Phases()
     uris = data_uris(options.data_dir)
@@ -67,8 +68,8 @@ def job(config: Config, options: argparse.Namespace) -> None:
         json.dumps({"figures": figures.as_dict(), "seconds": clock.seconds}, indent=1), encoding="utf-8"
     )
     print(f"time: {clock}")
-    print(f"report:   {page or 'not made, as was said above'}")
-    print(f"export:   {exported.uri} (for open_clip, as its README.md says)")
+    print(f"report:   {page or 'not written; see the warning above'}")
+    print(f"export:   {exported.uri} (loads in open_clip; see its README.md)")
     print(f"curves:   {written / 'curves.png'}\ngallery:  {written / 'gallery.png'}\nfigures:  {written / 'demo.json'}")
     print(f"metrics:  {run_storage.address('metrics.jsonl')}\nshards:   {uris['train']}")
     print(f"\n{ATTRIBUTION}\n")
@@ -77,7 +78,7 @@ def job(config: Config, options: argparse.Namespace) -> None:
 
 
 def data_uris(data_dir: str) -> dict[str, str]:
-    """Where the demo's data sets lie: split -> root."""
+    """Addresses of the demo's data sets: split -> root."""
     from jobs.demonstration.drawings import SPLITS
 
     root = data_dir.rstrip("/") if "://" in data_dir else str(Path(data_dir).absolute())
@@ -85,7 +86,7 @@ def data_uris(data_dir: str) -> dict[str, str]:
 
 
 def make_data_sets(data_dir: str, config: Config, concepts: int | None = None, clock: Phases | None = None) -> None:
-    """Renders the pictures and ingests them, on Ray. What an earlier demo left in the folder is replaced."""
+    """Renders the images and ingests them on Ray. Replaces the folder of an earlier demo."""
     from jobs.demonstration.drawings import SPLITS, render_pairs
     from pipeline.storage.address import open_storage
 
@@ -94,7 +95,7 @@ def make_data_sets(data_dir: str, config: Config, concepts: int | None = None, c
     with clock.phase("render"):
         print("rendering emoji ...", flush=True)
         pairs = render_pairs(concepts)
-        print(f"{len(pairs):,} distinct pictures: " + ", ".join(f"{_count(pairs, split):,} {split}" for split in SPLITS))
+        print(f"{len(pairs):,} distinct images: " + ", ".join(f"{_count(pairs, split):,} {split}" for split in SPLITS))
     with clock.phase("start Ray"):
         connect_ray(config.cluster)
     with clock.phase("ingest"):
@@ -102,17 +103,17 @@ def make_data_sets(data_dir: str, config: Config, concepts: int | None = None, c
 
 
 def _start_afresh(storage: Storage) -> None:
-    """Empties a folder that an earlier demo made. Raises ConfigError for any other that is not empty."""
+    """Empties the folder of an earlier demo. Raises ConfigError for any other folder that is not empty."""
     found = [item.path for item in storage.list("")]
     if found and MARKER not in found:
-        raise ConfigError(f"{storage.uri}: is not empty, and no earlier demo made it; choose another --data-dir or run.name")
+        raise ConfigError(f"{storage.uri}: is not empty, and not from an earlier demo; choose another --data-dir or run.name")
     for path in found:
         storage.delete(path)
-    storage.write(MARKER, b"The demo made this folder, and empties it when it runs again.\n")
+    storage.write(MARKER, b"The demo made this folder and empties it when it runs again.\n")
 
 
 def _ingest(pairs: list[Pair], uris: dict[str, str], config: Config) -> None:
-    """Each split's table into its data set, over HTTP."""
+    """Ingests each split's table into its data set, over HTTP."""
     from jobs.demonstration.drawings import serve, write_tables
     from pipeline.ingest.driver import run_ingest
 
@@ -125,7 +126,7 @@ def _ingest(pairs: list[Pair], uris: dict[str, str], config: Config) -> None:
 
 
 def _training_config(config: Config, seed: int | None, uris: dict[str, str]) -> Config:
-    """The recipe, pointed at this demo's data sets."""
+    """The recipe with the addresses of this demo's data sets."""
     tree = config.model_dump()
     tree["data"]["uri"] = uris["train"]
     if seed is not None:
@@ -138,7 +139,7 @@ def _training_config(config: Config, seed: int | None, uris: dict[str, str]) -> 
 
 
 def _evaluate(config: Config, run_storage: Storage, uris: dict[str, str]) -> tuple[Figures, Path]:
-    """(figures, folder of the pictures): from the last checkpoint, as anyone would load it."""
+    """Evaluates the last checkpoint. Returns the figures, and the folder with the plots."""
     from jobs.demonstration import results
 
     clip, _ = open_model(last_checkpoint(config))
@@ -156,7 +157,7 @@ def _count(pairs: list[Pair], split: str) -> int:
 
 
 class Phases:
-    """Seconds of each phase, for the last lines of the output."""
+    """Records the seconds of each phase, for the end of the output."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -172,16 +173,18 @@ class Phases:
         return f"{sum(self.seconds.values()):.0f} s ({parts})"
 
 
-def arguments() -> argparse.ArgumentParser:
-    result = parser(__doc__)
+def arguments() -> JobParser:
+    result = parser(__doc__, "demo")
     result.set_defaults(config="demo")
-    result.add_argument("--seed", type=int, default=None, help="of the initial weights and the sample order (default: 0)")
-    result.add_argument("--data-dir", default="data/demo", help="where the data sets go; a folder or s3://bucket/prefix")
-    result.add_argument("--concepts", type=int, default=None, help="only so many concepts with and without skin tones")
-    result.add_argument("--pictures-only", metavar="FOLDER", help="write the pictures and a table of them there, and stop")
+    result.add_argument("--seed", type=int, default=None, help="seed of the initial weights and the sample order (default: 0)")
     result.add_argument(
-        "--served-at", metavar="URL", default="http://127.0.0.1:8000", help="what the URLs of that table begin with"
+        "--data-dir", default="data/demo", help="folder or s3://bucket/prefix of the data sets (default: %(default)s)"
     )
+    result.add_argument("--concepts", type=int, default=None, help="limit on the concepts with and without skin tones")
+    result.add_argument(
+        "--pictures-only", dest="images_only", metavar="FOLDER", help="write the images and their table to FOLDER, then exit"
+    )
+    result.add_argument("--served-at", metavar="URL", default="http://127.0.0.1:8000", help="start of the URLs in that table")
     return result
 
 

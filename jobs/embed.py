@@ -1,4 +1,4 @@
-"""Embeds a data set: features of its pictures and captions, and their CLIP score, as one parquet file a shard.
+"""Embeds a data set: features of its images and captions, and their CLIP scores, as one parquet file per shard.
 
     python jobs/embed.py run.name=demo embed.data=data/demo/train embed.output=data/features
     python jobs/embed.py --weights b32.pt --activation gelu model.name=ViT-B/32 embed.data=data/pairs embed.output=data/features
@@ -6,9 +6,9 @@
         embed.data=s3://BUCKET/pairs embed.output=s3://BUCKET/features embed.use_gpu=true embed.cpus_per_worker=11
     python jobs/curate.py curate.data=data/pairs curate.scores=data/features 'curate.where=clip_score > 0.28'
 
-Safe to run again: shards whose file is there are not embedded again, so a run that was killed is continued by the next one, and
-a data set that has grown costs its new shards. Features of another model need another output. `embedding.json` there says
-which model and which data set they are of; a file is joined to the data set by its shard's name, and its rows by key.
+Safe to run again: only shards without a file are embedded, so the next run continues one that was killed, and a data set that
+has grown only needs its new shards. Each model needs its own output; `embedding.json` there names the model and the data set.
+A file is joined to the data set by the name of its shard, and its rows by key.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from jobs.cli.command_line import connect_ray, parser, run
 from jobs.cli.config import Config
+from jobs.cli.job_parser import JobParser
 from jobs.cli.open_model import add_weights_options, open_run, open_weights
 from pipeline.errors import ConfigError, InputError
 from training.config import EmbedConfig, TrainConfig, TrainingConfig, refuse_auto_on_an_empty_cluster
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from training.shard_embedder import ShardEmbedder
 
 CONCURRENT_SHARDS = 2
-"""Of one actor: one is read and decoded, or written, while the model works on the other."""
+"""Shards per actor: one is read and decoded, or written, while the model works on the other."""
 
 
 def job(config: Config, options: argparse.Namespace) -> None:
@@ -88,7 +89,7 @@ def job(config: Config, options: argparse.Namespace) -> None:
     finish_output(output, wanted, manifest)
 
 
-# --------------------------------------------------------------------------------------------------------------- which model
+# ------------------------------------------------------------------------------------------------------------------- the model
 
 
 def _describe(config: Config, clip: CLIP, train: TrainConfig, address: str, manifest: Manifest) -> Embedding:
@@ -118,12 +119,12 @@ def _describe(config: Config, clip: CLIP, train: TrainConfig, address: str, mani
 
 @dataclass(frozen=True)
 class Work:
-    """What every actor has to know.
+    """Settings of every actor.
 
     Attributes:
         embed: with the version pinned.
-        train: its `precision` counts.
-        cpus: of one actor, once they are settled.
+        train: only its `precision` is used.
+        cpus: per actor; set once the pool is planned.
     """
 
     embed: EmbedConfig
@@ -137,7 +138,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Pool:
-    """The actors that hold the model: from `least` to `most`, `first` of them at the start."""
+    """The pool of actors that hold the model: `first` at the start, then between `least` and `most`."""
 
     least: int
     first: int
@@ -147,32 +148,32 @@ class Pool:
 
 
 def plan_pool(embed: EmbedConfig, resources: dict[str, float], num_units: int) -> Pool:
-    """As many actors as there is work and room for.
+    """Plans as many actors as there are shards and resources for.
 
     Args:
-        resources: of the cluster, as it is now.
+        resources: the current resources of the cluster.
     """
     cpus, gpus = max(1, int(resources.get("CPU", 0))), int(resources.get("GPU", 0))
     use_gpu = gpus > 0 if embed.use_gpu == "auto" else embed.use_gpu
     share = max(1, cpus // max(1, gpus)) if use_gpu else 1
     each = share if embed.cpus_per_worker == "auto" else embed.cpus_per_worker
     room = max(1, min(cpus // each, gpus) if use_gpu else cpus // each)
-    wished = embed.num_workers if embed.num_workers is not None else (1, room)
-    least, most = (wished, wished) if isinstance(wished, int) else wished
+    requested = embed.num_workers if embed.num_workers is not None else (1, room)
+    least, most = (requested, requested) if isinstance(requested, int) else requested
     least, most = min(least, num_units), min(most, num_units)
     return Pool(least, first=min(max(least, room), most), most=most, cpus=each, use_gpu=use_gpu)
 
 
 @dataclass(frozen=True)
 class Done:
-    """What comes back for a shard.
+    """Result of one shard.
 
     Attributes:
-        error: why there is no file, for people; empty where there is one.
-        may_pass: the error is no bad input, and may be gone in another run.
+        error: message that explains why no file was written; empty on success.
+        may_pass: the error is not bad input; another run may succeed.
         problems: damaged samples, with their addresses.
-        score_sum: of the samples that are not damaged.
-        decode_s, forward_s: that its actor's threads have read and decoded, and that the model has computed.
+        score_sum: CLIP scores of the undamaged samples, summed.
+        decode_s, forward_s: time that the actor's threads spent on reading and decoding, and the model on computing.
         began_s, ended_s: by the actor's clock.
     """
 
@@ -188,7 +189,7 @@ class Done:
 
 
 class _EmbedActor:
-    """Holds the model, in a process of Ray's."""
+    """Holds the model in a Ray process."""
 
     def __init__(self, work: Work, weights: Any) -> None:
         import ray
@@ -224,7 +225,7 @@ class _EmbedActor:
 
 
 def embed_shard(embedder: ShardEmbedder, output: Storage, dtype: str, shard: int) -> Done:
-    """Embeds a shard and writes its file. What a person can mend comes back as an error, and is not raised."""
+    """Embeds a shard and writes its file. Errors that a person can fix are returned, not raised."""
     from pipeline.dataset.features import write_features
     from pipeline.errors import StorageAwayError
 
@@ -236,8 +237,8 @@ def embed_shard(embedder: ShardEmbedder, output: Storage, dtype: str, shard: int
     except InputError as error:
         return Done(shard, error=str(error), may_pass=isinstance(error, StorageAwayError))
     except OSError as error:
-        what = f"embed.output={output.uri}: cannot be written ({error}); make room, or choose another one"
-        return Done(shard, error=what, may_pass=True)
+        message = f"embed.output={output.uri}: cannot be written ({error}); free some space or choose another output"
+        return Done(shard, error=message, may_pass=True)
     good = [place not in found.problems for place in range(len(found.keys))]
     return Done(
         shard=shard,
@@ -251,15 +252,15 @@ def embed_shard(embedder: ShardEmbedder, output: Storage, dtype: str, shard: int
 
 
 def follow(dones: Iterable[Done], units: dict[int, int], max_skipped_samples: int, forget: Callable[[int], None]) -> str:
-    """Shows progress while shards come back, and returns what there is to say at the end.
+    """Shows progress while shards are embedded, and returns a summary.
 
     Args:
-        units: shard -> samples, of all that will come back.
-        forget: removes a shard's file; called for those with damage where there is too much of it.
+        units: shard -> number of samples, for every shard of the run.
+        forget: removes a shard's file; called for shards with damage if there is too much of it.
 
     Raises:
         InputError: damaged data, or a storage that cannot be used.
-        RunError: a shard did not come back, or a storage does not answer, or is full.
+        RunError: a shard did not come back, or a storage does not respond or is full.
     """
     from pipeline.ingest.progress import Progress
     from training.data.damaged_samples import DamagedSamples
@@ -277,14 +278,14 @@ def follow(dones: Iterable[Done], units: dict[int, int], max_skipped_samples: in
                 for problem in done.problems:
                     damaged.skip(problem)
             except InputError:
-                for shard in damaged_shards:  # or the next run would take their empty features for done
+                for shard in damaged_shards:  # otherwise the next run would keep their empty features
                     forget(shard)
                 raise
             score, decode_s, forward_s = score + done.score_sum, decode_s + done.decode_s, forward_s + done.forward_s
             embedded = progress.n + units[done.shard] - damaged.skipped
             progress.update(units[done.shard], f"mean clip_score {score / max(1, embedded):.4f}")
     if missing:
-        raise RunError(f"{len(missing)} shards did not come back, no. {min(missing)} among them; run the job again")
+        raise RunError(f"{len(missing)} shards are missing, no. {min(missing)} among them; run the job again")
     duration_s, samples = time.perf_counter() - began, sum(units.values())
     skipped = damaged.skipped
     mean = score / (samples - skipped) if samples > skipped else math.nan
@@ -292,26 +293,26 @@ def follow(dones: Iterable[Done], units: dict[int, int], max_skipped_samples: in
     return (
         f"{samples:,} samples in {len(units):,} shards{without}, in {duration_s:.1f} s ({samples / duration_s:,.1f} a second); "
         f"mean clip_score {mean:.4f}\n"
-        f"of one worker a sample takes {decode_s / samples * 1e3:.2f} ms of a decoding thread and "
+        f"per worker, a sample takes {decode_s / samples * 1e3:.2f} ms of a decoding thread and "
         f"{forward_s / samples * 1e3:.2f} ms of the model"
     )
 
 
 def embed_shards(work: Work, clip: CLIP, numbers: list[int]) -> Iterator[Done]:
-    """Shards to actors; a row comes back for each."""
+    """Embeds shards on a pool of actors; yields one result per shard."""
     import ray
     from ray.data import ActorPoolStrategy, DataContext
 
     quieten_ray_data()
-    DataContext.get_current().execution_no_progress_timeout_s = -1  # a large shard, or a wait for nodes, may take long
+    DataContext.get_current().execution_no_progress_timeout_s = -1  # a large shard or a wait for nodes may take long
     refuse_auto_on_an_empty_cluster("embed", work.embed, ray.cluster_resources())
     pool = plan_pool(work.embed, ray.cluster_resources(), len(numbers))
-    # In a list, or Ray would put the weights into every call that makes an actor.
+    # In a list: a bare reference would put the weights into every call that creates an actor.
     weights = [ray.put({name: tensor.cpu() for name, tensor in clip.state_dict().items()})]
     stream = ray.data.from_items([{"shard": number} for number in numbers], override_num_blocks=len(numbers)).map(
-        cast(Any, _EmbedActor),  # Ray's annotation leaves classes out
+        cast(Any, _EmbedActor),  # Ray's annotation lacks classes
         fn_constructor_args=(replace(work, cpus=pool.cpus, use_gpu=pool.use_gpu), weights),
-        # Tasks in flight stay at Ray's twice as many as are concurrent: with fewer it would never think of a larger pool.
+        # Keep Ray's default of two tasks in flight per concurrent one: with fewer, the pool would never grow.
         compute=ActorPoolStrategy(
             min_size=pool.least,
             max_size=pool.most,
@@ -326,8 +327,8 @@ def embed_shards(work: Work, clip: CLIP, numbers: list[int]) -> Iterator[Done]:
         yield Done(**row)
 
 
-def arguments() -> argparse.ArgumentParser:
-    result = parser(__doc__)
+def arguments() -> JobParser:
+    result = parser(__doc__, "embed")
     add_weights_options(result)
     return result
 

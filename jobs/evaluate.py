@@ -7,11 +7,10 @@
     python jobs/evaluate.py run.name=demo 'evaluation.linear_probe={train_uri: data/pets/train, test_uri: data/pets/test}'
     ray job submit --working-dir . -- python jobs/evaluate.py run.dir=s3://BUCKET/runs run.name=vit_b_32 cluster.num_workers=8
 
-Without evaluation.* keys it is measured on what the run itself was configured to evaluate on. Retrieval is R@1, R@5, R@10 and
-the median rank, both ways; zero-shot classification and the linear probe are accuracies. Each stands beside what chance would
-get and a 95% confidence interval. An address is that of a data set of ours (its classes are in label_column), of a folder of
-clip-benchmark tars, or of a folder with a folder of pictures for each class. Runs in this process, without Ray; with
-cluster.num_workers above 1 on Ray's workers.
+Without evaluation.* keys, the run's own evaluation is repeated. Retrieval gives R@1, R@5, R@10 and the median rank, both ways;
+zero-shot classification and the linear probe give accuracies. Each comes with its chance level and a 95% confidence interval.
+An address names a data set written by jobs/ingest.py (its classes are in label_column), a folder of clip-benchmark tars, or a
+folder with one folder of images per class. Runs in this process, without Ray, unless cluster.num_workers is above 1.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from jobs.cli.command_line import check_folder, connect_ray, parser, run
 from jobs.cli.config import Config
+from jobs.cli.job_parser import JobParser
 from jobs.cli.open_model import add_weights_options, open_run, open_weights
 from pipeline.errors import ConfigError
 from training.config import EvaluationConfig, TrainingConfig
@@ -44,7 +44,7 @@ def job(config: Config, options: argparse.Namespace) -> None:
     check_there_is_something_to_measure(evaluation)
     check_evaluation(evaluation)
     check_folder("--json", options.json)
-    # The precision is that in which the run itself is evaluated; where, is for this command to say.
+    # The precision is that of the run; the device is that of this command.
     train = trained.train.model_copy(update={"device": config.train.device})
     settings = config.model_copy(update={"evaluation": evaluation, "train": train})
     metrics = _on_workers(clip, settings) if config.cluster.max_workers > 1 else _here(clip, settings)
@@ -78,7 +78,7 @@ def _asks_for_something(evaluation: EvaluationConfig) -> bool:
 
 
 def check_there_is_something_to_measure(evaluation: EvaluationConfig) -> None:
-    """Raises ConfigError where no evaluation is configured."""
+    """Raises ConfigError unless an evaluation is configured."""
     if not _asks_for_something(evaluation):
         raise ConfigError(
             "evaluation.retrieval_uri, zero_shot, linear_probe: none is set; name a data set to evaluate on, "
@@ -87,23 +87,25 @@ def check_there_is_something_to_measure(evaluation: EvaluationConfig) -> None:
 
 
 def run_to_evaluate(config: Config) -> tuple[CLIP, EvaluationConfig, TrainingConfig]:
-    """The model of a run's last checkpoint, what to evaluate it on (the command line's wish, else the run's own), and the
-    configuration that it was trained with.
+    """Loads a run's last checkpoint.
+
+    Returns:
+        The model, the evaluation (of the command line, else of the run), and the configuration of its training.
     """
     clip, trained, _ = open_run(config)
-    wished = config.evaluation
-    if not _asks_for_something(wished):
+    requested = config.evaluation
+    if not _asks_for_something(requested):
         defaults = EvaluationConfig()
-        names = [name for name in EvaluationConfig.model_fields if getattr(wished, name) != getattr(defaults, name)]
-        given = {name: getattr(wished, name) for name in names}
-        wished = trained.evaluation.model_copy(update=given)
-    return clip, wished, trained
+        names = [name for name in EvaluationConfig.model_fields if getattr(requested, name) != getattr(defaults, name)]
+        given = {name: getattr(requested, name) for name in names}
+        requested = trained.evaluation.model_copy(update=given)
+    return clip, requested, trained
 
 
-def arguments() -> argparse.ArgumentParser:
-    result = parser(__doc__)
+def arguments() -> JobParser:
+    result = parser(__doc__, "evaluate")
     add_weights_options(result)
-    result.add_argument("--json", metavar="FILE", help="also write the figures there")
+    result.add_argument("--json", metavar="FILE", help="also write the figures to FILE, as JSON")
     return result
 
 

@@ -1,15 +1,15 @@
-"""Writes a model as a folder that open_clip, Hugging Face transformers and RayCLIP load, with a card that says what it is.
+"""Exports a model as a folder that open_clip, Hugging Face transformers and RayCLIP load, with a model card.
 
     python jobs/export.py run.name=demo --output exports/demo                 a run's last checkpoint
     python jobs/export.py --checkpoint runs/demo/checkpoints/step_00000300 --output exports/demo-300
     python jobs/export.py --weights clip.pt --activation quick_gelu model.name=ViT-B/32 --output s3://BUCKET/exports/clip
 
-    open_clip_model.safetensors, open_clip_config.json   the published keys: for RayCLIP too
-    hf/                                                  a CLIPModel and its CLIPProcessor (of ViTs: it knows no ResNets)
-    README.md                                            model card: data, recipe, results, how to load it
-    export.json                                          the same for programs, with size and sha256 of every file
+    open_clip_model.safetensors, open_clip_config.json   weights with the published keys; RayCLIP loads them too
+    hf/                                                  a CLIPModel and its CLIPProcessor (ViTs only)
+    README.md                                            model card: data, recipe, results, code to load it
+    export.json                                          the same for programs, with the size and sha256 of every file
 
-A folder appears whole or not at all; in object storage export.json comes last. Runs in this process, without Ray.
+The folder appears whole or not at all; in object storage, export.json is written last. Runs in this process, without Ray.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.cli.command_line import parser, run
 from jobs.cli.config import Config
+from jobs.cli.job_parser import JobParser
 from jobs.cli.open_model import add_weights_options, last_checkpoint, open_model, open_weights
 from pipeline.errors import ConfigError
 from training.config import TrainingConfig
@@ -61,7 +62,7 @@ def job(config: Config, options: argparse.Namespace) -> None:
 
 
 def export_checkpoint(checkpoint: Checkpoint, target: Storage) -> None:
-    """Writes the model of a checkpoint, in place of an export that is there, and tells W&B of it as the run is configured."""
+    """Exports a checkpoint's model, replacing an existing export, and reports it to W&B if the run uses it."""
     from jobs.reporting.model_card import Origin
 
     clip, trained = open_model(checkpoint)
@@ -77,7 +78,7 @@ def export_checkpoint(checkpoint: Checkpoint, target: Storage) -> None:
         packages=checkpoint.packages,
     )
     _export(clip, origin, target)
-    _tell_wandb(trained, checkpoint, target)
+    _report_to_wandb(trained, checkpoint, target)
 
 
 def _checkpoint(config: Config, options: argparse.Namespace) -> Checkpoint:
@@ -87,7 +88,7 @@ def _checkpoint(config: Config, options: argparse.Namespace) -> Checkpoint:
         return last_checkpoint(config)
     try:
         return open_checkpoint(options.checkpoint)
-    except ConfigError as error:  # says what a run would be told
+    except ConfigError as error:  # its message names the key of a run
         raise ConfigError(str(error).replace("run.resume=", "--checkpoint=")) from None
 
 
@@ -97,11 +98,11 @@ def _export(clip: CLIP, origin: Origin, target: Storage) -> None:
         publish(folder, target)
     for notice in notices:
         print(notice)
-    print(f"{clip.architecture.name} of {origin.address} is in {target.uri}; how to load it: {target.uri}/{CARD}")
+    print(f"{clip.architecture.name} of {origin.address} is in {target.uri}; see {target.uri}/{CARD} for loading it")
 
 
-def _tell_wandb(trained: TrainingConfig, checkpoint: Checkpoint, target: Storage) -> None:
-    """The export as an output of its run; trouble with W&B stops no export."""
+def _report_to_wandb(trained: TrainingConfig, checkpoint: Checkpoint, target: Storage) -> None:
+    """Declares the export as an output of its W&B run. Errors of W&B do not stop the export."""
     from model.weight_files import OPEN_CLIP_WEIGHTS
     from pipeline.storage.address import open_storage
     from training.record.lineage import log_model
@@ -117,11 +118,11 @@ def _tell_wandb(trained: TrainingConfig, checkpoint: Checkpoint, target: Storage
         folder.mkdir(parents=True, exist_ok=True)
         log_model(trained.tracking, trained.run.name, run_id, str(folder), target.uri, about)
     except Exception as error:
-        logger.warning("W&B was not told of this export (%s: %s)", type(error).__name__, error)
+        logger.warning("the export was not reported to W&B (%s: %s)", type(error).__name__, error)
 
 
 def write_export(folder: Path, clip: CLIP, origin: Origin) -> list[str]:
-    """Writes all files of an export into an empty folder. Returns what a person should know of it."""
+    """Writes all files of an export into an empty folder. Returns notices for the user."""
     from jobs.reporting.model_card import card, package_versions
     from model.foreign_config import OPEN_CLIP_CONFIG, open_clip_config
     from model.weight_files import OPEN_CLIP_WEIGHTS
@@ -133,14 +134,14 @@ def write_export(folder: Path, clip: CLIP, origin: Origin) -> list[str]:
     notices = []
     if row.patch_size_px is None:
         notices.append(
-            f"{HUGGING_FACE}/ is not written: {row.name} is a ResNet, and transformers' CLIPModel has none; use open_clip"
+            f"{HUGGING_FACE}/ is not written: transformers' CLIPModel has no ResNets such as {row.name}; use open_clip"
         )
     else:
         write_hugging_face(folder / HUGGING_FACE, clip)
     if row.patch_size_px is not None and clip.logit_bias is not None:
         notices.append(
-            f"{HUGGING_FACE}/ is without logit_bias={clip.logit_bias.item():.4g}: CLIPModel has no place for it; features and "
-            "the order of logits are the same, add it to logits_per_image before a sigmoid"
+            f"{HUGGING_FACE}/ lacks logit_bias={clip.logit_bias.item():.4g}, which CLIPModel does not support; features and "
+            "the order of logits are the same; add it to logits_per_image before a sigmoid"
         )
     (folder / CARD).write_text(card(clip, origin, notices), encoding="utf-8")
     record = {
@@ -155,7 +156,7 @@ def write_export(folder: Path, clip: CLIP, origin: Origin) -> list[str]:
 
 
 def write_hugging_face(folder: Path, clip: CLIP) -> None:
-    """What `CLIPModel.from_pretrained` and `CLIPProcessor.from_pretrained` read of a local folder."""
+    """Writes the files that `CLIPModel.from_pretrained` and `CLIPProcessor.from_pretrained` read."""
     from model.foreign_config import (
         HUGGING_FACE_CONFIG,
         HUGGING_FACE_PREPROCESSORS,
@@ -181,21 +182,23 @@ def write_hugging_face(folder: Path, clip: CLIP) -> None:
 
 
 def check_target(target: Storage, overwrite: bool) -> None:
-    """Raises ConfigError where an export must not go: onto another one unasked, or among other things ever."""
+    """Raises ConfigError if the target holds an export and `overwrite` is false, or if it holds other files."""
     place = target.local_path("")
     if place is not None and place.exists() and not place.is_dir():
         raise ConfigError(f"--output={target.uri}: is a file; give a folder")
     names = {item.path for item in target.list("")} if place is None or place.is_dir() else set()
     if RECORD in names:
         if not overwrite:
-            raise ConfigError(f"--output={target.uri}: holds an export already; choose another folder, or give --overwrite")
-    elif names and not (place is None and all(map(_is_ours, names))):  # ours without a record: an upload that was killed
-        raise ConfigError(f"--output={target.uri}: holds other things, which --overwrite does not remove; choose a new folder")
+            raise ConfigError(f"--output={target.uri}: holds an export already; choose another folder or pass --overwrite")
+    elif names and not (
+        place is None and all(map(_is_ours, names))
+    ):  # without a record they are from an upload that was killed
+        raise ConfigError(f"--output={target.uri}: holds other files, which --overwrite does not remove; choose a new folder")
 
 
 @contextlib.contextmanager
 def staged(target: Storage) -> Iterator[Path]:
-    """A folder to write in: beside the target, so that it can be renamed, or for object storage a temporary one."""
+    """A folder to write to: beside the target, so that it can be renamed; a temporary one for object storage."""
     place = target.local_path("")
     if place is None:
         with tempfile.TemporaryDirectory() as temporary:
@@ -212,7 +215,7 @@ def staged(target: Storage) -> Iterator[Path]:
 
 
 def publish(folder: Path, target: Storage) -> None:
-    """Makes a staged export visible, in place of an older one."""
+    """Makes a staged export visible and replaces an older one."""
     place = target.local_path("")
     if place is not None:
         old = folder.with_suffix(".old")
@@ -223,7 +226,7 @@ def publish(folder: Path, target: Storage) -> None:
         return
     for item in sorted(target.list(""), key=lambda item: item.path != RECORD):
         if _is_ours(item.path):
-            target.delete(item.path)  # an older export's, its record first: so that no part of one passes for another
+            target.delete(item.path)  # the record of an older export first, so that no mix of two exports looks complete
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     for name in sorted(names, key=lambda name: name == RECORD):
         target.write_file(name, folder / name)
@@ -242,13 +245,11 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def arguments() -> argparse.ArgumentParser:
-    result = parser(__doc__)
-    result.add_argument(
-        "--output", metavar="FOLDER", required=True, help="where the export goes: a new folder, or s3://BUCKET/PREFIX"
-    )
-    result.add_argument("--overwrite", action="store_true", help="in place of the export that is there")
-    result.add_argument("--checkpoint", metavar="ADDRESS", help="a checkpoint's folder, or a run's, instead of run.name")
+def arguments() -> JobParser:
+    result = parser(__doc__, "export")
+    result.add_argument("--output", metavar="FOLDER", required=True, help="a new folder, or s3://BUCKET/PREFIX")
+    result.add_argument("--overwrite", action="store_true", help="replace an existing export")
+    result.add_argument("--checkpoint", metavar="ADDRESS", help="folder of a checkpoint or of a run, instead of run.name")
     add_weights_options(result)
     return result
 

@@ -1,10 +1,10 @@
-"""Makes WebDataset tars that others wrote (img2dataset's, LAION's, any) a data set, without copying them.
+"""Indexes existing WebDataset tars (of img2dataset, LAION, ...) as a data set, without copying them.
 
     python jobs/index.py index.input=laion/shards index.output=data/laion
     python jobs/index.py index.input='s3://BUCKET/cc12m/*.tar' index.output=s3://BUCKET/cc12m-index index.caption_key=caption
     python jobs/train.py --config vit_b_32 data.uri=data/laion
 
-Each tar is read once; training then reads pictures from where they lie. Run it again when there are new tars: the others are
+Each tar is read once; training then reads the images where they are. Run it again when there are new tars: the others are
 skipped.
 """
 
@@ -16,6 +16,7 @@ from typing import Any
 
 from jobs.cli.command_line import connect_ray, parser, run
 from jobs.cli.config import Config
+from jobs.cli.job_parser import JobParser
 from training.ray_internals import quieten_ray_data
 
 
@@ -29,7 +30,7 @@ def job(config: Config, options: argparse.Namespace) -> None:
     storage = open_storage(index.output) if index.output else None
     manifest = read_manifest(storage) if storage is not None and list_versions(storage) else None
     tars = plan_index(index, manifest)
-    assert storage is not None  # plan_index has refused an empty one
+    assert storage is not None  # plan_index refuses an empty one
     if not tars:
         print(f"nothing to do: {storage.uri} holds all these tars")
         return
@@ -53,8 +54,8 @@ def job(config: Config, options: argparse.Namespace) -> None:
     print(f"{storage.uri} version {manifest.version}: {manifest.num_samples:,} samples in {len(manifest.shards):,} tars")
 
 
-def arguments() -> argparse.ArgumentParser:
-    return parser(__doc__)
+def arguments() -> JobParser:
+    return parser(__doc__, "index")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Turns tables of URLs into shards and a new version of a data set.
+"""Ingests tables of URLs: fetches the images, writes shards, and commits a new version of a data set.
 
     python jobs/ingest.py ingest.input=pairs.parquet ingest.output=data/pairs
     python jobs/ingest.py ingest.input='s3://BUCKET/tables/*.parquet' ingest.output=s3://BUCKET/pairs ingest.caption_column=alt
@@ -6,10 +6,9 @@
     python jobs/ingest.py ingest.output=data/pairs --retry-failed timeout,http_503
     python jobs/ingest.py ingest.output=data/pairs --verify
 
-Safe to run again at any time, by hand or by a scheduler: rows that the data set holds are not fetched again, so a run with
-nothing new ends in seconds, and a run over a grown table fetches the new rows only. A run that was killed is continued by the
-next one.
-Endpoint and keys of S3 come from the environment (AWS_ENDPOINT_URL, ...).
+Safe to run again at any time, by hand or by a scheduler: rows that the data set holds are not fetched again. When the table
+grows, only the new rows are fetched; without new rows a run ends in seconds. The next run continues one that was killed. The
+endpoint and the keys of S3 come from the environment (AWS_ENDPOINT_URL, ...).
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.cli.command_line import EXIT_FAILED, connect_ray, parser, run
 from jobs.cli.config import Config
+from jobs.cli.job_parser import JobParser
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
@@ -41,9 +41,9 @@ def job(config: Config, options: argparse.Namespace) -> int:
 
     ingest = _retries_as_input(config.ingest, options.retry_failed) if options.retry_failed else config.ingest
     if ingest is None:
-        print(f"nothing to do: no row failed for {options.retry_failed} and was not fed back since")
+        print(f"nothing to do: every row that failed for {options.retry_failed} was tried again already")
         return 0
-    plan = plan_ingest(ingest, dry_run=options.dry_run)  # bad input is refused here, before Ray starts
+    plan = plan_ingest(ingest, dry_run=options.dry_run)  # refuses bad input before Ray starts
     if options.dry_run:
         print(plan)
         return 0
@@ -81,20 +81,20 @@ def _clean(config: IngestConfig, older_than_h: float) -> int:
     removed = clean(open_storage(_output(config)), older_than_h * 3600)
     for path in removed:
         print(path)
-    print(f"{len(removed):,} objects removed that no version names and that are older than {older_than_h:g} hours")
+    print(f"{len(removed):,} objects removed: no version names them, and they are older than {older_than_h:g} hours")
     return 0
 
 
 def _retries_as_input(config: IngestConfig, reasons: str) -> IngestConfig | None:
-    """The same ingestion over the tables of failures; None where there is no failure left to feed back."""
+    """Makes the tables of failures the input; None when no failure is left to retry."""
     from pipeline.dataset.manifest import read_manifest
     from pipeline.ingest.retry import FOLDER, write_retry_tables
     from pipeline.storage.address import open_storage
 
     if config.bytes_column:
         raise InputError(
-            f"ingest.bytes_column={config.bytes_column}: --retry-failed has no bytes to try again; repair the table, and "
-            "ingest the repaired rows as a new one"
+            f"ingest.bytes_column={config.bytes_column}: --retry-failed needs URLs, and this table holds the bytes; "
+            "repair its rows and ingest them as a new table"
         )
     storage = open_storage(_output(config))
     rows = write_retry_tables(storage, read_manifest(storage), reasons.split(","), config)
@@ -111,7 +111,7 @@ def _output(config: IngestConfig) -> str:
 
 @contextlib.contextmanager
 def _wandb_run(config: Config, wanted: bool) -> Iterator[Any]:
-    """The job as a W&B run, or None; trouble with W&B stops no ingestion."""
+    """The job as a W&B run, or None. Errors of W&B do not stop the ingestion."""
     from training.record.lineage import open_run
 
     wandb_run = None
@@ -134,7 +134,7 @@ def _log_to(wandb_run: Any) -> Log:
 
 
 def _declare_version(wandb_run: Any, config: IngestConfig, version: int) -> None:
-    """The data set version as what the job has made."""
+    """Declares the data set version as the output of the W&B run."""
     if wandb_run is None or not version:
         return
     from pipeline.dataset.manifest import read_manifest
@@ -149,25 +149,27 @@ def _declare_version(wandb_run: Any, config: IngestConfig, version: int) -> None
 
 @contextlib.contextmanager
 def _complaints() -> Iterator[None]:
-    """What W&B raises is said, and that is all."""
+    """Prints an error of W&B and suppresses it."""
     try:
         yield
     except Exception as error:
-        print(f"W&B: {error}; the ingestion goes on", file=sys.stderr)
+        print(f"W&B: {error}; the ingestion continues", file=sys.stderr)
 
 
-def arguments() -> argparse.ArgumentParser:
-    result = parser(__doc__)
-    what = result.add_argument_group("instead of, or around, fetching what is new")
-    what.add_argument("--dry-run", action="store_true", help="print what would be done; write nothing")
-    what.add_argument("--retry-failed", metavar="REASONS", help="try failures again, e.g. timeout,http_503")
-    what.add_argument(
+def arguments() -> JobParser:
+    result = parser(__doc__, "ingest")
+    actions = result.add_argument_group("ingestion")
+    actions.add_argument("--dry-run", action="store_true", help="print the plan; write nothing")
+    actions.add_argument("--retry-failed", metavar="REASONS", help="fetch failed rows again, e.g. timeout,http_503")
+    actions.add_argument(
         "--verify", action="store_true", help="compare every object with the latest version; exit code 1 on a problem"
     )
-    what.add_argument("--clean", action="store_true", help="remove what killed or second attempts have left behind")
-    what.add_argument("--older-than-h", type=float, default=24.0, help="with --clean: age of what is removed (default: 24)")
-    what.add_argument("--summary", metavar="FILE", help="also write the summary there, as JSON")
-    what.add_argument("--wandb", action="store_true", help="also send the progress to W&B, as tracking.* says")
+    actions.add_argument("--clean", action="store_true", help="remove files that killed or repeated attempts left behind")
+    actions.add_argument(
+        "--older-than-h", type=float, default=24.0, metavar="HOURS", help="with --clean: least age of a file (default: 24)"
+    )
+    actions.add_argument("--summary", metavar="FILE", help="also write the summary to FILE, as JSON")
+    actions.add_argument("--wandb", action="store_true", help="also send the progress to W&B (tracking.*)")
     return result
 
 

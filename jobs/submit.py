@@ -1,20 +1,20 @@
-"""Submits a job to a Ray cluster, shows its log, and ends with the job's own exit code, which `ray job submit` does not.
+"""Submits a job to a Ray cluster, shows its log, and exits with the job's own exit code.
 
     python jobs/submit.py -- python jobs/train.py
     python jobs/submit.py --address http://HEAD:8265 --working-dir . -- python jobs/train.py --config vit_b_32 ...
-    python jobs/submit.py --no-wait -- python jobs/ingest.py ...    prints the id, and how to follow, ask and stop
-    python jobs/submit.py --wait-for ID                             the rest of that one's log, and its exit code
+    python jobs/submit.py --no-wait -- python jobs/ingest.py ...    prints the id, and commands to follow and stop it
+    python jobs/submit.py --wait-for ID                             shows the rest of a job's log, exits with its code
 
-A misspelled key of a job of ours is refused here, before the cluster is asked, and the job is given the recipe's
-`cluster.runtime_env`. A connection that is lost is made anew. Ctrl-C leaves the job running and says how to stop it.
-`ray job submit -- python jobs/train.py` submits the same, and ends with 1 for everything that is not 0.
+A misspelled key of a RayCLIP job is refused here, before the cluster is contacted, and the job gets the recipe's
+`cluster.runtime_env`. A lost connection is opened again. Ctrl-C leaves the job running and prints the command that stops it.
+`ray job submit -- python jobs/train.py` submits the same job, but exits with 1 for every code other than 0.
 
 exit codes:
     0    the job is done
-    1    it failed on the way; or the cluster cannot be reached, or refuses the token
-    2    bad input: it did not start to work, and would not if it were submitted again
-    143  it was stopped (`ray job stop`); jobs/train.py has saved its work, and the same command goes on
-    130  Ctrl-C here, and 143 for SIGTERM here; the job goes on
+    1    the job failed; or the cluster cannot be reached, or refuses the token
+    2    bad input: the job did not start, and would not start if it were submitted again
+    143  the job was stopped (`ray job stop`); jobs/train.py saved its work, and the same command resumes
+    130  Ctrl-C here, and 143 for SIGTERM here; the job continues
 """
 
 from __future__ import annotations
@@ -45,20 +45,20 @@ if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
 SILENCE_S = 120.0
-"""A connection that brings no line for so long may be dead: a new one is made."""
+"""A connection without a line for this long may be dead: a new one is opened."""
 GIVE_UP_S = 300.0
-"""How long a cluster that does not answer any more is tried."""
+"""Time after which an unresponsive cluster is given up."""
 PAUSE_S = 2.0
-"""Between two attempts."""
+"""Pause between two attempts."""
 SAYS_NOTHING = "has constructor arguments in the object store and max_restarts > 0"
-"""A line of Ray's about its own actors, on each start of Ray Data and Ray Train."""
+"""Part of a harmless line that Ray logs about its own actors whenever Ray Data or Ray Train starts."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _arguments()
     options = arguments.parse_args(argv)
     if bool(options.wait_for) == bool(options.entrypoint):
-        arguments.error("give the job's command behind --, or --wait-for ID")
+        arguments.error("give the job's command after --, or --wait-for ID")
     try:
         if options.wait_for:
             return follow(connect(options.address), options.wait_for)
@@ -88,15 +88,15 @@ def say(text: str) -> None:
     print(f"submit: {text}", file=sys.stderr, flush=True)
 
 
-# ------------------------------------------------------------------------------------------------- what is asked of the job
+# ------------------------------------------------------------------------------------------------- the job's configuration
 
 
 def recipe_runtime_env(entrypoint: Sequence[str], working_dir: str | None) -> dict[str, Any]:
-    """`cluster.runtime_env` of a command that calls a job of ours; empty for any other, and where its recipe is not here.
+    """`cluster.runtime_env` of a command that runs a RayCLIP job; empty for other commands, and if the recipe is not here.
 
     Raises:
-        ConfigError: the recipe, an override or the runtime environment is none.
-        SystemExit: likewise an option.
+        ConfigError: the recipe, an override or the runtime environment is invalid.
+        SystemExit: an option is invalid.
     """
     place = next((place for place, word in enumerate(entrypoint) if _is_job(word)), None)
     if place is None:
@@ -106,19 +106,19 @@ def recipe_runtime_env(entrypoint: Sequence[str], working_dir: str | None) -> di
     arguments.prog = entrypoint[place]
     options = arguments.parse_intermixed_args(list(entrypoint[place + 1 :]))
     recipe = options.config
-    if Path(recipe).suffix or len(Path(recipe).parts) > 1:  # a path, from where the job will run
+    if Path(recipe).suffix or len(Path(recipe).parts) > 1:  # a path, relative to the job's folder
         recipe = str(Path(working_dir or ".") / recipe)
         if not Path(recipe).is_file():
-            say(f"--config={options.config}: is not here, so that nothing of it is checked before the job starts")
+            say(f"--config={options.config}: is not on this machine, so it is not checked before the job starts")
             return {}
-    runtime_env = dict(load_config(recipe, options.overrides).cluster.runtime_env)
+    runtime_env = dict(load_config(recipe, options.overrides, arguments.job).cluster.runtime_env)
     if runtime_env:
         check(runtime_env)
     return runtime_env
 
 
 def _is_job(word: str) -> bool:
-    """Whether a word of a command is the path of a job that has a recipe, here or in an image."""
+    """Returns True if a word of a command is the path of a job with a recipe, here or in the container image."""
     path = PurePath(word)
     ours = (PurePath("jobs"), RECIPES.parent, PurePath("/opt/rayclip/jobs"))
     if path.parent not in ours or path.suffix != ".py" or not (RECIPES.parent / path.name).is_file():
@@ -130,15 +130,15 @@ def _is_job(word: str) -> bool:
 
 
 def connect(address: str | None) -> JobSubmissionClient:
-    """The cluster's job server.
+    """Connects to the cluster's job server.
 
     Args:
         address: of the dashboard; None means RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or the Ray of this machine. Unlike with
-            `ray job submit` it counts more than these.
+            `ray job submit`, the argument takes precedence over these.
 
     Raises:
-        ConfigError: this is no address of one.
-        RunError: it cannot be reached, or wants another token.
+        ConfigError: the address is invalid.
+        RunError: the server cannot be reached, or needs another token.
     """
     import requests
     from ray.exceptions import AuthenticationError, RayError
@@ -154,12 +154,12 @@ def connect(address: str | None) -> JobSubmissionClient:
     try:
         if "://" in shown and not urlsplit(shown).hostname:
             raise ValueError("names no host")
-        for name in known if address else ():  # Ray would prefer them to what was typed
+        for name in known if address else ():  # Ray would prefer them to the argument
             del os.environ[name]
         return JobSubmissionClient(address)
     except AuthenticationError as error:
         raise RunError(f"{shown}: {_about_the_token(error)}") from None
-    except (RuntimeError, ValueError) as error:  # requests' InvalidURL is one
+    except (RuntimeError, ValueError) as error:  # requests' InvalidURL is a ValueError
         raise ConfigError(
             f"{shown}: {_first_line(error)}; give the address of the head's dashboard, http://HOST:8265"
         ) from None
@@ -173,11 +173,11 @@ def connect(address: str | None) -> JobSubmissionClient:
 
 
 def submit(client: JobSubmissionClient, entrypoint: str, submission_id: str | None, runtime_env: dict[str, Any]) -> str:
-    """Hands the job over. Returns its submission id.
+    """Submits the job. Returns its submission id.
 
     Raises:
-        ConfigError: Ray does not take it.
-        RunError: the cluster did not answer as it should.
+        ConfigError: Ray rejects the job.
+        RunError: the cluster gave an unexpected answer.
     """
     import requests
     from ray.exceptions import AuthenticationError
@@ -193,29 +193,29 @@ def submit(client: JobSubmissionClient, entrypoint: str, submission_id: str | No
     except (RuntimeError, TypeError, ValueError) as error:
         why = (str(error).rstrip(".\n ").splitlines() or [type(error).__name__])[-1]  # the rest is the server's traceback
         if isinstance(error, RuntimeError) and "status code 400" not in str(error):
-            raise RunError(f"{client.get_address()}: the job was not taken ({why})") from None
-        raise ConfigError(f"the job was not taken: {why}") from None
+            raise RunError(f"{client.get_address()}: the job was rejected ({why})") from None
+        raise ConfigError(f"the job was rejected: {why}") from None
 
 
 def follow(client: JobSubmissionClient, job: str) -> int:
-    """Shows the job's log until it ends, and returns its exit code. Ctrl-C and SIGTERM end this process alone.
+    """Shows the job's log until it ends, and returns its exit code. Ctrl-C and SIGTERM end only this process.
 
     Raises:
-        RunError: there is no such job, or the cluster does not answer any more.
+        RunError: there is no such job, or the cluster stopped responding.
     """
     left_by = signal.SIGINT
 
     def terminate(_number: int, frame: Any) -> None:
         nonlocal left_by
         left_by = signal.SIGTERM
-        cast(Any, signal.getsignal(signal.SIGINT))(signal.SIGINT, frame)  # asyncio's where it runs: it ends the log in order
+        cast(Any, signal.getsignal(signal.SIGINT))(signal.SIGINT, frame)  # asyncio's handler, if it runs: ends the log cleanly
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background processes are born without
-    signal.signal(signal.SIGTERM, terminate)  # in a container the first process would not be ended by it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background processes of a shell start without it
+    signal.signal(signal.SIGTERM, terminate)  # the first process of a container would ignore it
     try:
         return _follow(client, job)
     except KeyboardInterrupt:
-        say(f"the job goes on\n{_what_next(client, job)}")
+        say(f"the job continues\n{_what_next(client, job)}")
         return 128 + left_by
 
 
@@ -233,20 +233,20 @@ def _follow(client: JobSubmissionClient, job: str) -> int:
         if info.status.is_terminal() and (not cut or lost):
             return _exit_code(info, job)
         if cut and not lost and not info.status.is_terminal():
-            say(f"the connection to the job's log is lost ({cut}); trying again, the job goes on")
+            say(f"the connection to the job's log is lost ({cut}); trying again, the job continues")
         lost = bool(cut)
         if lost:
             time.sleep(PAUSE_S)
 
 
 class _Log:
-    """A job's log, of which each line is shown once, through however many connections."""
+    """Prints each line of a job's log once, across any number of connections."""
 
     def __init__(self, client: JobSubmissionClient, job: str) -> None:
         self._client, self._job, self._shown = client, job, 0
 
     async def show(self) -> None:
-        """Until the job ends, or nothing comes for long. The server begins at the first line each time."""
+        """Prints until the job ends or the connection is silent for SILENCE_S. The server always starts at the first line."""
         read = 0
         chunks: Any = self._client.tail_job_logs(self._job)
         async with contextlib.aclosing(chunks):
@@ -264,7 +264,7 @@ class _Log:
 
 
 def _state(client: JobSubmissionClient, job: str) -> Any:
-    """What the cluster knows of the job, for which it is asked again and again. Raises RunError where there is no answer."""
+    """Asks the cluster for the job's state, again until it answers. Raises RunError after GIVE_UP_S."""
     import requests
     from ray.exceptions import AuthenticationError
 
@@ -276,22 +276,20 @@ def _state(client: JobSubmissionClient, job: str) -> Any:
             raise RunError(f"{client.get_address()}: {_about_the_token(error)}") from None
         except (requests.RequestException, RuntimeError, OSError) as error:
             if "status code 404" in str(error):
-                raise RunError(
-                    f"{job}: {client.get_address()} knows no such job (any more); was the head started anew?"
-                ) from None
+                raise RunError(f"{job}: {client.get_address()} knows no such job; was the head restarted?") from None
             if time.monotonic() - began > GIVE_UP_S:
                 raise RunError(
-                    f"{client.get_address()}: does not answer any more ({_first_line(error)}); the job may go on\n"
+                    f"{client.get_address()}: stopped responding ({_first_line(error)}); the job may still run\n"
                     f"{_what_next(client, job)}"
                 ) from None
             if not said:
-                say(f"{client.get_address()} does not answer ({_first_line(error)}); trying for {GIVE_UP_S:.0f} s")
+                say(f"{client.get_address()} does not respond ({_first_line(error)}); trying for {GIVE_UP_S:.0f} s")
                 said = True
         time.sleep(PAUSE_S)
 
 
 def _exit_code(info: Any, job: str) -> int:
-    """Of a job that has ended, as a shell gives it."""
+    """The exit code of a finished job, in the form of a shell."""
     from ray.job_submission import JobStatus
 
     if info.status == JobStatus.STOPPED:
@@ -301,10 +299,10 @@ def _exit_code(info: Any, job: str) -> int:
     if info.status == JobStatus.SUCCEEDED:
         say(f"{job} is done")
         return 0
-    if code is None:  # it never ran, or was lost with its node
+    if code is None:  # it never started, or was lost with its node
         say(f"{job} failed: {info.message}")
         return EXIT_FAILED
-    say(f"{job} ended with exit code {code if code > 0 else f'{128 - code} (signal {-code})'}")
+    say(f"{job} exited with code {code if code > 0 else f'{128 - code} (signal {-code})'}")
     return code if code > 0 else 128 - code
 
 
@@ -319,13 +317,13 @@ def _what_next(client: JobSubmissionClient, job: str) -> str:
 
 
 def _about_the_token(error: Exception) -> str:
-    """One line for Ray's page, and what to do."""
+    """One line that replaces Ray's page of text, with the remedy."""
     text = str(error)
     if "Authentication failed" in text:
-        return "the token is not this cluster's; set RAY_AUTH_TOKEN (or ~/.ray/auth_token) to the head's"
+        return "the cluster does not accept the token; set RAY_AUTH_TOKEN (or ~/.ray/auth_token) to the head's"
     if "Authentication required" in text:
-        return "wants a token; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN (or ~/.ray/auth_token) to the head's"
-    return "RAY_AUTH_MODE=token, but there is no token; set RAY_AUTH_TOKEN, or write ~/.ray/auth_token"
+        return "needs a token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or ~/.ray/auth_token) to the head's"
+    return "RAY_AUTH_MODE=token, but there is no token; set RAY_AUTH_TOKEN or write ~/.ray/auth_token"
 
 
 def _first_line(error: BaseException) -> str:
@@ -336,15 +334,13 @@ def _first_line(error: BaseException) -> str:
 def _arguments() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     result.add_argument(
-        "--address", help="of the head's dashboard (default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS, this machine)"
+        "--address", help="address of the head's dashboard (default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS, this machine)"
     )
-    result.add_argument("--working-dir", metavar="DIR", help="the job runs in a copy of this folder")
+    result.add_argument("--working-dir", metavar="DIR", help="run the job in a copy of this folder")
     result.add_argument("--submission-id", metavar="ID", help="the job's name on the cluster (default: a new one)")
-    result.add_argument("--no-wait", action="store_true", help="end when the job is submitted")
-    result.add_argument("--wait-for", metavar="ID", help="submit nothing: follow this job, and end with its exit code")
-    result.add_argument(
-        "entrypoint", nargs="*", metavar="-- COMMAND", help="the job, such as: python jobs/train.py --config ..."
-    )
+    result.add_argument("--no-wait", action="store_true", help="exit as soon as the job is submitted")
+    result.add_argument("--wait-for", metavar="ID", help="submit nothing: follow this job and exit with its code")
+    result.add_argument("entrypoint", nargs="*", metavar="-- COMMAND", help="the job, e.g. python jobs/train.py --config ...")
     return result
 
 

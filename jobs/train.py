@@ -5,14 +5,12 @@
     ray job submit -- python jobs/train.py                          the default recipe, on the running cluster
     python jobs/submit.py --working-dir . -- python jobs/train.py --config vit_b_32 data.uri=s3://BUCKET/DATA run.dir=...
 
-Without --config it is the recipe jobs/recipes/default.yaml: a small CLIP on the demo's data set. A run whose name exists
-already goes on from its last checkpoint. Results: RUN_DIR/NAME/{metrics.jsonl, checkpoints/, result.json, config.yaml}, and
-report.html, a page with all of it (jobs/report.py).
+    python jobs/train.py --check --config vit_b_32 data.uri=...     checks storage, shards, versions, memory and network
 
-    python jobs/train.py --check --config vit_b_32 data.uri=...     finds in two minutes what would stop it: storage, shards,
-                                                                    versions, clocks, memory, the network; trains nothing
+Without --config, the recipe is jobs/recipes/default.yaml: a small CLIP on the demo's data set. A run whose name exists already
+resumes from its last checkpoint. Results: RUN_DIR/NAME/{metrics.jsonl, checkpoints/, result.json, config.yaml, report.html}.
 
-SIGTERM (or `ray job stop`) saves a checkpoint after the step and ends with exit code 143; the same command goes on.
+SIGTERM (or `ray job stop`) saves a checkpoint after the current step and exits with code 143; the same command resumes.
 """
 
 from __future__ import annotations
@@ -22,19 +20,20 @@ import sys
 
 from jobs.cli.command_line import EXIT_FAILED, EXIT_STOPPED, connect_ray, parser, run
 from jobs.cli.config import Config
+from jobs.cli.job_parser import JobParser
 from jobs.report import report_at_the_end
 
 
-def arguments() -> argparse.ArgumentParser:
-    result = parser(__doc__)
-    result.add_argument("--check", action="store_true", help="look whether the run can work, on all nodes; train nothing")
+def arguments() -> JobParser:
+    result = parser(__doc__, "train")
+    result.add_argument("--check", action="store_true", help="check every node, then exit without training (two minutes)")
     return result
 
 
 def job(config: Config, options: argparse.Namespace) -> int:
     from training.run_plan import plan_run
 
-    plan = plan_run(config)  # bad input is refused here, before Ray starts
+    plan = plan_run(config)  # refuses bad input before Ray starts
     for line in plan.newer_data():
         print(line)
     connect_ray(config.cluster)
@@ -47,7 +46,7 @@ def job(config: Config, options: argparse.Namespace) -> int:
 
     result = run_training(config)
     if not result.finished:
-        print(f"\nstopped at step {result.step:,}; the same command goes on from {result.checkpoint}")
+        print(f"\nstopped at step {result.step:,}; the same command resumes from {result.checkpoint}")
         return EXIT_STOPPED
     print(f"\ntrained {result.step:,} steps, {result.samples_seen:,} samples; run folder: {result.run}")
     if result.evaluation:

@@ -1,13 +1,13 @@
-"""Tells Ray that this EC2 spot instance will be taken away, so that training saves its work before that.
+"""Tells Ray when EC2 will interrupt this spot instance, so that training saves its work in time.
 
-    python infra/aws/spot_drain.py        on a worker node, beside `ray start`; it ends when Ray has been told
+    python infra/aws/spot_drain.py        on a worker node, beside `ray start`; exits once Ray knows
 
-In: the instance metadata service (IMDSv2), asked every 5 s as AWS recommends; a notice comes two minutes ahead. Out: one
-`ray drain-node` for each raylet that runs here, with the time that is left as its deadline. Whatever goes wrong is said and
-tried again. Nothing but the standard library: it runs in any Python, and starts no Ray of its own.
+In: the instance metadata service (IMDSv2), queried every 5 s as AWS recommends; a notice comes two minutes ahead. Out: one
+`ray drain-node` per raylet on this node, with the remaining time as its deadline. Errors are logged and retried. Uses only the
+standard library: it runs in any Python, and starts no Ray of its own.
 
-The node's id is read from the raylet's command line. Without --node-id, `ray drain-node` asks `ray.init()`, which joins
-whichever cluster it finds, and starts a new one where it finds none (docs/decisions/0012-deploy-files.md).
+The node's id is read from the raylet's command line. Without --node-id, `ray drain-node` calls `ray.init()`, which joins any
+cluster that it finds, and starts a new one if there is none (docs/decisions/0012-deploy-files.md).
 """
 
 from __future__ import annotations
@@ -25,41 +25,41 @@ from pathlib import Path
 from typing import NamedTuple
 
 METADATA = "http://169.254.169.254"
-TOKEN_LIFETIME_S = 21600  # the longest that IMDSv2 gives
+TOKEN_LIFETIME_S = 21600  # the maximum of IMDSv2
 ANSWER_TIMEOUT_S = 5
 DRAIN_TIMEOUT_S = 30
 NOT_FOUND = 404
 
 
 class Notice(NamedTuple):
-    """What EC2 will do to this instance, and when."""
+    """The action that EC2 will take on this instance, and its time."""
 
     action: str
     time: datetime
 
 
 class Raylet(NamedTuple):
-    """A Ray node that runs on this instance."""
+    """A Ray node on this instance."""
 
     node_id: str
     gcs_address: str
 
 
 class Metadata:
-    """The instance metadata service, with the token that IMDSv2 asks for."""
+    """Client of the instance metadata service, with the token that IMDSv2 requires."""
 
     def __init__(self, url: str) -> None:
         self._url = url
         self._token = ""
-        # A proxy of the environment must not be asked for a link-local address.
+        # Link-local addresses must bypass any proxy of the environment.
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def notice(self) -> Notice | None:
         """The interruption notice, or None while there is none.
 
         Raises:
-            OSError: the service does not answer, or refuses.
-            ValueError, KeyError: its answer is no notice.
+            OSError: the service does not respond, or refuses the request.
+            ValueError, KeyError: the response is not a valid notice.
         """
         if not self._token:
             self._token = self._ask("PUT", "/latest/api/token", "X-aws-ec2-metadata-token-ttl-seconds", str(TOKEN_LIFETIME_S))
@@ -68,7 +68,7 @@ class Metadata:
         except urllib.error.HTTPError as error:
             if error.code == NOT_FOUND:
                 return None
-            self._token = ""  # it may have expired: the next question brings a fresh one
+            self._token = ""  # it may have expired: the next query gets a new one
             raise
         notice = json.loads(answer)
         return Notice(notice["action"], datetime.fromisoformat(notice["time"]))
@@ -80,11 +80,11 @@ class Metadata:
 
 
 def local_raylets(address: str | None) -> Iterator[Raylet]:
-    """The Ray nodes that run here, by their processes' command lines; those of one cluster, if an address is given."""
+    """Finds the Ray nodes on this machine by their command lines; only those of one cluster, if an address is given."""
     for process in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             words = process.read_bytes().decode(errors="replace").split("\0")
-        except OSError:  # it has ended, or is another user's
+        except OSError:  # it has exited, or belongs to another user
             continue
         if Path(words[0]).name != "raylet":
             continue
@@ -94,7 +94,7 @@ def local_raylets(address: str | None) -> Iterator[Raylet]:
 
 
 def drain(raylet: Raylet, notice: Notice, options: argparse.Namespace) -> bool:
-    """Whether Ray accepted that this node will go; says why not."""
+    """Drains a node. Returns whether Ray accepted it; logs why it did not."""
     left_s = (notice.time - datetime.now(UTC)).total_seconds() - options.margin_s
     command = [options.ray, "drain-node", "--address", raylet.gcs_address, "--node-id", raylet.node_id]
     command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION"]
@@ -126,7 +126,7 @@ def watch(options: argparse.Namespace) -> None:
             if raylets and raylets <= drained:
                 return
             if not raylets:
-                say("a notice, but no raylet runs here")
+                say("a notice, but there is no raylet on this node")
         time.sleep(options.every_s)
 
 
@@ -136,11 +136,11 @@ def say(text: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--address", help="only the node of this cluster (host:port, as its raylet was told)")
-    parser.add_argument("--every-s", type=float, default=5.0, help="time between two questions")
-    parser.add_argument("--margin-s", type=float, default=5.0, help="how much sooner than EC2 Ray is to be done")
+    parser.add_argument("--address", help="only nodes of this cluster (host:port, as given to the raylet)")
+    parser.add_argument("--every-s", type=float, default=5.0, help="time between two queries")
+    parser.add_argument("--margin-s", type=float, default=5.0, help="how long before EC2 the draining must end")
     parser.add_argument("--metadata", default=METADATA, help="address of the metadata service")
-    parser.add_argument("--ray", default="ray", help="the command line of Ray")
+    parser.add_argument("--ray", default="ray", help="path of the ray command")
     watch(parser.parse_args(argv))
     return 0
 

@@ -1,1 +1,1 @@
-"""What `jobs/benchmark.py` measures: each side of a comparison in, ratios out."""
+"""Measurements of `jobs/benchmark.py`: each side of a comparison in, ratios out."""

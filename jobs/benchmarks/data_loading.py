@@ -1,7 +1,7 @@
-"""The training stream against webdataset's own pipeline and Ray Data, on the same tars, in one run.
+"""Compares the data loader with webdataset's own pipeline and Ray Data, on the same tars, in one run.
 
-Each side is a process that reads so many samples after a warm-up; CPU seconds are the whole machine's meanwhile, less
-those of the S3 server. Nothing else may run. Needs Linux and the `test` extra.
+Each side is a process that reads a number of samples after a warm-up; CPU seconds are those of the whole machine, minus those
+of the S3 server, so nothing else may run. Needs Linux and the `test` extra.
 
     python jobs/benchmarks/data_loading.py SIDE FOLDER ADDRESS      one side alone; benchmark.py data runs them all
 """
@@ -27,7 +27,7 @@ PREFETCH_BYTES = 512 << 20
 
 
 def run(samples: int, repeats: int) -> str:
-    """Every side in turn, several times, locally and from S3; the tables of medians."""
+    """Runs every side in turn, several times, locally and from S3. Returns tables of medians."""
     lines = []
     with tempfile.TemporaryDirectory() as temporary, s3_server() as server:
         folder = Path(temporary) / "tars"
@@ -52,10 +52,10 @@ def run(samples: int, repeats: int) -> str:
 
 
 def mixing(num_samples: int = 1_000_000, num_categories: int = 1_000) -> str:
-    """How evenly the batches of a catalogue that is sorted by category are mixed.
+    """Measures how evenly batches are mixed when the data set is sorted by category.
 
-    The design effect (Kish): the variance of a category's share over that of a full shuffle. 1 is as good as one; in ten
-    batches taken together it shows how long a batch resembles the one before it.
+    The design effect (Kish) is the variance of a category's share, relative to a full shuffle: 1 is as good as a full shuffle.
+    Taken over ten batches together, it shows how long neighbouring batches resemble each other.
     """
     from training.config import DataConfig
     from training.data.data_sets import block_size_samples
@@ -74,7 +74,7 @@ def mixing(num_samples: int = 1_000_000, num_categories: int = 1_000) -> str:
             (default.num_streams, auto, default.run_size_samples, default.shuffle_shards),
             (default.num_streams, auto // 2, default.run_size_samples, default.shuffle_shards),
             (default.num_streams, auto, 64, default.shuffle_shards),
-            (8, held // 8, 10_000, 1),  # whole shards permuted, as readers of tars do it
+            (8, held // 8, 10_000, 1),  # permutes whole shards, as readers of tars do
         ]
         for streams, block, run_size, shards in layouts:
             order = SampleOrder(
@@ -94,7 +94,7 @@ def mixing(num_samples: int = 1_000_000, num_categories: int = 1_000) -> str:
 
 
 def design_effect(order: Any, num_categories: int, together: int, batches: int = 200) -> float:
-    """Of samples that lie sorted by category in equal parts, over groups of `together` neighbouring batches."""
+    """Design effect for samples sorted into equal categories, over groups of `together` neighbouring batches."""
     import numpy as np
 
     size = order.epoch_samples // num_categories
@@ -103,7 +103,7 @@ def design_effect(order: Any, num_categories: int, together: int, batches: int =
     groups = counts.reshape(-1, together, num_categories).sum(1)
     taken = order.layout.global_batch_size * together
     expected = taken / num_categories
-    variance = expected * (1 - 1 / num_categories) * (1 - taken / order.epoch_samples)  # of a draw without replacement
+    variance = expected * (1 - 1 / num_categories) * (1 - taken / order.epoch_samples)  # for draws without replacement
     return float(np.square(groups - expected).mean() / variance)
 
 
@@ -132,7 +132,7 @@ def _ratios(name: str, ratios: list[float]) -> list[str]:
 
 
 def _first_batches(data: str, server: Server, repeats: int) -> list[str]:
-    """Seconds to a run's first batch, by where in the epoch it goes on."""
+    """Seconds to the first batch of a run, by the place in the epoch at which it resumes."""
     results = [_child("first", data, 0, server) for _ in range(repeats)]
     start, half, end = (median(one[key] for one in results) for key in ("0", "50", "99"))
     return [
@@ -153,7 +153,7 @@ def _child(side: str, address: str, samples: int, server: Server) -> dict[str, f
 
 
 def _ours(address: str, decoded: bool, workers: int) -> Iterator[int]:
-    """Samples so far, batch after batch."""
+    """Yields the number of samples of each batch."""
     loader = _loader(address, workers) if decoded else None
     seen = 0
     if loader is not None:
@@ -200,7 +200,7 @@ def _loader(address: str, workers: int, samples_seen: int = 0) -> Any:
 
 
 def _webdataset(tars: str, decoded: bool, workers: int) -> Iterator[int]:
-    """webdataset's own pipeline with its shuffle; decoded: Pillow, torchvision's crop, uint8, as little as one can do."""
+    """webdataset's own pipeline with its shuffle; decoded: Pillow, torchvision's crop and uint8, the least work possible."""
     import webdataset
 
     paths = [f"{tars}/{path}" for path in _names(tars)]
@@ -239,7 +239,7 @@ def _ray_data(tars: str) -> Iterator[int]:
 
 
 def _decoder(address: str) -> Iterator[int]:
-    """`load_train_image` alone, on the data set's first pictures, in memory."""
+    """Runs only `load_train_image`, on the data set's first images, in memory."""
     import random
 
     from model.image_loading import load_train_image
@@ -255,7 +255,7 @@ def _decoder(address: str) -> Iterator[int]:
 
 
 def _measure(batches: Iterator[int], samples: int, server: int) -> dict[str, float]:
-    """The cost of so many samples after a warm-up."""
+    """Cost per sample after a warm-up."""
     from jobs.benchmarks.ingestion import _machine_cpu_s, _process_cpu_s
 
     idle = _resident_mib("VmRSS")
@@ -289,7 +289,7 @@ def _first_batch_s(address: str) -> dict[str, float]:
 def _run_side(side: str, address: str, samples: int, server: int) -> dict[str, float]:
     import torch
 
-    import training.data.loader  # noqa: F401 (what every side's process has loaded before it is measured)
+    import training.data.loader  # noqa: F401 (loaded in every side's process before it is measured)
 
     torch.set_num_threads(1)
     workers = os.cpu_count() or 1
@@ -303,11 +303,11 @@ def _run_side(side: str, address: str, samples: int, server: int) -> dict[str, f
         "decoder": lambda: _decoder(address),
     }
     if side == "first":
-        _first_batch_s(address)  # the first time pays for imports and a cold disk
+        _first_batch_s(address)  # the first one includes imports and a cold disk
         return _first_batch_s(address)
     return _measure(sides[side](), samples, server)
 
 
 if __name__ == "__main__":
     print(json.dumps(_run_side(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))), flush=True)
-    os._exit(0)  # readers in mid-epoch are not waited for
+    os._exit(0)  # does not wait for readers in mid-epoch

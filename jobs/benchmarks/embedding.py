@@ -1,7 +1,7 @@
-"""Embedding on a CPU against the model's own forward pass: what reading, decoding and writing cost a run of jobs/embed.py.
+"""Compares jobs/embed.py on a CPU with the model's forward pass: the cost of reading, decoding and writing.
 
-In turn: the forward pass alone, over all batches of a data set, decoded before; then the job over the same data set. Both in a
-Ray worker of their own, with the same threads, batches and precision. Decoding alone is timed too. Needs the `test` extra.
+Runs in turns the forward pass alone, over the decoded batches of a data set, and the job over the same data set, each in its
+own Ray worker, with the same threads, batches and precision. Also times decoding alone. Needs the `test` extra.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from jobs.benchmarks.training_step import captions
 
 @dataclass(frozen=True)
 class Setting:
-    """What all sides have in common.
+    """Settings of all sides.
 
     Attributes:
-        threads: of the model; it has one decoding thread less, and at least one.
+        threads: of the model; there is one decoding thread less, but at least one.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Setting:
 
 
 class _Alone:
-    """The parts of the job, each alone, in a worker of Ray's."""
+    """Runs the parts of the job separately, in a Ray worker."""
 
     def __init__(self, setting: Setting, address: str, state: dict[str, Any]) -> None:
         import torch
@@ -64,20 +64,20 @@ class _Alone:
         self.embedder.forward(self.batches[0])
 
     def decode_s(self) -> float:
-        """Seconds of one thread for all batches: read, checked, decoded, resized, tokenized."""
+        """Seconds in which one thread reads, checks, decodes, resizes and tokenizes all batches."""
         return sum(self.embedder.decode(*place).duration_s for place in self.places)
 
     def forward_s(self) -> float:
-        """Seconds of the model for all batches."""
+        """Seconds in which the model computes all batches."""
         began = time.perf_counter()
         for batch in self.batches:
             self.embedder.forward(batch)
         return time.perf_counter() - began
 
     def cpu_s(self, output: str) -> tuple[float, float]:
-        """CPU seconds of this process for all shards: of the forward pass, and of all that the job does for them.
+        """CPU seconds of this process for all shards: of the forward pass, and of the whole job.
 
-        What else the machine does meanwhile changes them little; threads that wait for each other count as busy.
+        Other load on the machine changes them little; threads that wait for each other count as busy.
         """
         from jobs.embed import embed_shard
         from pipeline.storage.address import open_storage
@@ -91,7 +91,7 @@ class _Alone:
 
 
 def run(setting: Setting, repeats: int) -> str:
-    """Samples per second of the forward pass, of the job, and their ratio; decoding apart."""
+    """Samples per second of the forward pass, of the job and of decoding, and their ratios."""
     import torch
 
     from jobs.cli.command_line import connect_ray
@@ -107,7 +107,7 @@ def run(setting: Setting, repeats: int) -> str:
         connect_ray(ClusterConfig())
         import ray
 
-        # It waits while the job runs, and so takes no CPU of Ray's.
+        # Reserves no CPU, since it is idle while the job runs.
         alone: Any = cast(Any, ray.remote(num_cpus=0)(_Alone)).remote(setting, f"{temporary}/data", clip.state_dict())
         for repeat in range(repeats):
             decode_s, before_s = ray.get(alone.decode_s.remote()), ray.get(alone.forward_s.remote())
@@ -119,7 +119,7 @@ def run(setting: Setting, repeats: int) -> str:
 
 
 def _job_s(setting: Setting, clip: Any, data: str, output: str) -> tuple[float, float]:
-    """(seconds from the first shard's begin to the last one's end, share of them that the model computed), at one worker."""
+    """(seconds from the start of the first shard to the end of the last, share of them spent in the model), one worker."""
     from jobs.embed import Work, embed_shards
     from pipeline.storage.address import open_storage
     from training.config import EmbedConfig, TrainConfig

@@ -1,9 +1,9 @@
-"""The web server that the ingestion benchmark downloads from: photographs on loopback, over HTTP or HTTPS, well-behaved or not.
+"""Web server for the ingestion benchmark: photographs on loopback, over HTTP or HTTPS, well-behaved or not.
 
-    python jobs/benchmarks/image_server.py --folder WORK [--tls]  serves until it is killed; writes WORK/address when ready
+    python jobs/benchmarks/image_server.py --folder WORK [--tls]  serves until killed; writes WORK/address when ready
 
-`/good/N.jpg` answers at once. `/mixed/N.jpg` misbehaves at fixed rates, by its number: slow answers, 503 with Retry-After on
-first asking, connections that are reset on first asking, redirects, and pages that are gone.
+`/good/N.jpg` responds at once. `/mixed/N.jpg` misbehaves at fixed rates, depending on N: slow responses, 503 with Retry-After
+or a connection reset on the first request, redirects, and 404.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ import io
 import ssl
 from pathlib import Path
 
-NUM_PICTURES = 64
+NUM_IMAGES = 64
 SIZE_PX = (640, 480)
 SLOW_S = 3.0
 
 
 def photographs() -> list[bytes]:
-    """JPEGs cut from scikit-learn's two photographs and enlarged a little, each another one."""
+    """Distinct JPEGs, cut from scikit-learn's two photographs and slightly enlarged."""
     import numpy as np
     from PIL import Image
     from sklearn.datasets import load_sample_images
 
     sources = [Image.fromarray(photo) for photo in load_sample_images().images]
     rng = np.random.default_rng(0)
-    pictures = []
-    for number in range(NUM_PICTURES):
+    jpegs = []
+    for number in range(NUM_IMAGES):
         source = sources[number % 2]
         width = int(rng.integers(480, 561))
         height = width * 3 // 4
@@ -36,12 +36,12 @@ def photographs() -> list[bytes]:
         cut = source.crop((left, top, left + width, top + height))
         file = io.BytesIO()
         cut.resize(SIZE_PX, Image.Resampling.LANCZOS).save(file, "JPEG", quality=90)
-        pictures.append(file.getvalue())
-    return pictures
+        jpegs.append(file.getvalue())
+    return jpegs
 
 
 def certificate(folder: Path) -> ssl.SSLContext:
-    """A certificate for 127.0.0.1 by an authority of its own, whose certificate is written to `ca.pem`."""
+    """A certificate for 127.0.0.1 from a new authority, whose own certificate is written to `ca.pem`."""
     from datetime import UTC, datetime, timedelta
     from ipaddress import ip_address
 
@@ -67,7 +67,7 @@ def certificate(folder: Path) -> ssl.SSLContext:
     names = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
     server_pem = builder("127.0.0.1", server_key).add_extension(names, critical=False).sign(authority_key, hashes.SHA256())
     pem = serialization.Encoding.PEM
-    # With all the authorities that a machine trusts: loading them is a part of what a client pays for.
+    # Includes all authorities that a machine trusts: loading them is part of a client's cost.
     trusted = Path(certifi.where()).read_bytes()
     (folder / "ca.pem").write_bytes(trusted + authority_pem.public_bytes(pem))
     (folder / "server.pem").write_bytes(
@@ -82,13 +82,13 @@ def certificate(folder: Path) -> ssl.SSLContext:
 async def serve(folder: Path, tls: bool) -> None:
     from aiohttp import web
 
-    pictures, asked = photographs(), set[int]()
+    jpegs, asked = photographs(), set[int]()
 
-    def picture(number: int) -> web.Response:
-        return web.Response(body=pictures[number % NUM_PICTURES], content_type="image/jpeg")
+    def image(number: int) -> web.Response:
+        return web.Response(body=jpegs[number % NUM_IMAGES], content_type="image/jpeg")
 
     async def good(request: web.Request) -> web.Response:
-        return picture(int(request.match_info["number"]))
+        return image(int(request.match_info["number"]))
 
     async def mixed(request: web.Request) -> web.Response:
         number = int(request.match_info["number"])
@@ -105,7 +105,7 @@ async def serve(folder: Path, tls: bool) -> None:
             raise web.HTTPFound(f"/good/{number}.jpg")
         elif kind < 50:
             return web.Response(status=404)
-        return picture(number)
+        return image(number)
 
     application = web.Application()
     application.router.add_get("/good/{number:\\d+}.jpg", good)
@@ -123,7 +123,7 @@ async def serve(folder: Path, tls: bool) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="where the address and the certificates are written")
+    parser.add_argument("--folder", type=Path, required=True, help="folder for the address and the certificates")
     parser.add_argument("--tls", action="store_true", help="HTTPS, with a new certificate")
     options = parser.parse_args()
     import uvloop

@@ -1,8 +1,8 @@
-"""Ingestion against img2dataset: the same server, pictures, sizes, options and cores, in one run.
+"""Compares ingestion with img2dataset: the same server, images, sizes, options and cores, in one run.
 
-CPU seconds are the whole machine's, less the server's, so they hold every process of both, wherever it was started; nothing
-else may run meanwhile. Each side ingests a small and a large table: the difference between the two is its steady state, and
-what the small one costs beyond it is its start-up. Needs Linux and the `test` extra.
+CPU seconds are those of the whole machine minus the server's, so that they cover every process of both sides; nothing else may
+run. Each side ingests a small and a large table: their difference is the steady state, and the excess of the small table is
+the start-up. Needs Linux and the `test` extra.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ TIMEOUT_S = 10
 
 @dataclass(frozen=True)
 class Measurement:
-    """One job.
+    """Cost and result of one job.
 
     Attributes:
-        cpu_s: of the whole machine but the server.
+        cpu_s: of the whole machine without the server.
         num_images: successes.
     """
 
@@ -47,7 +47,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Side:
-    """A small and a large job of one program."""
+    """The small and the large job of one program."""
 
     small: Measurement
     large: Measurement
@@ -66,7 +66,7 @@ class Side:
 
 
 def run(scheme: str, small: int, large: int, repeats: int) -> str:
-    """Both programs on a well-behaved server, in turn, several times; the table of medians."""
+    """Runs both programs on a well-behaved server, in turns, several times. Returns a table of medians."""
     cores = os.cpu_count() or 1
     sides: dict[str, list[Side]] = {"ours": [], "img2dataset": []}
     decode_ms = []
@@ -99,11 +99,11 @@ def _ratios(name: str, values: list[float]) -> str:
 
 
 def run_yield(rows: int) -> str:
-    """Both programs on a server that misbehaves: who brings more home, and how fast."""
+    """Runs both programs on a server that misbehaves: their yield and time."""
     cores = os.cpu_count() or 1
     lines = [f"misbehaving server, {rows:,} rows, {TIMEOUT_S} s for each URL, {cores} cores"]
     for name, job in (("ours", _ours), ("img2dataset", _theirs)):
-        # a server for each: what misbehaves does so on first asking
+        # a new server for each, since some URLs misbehave only on the first request
         with tempfile.TemporaryDirectory() as temporary, _server(Path(temporary), tls=False) as server:
             one = _measure(job, server, "mixed", rows, cores)
         lines.append(f"{name:14}{one.num_images / rows:>9.1%} success{one.wall_s:>9.1f} s")
@@ -111,7 +111,7 @@ def run_yield(rows: int) -> str:
 
 
 def run_plan(sizes: tuple[int, ...]) -> str:
-    """Seconds and memory of the driver that plans generated tables."""
+    """Seconds and memory in which the driver plans generated tables."""
     lines = [f"{'rows':>12}{'seconds':>10}{'driver MiB':>12}"]
     for rows in sizes:
         with tempfile.TemporaryDirectory() as temporary:
@@ -122,7 +122,7 @@ def run_plan(sizes: tuple[int, ...]) -> str:
             process = subprocess.Popen([*command, f"ingest.output={folder / 'out'}", "--dry-run"], stdout=subprocess.DEVNULL)
             _, status, usage = os.wait4(process.pid, 0)
             if status != 0:
-                raise RuntimeError(f"planning {rows:,} rows failed; its words are above")
+                raise RuntimeError(f"planning {rows:,} rows failed; see its output above")
             lines.append(f"{rows:>12,}{time.perf_counter() - began:>10.1f}{usage.ru_maxrss / 1024:>12.0f}")
     return "\n".join(lines)
 
@@ -169,7 +169,7 @@ def _server(folder: Path, tls: bool) -> Iterator[_Server]:
         try:
             while not (folder / "address").exists():
                 if process.poll() is not None:
-                    raise RuntimeError("the server of the benchmark did not start; its words are above")
+                    raise RuntimeError("the server of the benchmark did not start; see its output above")
                 time.sleep(0.05)
             yield _Server(folder, process.pid, (folder / "address").read_text())
         finally:
@@ -180,7 +180,7 @@ def _measure(job: Job, server: _Server, kind: str, rows: int, cores: int) -> Mea
     with tempfile.TemporaryDirectory(dir=server.folder) as temporary:
         folder = Path(temporary)
         urls = [f"{server.address}/{kind}/{number}.jpg" for number in range(rows)]
-        captions = [f"picture number {number}" for number in range(rows)]
+        captions = [f"image number {number}" for number in range(rows)]
         pq.write_table(pa.table({"url": urls, "caption": captions}), folder / "table.parquet")
         server_before, machine_before, began = _process_cpu_s(server.process), _machine_cpu_s(), time.perf_counter()
         with (folder / "output.txt").open("w") as output:
@@ -231,7 +231,7 @@ def _theirs(table: Path, output: Path, cores: int) -> list[str]:
 
 
 def _decode_alone_ms(cores: int) -> float:
-    """CPU milliseconds of `prepare_image`, in a process on each core at once: cores that share a pipeline slow each other."""
+    """CPU milliseconds of `prepare_image`, on all cores at once, since cores that share a pipeline slow each other."""
     code = (
         "import time\n"
         "from jobs.benchmarks.image_server import photographs\n"
@@ -249,7 +249,7 @@ def _decode_alone_ms(cores: int) -> float:
 
 
 def _machine_cpu_s() -> float:
-    """Seconds that all cores have been busy; /proc/stat, which is Linux's."""
+    """Busy seconds of all cores, from Linux's /proc/stat."""
     fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:]
     user, nice, system, _, _, interrupts, soft_interrupts = (int(field) for field in fields[:7])
     return (user + nice + system + interrupts + soft_interrupts) / os.sysconf("SC_CLK_TCK")

@@ -1,4 +1,4 @@
-"""open_clip's side of a comparison: its model and its optimizer, as its own trainer makes them. Needs the `test` extra."""
+"""Model and optimizer of open_clip's side, as its own trainer creates them. Needs the `test` extra."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def build_peer(clip: CLIP, output_dict: bool = False) -> Any:
 
 
 def build_peer_optimizer(peer: Any, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW with weight decay on what is neither a gain nor a bias, which open_clip too tells by the dimensions."""
+    """AdamW with weight decay on all but gains and biases, which open_clip also recognises by their dimensions."""
     import torch
 
     decayed = [one for one in peer.parameters() if one.ndim >= 2]

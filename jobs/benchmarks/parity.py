@@ -1,11 +1,11 @@
-"""The same run in ours and in open_clip: does the whole of ours learn what the field's trainer learns?
+"""Compares a whole training run with the same run in open_clip.
 
-In: the demo's data sets, which are made where they are missing. For each seed both sides start from the same weights and see
-the same batches under the same hyper-parameters: ours as `training.trainer.train` runs, theirs as open_clip_train's own epoch
-does. Out: the losses of every 50th step, and recall at 1 on the held-out pairs. Needs the `test` extra.
+In: the demo's data sets, which are created if missing. For each seed, both sides start from the same weights and see the same
+batches with the same hyper-parameters: ours in `training.trainer.train`, theirs in open_clip_train's own epoch. Out: the losses
+of every 50th step, and recall at 1 on the held-out pairs. Needs the `test` extra.
 
-The model is a small ViT, whose losses keep together for the whole run. Those of the demo's convolutional model part for
-another reason: batch norm and a high learning rate blow up the last digit. `control` shows it, by ours on one thread less.
+The model is a small ViT, whose losses stay together for the whole run. The losses of the demo's convolutional model diverge
+because batch norm and a high learning rate amplify rounding errors; `control` shows this with one thread less on our side.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
 EVERY_STEPS = 50
 LEARNING_RATES = {"debug-vit": 1e-3, "demo": 2e-3}
 BOUND = 0.02
-"""Relative, of the losses at every 50th step."""
+"""Largest relative difference of the losses at every 50th step."""
 
 
 @dataclass(frozen=True)
 class Seed:
-    """What one seed gave: the loss of every step, and held-out recall at 1 (image to text, text to image) at the end.
+    """Results of one seed: the loss of every step, and held-out recall at 1 (image to text, text to image) at the end.
 
     Attributes:
-        control_losses: of ours, summed up in another order; empty where that was not asked for.
+        control_losses: of our side with another order of summation; empty unless requested.
     """
 
     seed: int
@@ -48,16 +48,16 @@ class Seed:
     control_losses: list[float] = field(default_factory=list)
 
     def largest_difference(self) -> float:
-        """Relative, over every 50th step."""
+        """Largest relative difference of the losses at every 50th step."""
         pairs = list(zip(self.our_losses, self.peer_losses, strict=True))[EVERY_STEPS - 1 :: EVERY_STEPS]
         return max(abs(ours / theirs - 1) for ours, theirs in pairs)
 
 
 def run(model: str, steps: int, seeds: int, data_dir: str, control: bool) -> str:
-    """Compares and prints as it goes. Returns the summary.
+    """Compares the sides and prints each seed. Returns the summary.
 
     Args:
-        control: also run ours with one thread of torch's less.
+        control: also run our side with one thread less.
     """
     import torch
 
@@ -76,7 +76,7 @@ def run(model: str, steps: int, seeds: int, data_dir: str, control: bool) -> str
 
 
 def summary(found: list[Seed]) -> str:
-    """The largest difference of a loss, and recalls over the seeds."""
+    """Summarises the largest difference of losses, and the recalls over the seeds."""
     lines = [
         f"largest difference of a loss at every {EVERY_STEPS}th step: {max(one.largest_difference() for one in found):.2%}"
     ]
@@ -88,7 +88,7 @@ def summary(found: list[Seed]) -> str:
 
 
 def demo_data(data_dir: str) -> dict[str, str]:
-    """The demo's data sets by split; made, on a Ray of this machine, where they are missing."""
+    """The demo's data sets by split; created on a local Ray if missing."""
     from jobs.demo import data_uris, make_data_sets
     from pipeline.dataset.manifest import list_versions
     from pipeline.storage.address import open_storage
@@ -105,7 +105,7 @@ def settings_of(model: str) -> tuple[str, ...]:
 
 
 def compare(seed: int, steps: int, uris: dict[str, str], *overrides: str) -> Seed:
-    """Both sides, one after the other, in this process. `overrides`: of the recipe."""
+    """Runs both sides one after the other in this process. `overrides`: of the recipe."""
     with planned(seed, steps, uris, *overrides) as plan:
         peer, peer_losses = train_peer(plan)
         peer_recall = _recall(_evaluate(peer, plan))
@@ -114,7 +114,7 @@ def compare(seed: int, steps: int, uris: dict[str, str], *overrides: str) -> See
 
 
 def train_ours(seed: int, steps: int, uris: dict[str, str], *overrides: str) -> tuple[list[float], tuple[float, float]]:
-    """The loss of every step, and held-out recall."""
+    """Trains our side. Returns the loss of every step, and held-out recall."""
     from pipeline.storage.address import open_storage
     from training.distributed import World, pick_device
     from training.trainer import train
@@ -127,7 +127,7 @@ def train_ours(seed: int, steps: int, uris: dict[str, str], *overrides: str) -> 
 
 @contextlib.contextmanager
 def planned(seed: int, steps: int, uris: dict[str, str], *overrides: str) -> Iterator[RunPlan]:
-    """The plan of a run whose initial weights are a function of the seed."""
+    """Plans a run whose initial weights depend only on the seed."""
     import torch
 
     from model.clip import build_clip
@@ -143,7 +143,7 @@ def planned(seed: int, steps: int, uris: dict[str, str], *overrides: str) -> Ite
 
 
 def recipe(uris: dict[str, str], steps: int, seed: int, *overrides: str) -> Config:
-    """The demo's, in one process."""
+    """The demo's recipe, in one process."""
     settings = (
         f"data.uri={uris['train']}",
         f"train.max_steps={steps}",
@@ -159,7 +159,7 @@ def recipe(uris: dict[str, str], steps: int, seed: int, *overrides: str) -> Conf
 
 
 def train_peer(plan: RunPlan) -> tuple[Any, list[float]]:
-    """open_clip's model after the steps of the plan, from the plan's initial weights, and the loss of every step."""
+    """Trains open_clip's model as planned, from the same weights. Returns it, and the loss of every step."""
     import torch
     from open_clip.loss import ClipLoss
     from open_clip_train.scheduler import cosine_lr
@@ -177,7 +177,7 @@ def train_peer(plan: RunPlan) -> tuple[Any, list[float]]:
     schedule = cosine_lr(optimizer, config.optimizer.learning_rate, plan.schedule.warmup_steps, plan.total_steps)
 
     class Writer:
-        """Takes what open_clip gives to TensorBoard."""
+        """Collects the losses that open_clip writes to TensorBoard."""
 
         def add_scalar(self, name: str, value: float, step: int) -> None:
             if name == "train/loss":
@@ -204,7 +204,7 @@ def train_peer(plan: RunPlan) -> tuple[Any, list[float]]:
 
 
 class _PeerData:
-    """The run's batches in the form that open_clip's loop takes: padded captions, an epoch that is as long as the run."""
+    """The run's batches as open_clip's loop expects them: padded captions, one epoch as long as the run."""
 
     def __init__(self, plan: RunPlan) -> None:
         self._plan = plan
@@ -213,7 +213,7 @@ class _PeerData:
         self.dataloader = self
 
     def set_epoch(self, epoch: int) -> None:
-        """The plan's own epochs follow each other within the one that open_clip counts."""
+        """Does nothing: the plan's epochs follow each other within open_clip's single epoch."""
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         import torch
@@ -235,7 +235,7 @@ class _PeerData:
 
 
 def _evaluate(peer: Any, plan: RunPlan) -> dict[str, float]:
-    """open_clip's weights under our evaluation; features are the same (tests/unit/model/test_clip.py)."""
+    """Evaluates open_clip's weights with our code; features are the same (tests/unit/model/test_clip.py)."""
     import torch
 
     from model.clip import CLIP

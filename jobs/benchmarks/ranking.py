@@ -1,6 +1,6 @@
-"""Retrieval metrics of many pairs: ours, and rows of the similarity matrix at a time, for each way anew, in the same run.
+"""Compares the retrieval metrics of many pairs with a plain version: blocks of rows, computed again for each direction.
 
-Each side has a process of its own, so that its peak memory is its own. Both must find the same recalls.
+Each side runs in its own process, so that its peak memory is its own. Both must find the same recalls.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ROWS = 1024
 
 
 def run(pairs: int, dimensions: int, threads: int, repeats: int) -> str:
-    """Measures both sides in turns, and tabulates the medians."""
+    """Measures both sides in turns. Returns a table of medians."""
     found: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
     for _ in range(repeats):
         for side in SIDES:
@@ -66,7 +66,7 @@ def _measure(side: str, pairs: int, dimensions: int, threads: int) -> dict[str, 
 
 
 def _row_blocks(queries_NE: Any, keys_NE: Any) -> Any:
-    """The rank of each query's own key: what is written first, and what this repository had before."""
+    """Rank of each query's own key, in the plain way."""
     import torch
 
     ranks = []

@@ -1,4 +1,4 @@
-"""Tars of photographs, on a disk and on a real S3 server on loopback, for the benchmarks that read. Needs the `test` extra."""
+"""Tars of photographs, on disk and on a real S3 server on loopback, for benchmarks that read. Needs the `test` extra."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SHARD_SAMPLES, SHORT_SIDE_PX = 1_000, 256
 
 
 class Server:
-    """An S3 server in a process of its own."""
+    """An S3 server in its own process."""
 
     def __init__(self, process: subprocess.Popen[bytes], address: str) -> None:
         self.process, self.address = process, address
@@ -51,7 +51,7 @@ def s3_server() -> Iterator[Server]:
 
 
 def write_tars(folder: Path, captions: Sequence[str], shard_samples: int = SHARD_SAMPLES) -> int:
-    """Tars of photographs as webdataset's own writer makes them, one sample a caption; returns their size in bytes."""
+    """Writes tars of photographs with webdataset's own writer, one sample per caption. Returns their size in bytes."""
     import io
 
     import webdataset
@@ -59,17 +59,17 @@ def write_tars(folder: Path, captions: Sequence[str], shard_samples: int = SHARD
 
     from jobs.benchmarks.image_server import photographs
 
-    pictures = []
+    jpegs = []
     for photograph in photographs():
         image = Image.open(io.BytesIO(photograph))
         file = io.BytesIO()
         image.resize((SHORT_SIDE_PX * 4 // 3, SHORT_SIDE_PX), Image.Resampling.LANCZOS).save(file, "JPEG", quality=95)
-        pictures.append(file.getvalue())
+        jpegs.append(file.getvalue())
     folder.mkdir()
     for first in range(0, len(captions), shard_samples):
         with webdataset.TarWriter(str(folder / f"{first // shard_samples:05d}.tar")) as tar:
             for number, text in enumerate(captions[first : first + shard_samples], start=first):
-                tar.write({"__key__": f"{number:09d}", "jpg": pictures[number % len(pictures)], "txt": text})
+                tar.write({"__key__": f"{number:09d}", "jpg": jpegs[number % len(jpegs)], "txt": text})
     return sum(path.stat().st_size for path in folder.iterdir())
 
 

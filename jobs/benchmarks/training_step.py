@@ -1,7 +1,7 @@
-"""The model step and the loss against open_clip's, in one process, step by step in turn. Needs the `test` extra.
+"""Compares the training step and the loss with open_clip's, in one process, in turns. Needs the `test` extra.
 
-Same architecture, weights, batch, captions, threads and precision; open_clip as its own trainer sets it up: padded captions,
-torch's AdamW, and its local loss.
+Architecture, weights, batch, captions, threads and precision are the same; open_clip is set up as in its own trainer: padded
+captions, torch's AdamW, and its local loss.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from model.clip import CLIP
 
 Step = Callable[[], float]
-"""One step of a side; its loss."""
+"""Runs one step of a side. Returns the loss."""
 
 WORDS = [
     *("a", "the", "of", "and", "in", "on", "with", "dog", "cat", "man", "red", "blue", "old", "new", "house", "street", "car"),
@@ -30,18 +30,18 @@ WORDS = [
 
 
 PEAK_BFLOAT16_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
-"""Dense, a second, of the SXM boards, by a part of the device's name (NVIDIA's data sheets)."""
+"""Dense FLOPS of the SXM boards, by a part of the device's name (NVIDIA's data sheets)."""
 
 
 def captions(count: int, seed: int = 0) -> list[str]:
-    """Captions with lengths like those of web data: a median of 12 tokens, the specials included, and a long tail."""
+    """Captions as long as those of web data: a median of 12 tokens, special tokens included, and a long tail."""
     rng = random.Random(seed)
     return [" ".join(rng.choices(WORDS, k=max(1, round(rng.lognormvariate(2.3, 0.5))))) for _ in range(count)]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What both sides have in common; `compile` is each side's own torch.compile."""
+    """Settings of both sides; `compile` is each side's own torch.compile."""
 
     name: str
     batch_size: int
@@ -71,7 +71,7 @@ def run(setting: Setting, repeats: int, threads: int | None) -> str:
     for _ in range(repeats):
         for side, step in (("ours", ours), ("open_clip", theirs)):
             began = time.perf_counter()
-            step()  # gives the loss as a number, so a GPU has ended it
+            step()  # returns the loss as a float, so a GPU has finished it
             times[side].append(time.perf_counter() - began)
     for side, seconds in times.items():
         line = f"{side:10} {median(seconds):8.4f} s a step {setting.batch_size / median(seconds):10.2f} pairs/s"
@@ -84,7 +84,7 @@ def run(setting: Setting, repeats: int, threads: int | None) -> str:
 
 
 def _flops(step: Step) -> int:
-    """Floating-point operations of a step's matrix products, convolutions and attention, those on padding included."""
+    """Floating-point operations of a step's matrix products, convolutions and attention, including those on padding."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:
@@ -93,7 +93,7 @@ def _flops(step: Step) -> int:
 
 
 def _rate(flops_per_s: float, setting: Setting) -> str:
-    """What the device does, and where its peak is known its utilisation (MFU)."""
+    """FLOPS of the device, and its utilisation (MFU) if its peak is known."""
     import torch
 
     name = torch.cuda.get_device_name() if setting.device == "cuda" else ""
@@ -103,7 +103,7 @@ def _rate(flops_per_s: float, setting: Setting) -> str:
 
 
 def _sides(setting: Setting) -> tuple[Step, Step, Any]:
-    """(our step, open_clip's step, texts), from the same weights, pictures and texts."""
+    """(our step, open_clip's step, texts), from the same weights, images and texts."""
     import torch
 
     from model.clip import build_clip
@@ -182,7 +182,7 @@ def _their_step(setting: Setting, clip: CLIP, images: torch.Tensor, texts: torch
 
 
 def run_loss(global_batches: tuple[int, ...], repeats: int) -> str:
-    """Peak memory and time of the loss as one of 8 ranks has it, ours and the plain local one, each in its own process."""
+    """Peak memory and time of the loss on one of 8 ranks, ours and the plain local one, each in its own process."""
     import json
     import subprocess
     import sys
@@ -205,7 +205,7 @@ def run_loss(global_batches: tuple[int, ...], repeats: int) -> str:
 
 
 def measure_loss(side: str, size: int, repeats: int) -> tuple[float, float]:
-    """(peak MB above features and their gradients, median seconds) of forward and backward, size / 8 rows and columns."""
+    """Measures forward and backward on size / 8 rows: (peak MB above features and their gradients, median seconds)."""
     import torch
     import torch.nn.functional as F
 
@@ -242,7 +242,7 @@ def measure_loss(side: str, size: int, repeats: int) -> tuple[float, float]:
 
 
 def _peak_mb(reset: bool = False) -> float:
-    """Of this process's memory so far, or since the last reset."""
+    """Peak memory of this process, in total or since the last reset."""
     if reset:
         Path("/proc/self/clear_refs").write_text("5")
     field = "VmRSS" if reset else "VmHWM"

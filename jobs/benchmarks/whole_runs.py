@@ -1,7 +1,7 @@
-"""Whole training runs: their wait for data from S3, what Ray costs, and what a second worker brings.
+"""Measures whole training runs: their wait for data from S3, the overhead of Ray, and the gain of a second worker.
 
-Runs are the recipe of the model with another batch, on photographs with captions of the web's lengths. Speeds are those that
-metrics.jsonl records of each step, less the first ones. Needs the `test` extra.
+Runs use the model's recipe with another batch size, on photographs with captions as long as those of web data. Speeds come from
+metrics.jsonl, without the first steps. Needs the `test` extra.
 
     python jobs/benchmarks/whole_runs.py RECIPE.yaml  trains in this process; called by benchmark.py end-to-end, ray, workers
 """
@@ -25,7 +25,7 @@ BARE, RAY = ["jobs/benchmarks/whole_runs.py"], ["jobs/train.py", "--config"]
 
 
 def run_end_to_end(recipe: str, batch_size: int, steps: int, repeats: int) -> str:
-    """A bare run from shards on S3, decoding beside the model: pairs per second, and the share of a step it waits for data."""
+    """Trains in a bare process from shards on S3: pairs per second, and the share of a step spent waiting for data."""
     lines = [f"{recipe}, {batch_size} pairs a step, from S3, {os.cpu_count()} cores\n{'run':>4}{'pairs/s':>9}{'data wait':>11}"]
     with tempfile.TemporaryDirectory() as temporary, s3_server() as server:
         write_tars(Path(temporary) / "tars", captions(batch_size * steps + 1_000))
@@ -40,7 +40,7 @@ def run_end_to_end(recipe: str, batch_size: int, steps: int, repeats: int) -> st
 
 
 def run_ray(recipe: str, batch_size: int, steps: int, repeats: int, threads: int) -> str:
-    """jobs/train.py with one worker, against the same run in a bare process, in turn, both with so many threads."""
+    """Compares jobs/train.py with one worker to the same run in a bare process, in turns, with the same threads."""
     lines = [
         f"{recipe}, {batch_size} pairs a step, {threads} of {os.cpu_count()} cores\n"
         f"{'run':>4}{'bare pairs/s':>14}{'Ray pairs/s':>13}{'ratio':>8}"
@@ -58,7 +58,7 @@ def run_ray(recipe: str, batch_size: int, steps: int, repeats: int, threads: int
 
 
 def run_workers(recipe: str, batch_size: int, steps: int, repeats: int) -> str:
-    """Two workers of one thread each against one worker of one thread, with the same global batch, in turn."""
+    """Compares two workers of one thread each to one worker of one thread, with the same global batch, in turns."""
     lines = [f"{recipe}, a global batch of {batch_size}, one thread a worker"]
     lines.append(f"{'run':>4}{'1: pairs/s':>12}{'2: pairs/s':>12}{'ratio':>8}{'communication':>15}{'of the slower':>15}")
     ratios = []
@@ -77,8 +77,8 @@ def run_workers(recipe: str, batch_size: int, steps: int, repeats: int) -> str:
 
 
 def run_checkpoints(recipe: str, batch_size: int, steps: int, repeats: int) -> str:
-    """A bare run that saves once in its middle, against one that does not, in turn: what training waits for a checkpoint, and
-    how much slower its steps are while one is written.
+    """Compares a bare run that saves halfway to one that does not, in turns: the wait for a checkpoint, and the slow-down of
+    steps while it is written.
     """
     lines = [f"{recipe}, {batch_size} pairs a step, a checkpoint each {steps} steps, {os.cpu_count()} cores"]
     lines.append(f"{'run':>4}{'waits s':>9}{'of the interval':>17}{'interval s':>12}{'without s':>11}{'longer':>8}")
@@ -89,7 +89,7 @@ def run_checkpoints(recipe: str, batch_size: int, steps: int, repeats: int) -> s
             for every in (steps, 2 * steps):
                 settings = (f"checkpoint.every_steps={every}", "checkpoint.keep_last=1", "train.log_every_steps=1")
                 rows = _train(BARE, _recipe(Path(temporary), recipe, data, batch_size, 2 * steps, *settings))
-                found.append(rows[steps - WARM_UP_STEPS :])  # the interval that begins with the checkpoint
+                found.append(rows[steps - WARM_UP_STEPS :])  # the interval that starts with the checkpoint
             waits = sum(row["checkpoint_s"] for row in found[0])
             with_one, without = (sum(row["train_s"] + row["checkpoint_s"] for row in rows) for rows in found)
             times = f"{with_one:>12.1f}{without:>11.1f}{with_one / without - 1:>8.1%}"
@@ -104,7 +104,7 @@ def _local_data(folder: Path, samples: int) -> str:
 
 
 def _recipe(folder: Path, recipe: str, data: str, batch_size: int, steps: int, *overrides: str) -> Path:
-    """Writes the resolved recipe of a run of its own."""
+    """Writes the resolved recipe of a new run."""
     name = f"run-{len(list(folder.glob('*.yaml')))}"
     settings = (
         f"run.name={name}",
@@ -124,7 +124,7 @@ def _recipe(folder: Path, recipe: str, data: str, batch_size: int, steps: int, *
 
 
 def _train(command: list[str], recipe: Path, environment: dict[str, str] | None = None) -> list[dict[str, Any]]:
-    """Runs it and removes it. Returns its record after the first steps."""
+    """Trains, and removes the run. Returns its record without the first steps."""
     import shutil
 
     from training.record.tracking import read_metrics

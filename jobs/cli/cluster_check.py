@@ -1,9 +1,9 @@
-"""Looks, on every node of a cluster, for what would stop a training run, before anyone rents many GPUs for it.
+"""Checks every node of a cluster for problems that would stop a training run, before many GPUs are rented for it.
 
-In: a configuration, on a cluster that this process has joined. Out: one line for each check, and whether all are fine.
+In: a configuration, on a cluster that this process has joined. Out: one line per check, and whether all passed.
 
-Checked: the versions of what computes and the clocks, on every node; the run's folder, written from every node and removed
-again; the data set's shards, as many as can be read in the time; memory for the batch, one step, and the network.
+Checked: package versions and clocks of every node; the run's folder, written and deleted from every node; as many shards of the
+data set as can be read in the time; then, on the workers, memory for the batch, one step, and the network.
 """
 
 from __future__ import annotations
@@ -38,27 +38,27 @@ PROBLEMS_SHOWN = 3
 
 @dataclass(frozen=True)
 class _Node:
-    """What was seen on one node."""
+    """Results of one node."""
 
     name: str
     versions: dict[str, str]
     skew_s: float
-    storage: str  # what is wrong with the run's folder there
+    storage: str  # problem with the run's folder on that node
 
 
 def check(config: Config) -> bool:
-    """Prints what it finds, as it finds it. Returns whether a run can start."""
+    """Prints each finding as it is made. Returns whether a run can start."""
     began, fine = time.monotonic(), True
     for finding in _findings(config):
         print(finding, flush=True)
         fine &= finding.fine
-    print(f"{'all fine' if fine else 'a run would fail'}; looked for {time.monotonic() - began:,.0f} s")
+    print(f"{'all fine' if fine else 'a run would fail'}; checked for {time.monotonic() - began:,.0f} s")
     return fine
 
 
 def _findings(config: Config) -> Iterator[Finding]:
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    seen = [_look_at(node, config) for node in nodes]
+    seen = [_inspect(node, config) for node in nodes]
     same_versions = list(_check_versions(seen))
     yield from same_versions
     yield from _check_clocks(seen)
@@ -74,7 +74,7 @@ def _findings(config: Config) -> Iterator[Finding]:
 
 
 def _check_room(nodes: list[dict[str, Any]], config: Config) -> Finding:
-    """Whether the nodes that are there now hold the workers: a run would wait for more, for ever if none come."""
+    """Checks that the present nodes have room for the workers: a run would wait for more nodes, forever if none come."""
     cluster = config.cluster
     wanted = {"CPU": 1.0 if cluster.cpus_per_worker == "auto" else float(cluster.cpus_per_worker)}
     has_gpus = any(node["Resources"].get("GPU", 0) for node in nodes)
@@ -83,23 +83,25 @@ def _check_room(nodes: list[dict[str, Any]], config: Config) -> Finding:
     fit = sum(min(int(node["Resources"].get(name, 0) // amount) for name, amount in wanted.items()) for node in nodes)
     text = f"{fit} workers of {', '.join(f'{amount:g} {name}' for name, amount in wanted.items())} fit on {len(nodes)} nodes"
     if fit < cluster.min_workers:
-        return Finding("room", False, f"{text}, and cluster.num_workers={cluster.num_workers}; add nodes, or ask for fewer")
+        return Finding(
+            "room", False, f"{text}, and cluster.num_workers={cluster.num_workers}; add nodes or ask for fewer workers"
+        )
     return Finding("room", True, text)
 
 
-def _look_at(node: dict[str, Any], config: Config) -> _Node:
+def _inspect(node: dict[str, Any], config: Config) -> _Node:
     place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-    probe = f"probe-{uuid.uuid4().hex}"
-    look = ray.remote(_on_a_node).options(num_cpus=0, scheduling_strategy=place)
-    name, versions, storage = ray.get(look.remote(config.run.uri, probe))
-    storage = storage or _read_probe(open_storage(config.run.uri), probe)
+    probe_file = f"probe-{uuid.uuid4().hex}"
+    inspect = ray.remote(_on_a_node).options(num_cpus=0, scheduling_strategy=place)
+    name, versions, storage = ray.get(inspect.remote(config.run.uri, probe_file))
+    storage = storage or _read_probe(open_storage(config.run.uri), probe_file)
     clock = ray.remote(_now).options(num_cpus=0, scheduling_strategy=place)
     skews = []
     for _ in range(3):
         before = time.time()
         there = ray.get(clock.remote())
         after = time.time()
-        skews.append((after - before, there - (before + after) / 2))  # the quickest answer is the most exact
+        skews.append((after - before, there - (before + after) / 2))  # the fastest answer is the most precise
     return _Node(f"{name} ({node['NodeID'][:8]})", versions, min(skews)[1], storage)
 
 
@@ -108,7 +110,7 @@ def _now() -> float:
 
 
 def _on_a_node(run: str, probe: str) -> tuple[str, dict[str, str], str]:
-    """(host, versions of packages, what is wrong with the run's folder) of the node that this runs on."""
+    """(host, package versions, problem with the run's folder) of the node that this runs on."""
     problem = ""
     try:
         open_storage(run).write(probe, b"written by a check")
@@ -118,12 +120,12 @@ def _on_a_node(run: str, probe: str) -> tuple[str, dict[str, str], str]:
 
 
 def _read_probe(run: Storage, probe: str) -> str:
-    """What is wrong with a file that a node says it has written; afterwards it is gone."""
+    """Problem with a file that a node wrote; empty if it is here and could be deleted."""
     try:
         if not run.exists(probe):
-            return f"{run.address(probe)}: was written there and is not here; run.dir must be a folder that every node sees, or s3://"
+            return f"{run.address(probe)}: was written there but is not here; run.dir must be a folder that every node sees, or s3://"
         run.delete(probe)
-        return f"{run.address(probe)}: cannot be deleted; allow it" if run.exists(probe) else ""
+        return f"{run.address(probe)}: cannot be deleted; grant the permission" if run.exists(probe) else ""
     except (InputError, OSError) as error:
         return str(error)
 
@@ -133,7 +135,7 @@ def _check_versions(seen: list[_Node]) -> Iterator[Finding]:
     for node in seen:
         others = [f"{name} {found}, not {ours[name]}" for name, found in node.versions.items() if found != ours[name]]
         if others:
-            yield Finding("versions", False, f"{node.name} has {', '.join(others)}; install on it what this process has")
+            yield Finding("versions", False, f"{node.name} has {', '.join(others)}; install this process's versions on it")
             return
     yield Finding("versions", True, f"{len(seen)} nodes with {', '.join(f'{name} {found}' for name, found in ours.items())}")
 
@@ -142,7 +144,9 @@ def _check_clocks(seen: list[_Node]) -> Iterator[Finding]:
     worst = max(seen, key=lambda node: abs(node.skew_s))
     text = f"{worst.name} is {worst.skew_s:+.2f} s from this process"
     if abs(worst.skew_s) > MOST_SKEW_S:
-        yield Finding("clocks", False, f"{text}, more than {MOST_SKEW_S:g} s; set the clocks, for logs and signed requests")
+        yield Finding(
+            "clocks", False, f"{text}, more than {MOST_SKEW_S:g} s; synchronise the clocks: logs and signed requests need it"
+        )
     else:
         yield Finding("clocks", True, f"at most: {text}")
 
@@ -152,11 +156,11 @@ def _check_storage(seen: list[_Node], config: Config) -> Iterator[Finding]:
     for node in bad[:PROBLEMS_SHOWN]:
         yield Finding("storage", False, f"on {node.name}: {node.storage}")
     if not bad:
-        yield Finding("storage", True, f"{config.run.uri}: written and removed again from every node")
+        yield Finding("storage", True, f"{config.run.uri}: written and deleted from every node")
 
 
 def _check_data(nodes: list[dict[str, Any]], config: Config) -> Iterator[Finding]:
-    """Every node reads its share of the shards, in an order that is drawn, for as long as there is time."""
+    """Reads shards in random order, each node its share, for at most READ_FOR_S."""
     from training.run_plan import plan_run
 
     for data_set in plan_run(config).data_sets:
@@ -174,16 +178,16 @@ def _check_data(nodes: list[dict[str, Any]], config: Config) -> Iterator[Finding
             read += count
             problems += found
         for problem in problems[:PROBLEMS_SHOWN]:
-            yield Finding("data", False, f"{data_set}: {problem}; restore it, or ingest its rows again")
+            yield Finding("data", False, f"{data_set}: {problem}; restore it or ingest its rows again")
         if not problems:
-            yield Finding("data", True, f"{data_set}: {read:,} of {len(shards):,} shards read, their sha256 are the manifest's")
+            yield Finding("data", True, f"{data_set}: {read:,} of {len(shards):,} shards read, all match the manifest's sha256")
 
 
 def _read_shards(storage: Storage, shards: list[ShardRecord], budget_s: float) -> tuple[int, list[str]]:
-    """(shards read, what is wrong with them) within the time."""
+    """(number of shards read in the time, problems with them)."""
     until = time.monotonic() + budget_s
 
-    def look(shard: ShardRecord) -> list[str] | None:
+    def read(shard: ShardRecord) -> list[str] | None:
         if time.monotonic() > until:
             return None
         try:
@@ -192,7 +196,7 @@ def _read_shards(storage: Storage, shards: list[ShardRecord], budget_s: float) -
             return [f"{shard.tar_path}: {error}"]
 
     with ThreadPoolExecutor(READERS) as readers:
-        found = [one for one in readers.map(look, shards) if one is not None]
+        found = [one for one in readers.map(read, shards) if one is not None]
     return len(found), [problem for one in found for problem in one]
 
 
@@ -205,4 +209,4 @@ def _check_workers(config: Config) -> Iterator[Finding]:
         yield from check_workers(config)
     except TrainingFailedError as error:
         causes = [str(cause).splitlines()[0] for cause in getattr(error, "worker_failures", {}).values()] or [str(error)]
-        yield Finding("workers", False, f"a first step failed: {causes[0]}")
+        yield Finding("workers", False, f"the first step failed: {causes[0]}")

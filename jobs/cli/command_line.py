@@ -1,8 +1,7 @@
-"""What every entry point does the same way: parse, report bad input, join or start Ray, tell success by the exit code.
+"""Code that all jobs share: parse the command line, report bad input, join or start Ray, and return the exit code.
 
-Exit codes: 0 done; 1 failed on the way, or for want of a storage that answers: it may be tried again; 2 bad input, which is
-found before any work starts where it can be; 143 stopped by SIGTERM with all its work saved, which the same command goes on
-with.
+Exit codes: 0 done; 1 failed, also because a storage does not respond: trying again may help; 2 bad input, found before any work
+starts if possible; 143 stopped by SIGTERM with all work saved: the same command resumes.
 """
 
 from __future__ import annotations
@@ -17,7 +16,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jobs.cli import runtime_env
-from jobs.cli.config import Config, dump_config, key_names, load_config, recipe_names
+from jobs.cli.config import Config, dump_config, load_config
+from jobs.cli.job_parser import JobParser
 from pipeline.errors import ConfigError, InputError, StorageAwayError
 from training.config import ClusterConfig
 from training.errors import RunError
@@ -26,50 +26,51 @@ BAD_INPUT = (ConfigError, InputError)
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_STOPPED = 1, 2, 128 + 15
 RAY_SETTINGS = {
     "RAY_TRAIN_V2_ENABLED": "1",
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # would show every line of the workers twice
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how fast a dead worker, and the end, is noticed; default 2 s
-    "RAY_worker_niceness": "0",  # at Ray's 15 its own servers take turns first, and all threads of a step wait for one
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # ours counts rows and successes
-    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # how fast a node's notice that it will go is heard; default 5 s
-    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",  # for workers that wait for one that is gone; default 30 s
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # would print every line of the workers twice
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon a dead worker and the end are noticed; default 2 s
+    "RAY_worker_niceness": "0",  # at Ray's 15, its own servers preempt the threads of a step
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # the jobs show their own progress
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # how soon a node's preemption notice is seen; default 5 s
+    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",  # for workers that wait for a dead one; default 30 s
 }
-"""Defaults for what Ray reads from the environment; a value that is set already stays."""
+"""Defaults for variables that Ray reads; a value that is set already takes precedence."""
 CLUSTER_SETTINGS = {
     "RAY_health_check_initial_delay_ms": "0",
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "2000",
-    "RAY_health_check_failure_threshold": "3",  # a node that does not answer is given up after some 5 s; default 16 s and more
+    "RAY_health_check_failure_threshold": "3",  # an unresponsive node is given up after about 5 s; default at least 16 s
 }
-"""Likewise, for what reads it where a cluster is started: the head's environment for a cluster that is not ours."""
+"""Defaults that apply where a cluster is started; for an existing cluster, set them in the head's environment."""
 
 
-def parser(description: str | None) -> argparse.ArgumentParser:
-    """The options that all jobs share."""
-    result = argparse.ArgumentParser(
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="keys:\n  " + "\n  ".join(key_names()) + "\n\nrecipes: " + ", ".join(recipe_names()),
-    )
-    result.add_argument("--config", metavar="RECIPE", default="default", help="path or name of a recipe")
-    result.add_argument("--show-config", action="store_true", help="print the resolved configuration and stop")
+def parser(description: str | None, job: str | None = None) -> JobParser:
+    """The options that all jobs share.
+
+    Args:
+        description: the job's docstring.
+        job: its name in `jobs.cli.job_keys.JOBS`.
+    """
+    result = JobParser(description, job)
+    result.add_argument("--config", metavar="RECIPE", default="default", help="path or name of a recipe (default: %(default)s)")
+    result.add_argument("--show-config", action="store_true", help="print the resolved configuration and exit")
     result.add_argument("overrides", nargs="*", metavar="section.key=value", help="override of the recipe")
     return result
 
 
 def run(
-    arguments: argparse.ArgumentParser,
+    arguments: JobParser,
     job: Callable[[Config, argparse.Namespace], int | None],
     argv: Sequence[str] | None = None,
 ) -> int:
-    """Runs a job and returns its exit code. Bad input is one message, never a traceback."""
+    """Runs a job and returns its exit code. Reports bad input as a message, never as a traceback."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     options = arguments.parse_intermixed_args(argv)
     try:
-        config = load_config(options.config, options.overrides)
+        config = load_config(options.config, options.overrides, arguments.job)
         if options.show_config:
             print(dump_config(config), end="")
             return 0
-        os.environ.update(runtime_env.variables_of(config.cluster.runtime_env))  # such as an endpoint, which is asked early
+        os.environ.update(runtime_env.variables_of(config.cluster.runtime_env))  # e.g. an S3 endpoint, which is needed early
         return job(config, options) or 0
     except (RunError, StorageAwayError) as error:
         print(f"{arguments.prog}: {error}", file=sys.stderr)
@@ -81,16 +82,16 @@ def run(
 
 
 def check_folder(option: str, path: str | None) -> None:
-    """Raises ConfigError, before the work, where the file of an option cannot be written for want of its folder."""
+    """Raises ConfigError, before any work, if the folder of an option's file does not exist."""
     if path and not Path(path).absolute().parent.is_dir():
-        raise ConfigError(f"{option}={path}: there is no folder {Path(path).parent}; make it, or choose another place")
+        raise ConfigError(f"{option}={path}: there is no folder {Path(path).parent}; create it or choose another one")
 
 
 def connect_ray(cluster: ClusterConfig) -> None:
-    """Joins the Ray cluster of this machine or of RAY_ADDRESS, and starts a local Ray where there is none.
+    """Joins the Ray cluster of this machine or of RAY_ADDRESS, or starts a local Ray if there is none.
 
     Raises:
-        ConfigError: Ray does not take `cluster.runtime_env`.
+        ConfigError: Ray rejects `cluster.runtime_env`.
     """
     for name, value in (RAY_SETTINGS | CLUSTER_SETTINGS).items():
         os.environ.setdefault(name, value)
@@ -100,8 +101,8 @@ def connect_ray(cluster: ClusterConfig) -> None:
 
     if ray.is_initialized():
         return
-    # A Ray that we start for ourselves is reachable on this machine only. Left to its default, ray.init() would turn token
-    # authentication on for it and write ~/.ray/auth_token, after which other clusters on this machine refuse submissions.
+    # A local Ray is reachable on this machine only. By default, ray.init() would turn on token authentication for it and
+    # write ~/.ray/auth_token, after which other clusters on this machine refuse submissions.
     if not os.environ.get("RAY_ADDRESS") and not _a_cluster_runs_here():
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     ray.init(
@@ -117,15 +118,15 @@ def connect_ray(cluster: ClusterConfig) -> None:
         ),
     )
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _stop)  # after Ray's own, which shows where it was in C++; training has another
+        signal.signal(signal.SIGTERM, _stop)  # replaces Ray's handler, which prints a C++ stack trace; training sets its own
 
 
 def _stop(_number: int, _frame: object) -> None:
-    print("stopped, as asked; what is committed stays, and the same command goes on", file=sys.stderr, flush=True)
+    print("stopped; committed work is kept, and the same command resumes", file=sys.stderr, flush=True)
     raise SystemExit(EXIT_STOPPED)
 
 
 def _a_cluster_runs_here() -> bool:
-    """Whether `ray start` noted a cluster on this machine: the file that ray.init() itself reads."""
+    """Returns True if `ray start` started a cluster on this machine, by the file that ray.init() reads."""
     folder = Path(os.environ.get("RAY_TMPDIR") or "/tmp") / "ray"
     return (folder / "ray_current_cluster").exists()

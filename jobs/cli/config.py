@@ -1,7 +1,7 @@
 """One tree of configuration for all jobs: one YAML recipe, `section.key=value` overrides, validated once.
 
 In: the name or path of a recipe and the overrides of a command line. Out: a frozen `Config`, or one `ConfigError` that lists
-every problem with its dotted path. Imports neither torch nor Ray, so a misspelled key is reported at once.
+every problem with its dotted path. Imports neither torch nor Ray, so that a misspelled key is reported at once.
 
 Precedence, later wins:
     1. the defaults of the sections (pipeline/config.py, training/config.py)
@@ -11,7 +11,6 @@ Precedence, later wins:
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from jobs.cli import runtime_env
+from jobs.cli import job_keys, runtime_env
+from jobs.cli.suggestions import suggest
 from model.config import get_architecture
 from pipeline.config import CurateConfig, IndexConfig, IngestConfig
 from pipeline.errors import ConfigError
@@ -51,11 +51,11 @@ LOCATIONS = (
     "evaluation.linear_probe.test_uri",
     "evaluation.linear_probe.validation_uri",
 )
-"""Keys that hold a path or an address; a list of sections on the way means every one of them."""
+"""Keys that hold a path or an address. Where the path leads through a list of sections, each of them is meant."""
 
 
 class Config(TrainingConfig):
-    """The whole tree: what training needs (training/config.py), and the other jobs' sections."""
+    """The whole tree: the sections of training (training/config.py) and those of the other jobs."""
 
     ingest: IngestConfig = IngestConfig()
     curate: CurateConfig = CurateConfig()
@@ -63,12 +63,13 @@ class Config(TrainingConfig):
     embed: EmbedConfig = EmbedConfig()
 
 
-def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
+def load_config(recipe: str, overrides: Sequence[str] = (), job: str | None = None) -> Config:
     """Reads a recipe, applies the overrides and validates the result.
 
     Args:
         recipe: a path, or the bare name of a recipe in jobs/recipes.
         overrides: `section.key=value`; the value is read as YAML.
+        job: the command that the overrides were typed for; it refuses those of sections that it does not use.
 
     Raises:
         ConfigError: with one line for every problem.
@@ -76,7 +77,7 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
     tree = read_recipe(recipe)
     problems: list[str] = []
     for override in overrides:
-        problem = _apply_override(tree, override)
+        problem = _refuse_section(override, job) or _apply_override(tree, override, job)
         if problem:
             problems.append(problem)
     _refuse_secrets(tree)
@@ -84,7 +85,7 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
-        problems += [_explain(item) for item in error.errors()]
+        problems += [_explain(item, job) for item in error.errors()]
     name = tree.get("model", {}).get("name") if isinstance(tree.get("model"), dict) else None
     if isinstance(name, str):
         try:
@@ -99,7 +100,7 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
 
 
 def _refuse_secrets(tree: dict[str, Any]) -> None:
-    """Before anything is said of the tree that would show them. Raises ConfigError."""
+    """Raises ConfigError before any other message could show them."""
     cluster = tree["cluster"] if "cluster" in tree else None
     if isinstance(cluster, dict) and "runtime_env" in cluster:
         problems = runtime_env.secret_problems(cluster["runtime_env"])
@@ -108,20 +109,22 @@ def _refuse_secrets(tree: dict[str, Any]) -> None:
 
 
 def read_recipe(recipe: str) -> dict[str, Any]:
-    """The recipe's tree as YAML gives it. Raises ConfigError where there is none or it is no mapping."""
+    """The recipe as a tree of plain values. Raises ConfigError where the file is missing or not a mapping."""
     path = Path(recipe)
     if not path.suffix and not path.exists():
         path = RECIPES / f"{recipe}.yaml"
     if not path.is_file():
-        raise ConfigError(f"--config={recipe}: there is no such recipe; give a path, or one of {', '.join(recipe_names())}")
+        raise ConfigError(f"--config={recipe}: there is no such recipe; give a path or one of {', '.join(recipe_names())}")
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config={recipe}: not YAML: {' '.join(str(error).split())}; mend the file") from None
+        raise ConfigError(f"--config={recipe}: not YAML: {' '.join(str(error).split())}; correct the file") from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise ConfigError(f"--config={recipe}: a recipe is a mapping of sections; it holds a {type(tree).__name__}")
+        raise ConfigError(
+            f"--config={recipe}: a recipe is a mapping of sections, not a {type(tree).__name__}; correct the file"
+        )
     return tree
 
 
@@ -135,7 +138,7 @@ def dump_config(config: BaseModel) -> str:
 
 
 def with_absolute_paths(config: Config) -> Config:
-    """Local paths made absolute: a Ray worker's current folder is not that of the person who typed the command.
+    """Makes local paths absolute, since a Ray worker has another current folder than the command line.
 
     Raises:
         ConfigError: an address holds a password, which --show-config, config.yaml and W&B would show.
@@ -146,13 +149,13 @@ def with_absolute_paths(config: Config) -> Config:
         for node in _nodes(tree, parents):
             if node[key] and has_userinfo(node[key]):
                 raise ConfigError(f"{location}={refusal(node[key])}")
-            if node[key] and "://" not in node[key] and node[key] not in ("auto", "never"):  # run.resume's other words
+            if node[key] and "://" not in node[key] and node[key] not in ("auto", "never"):  # words that run.resume takes
                 node[key] = str(Path(node[key]).expanduser().absolute())
     return Config.model_validate(tree)
 
 
 def _nodes(tree: Any, parents: Sequence[str]) -> list[dict[str, Any]]:
-    """The sections at a path: none where one on the way is unset, several where it is a list."""
+    """The sections at a path: none where a parent is unset, several where a parent is a list."""
     nodes = [tree]
     for parent in parents:
         found = [node[parent] for node in nodes if node[parent] is not None]
@@ -160,27 +163,41 @@ def _nodes(tree: Any, parents: Sequence[str]) -> list[dict[str, Any]]:
     return nodes
 
 
-def key_names(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
-    """Every dotted key of the tree that can be set; a list of sections is one."""
+def key_names(section: type[BaseModel] = Config, prefix: str = "", inside_lists: bool = False) -> Iterator[str]:
+    """Every dotted key of the tree that can be set. A list of sections is one key, unless `inside_lists`."""
     for name, field in section.model_fields.items():
-        inner = _section_of(field.annotation)
-        if inner is None or field.annotation == tuple[inner, ...]:  # type: ignore[valid-type]
+        inner = section_of(field.annotation)
+        is_list = inner is not None and field.annotation == tuple[inner, ...]  # type: ignore[valid-type]
+        if inner is None or is_list:
             yield prefix + name
-        else:
-            yield from key_names(inner, f"{prefix}{name}.")
+        if inner is not None and (inside_lists or not is_list):
+            yield from key_names(inner, f"{prefix}{name}.", inside_lists)
 
 
-def _section_of(annotation: Any) -> type[BaseModel] | None:
-    """The section that a field holds, also behind `| None`."""
+def section_of(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field holds, directly, in a list or as `Section | None`."""
     candidates = [annotation, *getattr(annotation, "__args__", ())]
     return next((item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)), None)
 
 
-def _apply_override(tree: dict[str, Any], override: str) -> str | None:
-    """Sets one key in the tree. Returns what is wrong with the override, if anything."""
+def remedy(dotted: str, job: str | None = None) -> str:
+    """The key that was meant by one that does not exist, as the end of a message."""
+    keys = list(key_names(inside_lists=True))
+    return suggest(dotted, keys, job_keys.JOBS[job].select(keys) if job else ())
+
+
+def _refuse_section(override: str, job: str | None) -> str:
+    """The problem with an override of a section that the job does not use; empty where there is none."""
+    dotted = override.partition("=")[0]
+    problem = job_keys.refusal(job, dotted.partition(".")[0]) if job else ""
+    return f"{dotted}: {problem}" if problem else ""
+
+
+def _apply_override(tree: dict[str, Any], override: str, job: str | None) -> str | None:
+    """Sets one key in the tree. Returns the problem with the override, if any."""
     dotted, equals, text = override.partition("=")
     if not equals or "." not in dotted:
-        return f"{override}: an override is section.key=value; {_suggest(dotted)}"
+        return f"{override}: an override is section.key=value; {remedy(dotted, job)}"
     try:
         value = yaml.safe_load(text) if text else ""
     except yaml.YAMLError:
@@ -192,30 +209,20 @@ def _apply_override(tree: dict[str, Any], override: str) -> str | None:
         if child is None:
             child = node[parent] = {}
         if not isinstance(child, dict):
-            return f"{override}: {parent} is a value, not a section; {_suggest(dotted)}"
+            return f"{override}: {parent} is a value, not a section; {remedy(dotted, job)}"
         node = child
     node[key] = value
     return None
 
 
-def _explain(error: Any) -> str:
-    """One line for one problem that pydantic found: key = value: rule; remedy."""
+def _explain(error: Any, job: str | None) -> str:
+    """One line for a problem that pydantic found: key = value: rule; remedy."""
     path = ".".join(str(part) for part in error["loc"] if part not in ("int", "float", "str") and "[" not in str(part))
     if error["type"] == "extra_forbidden":
-        return f"{path}: unknown key; {_suggest(path)}"
+        return f"{path}: unknown key; {remedy(path, job)}"
     if error["type"] == "missing":
         return f"{path}: is required; set it in the recipe or on the command line"
     rule = error["msg"].removeprefix("Value error, ")
-    if path.startswith("cluster.runtime_env"):  # what is wrong with it may be that it holds a secret
+    if path.startswith("cluster.runtime_env"):  # its value may hold a secret
         return f"{path}: {rule[0].lower()}{rule[1:]}"
     return f"{path}={error['input']!r}: {rule[0].lower()}{rule[1:]}"
-
-
-def _suggest(dotted: str) -> str:
-    """The nearest keys to a misspelled one, by their whole path and by their last part."""
-    names = list(key_names())
-    close = difflib.get_close_matches(dotted, names, n=1, cutoff=0.7)
-    if not close:
-        tails = {name.rpartition(".")[2]: name for name in names}
-        close = [tails[tail] for tail in difflib.get_close_matches(dotted.rpartition(".")[2], tails, n=1, cutoff=0.7)]
-    return f"did you mean {close[0]}?" if close else "see --help for the keys"

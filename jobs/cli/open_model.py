@@ -1,6 +1,6 @@
-"""The model that a job works with: a run's last checkpoint, or weights in a file or folder.
+"""Opens the model of a job: a run's last checkpoint, or weights in a file or folder.
 
-In: a configuration, and the options that `add_weights_options` adds. Out: a model, and what it was trained with.
+In: a configuration, and the options that `add_weights_options` adds. Out: a model and the configuration of its training.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
 
 def last_checkpoint(config: Config) -> Checkpoint:
-    """Of the run that is named. Raises ConfigError where it has none."""
+    """The last checkpoint of the run. Raises ConfigError if there is none."""
     from pipeline.storage.address import open_storage
     from training.checkpoint.store import CheckpointStore
 
     store = CheckpointStore(open_storage(config.run.uri))
     checkpoint = store.latest()
     if checkpoint is None:
-        raise ConfigError(f"run.name={config.run.name}: {store.storage.uri} holds no checkpoint; name a run that was trained")
+        raise ConfigError(f"run.name={config.run.name}: {store.storage.uri} holds no checkpoint; name a trained run")
     return checkpoint
 
 
 def open_model(checkpoint: Checkpoint) -> tuple[CLIP, TrainingConfig]:
-    """A checkpoint's model in evaluation mode (the moving average, where there is one), and what it was trained with."""
+    """Opens a checkpoint's model in evaluation mode (its moving average, if any), and its training configuration."""
     from model.clip import CLIP
     from training.run_plan import architecture_of
 
@@ -41,7 +41,7 @@ def open_model(checkpoint: Checkpoint) -> tuple[CLIP, TrainingConfig]:
 
 
 def open_run(config: Config) -> tuple[CLIP, TrainingConfig, str]:
-    """Likewise of a run's last checkpoint, which is named in a line; and the checkpoint's address."""
+    """Opens the model of a run's last checkpoint and prints which one; also returns the checkpoint's address."""
     checkpoint = last_checkpoint(config)
     clip, trained = open_model(checkpoint)
     print(f"{trained.model.name} of {checkpoint.address}, {checkpoint.position.samples_seen:,} samples seen")
@@ -49,7 +49,7 @@ def open_run(config: Config) -> tuple[CLIP, TrainingConfig, str]:
 
 
 def open_weights(config: Config, options: argparse.Namespace) -> CLIP:
-    """The model of `--weights`: a file or a folder, local or s3://. Raises ConfigError where it cannot be."""
+    """Opens the model of `--weights`: a file or a folder, local or s3://. Raises ConfigError if it cannot be loaded."""
     from model.weights import load_clip
     from training.checkpoint.initial_weights import local_weights
 
@@ -67,11 +67,13 @@ def open_weights(config: Config, options: argparse.Namespace) -> CLIP:
 
 
 def add_weights_options(result: argparse.ArgumentParser) -> None:
-    """For jobs that take weights instead of a run's checkpoint."""
+    """Adds the options of jobs that accept weights instead of a run."""
     result.add_argument(
         "--weights",
         metavar="PATH",
-        help="a state dict (.safetensors, .pt), or a folder of one: an export, open_clip's, Hugging Face's",
+        help="a state dict (.safetensors, .pt), or a folder with one: an export, open_clip's, Hugging Face's",
     )
-    result.add_argument("--activation", choices=("quick_gelu", "gelu"), help="what the weights were trained with")
-    result.add_argument("--allow-torchscript", action="store_true", help="load an archive that is a program, as OpenAI's are")
+    result.add_argument("--activation", choices=("quick_gelu", "gelu"), help="activation that the weights were trained with")
+    result.add_argument(
+        "--allow-torchscript", action="store_true", help="load a TorchScript archive, which is a program (OpenAI's weights)"
+    )

@@ -1,12 +1,12 @@
-"""`cluster.runtime_env`: what Ray sets up for the processes of a job, as its `runtime_env` takes it.
+"""Checks `cluster.runtime_env` and merges it with the runtime environment of a submission.
 
-In: the mapping of a recipe. Out: what is wrong with it; and of it what a submission of the job does not state itself, because
-Ray refuses a runtime environment that is given twice.
+In: the mapping of a recipe. Out: its problems; and the part of it that the submission does not set itself, because Ray refuses
+a field that is set twice.
 
 Precedence, later wins:
     1. the environment of the nodes
     2. the recipe and its overrides
-    3. what was given to `ray job submit`; jobs/submit.py gives it the recipe's
+    3. the submission (`ray job submit`); jobs/submit.py passes on the recipe's
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from pipeline.errors import ConfigError
 
 KEY = "cluster.runtime_env"
 FIELDS = ("env_vars", "pip", "uv", "conda", "py_modules", "py_executable", "working_dir", "excludes", "config")
-"""Of Ray's. Images are the deploy files' business, and the hook of worker processes is jobs/cli/command_line.py's."""
+"""Accepted fields of Ray's runtime_env. The deploy files set container images, jobs/cli/command_line.py the worker hook."""
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Where Ray leaves the runtime environment of a submission for the job's own process."""
+"""Variable in which Ray passes the runtime environment of a submission to the job's process."""
 SECRET_WORD = re.compile(r"(^|_)(KEYS?|TOKENS?|PASS|PWD)(_|$)|SECRET|PASSW|PASSPHRASE|CREDENTIAL|APIKEY|ACCESSKEY")
 PLACE = re.compile(r"_(FILE|PATH|DIR)$")
-"""A name that ends so says where a secret lies, which is none."""
+"""Names with these endings hold the place of a secret, not the secret."""
 ADDRESS_WITH_PASSWORD = re.compile(r"https?://[^/?#\s]*@|://[^/?#\s:@]*:[^/?#\s@]+@")
-"""Over HTTP a user name alone may be a token; over SSH it is a name."""
+"""Over HTTP, a user name alone may be a token; over SSH it is only a name."""
 NO_SECRETS = "a recipe is stored with every run; put secrets into the nodes' environment"
 
 
 def secret_problems(runtime_env: Any) -> list[str]:
-    """Where it holds what looks like a secret, one line each, which do not show it."""
+    """One line per entry that looks like a secret, without its value."""
     if not isinstance(runtime_env, Mapping):
         return []
     variables = runtime_env["env_vars"] if "env_vars" in runtime_env else {}
@@ -45,7 +45,7 @@ def secret_problems(runtime_env: Any) -> list[str]:
 
 
 def problems(runtime_env: Mapping[str, Any]) -> list[str]:
-    """What can be said against it without Ray, one line each."""
+    """One line per problem that is found without Ray."""
     found = []
     for field in runtime_env:
         if field not in FIELDS:
@@ -56,38 +56,38 @@ def problems(runtime_env: Mapping[str, Any]) -> list[str]:
     if not isinstance(variables, Mapping):
         return [
             *found,
-            f"{KEY}.env_vars: is a {type(variables).__name__}, no mapping of names to texts; write env_vars: {{NAME: text}}",
+            f"{KEY}.env_vars: is a {type(variables).__name__}, not a mapping of names to strings; use env_vars: {{NAME: text}}",
         ]
     for name, value in variables.items():
         if not isinstance(value, str):
-            found.append(f"{KEY}.env_vars.{name}: is a {type(value).__name__}, and a variable's value is a text; quote it")
+            found.append(f"{KEY}.env_vars.{name}: is a {type(value).__name__}, not a string; quote it")
     return found
 
 
 def check(runtime_env: Mapping[str, Any]) -> None:
-    """Asks Ray itself. Raises ConfigError where it does not take it."""
+    """Validates it with Ray. Raises ConfigError if Ray rejects it."""
     from ray.runtime_env import RuntimeEnv
 
     try:
         RuntimeEnv(**runtime_env)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{KEY}: {' '.join(str(error).split())}; mend it in the recipe") from None
+        raise ConfigError(f"{KEY}: {' '.join(str(error).split())}; correct it in the recipe") from None
 
 
 def variables_of(runtime_env: Mapping[str, Any]) -> dict[str, str]:
-    """The environment variables that are not the submission's to say; for the job's own process."""
+    """Environment variables for the job's own process: those of the recipe that the submission does not set."""
     recipe = _beside_the_submission(runtime_env)
     return dict(recipe["env_vars"]) if "env_vars" in recipe else {}
 
 
 def for_ray_init(runtime_env: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
-    """What `ray.init` is to be given.
+    """The runtime environment for `ray.init`.
 
     Args:
-        ours: what every job of ours needs; its variables give way to the recipe's and the submission's.
+        ours: settings of every job; variables of the recipe and of the submission take precedence.
 
     Raises:
-        ConfigError: Ray does not take it.
+        ConfigError: Ray rejects it.
     """
     recipe = _beside_the_submission(runtime_env)
     check(_submission() | recipe)
@@ -95,7 +95,7 @@ def for_ray_init(runtime_env: Mapping[str, Any], ours: Mapping[str, Any]) -> dic
 
 
 def _submission() -> dict[str, Any]:
-    """The runtime environment that this process was submitted with; empty where it was not."""
+    """The runtime environment that this process was submitted with; empty if it was not submitted."""
     text = os.environ.get(JOB_CONFIG)
     return dict(json.loads(text).get("runtime_env") or {}) if text else {}
 

@@ -1,1 +1,1 @@
-"""OpenMoji's drawings in, the demo's tables and the pictures of its result out."""
+"""OpenMoji's drawings in; the demo's tables, results and figures out."""

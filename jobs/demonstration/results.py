@@ -1,4 +1,4 @@
-"""What the demo measures and draws: retrieval of pairs never seen, beside what chance and a tone-blind model would get."""
+"""Results of the demo: retrieval of unseen pairs, compared with chance and with a tone-blind model; plots of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import matplotlib
 
-matplotlib.use("Agg")  # no display is needed or looked for
+matplotlib.use("Agg")  # needs no display
 
 import matplotlib.pyplot as plt
 import torch
@@ -32,7 +32,7 @@ RIGHT, INK, MUTED = "#1a7f37", "#24292f", "#6e7781"
 
 @dataclass(frozen=True)
 class Encoded:
-    """All pairs of all splits: normalised features (N, E) and, one entry a pair, where it comes from."""
+    """All pairs of all splits: normalised features (N, E), and the origin of each pair."""
 
     image_features: Tensor
     text_features: Tensor
@@ -45,7 +45,7 @@ class Encoded:
 
 @dataclass
 class Figures:
-    """Rows of the final table: name -> (model image->text, model text->image, chance, tone-blind or None)."""
+    """Rows of the final table: name -> (image to text, text to image, chance, tone-blind or None)."""
 
     rows: dict[str, tuple[float, float, float, float | None]] = field(default_factory=dict)
 
@@ -58,7 +58,7 @@ class Figures:
         return "\n".join(lines)
 
     def as_dict(self) -> dict[str, Any]:
-        """For demo.json: name -> {image_to_text, text_to_image, chance, tone_blind}."""
+        """Content of demo.json: name -> {image_to_text, text_to_image, chance, tone_blind}."""
         columns = ("image_to_text", "text_to_image", "chance", "tone_blind")
         return {name: dict(zip(columns, row, strict=True)) for name, row in self.rows.items()}
 
@@ -70,7 +70,7 @@ def encode(clip: CLIP, uris: dict[str, str]) -> Encoded:
     places: dict[str, list[Any]] = {name: [] for name in ("split", "index", "caption", "concept", "tone")}
     for split in SPLITS:
         if not list_versions(open_storage(uris[split])):
-            continue  # a quick look at few concepts may hold out none of a kind
+            continue  # with few concepts, a split may be empty
         image, text, columns = encode_data_set(clip, uris[split], 256, world, ("caption", "concept", "tone"))
         images.append(image)
         texts.append(text)
@@ -82,7 +82,7 @@ def encode(clip: CLIP, uris: dict[str, str]) -> Encoded:
 
 
 def measure(encoded: Encoded) -> Figures:
-    """Held-out pairs among all single-tone pairs; their tone within the right concept; concepts never seen."""
+    """Measures held-out pairs among all single-tone pairs, their tone within the right concept, and unseen concepts."""
     figures = Figures()
     candidates = [at for at, tone in enumerate(encoded.tone) if tone]
     heldout = [at for at in candidates if encoded.split[at] == "heldout"]
@@ -117,7 +117,7 @@ def measure(encoded: Encoded) -> Figures:
 
 
 def _recall_at_1(encoded: Encoded, queries: list[int], candidates: list[int]) -> tuple[float, float]:
-    """(image -> text, text -> image)."""
+    """Recall at 1: (image to text, text to image)."""
     answer = torch.tensor([candidates.index(at) for at in queries])
     images, texts = encoded.image_features, encoded.text_features
     to_text = retrieval_ranks(images[queries], texts[candidates], answer)
@@ -126,7 +126,7 @@ def _recall_at_1(encoded: Encoded, queries: list[int], candidates: list[int]) ->
 
 
 def draw_curves(rows: list[dict[str, Any]], path: Path) -> None:
-    """Loss, temperature and learning rate over the steps, side by side."""
+    """Plots loss, temperature and learning rate over the steps, side by side."""
     steps = [row for row in rows if "loss" in row]
     panels = (("loss", "contrastive loss"), ("temperature", "temperature, 1 / exp(tau)"), ("learning_rate", "learning rate"))
     figure, axes = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
@@ -142,7 +142,7 @@ def draw_curves(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def draw_gallery(encoded: Encoded, uris: dict[str, str], path: Path) -> None:
-    """Names of held-out pairs and the pictures that the model finds for them among all single-tone ones, best first."""
+    """Plots held-out names and the best images that the model finds for them among all single-tone ones."""
     candidates = [at for at, tone in enumerate(encoded.tone) if tone]
     heldout = [at for at in candidates if encoded.split[at] == "heldout"]
     queries = heldout[:: max(1, len(heldout) // GALLERY_ROWS)][:GALLERY_ROWS]
@@ -151,7 +151,7 @@ def draw_gallery(encoded: Encoded, uris: dict[str, str], path: Path) -> None:
     shown = min(GALLERY_COLUMNS, len(candidates))
     scores = encoded.text_features[queries] @ encoded.image_features[candidates].T
     best = scores.topk(shown, dim=1).indices.tolist()
-    read = {split: _PictureReader(uris[split]) for split in {encoded.split[at] for at in candidates}}
+    read = {split: _ImageReader(uris[split]) for split in {encoded.split[at] for at in candidates}}
     figure = plt.figure(figsize=(1.45 * shown + 3.4, 1.55 * len(queries) + 0.9), layout="constrained")
     grid = figure.add_gridspec(len(queries), shown + 2)
     for line, (query, found) in enumerate(zip(queries, best, strict=True)):
@@ -167,15 +167,15 @@ def draw_gallery(encoded: Encoded, uris: dict[str, str], path: Path) -> None:
             for spine in axis.spines.values():
                 spine.set_color(RIGHT if at == query else "#d0d7de")
                 spine.set_linewidth(4 if at == query else 1)
-    title = "Names never seen in training, and the pictures found for them (green: the right one)"
+    title = "Names never seen in training, and the images found for them (green: the right one)"
     figure.suptitle(title, fontsize=13, color=INK)
     figure.supxlabel(ATTRIBUTION, x=0.99, ha="right", fontsize=7, color=MUTED)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
-class _PictureReader:
-    """Pictures of a data set by their index."""
+class _ImageReader:
+    """Reads images of a data set by index."""
 
     def __init__(self, uri: str) -> None:
         storage = open_storage(uri)

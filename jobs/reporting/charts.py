@@ -1,10 +1,10 @@
-"""The report's charts, with Bokeh: curves over steps, the time's parts, distributions, and the map of similarities.
+"""Charts of the report, with Bokeh: curves over steps, shares of the time, distributions, and similarities.
 
-In: numbers. Out: Bokeh figures. Their text and lines take their colours from the page's style sheet (`--bk-...`), so that one
-chart serves the light and the dark scheme; curves have colours that stand out on both.
+In: numbers. Out: Bokeh figures. Text and axes take their colours from the page's style sheet (`--bk-...`), so that one chart
+works in the light and the dark scheme; the colours of curves stand out on both.
 
 A curve of more than POINTS logged steps is thinned: equal runs of steps become one point each, their mean, within a band from
-their least to their greatest. So no peak is lost, and the page stays small however long the run was.
+their minimum to their maximum. No peak is lost, and the page stays small even for a long run.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Numbers = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure, and what its colours mean: (label, colour), for the page to write above it."""
+    """A figure and its legend of (label, colour), which the page shows above it."""
 
     plot: figure
     legend: tuple[tuple[str, str], ...] = ()
@@ -55,10 +55,10 @@ class Curve:
 
 
 def thin(label: str, step: Numbers, value: Numbers, points: int = POINTS) -> Curve:
-    """A curve of at most so many points, each for an equal run of values: their mean, least and greatest.
+    """Thins a curve to at most `points` points, each the mean, minimum and maximum of an equal run of values.
 
     Args:
-        value: NaN where there is none, which counts for nothing; a run without any is a gap.
+        value: NaN where a value is missing; it is ignored, and a run without values is a gap.
     """
     run = max(1, -(-len(value) // points))
     missing = -len(value) % run
@@ -79,11 +79,11 @@ def draw_curves(
     form: str = "",
     dots: bool = False,
 ) -> Chart:
-    """Curves over steps, with upright lines where workers were started anew.
+    """Draws curves over steps, with vertical lines where workers were restarted.
 
     Args:
-        form: of numbers on the axis and under the pointer (Bokeh's NumeralTickFormatter); empty: four digits.
-        dots: marks each point; for few of them.
+        form: format of numbers on the axis and in the tooltip (Bokeh's NumeralTickFormatter); empty: four digits.
+        dots: mark each point.
     """
     range_ = DataRange1d(start=0) if scale == "from zero" else DataRange1d()
     plot = _empty_chart(y_axis_type="log" if scale == "log" else "linear", y_range=range_)
@@ -100,7 +100,7 @@ def draw_curves(
             shared = _Told(curve.step, ColumnDataSource({"step": curve.step.astype(np.float32)}))
             told.append(shared)
         column = shared.add(plot, curve, colour)
-        if dots or np.isfinite(curve.value).sum() == 1:  # a line through one point is none
+        if dots or np.isfinite(curve.value).sum() == 1:  # a line through one point is invisible
             plot.scatter("step", column, source=shared.source, color=colour, size=7)
         legend.append((curve.label, colour))
     for one in told:
@@ -112,7 +112,7 @@ def draw_curves(
 
 @dataclass
 class _Told:
-    """Curves over the same steps: one source for them, and one box under the pointer."""
+    """Curves over the same steps, which share a data source and a tooltip."""
 
     step: Numbers
     source: ColumnDataSource
@@ -120,7 +120,7 @@ class _Told:
     labels: list[tuple[str, str, bool]] = field(default_factory=list)
 
     def add(self, plot: figure, curve: Curve, colour: str) -> str:
-        """Draws a curve, with its band where it has one. Returns the column of its values."""
+        """Draws a curve and its band, if any. Returns the column of its values."""
         name = f"value{len(self.lines)}"
         banded = not np.array_equal(curve.low, curve.high, equal_nan=True)
         columns = {name: curve.value, **({f"{name}_low": curve.low, f"{name}_high": curve.high} if banded else {})}
@@ -133,18 +133,18 @@ class _Told:
         return name
 
     def hover(self, form: str) -> HoverTool:
-        """What the pointer shows of each curve at its step."""
-        written, how = (form, "numeral") if form else ("%.4g", "printf")
+        """The tooltip: the value of each curve at the step under the pointer."""
+        written, formatter = (form, "numeral") if form else ("%.4g", "printf")
         tips, formatters = [("step", "@step{0,0}")], dict[str, Any]()
         for name, label, banded in self.labels:
             band = f" (@{name}_low{{{written}}} … @{name}_high{{{written}}})" if banded else ""
             tips.append((label, f"@{name}{{{written}}}{band}"))
-            formatters |= dict.fromkeys((f"@{name}", f"@{name}_low", f"@{name}_high"), how)
+            formatters |= dict.fromkeys((f"@{name}", f"@{name}_low", f"@{name}_high"), formatter)
         return HoverTool(renderers=self.lines[:1], tooltips=tips, formatters=formatters, mode="vline", visible=False)
 
 
 def draw_shares(parts: Sequence[tuple[str, float]]) -> Chart:
-    """One bar that the parts fill, each with its share."""
+    """Draws one bar, divided into the parts by their shares."""
     total = sum(seconds for _, seconds in parts) or 1.0
     plot = _empty_chart(y_range=[""], height=90, x_range=(0, 1))
     plot.xaxis.formatter = NumeralTickFormatter(format="0%")
@@ -162,7 +162,7 @@ def draw_shares(parts: Sequence[tuple[str, float]]) -> Chart:
 
 
 def draw_distribution(values: NDArray[Any], label: str, mark: float | None = None) -> Chart:
-    """How many of the values lie in each of some equal intervals; `mark` is an upright line."""
+    """Draws a histogram; `mark` is a vertical line."""
     low, high = float(values.min()), float(values.max())
     whole = np.issubdtype(values.dtype, np.integer) and high - low < 40
     edges = np.arange(low - 0.5, high + 1.5) if whole else np.linspace(low - (low == high), high + (low == high), 41)
@@ -181,7 +181,7 @@ def draw_distribution(values: NDArray[Any], label: str, mark: float | None = Non
 
 
 def draw_similarity(cells: Sequence[Sequence[float | None]], captions: Sequence[str]) -> Chart:
-    """Cosines of pictures (downwards) and captions (to the right); the diagonal are the pairs."""
+    """Draws the cosines of images (rows) and captions (columns); the diagonal holds the pairs."""
     count = len(cells)
     places = [(row, column) for row in range(count) for column in range(count)]
     values = [cells[row][column] for row, column in places]
@@ -209,11 +209,11 @@ def draw_similarity(cells: Sequence[Sequence[float | None]], captions: Sequence[
 
 
 def _empty_chart(**options: Any) -> figure:
-    """A chart as wide as its place. Its tools are off until they are chosen, so that a finger scrolls the page."""
+    """An empty chart of full width. Its tools are inactive at first, so that a finger scrolls the page."""
     settings: dict[str, Any] = {"height": HEIGHT_PX, "sizing_mode": "stretch_width", "toolbar_location": "above"}
     plot = figure(tools="xbox_zoom,reset,save", active_drag=None, active_scroll=None, **settings | options)
     plot.toolbar.logo = None
-    plot.toolbar.autohide = plot.toolbar_inner = True  # over the chart while the pointer is there: no room is kept for it
+    plot.toolbar.autohide = plot.toolbar_inner = True  # shown over the chart on hover, so it needs no space
     plot.toolbar.styles = {"background-color": "transparent"}
     plot.min_border_right = 24
     plot.axis.major_label_text_font_size = "12px"
@@ -225,7 +225,7 @@ def _empty_chart(**options: Any) -> figure:
 
 
 def as_json(charts: Mapping[str, Chart]) -> dict[str, Any]:
-    """For the page: name -> what Bokeh's embed_item takes."""
+    """Content for Bokeh's embed_item, by name of the chart."""
     from bokeh.embed import json_item
 
     return {name: json_item(chart.plot) for name, chart in charts.items()}

@@ -1,6 +1,6 @@
-"""The model card of an export: README.md, with the front matter that the Hugging Face hub reads.
+"""Writes the model card of an export: README.md, with front matter for the Hugging Face hub.
 
-In: the model and where it comes from. Out: Markdown. Its Python blocks run as they are in the export's folder.
+In: the model and its origin. Out: Markdown. Its Python blocks run unchanged in the export's folder.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ OWN_PACKAGES = ("rayclip", "torch", "safetensors", "instant-clip-tokenizer", "ft
 
 @dataclass(frozen=True)
 class Origin:
-    """Where an exported model comes from. Of weights that no run of ours made, only the address is known.
+    """Origin of an exported model. For weights that no run here trained, only the address is known.
 
     Attributes:
         name: of the run, or of the file.
         address: of the checkpoint, or of the weights.
         is_average: the weights are the moving average of a run.
         data_sets: uri, version and identity of each.
-        metrics: of the checkpoint's very step.
+        metrics: measured at exactly the checkpoint's step.
         config: the resolved configuration that trained it.
-        packages: versions of what trained it.
+        packages: versions of the packages that trained it.
     """
 
     name: str
@@ -43,12 +43,12 @@ class Origin:
 
 
 def package_versions() -> dict[str, str]:
-    """Of what an export is written with."""
+    """Versions of the packages that write an export."""
     return {package: version(package) for package in OWN_PACKAGES}
 
 
 def card(clip: CLIP, origin: Origin, notices: list[str]) -> str:
-    """The whole text."""
+    """Renders the card."""
     parts = [_HEAD, f"# {origin.name}\n", _about(clip, origin), _data(origin), _results(origin), _loading(clip, notices)]
     if origin.config is not None:
         recipe = yaml.safe_dump(origin.config, sort_keys=False)
@@ -75,7 +75,7 @@ def _about(clip: CLIP, origin: Origin) -> str:
         "activation": row.activation,
         "parameters": f"{sum(parameter.numel() for parameter in clip.parameters()):,}",
         "joint space": f"{row.embed_dim} dimensions",
-        "pictures": f"{row.image_size_px} x {row.image_size_px} pixels: short side resized (bicubic), centre crop, CLIP's mean "
+        "images": f"{row.image_size_px} x {row.image_size_px} pixels: short side resized (bicubic), centre crop, CLIP's mean "
         "and standard deviation",
         "captions": f"CLIP's lower-cased byte-pair encoding, {row.context_length} tokens at most",
         "temperature": f"{math.exp(-logit_scale):.6g} (logit_scale {logit_scale:.6g})",
@@ -90,14 +90,14 @@ def _about(clip: CLIP, origin: Origin) -> str:
 
 def _data(origin: Origin) -> str:
     if not origin.data_sets:
-        return "## Data\nNot known: the weights were not trained by a run that is exported here.\n"
+        return "## Data\nUnknown: the weights were not trained by a run of RayCLIP.\n"
     rows = [(f"`{one['uri']}`", one["version"], f"`{one['identity']}`") for one in origin.data_sets]
     return "## Data\n" + _table(("data set", "version", "identity"), rows)
 
 
 def _results(origin: Origin) -> str:
     if not origin.metrics:
-        return "## Results\nNone were measured at this step.\n"
+        return "## Results\nNo metrics were measured at this step.\n"
     rows = [(name, f"{value:.4f}") for name, value in origin.metrics.items()]
     return f"## Results\nMeasured at step {origin.step:,}.\n\n" + _table(("metric", "value"), rows)
 
@@ -118,7 +118,7 @@ model, _, preprocess = open_clip.create_model_and_transforms("local-dir:.")
 tokenizer = open_clip.get_tokenizer("local-dir:.")
 model.eval()
 ```
-RayCLIP, also as `--weights` of jobs/evaluate.py and as `model.weights` of a run that goes on from it:
+RayCLIP, also as `--weights` of jobs/evaluate.py and as `model.weights` of a run that fine-tunes it:
 ```python
 from model.weights import load_clip
 
@@ -132,9 +132,9 @@ from transformers import CLIPModel, CLIPProcessor
 model = CLIPModel.from_pretrained("./hf")
 processor = CLIPProcessor.from_pretrained("./hf")
 ```
-Its tokenizer does not mend text as the other two do (ftfy, HTML entities): such captions get other ids there. Features of a
-whole caption are `model(**inputs).text_embeds`, and of a picture `.image_embeds`; both are normalised. Where half a pixel is
-left over, its centre crop lies one pixel further up or left than that of the other two.
+Its tokenizer does not repair text as the other two do (ftfy, HTML entities): such captions get other ids. The features of a
+caption are `model(**inputs).text_embeds`, those of an image `.image_embeds`; both are normalised. For odd sizes, its centre
+crop is one pixel further up or left than that of the other two.
 """
 
 

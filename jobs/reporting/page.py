@@ -1,8 +1,8 @@
-"""One self-contained page of a run: charts, tables and pictures, with nothing to fetch.
+"""Renders a run as one self-contained page of charts, tables and images, with nothing to fetch.
 
-In: a `RunReport`. Out: HTML that holds its data, its style and Bokeh. Captions, keys and settings are other people's text: the
-template escapes all of it, data lies in JSON that ends no script, and the page's own policy lets no other script run and
-nothing be fetched.
+In: a `RunReport`. Out: HTML that contains its data, its style and Bokeh. Captions, keys and settings are untrusted text: the
+template escapes all of it, data is JSON that cannot end a script, and the page's content security policy allows neither other
+scripts nor requests.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ TEMPLATES = Path(__file__).parent / "assets"
 EVALUATIONS_SHOWN = 40
 PREFIXES = ("evaluation/", "evaluation_bounds/")
 BOUND = re.compile(r"(?P<name>.+?)_(?:ci_?)?(?P<side>low|high|lower|upper|chance)$")
-"""Keys that say of another one where its interval ends, or what chance would get."""
+"""Keys that hold the interval or the chance level of another key."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One evaluated figure over the steps.
+    """One evaluation metric over the steps.
 
     Attributes:
-        chance: what chance would get, as text; empty where nobody says it.
+        chance: the chance level as text; empty if unknown.
         last, best: (step, value, interval as text or empty).
     """
 
@@ -58,7 +58,7 @@ class Figure:
 
 
 def render(report: RunReport) -> str:
-    """The page."""
+    """Renders the page."""
     charts = draw_all(report)
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -89,7 +89,7 @@ def render(report: RunReport) -> str:
 
 
 def draw_all(report: RunReport) -> dict[str, Chart]:
-    """Every chart that the record has numbers for, by name."""
+    """Draws every chart for which the record has data, by name."""
     charts = dict(_step_charts(report))
     for group, curves in _evaluation_curves(report).items():
         charts[f"evaluation/{group}"] = draw_curves(curves, scale="from zero", form="0.[000]", dots=len(curves[0].step) < 60)
@@ -127,7 +127,7 @@ STEP_CHARTS: tuple[tuple[str, dict[str, str], dict[str, Any]], ...] = (
         {"form": "0%", "scale": "from zero"},
     ),
 )  # fmt: skip
-"""Name, keys of the record with their labels, how it is drawn."""
+"""Name, keys of the record with their labels, and options of the chart."""
 
 
 def _step_charts(report: RunReport) -> Iterator[tuple[str, Chart]]:
@@ -146,7 +146,7 @@ def _step_charts(report: RunReport) -> Iterator[tuple[str, Chart]]:
 
 
 def evaluation_values(report: RunReport) -> dict[str, dict[int, float]]:
-    """Whatever numbers the record has of evaluations: name -> step -> value, the ends of intervals included."""
+    """All numbers of evaluations: name -> step -> value, including the ends of intervals."""
     found: dict[str, dict[int, float]] = {}
     for row in report.evaluations:
         for key, value in row.items():
@@ -156,7 +156,7 @@ def evaluation_values(report: RunReport) -> dict[str, dict[int, float]]:
 
 
 def bounds_of(values: dict[str, dict[int, float]]) -> dict[str, dict[str, dict[int, float]]]:
-    """Name -> low, high and chance -> step -> value; of those names of which it is known."""
+    """Known bounds: name -> low, high or chance -> step -> value."""
     bounds: dict[str, dict[str, dict[int, float]]] = {}
     for key in values:
         match = BOUND.match(key)
@@ -167,18 +167,18 @@ def bounds_of(values: dict[str, dict[int, float]]) -> dict[str, dict[str, dict[i
 
 
 def _ends(bounds: dict[str, dict[str, dict[int, float]]], name: str, step: int) -> tuple[float, float] | None:
-    """The interval of a figure at a step."""
+    """The interval of a metric at a step."""
     sides = [bounds[name][side] if name in bounds and side in bounds[name] else {} for side in ("low", "high")]
     return (sides[0][step], sides[1][step]) if all(step in side for side in sides) else None
 
 
 def _own_names(values: dict[str, dict[int, float]]) -> list[str]:
-    """Names of figures, without the ends of their intervals."""
+    """Names of metrics, without those that hold bounds."""
     return [name for name in values if not ((match := BOUND.match(name)) and match["name"] in values)]
 
 
 def _evaluation_curves(report: RunReport) -> dict[str, list[Curve]]:
-    """Curves by the chart that they belong on: figures of one scale whose names begin alike, such as r1, r5 and r10."""
+    """Curves by chart: metrics of one scale whose names start alike, such as r1, r5 and r10, share a chart."""
     values = evaluation_values(report)
     bounds, groups = bounds_of(values), dict[str, list[Curve]]()
     for name in _own_names(values):
@@ -193,8 +193,8 @@ def _evaluation_curves(report: RunReport) -> dict[str, list[Curve]]:
 
 
 def _place(name: str) -> tuple[str, str]:
-    """(chart, curve) of a figure."""
-    for end in ("median_rank", "log10_lambda"):  # of a scale of their own
+    """(chart, curve) of a metric."""
+    for end in ("median_rank", "log10_lambda"):  # on a scale of their own
         if name.endswith(f"_{end}"):
             return end, name.removesuffix(f"_{end}").replace("_", " ")
     if name.endswith("_mean_per_class"):
@@ -204,7 +204,7 @@ def _place(name: str) -> tuple[str, str]:
 
 
 def figures_of(report: RunReport) -> list[Figure]:
-    """The last and the best of each figure; lower is better where the name says rank or loss."""
+    """The last and the best value of each metric; lower is better for ranks and losses."""
     values = evaluation_values(report)
     bounds = bounds_of(values)
 
@@ -223,7 +223,7 @@ def figures_of(report: RunReport) -> list[Figure]:
 
 
 def _evaluation_table(report: RunReport) -> dict[str, Any]:
-    """Every evaluation, or some evenly chosen ones and the last: steps, names, rows of text."""
+    """Names, rows of text and the count of evaluations; if there are many, evenly spaced ones and the last."""
     values = evaluation_values(report)
     names = _own_names(values)
     steps = sorted({step for course in values.values() for step in course})
@@ -232,16 +232,16 @@ def _evaluation_table(report: RunReport) -> dict[str, Any]:
     return {"names": names, "rows": list(zip(shown, rows, strict=True)), "count": len(steps)}
 
 
-# -------------------------------------------------------------------------------------------------- words, tables, pictures
+# -------------------------------------------------------------------------------------------------- texts, tables, images
 
 
 def _summary(report: RunReport) -> Iterator[tuple[str, str]]:
-    """What one wants to know first: (name, value)."""
+    """The most important (name, value) pairs."""
     if report.steps.count:
         last = report.steps.last
         yield "samples seen", f"{last['samples_seen']:,}"
-        yield "loss", "not a number" if last["loss"] is None else f"{last['loss']:.4f}"
-        yield "temperature", "not a number" if last["temperature"] is None else f"{last['temperature']:.4f}"
+        yield "loss", "non-finite" if last["loss"] is None else f"{last['loss']:.4f}"
+        yield "temperature", "non-finite" if last["temperature"] is None else f"{last['temperature']:.4f}"
         rate = report.steps["samples_per_s"]
         if np.isfinite(rate).any():
             yield "samples/s", f"{np.nanmedian(rate):,.0f}"
@@ -257,7 +257,7 @@ def _summary(report: RunReport) -> Iterator[tuple[str, str]]:
 
 
 def _state(report: RunReport) -> str:
-    """Finished or not, and how far."""
+    """State of the run: finished or not, and its step."""
     step = report.steps.last["step"] if report.steps.count else 0
     of = f" of {report.total_steps:,}" if report.total_steps else ""
     if report.result is not None:
@@ -270,21 +270,19 @@ def _state(report: RunReport) -> str:
 
 
 def _thinned(report: RunReport) -> int:
-    """Steps that one point of a curve stands for."""
+    """Steps per point of a curve."""
     return -(-report.steps.count // POINTS)
 
 
 def _gallery(report: RunReport) -> Iterator[dict[str, Any]]:
-    """Captions, and the pictures that the model finds for them."""
+    """Captions, and the images that the model finds for them."""
     if report.pairs is None or not report.looks:
         return
     pairs, look = report.pairs, report.looks[-1]
     captions = pairs["captions"]
     for query, found, rank in zip(pairs["queries"], look["found"], look["rank"], strict=True):
-        pictures = [
-            {"jpeg": pairs["thumbnails"][place], "right": place == query, "caption": captions[place]} for place in found
-        ]
-        yield {"caption": captions[query], "rank": rank + 1, "pictures": pictures}
+        images = [{"jpeg": pairs["thumbnails"][place], "right": place == query, "caption": captions[place]} for place in found]
+        yield {"caption": captions[query], "rank": rank + 1, "pictures": images}
 
 
 def _spent(report: RunReport) -> list[tuple[str, float]]:
@@ -309,7 +307,7 @@ def _settings(report: RunReport) -> Any:
 
 
 def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted key, value) of every setting."""
+    """Yields (dotted key, value) for every setting."""
     if isinstance(tree, dict) and tree:
         for key, value in tree.items():
             yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
@@ -318,7 +316,7 @@ def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _versions(report: RunReport) -> list[tuple[str, str, list[str]]]:
-    """(package, version at the last start, other versions that earlier starts had)."""
+    """(package, version at the last start, other versions at earlier starts)."""
     noted = [start["packages"] for start in report.starts if "packages" in start]
     if not noted:
         return []
@@ -329,7 +327,7 @@ def _versions(report: RunReport) -> list[tuple[str, str, list[str]]]:
 
 
 def _script_json(content: Any) -> Markup:
-    """JSON that can stand in a script element: nothing in it ends the element or begins a comment."""
+    """JSON that is safe in a script element: it can neither end the element nor start a comment."""
     text = json.dumps(content, separators=(",", ":"))
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 

@@ -1,7 +1,7 @@
-"""What a run's report is made of: the record of the run, in any state, and what its data set is like.
+"""Data of a run's report: the record of the run, in any state, and a description of its data sets.
 
-In: the storage of a run's folder. Out: a `RunReport`, in which everything that is not there is empty, and `problems`, which say
-what could not be read. Nothing is computed from the model.
+In: the storage of a run's folder. Out: a `RunReport`, in which missing parts are empty, and whose `problems` list what could
+not be read. Nothing is computed from the model.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ CONFIG, RESULT = "config.yaml", "result.json"
 SHARDS_READ, CAPTIONS_COUNTED, MOST_TOKENS = 8, 4000, 256
 Numbers = NDArray[np.float64]
 SECTIONS_OF_DATA = 4
-"""Data sets of a mixture that are looked into."""
+"""Number of data sets of a mixture that are described."""
 
 
 @dataclass(frozen=True)
 class DataReport:
-    """What a data set version is like.
+    """Description of a data set version.
 
     Attributes:
-        failures: (reason, rows, share of all rows), the commonest first.
-        seen: samples whose sidecars were read; the arrays below are of these.
-        sides_px: the shorter side of each picture as it was fetched, or as it is stored where that is all that is known.
-        stored: sizes of the stored pictures, for people.
-        tokens: of each caption that was counted, start and end included, at most MOST_TOKENS.
+        failures: (reason, rows, share of all rows), the most common first.
+        seen: number of samples whose sidecars were read; the arrays below describe these.
+        sides_px: the shorter side of each image as fetched, or as stored if that is unknown.
+        stored: sizes of the stored images, as text.
+        tokens: length of each caption that was counted, with start and end token, at most MOST_TOKENS.
     """
 
     uri: str
@@ -72,11 +72,11 @@ class DataReport:
 
 @dataclass(frozen=True)
 class Steps:
-    """The logged steps of a record, in its order.
+    """The logged steps of a record, in order.
 
     Attributes:
-        columns: the numbers by key; NaN where a step has none.
-        last: the last row as it is; empty where there is no step.
+        columns: numbers by key; NaN where a step lacks the key.
+        last: the last row; empty if there is no step.
     """
 
     count: int = 0
@@ -89,13 +89,13 @@ class Steps:
 
 @dataclass(frozen=True)
 class RunReport:
-    """What is known of a run.
+    """Everything that is known about a run.
 
     Attributes:
-        config_text: config.yaml as it is stored.
+        config_text: the stored config.yaml.
         evaluations: rows of evaluations.
-        result: result.json; None for a run that has not ended.
-        pairs, looks: the watched pairs, and their similarities in each evaluation.
+        result: result.json; None for a run that has not finished.
+        pairs, looks: the watched pairs, and their results at each evaluation.
     """
 
     name: str
@@ -112,13 +112,13 @@ class RunReport:
 
     @property
     def total_steps(self) -> int | None:
-        """That the run will have; None where nobody has written it down."""
+        """Planned number of steps; None if it was not recorded."""
         known = [start["total_steps"] for start in self.starts if "total_steps" in start]
         return known[-1] if known else None
 
     @property
     def spent(self) -> Spent | None:
-        """Where the time went, up to the last row; of a run that is going on its present start is left out until then."""
+        """Time spent, up to the last row of the record."""
         if self.result is not None and self.result["spent"]:
             parts = Spent.__dataclass_fields__
             return Spent(**{key: value for key, value in self.result["spent"].items() if key in parts})
@@ -140,7 +140,7 @@ class RunReport:
 
 
 def read_run(run: Storage, name: str) -> RunReport:
-    """All that a run's folder says of it, whether it is finished, going on or broken off.
+    """Reads a run's folder, whether the run is finished, running or interrupted.
 
     Raises:
         ConfigError: there is no such run.
@@ -151,7 +151,7 @@ def read_run(run: Storage, name: str) -> RunReport:
         for path in (METRICS, STARTS, PAIR_SIMILARITIES, WATCHED_PAIRS, CONFIG, RESULT)
     }
     if not files[METRICS] and not files[CONFIG]:
-        raise ConfigError(f"run.name={name}: {run.uri} holds no record of a run; name one that has begun")
+        raise ConfigError(f"run.name={name}: {run.uri} holds no record of a run; name a run that has started")
     steps, evaluations = parse_record(files[METRICS])
     texts = {path: data.decode("utf-8", "replace") for path, data in files.items() if path != METRICS}
     problems: list[str] = []
@@ -159,7 +159,7 @@ def read_run(run: Storage, name: str) -> RunReport:
     looks = [look for look in parse_metrics(texts[PAIR_SIMILARITIES]) if pairs is not None and look["pairs"] == pairs_id(pairs)]
     result = _json_of(texts[RESULT], RESULT, problems)
     if result is not None and starts and "total_steps" in starts[-1] and result["step"] != starts[-1]["total_steps"]:
-        result = None  # of the run before it was told to go on
+        result = None  # of the run before it was extended
     report = RunReport(
         name=name,
         uri=run.uri,
@@ -172,14 +172,14 @@ def read_run(run: Storage, name: str) -> RunReport:
         looks=looks,
         problems=problems,
     )
-    report.data.extend(_look_at_data(texts[CONFIG], problems))
+    report.data.extend(_describe_data(texts[CONFIG], problems))
     return report
 
 
 def parse_record(data: bytes) -> tuple[Steps, list[dict[str, Any]]]:
-    """Logged steps as columns, since a record may have millions of numbers, and the rows of evaluations.
+    """Parses logged steps into columns, since a record may hold millions of numbers, and collects the rows of evaluations.
 
-    A last row that is just being written is left out.
+    Ignores a last row that is still being written.
     """
     count, last, evaluations = 0, dict[str, Any](), []
     columns: dict[str, array[float]] = {}
@@ -210,19 +210,19 @@ def _json_of(text: str, name: str, problems: list[str]) -> dict[str, Any] | None
         content: dict[str, Any] = json.loads(text)
         return content
     except ValueError as error:
-        problems.append(f"{name} is not whole: {error}")
+        problems.append(f"{name} is incomplete: {error}")
         return None
 
 
-def _look_at_data(config_text: str, problems: list[str]) -> list[DataReport]:
-    """The data sets that a stored configuration names; what cannot be read is a problem and nothing more."""
+def _describe_data(config_text: str, problems: list[str]) -> list[DataReport]:
+    """Describes the data sets of a stored configuration; appends a problem for each that cannot be read."""
     found = []
     try:
         config = yaml.safe_load(config_text) or {}
         parts = config["data"]["mixture"] or [{**config["data"], "weight": 1.0}]
         context_length = get_architecture(config["model"]["name"]).context_length
     except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        problems.append(f"{CONFIG} does not say what data the run reads ({type(error).__name__}: {error})")
+        problems.append(f"{CONFIG} does not name the data of the run ({type(error).__name__}: {error})")
         return []
     for part in parts[:SECTIONS_OF_DATA]:
         try:
@@ -258,18 +258,18 @@ def _data_report(part: Mapping[str, Any], context_length: int) -> DataReport:
 
 
 def _failures(manifest: Manifest) -> list[tuple[str, int, float]]:
-    """Rows that are no samples of this version, by reason: they failed, were dropped, or were left out by a choice."""
+    """Rows without a sample in this version, by reason: failed, dropped, or excluded by a selection."""
     counts: Counter[str] = Counter()
     for partition in manifest.partitions:
         counts.update({reason: count for reason, count in partition.counts.items() if reason != "success"})
     for shard in manifest.shards:
         if shard.selection is not None:
-            counts.update({f"left out: {reason}": count for reason, count in shard.selection.drops.items()})
+            counts.update({f"excluded: {reason}": count for reason, count in shard.selection.drops.items()})
     return [(reason, count, count / max(1, manifest.num_rows)) for reason, count in counts.most_common()]
 
 
 def _some_samples(storage: Storage, manifest: Manifest) -> pa.Table:
-    """What the sidecars of a few shards say of their samples, spread over the data set."""
+    """Reads the sidecars of a few shards, spread over the data set."""
     shards = evenly([shard for shard in manifest.shards if shard.num_samples], SHARDS_READ)
     columns = ["caption", "width", "height", "original_width", "original_height"]
     if not shards:
@@ -284,7 +284,7 @@ def _shorter_sides(samples: pa.Table) -> NDArray[np.int64]:
 
 
 def _commonest_size(samples: pa.Table) -> str:
-    """For people: the size that most stored pictures have, and how many."""
+    """Text with the most common size of stored images and its share."""
     if not samples.num_rows:
         return "sizes are not recorded"
     sizes = Counter(zip(samples["width"].to_pylist(), samples["height"].to_pylist(), strict=True))

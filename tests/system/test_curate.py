@@ -139,8 +139,8 @@ def test_what_is_taken_down_leaves_no_byte_and_its_holders_are_named(pairs, web,
     capsys.readouterr()
     manifest = choose(storage, "--remove", str(tmp_path / "remove.txt"), "--purge", "--runs", str(tmp_path / "runs"))
     output = capsys.readouterr().out
-    assert "version 1 had some of them; it can no longer be read" in output
-    assert "version 2 had some of them; it can no longer be read" in output
+    assert "version 1 held some of the removed samples; it can no longer be read" in output
+    assert "version 2 held some of the removed samples; it can no longer be read" in output
     assert "run a was trained on version 1" in output
     assert captions(storage, manifest) == [number for number in ALL if number % 2 and number != 7]
     assert verify(storage, manifest) == []

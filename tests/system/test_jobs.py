@@ -168,7 +168,7 @@ def test_a_job_that_is_stopped_saves_the_step_that_it_is_at_and_goes_on_when_sub
     assert "to-be-stopped was stopped" in waited.stderr
     last = max((row["step"] for row in read_metrics(metrics)), default=0)
     assert last >= 5, waited.stdout
-    assert f"stopped at step {last:,}; the same command goes on from checkpoints/step_{last:08d}" in waited.stdout
+    assert f"stopped at step {last:,}; the same command resumes from checkpoints/step_{last:08d}" in waited.stdout
     again = server.submit(*settings, f"train.max_steps={last + 2}", "run.allow_config_changes=true")
     assert f"resumes from checkpoints/step_{last:08d}" in output_of(again)
 
@@ -235,8 +235,8 @@ def test_a_connection_to_the_cluster_that_is_cut_is_made_anew_and_the_exit_code_
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"RAY_AUTH_TOKEN": "another-token"}, "the token is not this cluster's; set RAY_AUTH_TOKEN"),
-        ({"RAY_AUTH_MODE": "disabled"}, "wants a token; set RAY_AUTH_MODE=token"),
+        ({"RAY_AUTH_TOKEN": "another-token"}, "the cluster does not accept the token; set RAY_AUTH_TOKEN"),
+        ({"RAY_AUTH_MODE": "disabled"}, "needs a token; set RAY_AUTH_MODE=token"),
         ({"RAY_AUTH_TOKEN": "", "RAY_AUTH_TOKEN_PATH": "", "HOME": "/nowhere"}, "but there is no token; set RAY_AUTH_TOKEN"),
     ],
 )

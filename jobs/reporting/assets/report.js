@@ -1,5 +1,5 @@
 "use strict";
-// Charts are drawn when they come near the screen, so that a long page opens at once.
+// Charts are drawn when they come near the screen, so that a long page opens fast.
 const charts = JSON.parse(document.getElementById("charts").textContent);
 const drawn = new Set();
 
@@ -19,7 +19,7 @@ places.forEach((place) => near.observe(place));
 const drawAll = () => Promise.all(places.map(draw));
 addEventListener("beforeprint", drawAll);
 
-// A canvas has the colours that it was painted with: another scheme means painting again.
+// A canvas keeps its colours: a change of the scheme requires drawing again.
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
   for (const place of [...drawn]) {
     drawn.delete(place);

@@ -6,6 +6,7 @@ import tomllib
 import pytest
 
 from jobs.cli.config import key_names, load_config, recipe_names
+from jobs.cli.job_keys import JOBS
 from tests.support.deploy_checks import (
     CRD_FILES,
     CRDS,
@@ -179,9 +180,9 @@ def test_the_job_recipe_and_every_key_of_a_command_exist(name, line):
     assert {key for key, _ in overrides} <= set(key_names())
     recipe = re.search(r"--config (\w+)", line)
     assert recipe is None or recipe.group(1) in recipe_names()
-    config = load_config(
-        recipe.group(1) if recipe else "default", [f"{key}={value.strip(chr(39))}" for key, value in overrides]
-    )
+    jobs = [job for job in re.findall(r"jobs/(\w+)\.py", line) if job in JOBS]
+    settings = [f"{key}={value.strip(chr(39))}" for key, value in overrides]
+    config = load_config(recipe.group(1) if recipe else "default", settings, jobs[-1] if jobs else None)
     if "jobs/ingest.py" in line:
         assert config.ingest.input
         assert config.ingest.output

@@ -50,7 +50,7 @@ def test_bad_input_is_refused_before_ray_starts(data_set, make_data_set, weights
         (data, output, "embed.num_workers=[4, 2]"): "num_workers=[4, 2]: is [least, most]; give the smaller first",
         (f"embed.data={empty}", output, *model, name): "holds no samples; name a data set that does",
         (data, output, "embed.version=7", *model, name): "has versions 1 to 1, not this one",
-        (data, output, f"run.dir={tmp_path}"): "holds no checkpoint; name a run that was trained",
+        (data, output, f"run.dir={tmp_path}"): "holds no checkpoint; name a trained run",
         (data, output, "--weights", "none.pt"): "there is no such file",
         (data, output, *model, "model.name=ViT-B/32"): "does not fit ViT-B/32",
         (data, f"embed.output={held.uri}", *model, name): "holds features with model.weights_sha256=bb (of runs/b",
@@ -150,5 +150,5 @@ def test_an_error_ends_the_run_and_a_shard_that_does_not_come_back_is_an_error()
     full = Done(shard=0, error="make room", may_pass=True)
     with pytest.raises(RunError, match="make room"):
         follow(iter([full]), {0: 10}, max_skipped_samples=0, forget=no_file_goes)
-    with pytest.raises(RunError, match=r"1 shards did not come back, no\. 3 among them; run the job again"):
+    with pytest.raises(RunError, match=r"1 shards are missing, no\. 3 among them; run the job again"):
         follow(iter([Done(shard=0)]), {0: 10, 3: 10}, max_skipped_samples=0, forget=no_file_goes)

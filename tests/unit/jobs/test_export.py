@@ -251,13 +251,13 @@ def test_an_export_is_replaced_only_when_that_is_asked_for_and_other_things_neve
     assert call(export, *source, "--output", output) == 0
     (output / "hf" / "config.json").unlink()
     assert call(export, *source, "--output", output) == EXIT_BAD_INPUT
-    assert f"--output={output}: holds an export already; choose another folder, or give --overwrite" in capsys.readouterr().err
+    assert f"--output={output}: holds an export already; choose another folder or pass --overwrite" in capsys.readouterr().err
     assert call(export, *source, "--output", output, "--overwrite") == 0
     assert (output / "hf" / "config.json").is_file()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years")
     for place, message in (
-        ("mine", "holds other things"),
+        ("mine", "holds other files"),
         ("mine/thesis.txt", "is a file"),
         ("mine/thesis.txt/x", "cannot be"),
     ):

@@ -4,21 +4,19 @@ import json
 import re
 import shutil
 
-import numpy as np
 import pytest
 
 from jobs.cli.command_line import EXIT_BAD_INPUT, run
-from jobs.report import arguments, job, make_report, report_at_the_end, take_picture
-from jobs.reporting.charts import POINTS, thin
-from jobs.reporting.page import bounds_of, evaluation_values, figures_of, render
-from jobs.reporting.run_data import RunReport, parse_record, read_run
+from jobs.report import arguments, job, make_report, report_at_the_end, take_screenshot
+from jobs.reporting.page import render
+from jobs.reporting.run_data import read_run
 from pipeline.errors import ConfigError
 from pipeline.storage.address import open_storage
 from tests.support.browser import CHROMIUM, NO_CHROMIUM, chromium, visit
+from tests.support.reports import HOSTILE, charts_of, hostile_report
 from tests.support.runs import ALONE, config_of
 from training.trainer import Trainer, train
 
-HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)><b>bold</b> {{ 7 * 7 }}"
 SECTIONS = ("Training", "Evaluation", "What it sees", "Time", "Data", "Settings", "Starts")
 
 
@@ -59,10 +57,6 @@ def copy_of(finished, tmp_path, *names):
     for name in names:
         shutil.copy(finished / name, tmp_path / name)
     return open_storage(str(tmp_path))
-
-
-def charts_of(page):
-    return json.loads(re.search(r'id="charts">(.*?)</script>', page, flags=re.DOTALL)[1])
 
 
 def test_a_finished_run_has_every_section_every_chart_and_its_numbers(finished, page, data_set):
@@ -134,11 +128,11 @@ def test_what_is_damaged_or_gone_is_a_line_and_the_rest_is_there(finished, tmp_p
     text = (tmp_path / "config.yaml").read_text()
     (tmp_path / "config.yaml").write_text(re.sub(r"(?m)^  uri: .*$", "  uri: /nowhere/at/all", text, count=1))
     page = make_report(storage, "damaged")
-    assert "result.json is not whole" in page
+    assert "result.json is incomplete" in page
     assert "the data set is not described: /nowhere/at/all: there is no data set" in page
     assert "loss" in charts_of(page)
     (tmp_path / "config.yaml").write_text("a: [1")
-    assert "config.yaml does not say what data the run reads" in make_report(storage, "damaged")
+    assert "config.yaml does not name the data of the run" in make_report(storage, "damaged")
 
 
 def test_a_name_without_a_run_is_bad_input(tmp_path, capsys):
@@ -171,130 +165,18 @@ def test_the_end_of_a_run_in_object_storage_has_its_report_there_and_trouble_is_
     assert "the report was not made (ConfigError" in caplog.text
 
 
-def test_a_thinned_curve_keeps_every_peak_and_the_mean_and_leaves_gaps():
-    step, value = np.arange(1.0, 10_001.0), np.sin(np.arange(10_000.0) / 500)
-    value[4321], value[77] = 1000.0, -1000.0
-    value[5000:6000] = np.nan
-    curve = thin("loss", step, value)
-    assert len(curve.step) <= POINTS
-    assert np.nanmax(curve.high) == 1000.0
-    assert np.nanmin(curve.low) == -1000.0
-    assert np.isnan(curve.value[400:450]).all(), "no line where there is no number"
-    run_of = int(np.ceil(10_000 / POINTS))
-    assert curve.value[0] == pytest.approx(value[:run_of].mean())
-    assert curve.step[0] == pytest.approx(step[:run_of].mean())
-    few = thin("loss", step[:5], value[:5])
-    assert few.value.tolist() == few.low.tolist() == few.high.tolist() == value[:5].tolist()
-    assert thin("loss", step[:0], value[:0]).value.tolist() == []
-
-
-def report_of(steps=(), evaluations=(), **more):
-    known = {"config_text": "", "starts": [], "result": None, "pairs": None, "looks": []}
-    columns, rows = parse_record("".join(json.dumps(row) + "\n" for row in (*steps, *evaluations)).encode())
-    return RunReport("name", "runs/name", steps=columns, evaluations=rows, **(known | more))
-
-
-def test_a_record_whose_rows_differ_has_a_gap_where_a_step_has_no_number():
-    rows = [{"step": 1, "loss": 2.0}, {"step": 1, "evaluation/r1": 0.5}, {"step": 2, "loss": None, "grad_norm": 3.0}]
-    report = report_of(rows, [{"step": 3, "loss": 1.0}])
-    assert report.steps["step"].tolist() == [1, 2, 3]
-    assert report.steps["loss"].tolist() == pytest.approx([2.0, np.nan, 1.0], nan_ok=True)
-    assert report.steps["grad_norm"].tolist() == pytest.approx([np.nan, 3.0, np.nan], nan_ok=True)
-    assert np.isnan(report.steps["never_logged"]).all()
-    assert report.evaluations == [{"step": 1, "evaluation/r1": 0.5}]
-
-
-def test_whatever_was_evaluated_is_shown_with_its_interval_and_oddities_are_left_out():
-    rows = [
-        {
-            "step": step,
-            "evaluation/probe_accuracy": value,
-            "evaluation/probe_accuracy_low": value - 0.1,
-            "evaluation/probe_accuracy_ci_high": value + 0.1,
-            "evaluation/image_to_text_r1": value,
-            "evaluation_bounds/image_to_text_r1_low": value - 0.2,
-            "evaluation_bounds/image_to_text_r1_high": value + 0.2,
-            "evaluation_bounds/image_to_text_r1_chance": 0.015625,
-            "evaluation/median_rank": 30 - step,
-            "evaluation/lowest_low": 0.5,
-            "evaluation/note": "words",
-            "evaluation/nothing": None,
-        }
-        for step, value in ((10, 0.4), (20, 0.7), (30, 0.6))
-    ]
-    report = report_of(evaluations=rows)
-    figures = {figure.name: figure for figure in figures_of(report)}
-    assert set(figures) == {"probe_accuracy", "image_to_text_r1", "median_rank", "lowest_low"}
-    assert figures["image_to_text_r1"].last == (30, "0.600", "0.400 – 0.800")
-    assert (figures["image_to_text_r1"].chance, figures["median_rank"].chance) == ("0.016", "")
-    assert figures["probe_accuracy"].last == (30, "0.600", "0.500 – 0.700")
-    assert figures["probe_accuracy"].best == (20, "0.700", "0.600 – 0.800")
-    assert figures["median_rank"].best == (30, "0.000", ""), "a lower rank is better"
-    assert set(bounds_of(evaluation_values(report))) == {"probe_accuracy", "image_to_text_r1"}
-    page = render(report)
-    assert {"evaluation/probe", "evaluation/image_to_text"} <= set(charts_of(page))
-    assert "0.400 – 0.800" in page
-    assert "chance 0.016" in page
-
-
-def test_a_hundred_thousand_steps_are_a_small_page_that_says_what_a_point_is():
-    keys = ("loss", "loss_image_to_text", "loss_text_to_image", "temperature", "learning_rate", "grad_norm", "grad_norm_image")
-    keys += (
-        "grad_norm_text",
-        "grad_norm_logit_scale",
-        "samples_per_s",
-        "compute_s",
-        "data_wait_s",
-        "communication_s",
-        "goodput",
-    )
-    numbers = ", ".join(f'"{key}": 0.123456' for key in keys[1:])
-    lines = [f'{{"step": {step}, "samples_seen": {step * 32}, "loss": {step % 997}, {numbers}}}' for step in range(1, 100_001)]
-    lines[50_000] = lines[50_000].replace('"temperature": 0.123456', '"temperature": null')  # a step that was no number
-    steps, _ = parse_record("\n".join(lines).encode())
-    page = render(RunReport("name", "runs/name", "", steps, [], starts=[], result=None, pairs=None, looks=[]))
-    assert len(page) < 2_500_000
-    assert "100,000 logged steps" in page
-    assert "A point of a curve is the mean of 125 of them" in page
-
-
-def hostile_report():
-    pairs = {"uri": HOSTILE, "version": 1, "held_out": True, "keys": ["k"], "captions": [HOSTILE], "thumbnails": [""]}
-    look = {"step": 1, "similarity": [[0.5]], "found": [[0]], "rank": [0]}
-    config = f"run:\n  name: {json.dumps(HOSTILE)}\n"
-    step = {"step": 1, "loss": 1.0, "samples_seen": 32, "temperature": 0.07}
-    return report_of(
-        [step],
-        [{"step": 1, f"evaluation/{HOSTILE}": 0.5}],
-        config_text=config,
-        pairs=pairs | {"shown": [0], "queries": [0]},
-        looks=[look],
-        problems=[HOSTILE],
-    )
-
-
-def test_other_peoples_text_is_text_in_the_page():
-    page = render(hostile_report())
-    assert "<script>alert" not in page
-    assert "<img src=x" not in page
-    assert "<b>bold" not in page
-    assert page.count("{{ 7 * 7 }}") >= 5
-    assert "Content-Security-Policy" in page
-    assert HOSTILE in json.dumps(charts_of(page), ensure_ascii=False), "the charts have it whole"
-
-
 @pytest.mark.skipif(CHROMIUM is None, reason=NO_CHROMIUM)
 def test_a_picture_of_the_page_is_small_and_a_machine_without_a_browser_says_what_it_needs(tmp_path, monkeypatch):
     from PIL import Image
 
-    take_picture(render(hostile_report()), tmp_path / "page.png")
-    with Image.open(tmp_path / "page.png") as picture:
-        assert picture.size[0] == 1600
-        assert len(picture.getcolors()) > 10
+    take_screenshot(render(hostile_report()), tmp_path / "page.png")
+    with Image.open(tmp_path / "page.png") as image:
+        assert image.size[0] == 1600
+        assert len(image.getcolors()) > 10
     assert (tmp_path / "page.png").stat().st_size < 300_000
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match=r"--picture=.*: needs a browser; install one of chromium"):
-        take_picture("", tmp_path / "none.png")
+        take_screenshot("", tmp_path / "none.png")
 
 
 @pytest.fixture(scope="module")

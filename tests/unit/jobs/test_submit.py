@@ -50,7 +50,7 @@ def typed(monkeypatch, capsys, *words: str) -> tuple[int, str]:
         ("/opt/rayclip/jobs/ingest.py ingest.fetch.timeout=3", "ingest.fetch.timeout: unknown key"),
         ("jobs/export.py run.name=a", "the following arguments are required: --output"),
         ("jobs/embed.py cluster.runtime_env.env_vars.HF_TOKEN=planted-secret", "put secrets into the nodes' environment"),
-        ("jobs/train.py cluster.runtime_env.py_modules=a", "mend it in the recipe"),
+        ("jobs/train.py cluster.runtime_env.py_modules=a", "correct it in the recipe"),
     ],
 )
 def test_bad_input_of_a_job_of_ours_costs_no_cluster(monkeypatch, capsys, job, says):
@@ -65,7 +65,7 @@ def test_bad_input_of_a_job_of_ours_costs_no_cluster(monkeypatch, capsys, job, s
 def test_a_command_or_a_job_to_wait_for_is_needed(monkeypatch, capsys, words):
     code, errors = typed(monkeypatch, capsys, *words)
     assert code == 2
-    assert "give the job's command behind --, or --wait-for ID" in errors
+    assert "give the job's command after --, or --wait-for ID" in errors
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_a_recipe_is_looked_for_where_the_job_will_run(tmp_path, monkeypatch, ca
     entrypoint = ["python", "jobs/train.py", "--config", "recipes/mine.yaml", "cluster.runtime_env.env_vars.C=d"]
     assert recipe_runtime_env(entrypoint, "copy") == {"env_vars": {"A": "b", "C": "d"}}
     assert recipe_runtime_env(entrypoint, None) == {}
-    assert "--config=recipes/mine.yaml: is not here, so that nothing of it is checked" in capsys.readouterr().err
+    assert "--config=recipes/mine.yaml: is not on this machine, so it is not checked" in capsys.readouterr().err
     (tmp_path / "copy" / "recipes" / "mine.yaml").write_text("trian: {}")
     with pytest.raises(ConfigError, match="trian: unknown key"):
         recipe_runtime_env(entrypoint, "copy")
@@ -160,7 +160,7 @@ def test_a_cluster_that_cannot_be_reached_is_a_failure_with_a_remedy(monkeypatch
     assert "is the head up" in line
 
 
-@pytest.mark.parametrize(("status", "says"), [(401, "set RAY_AUTH_MODE=token"), (403, "the token is not this cluster's")])
+@pytest.mark.parametrize(("status", "says"), [(401, "set RAY_AUTH_MODE=token"), (403, "the cluster does not accept the token")])
 def test_a_refused_token_is_one_line_that_says_what_to_set(web, capsys, status, says):
     def refuse(handler):
         handler.send_response(status)
@@ -242,7 +242,7 @@ def test_a_connection_that_breaks_is_made_anew_and_shows_each_line_once(capsys):
     out, errors = capsys.readouterr()
     assert out == "1\n2\n3\nhalf\n5\n"
     assert errors.count("the connection to the job's log is lost") == 1
-    assert errors.count("does not answer (refused); trying for") == 1
+    assert errors.count("does not respond (refused); trying for") == 1
 
 
 def test_a_job_that_ends_while_the_connection_is_away_still_shows_its_last_lines(capsys):
@@ -260,7 +260,7 @@ def test_a_connection_that_is_dead_without_a_word_is_made_anew(monkeypatch, caps
 
 def test_a_cluster_that_stays_away_ends_the_wait_and_says_that_the_job_may_go_on(monkeypatch):
     monkeypatch.setattr(submit, "GIVE_UP_S", 0.05)
-    with pytest.raises(RunError, match="does not answer any more") as error:
+    with pytest.raises(RunError, match="stopped responding") as error:
         follow(Cluster([[OSError("reset")]], [requests.ConnectionError("refused")]), "a")
     assert "ray job logs --follow --address http://head:8265 a" in str(error.value)
 
@@ -289,7 +289,7 @@ def test_an_interrupted_wait_leaves_the_job_and_says_how_to_follow_and_stop_it(c
     assert follow(Interrupted([], ["RUNNING"]), "a") == code
     out, errors = capsys.readouterr()
     assert out == "1\n"
-    assert "the job goes on" in errors
+    assert "the job continues" in errors
     for command in ("ray job logs --follow", "ray job status", "ray job stop", "python jobs/submit.py"):
         assert command in errors
 
@@ -308,10 +308,10 @@ def test_a_submission_that_the_cluster_refuses_is_one_line():
     traceback = (
         "Request failed with status code 400: Traceback (most recent call last):\n  File\nValueError: it exists already.\n."
     )
-    with pytest.raises(ConfigError, match="the job was not taken: ValueError: it exists already"):
+    with pytest.raises(ConfigError, match="the job was rejected: ValueError: it exists already"):
         submit.submit(Refusing(RuntimeError(traceback)), "true", "a", {})
     trouble = RuntimeError("Request failed with status code 500: \nNo available agent to submit job.")
-    with pytest.raises(RunError, match=r"the job was not taken \(No available agent to submit job\)"):
+    with pytest.raises(RunError, match=r"the job was rejected \(No available agent to submit job\)"):
         submit.submit(Refusing(trouble), "true", "a", {})
     with pytest.raises(RunError, match="`ray job list` says whether"):
         submit.submit(Refusing(requests.ConnectionError("reset")), "true", "a", {})

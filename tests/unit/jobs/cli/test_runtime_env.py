@@ -44,8 +44,8 @@ def test_a_recipe_states_what_rays_runtime_environment_takes(tmp_path):
     [
         ("cluster.runtime_env.env_var.A=b", "env_var: unknown key; did you mean cluster.runtime_env.env_vars?"),
         ("cluster.runtime_env.worker_process_setup_hook=a.b", "unknown key; it takes env_vars, pip"),
-        ("cluster.runtime_env.env_vars.A=1", "env_vars.A: is a int, and a variable's value is a text; quote it"),
-        ("cluster.runtime_env.env_vars=A", "cluster.runtime_env.env_vars: is a str, no mapping"),
+        ("cluster.runtime_env.env_vars.A=1", "env_vars.A: is a int, not a string; quote it"),
+        ("cluster.runtime_env.env_vars=A", "cluster.runtime_env.env_vars: is a str, not a mapping"),
         ("cluster.runtime_env=A", "cluster.runtime_env: input should be a valid dictionary"),
     ],
 )
@@ -60,7 +60,7 @@ def test_what_is_none_is_not_shown_for_it_may_hold_a_secret(key):
 
 @pytest.mark.parametrize("bad", [{"pip": ["a"], "conda": "b"}, {"py_modules": "a"}, {"config": {"setup_timeout_seconds": 0}}])
 def test_what_ray_does_not_take_is_bad_input_and_no_traceback(bad):
-    with pytest.raises(ConfigError, match=r"^cluster\.runtime_env: .*; mend it in the recipe$"):
+    with pytest.raises(ConfigError, match=r"^cluster\.runtime_env: .*; correct it in the recipe$"):
         runtime_env.check(bad)
 
 

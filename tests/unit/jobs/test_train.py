@@ -1,0 +1,34 @@
+"""jobs/train.py without Ray: bad input costs no cluster."""
+
+import pytest
+
+from jobs import train
+from jobs.cli.command_line import EXIT_BAD_INPUT, run
+
+
+@pytest.fixture(autouse=True)
+def no_ray(monkeypatch):
+    monkeypatch.setattr(train, "connect_ray", lambda _cluster: pytest.fail("Ray was started for bad input"))
+
+
+def complaint(*arguments: str) -> int:
+    return run(train.arguments(), train.job, list(arguments))
+
+
+def test_training_refuses_bad_input_before_ray_starts(data_set, tmp_path, capsys):
+    run_dir = f"run.dir={tmp_path}"
+    cases = {
+        ("train.global_batch_size=0", run_dir): "train.global_batch_size=0",
+        ("data.uri=/nowhere/at/all", run_dir): "there is no data set; make one with jobs/ingest.py",
+        (f"data.uri={data_set}", "train.global_batch_size=65", run_dir): "use 64 or less",
+        (f"data.uri={data_set}", run_dir, "model.name=VIT-B/32"): "did you mean ViT-B/32",
+    }
+    for arguments, message in cases.items():
+        assert complaint("--config", "debug_cpu", *arguments) == EXIT_BAD_INPUT, arguments
+        assert message in capsys.readouterr().err, arguments
+
+
+def test_an_empty_data_set_is_refused(make_data_set, tmp_path, capsys):
+    empty = make_data_set(str(tmp_path / "empty"), (0,))
+    assert complaint("--config", "debug_cpu", f"data.uri={empty}", f"run.dir={tmp_path}") == EXIT_BAD_INPUT
+    assert "holds no samples" in capsys.readouterr().err
