@@ -153,7 +153,7 @@ def test_every_path_and_link_leads_somewhere():
 def test_the_readme_leads_to_the_page_and_every_section_is_in_the_list_at_its_top():
     assert "docs/cluster.md" in (ROOT / "README.md").read_text(encoding="utf-8")
     titles = re.findall(r"^## (.*)$", PAGE, re.MULTILINE)
-    assert titles == ["One machine", "AWS", "Kubernetes", "SLURM", "Sizing", "Runbook"]
+    assert titles == ["One machine", "AWS", "Kubernetes", "SLURM", "Submission", "Sizing", "Runbook"]
     introduction = PAGE.split("\n## ")[0]
     assert all(f"(#{title.lower().replace(' ', '-')})" in introduction for title in titles)
 
@@ -271,12 +271,12 @@ def test_network_checkpoints_and_decoding_of_the_example_follow_from_the_model_a
     expected = [
         f"{features / 1e6:.0f} MB",
         f"{parameters:,} parameters, {gradients / 1e6:,.0f} MB",
-        f"= {step_s:.1f} s, so {rate / 1e9:.2f} GB/s, {rate * 8 / 1e9:.1f} Gbit/s a worker",
+        f"= {step_s:.1f} s, so {rate / 1e9:.2f} GB/s, {rate * 8 / 1e9:.1f} Gbit/s per worker",
         f"= {WORKERS * PER_GPU * SAMPLE_BYTES / 1e6:.0f} MB/s, {WORKERS * PER_GPU * SAMPLE_BYTES * 8 / 1e9:.1f} Gbit/s",
         f"{parameters * 12 / 1e9:.1f} GB for ViT-B/32, {large * 12 / 1e9:.1f} GB for ViT-L/14",
         f"{blocks:.1f} + {decoded:.1f} + 1.1 + {copy:.1f} = {blocks + decoded + 1.1 + copy:.1f} GB",
-        f"four on a node {4 * (blocks + decoded + 1.1) + copy:.0f} GB",
-        f"= {PER_GPU * 0.60e-3 / 0.87:.1f}, so 2 CPUs a GPU; at 512 px {PER_GPU * 1.71e-3 / 0.87:.1f},",
+        f"for four on a node {4 * (blocks + decoded + 1.1) + copy:.0f} GB",
+        f"= {PER_GPU * 0.60e-3 / 0.87:.1f}, so 2 CPUs per GPU; at 512 px {PER_GPU * 1.71e-3 / 0.87:.1f},",
         f"feed {10 * 0.87 / 0.60e-3:,.0f} samples/s",
         f"costs {0.39 / 600:.2%} of the time",
     ]
@@ -290,7 +290,7 @@ def test_the_example_of_ingestion_follows_from_its_settings():
     rate = min(a_cpu, answers) * 64
     assert f"`ingest.fetch.concurrency`={fetch.concurrency}" in SIZING
     assert f"{fetch.host_concurrency} to one host" in SIZING
-    assert f"min({a_cpu:.0f}, {answers:.0f}) x 64 = {rate:,.0f} a second, {12e6 / rate / 60:.0f} minutes" in SIZING
+    assert f"min({a_cpu:.0f}, {answers:.0f}) x 64 = {rate:,.0f} per second, {12e6 / rate / 60:.0f} minutes" in SIZING
     assert f"{rate * 78e3 / 1e9:.2f} GB/s" in SIZING
 
 
