@@ -12,30 +12,29 @@ from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-_BLOCK = re.compile(r"^```(?:sh)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
-_ANY_BLOCK = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _PATH = re.compile(r"[\w.-]+(?:/[\w.-]+)*\.(?:py|md)")
 
 
 def commands(text: str) -> list[str]:
     """The lines of a page's blocks, without comments."""
-    lines = (line for block in _BLOCK.findall(text) for line in block.splitlines())
+    lines = (line for kind, block in _BLOCK.findall(text) if kind in ("", "sh") for line in block.splitlines())
     return [command for command in (re.split(r"\s+# |^# ", line)[0].strip() for line in lines) if command]
 
 
 def quoted(text: str) -> list[str]:
     """What stands in backticks outside of blocks."""
-    return re.findall(r"`([^`\n]+)`", _ANY_BLOCK.sub("", text))
+    return re.findall(r"`([^`\n]+)`", _BLOCK.sub("", text))
 
 
 def links(text: str) -> list[str]:
-    return [target for target in _LINK.findall(_ANY_BLOCK.sub("", text)) if "://" not in target]
+    return [target for target in _LINK.findall(_BLOCK.sub("", text)) if "://" not in target]
 
 
 def anchors(text: str) -> set[str]:
     """The anchors of a page's headings, as GitHub forms them."""
-    titles = re.findall(r"^#+ (.*)$", _ANY_BLOCK.sub("", text), re.MULTILINE)
+    titles = re.findall(r"^#+ (.*)$", _BLOCK.sub("", text), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
