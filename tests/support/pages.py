@@ -1,4 +1,4 @@
-"""A markdown page as a reader follows it: its commands, its links, and the paths that it names.
+"""Markdown pages as a reader follows them: their commands, links, and the paths that they name.
 
 In: text of a page, or a file of the repository. Out: commands, link targets, anchors, and the files one hop further.
 """
@@ -18,13 +18,13 @@ _PATH = re.compile(r"[\w.-]+(?:/[\w.-]+)*\.(?:py|md)")
 
 
 def commands(text: str) -> list[str]:
-    """The lines of a page's blocks, without comments."""
+    """Return the lines of a page's command blocks, without comments."""
     lines = (line for kind, block in _BLOCK.findall(text) if kind in ("", "sh") for line in block.splitlines())
     return [command for command in (re.split(r"\s+# |^# ", line)[0].strip() for line in lines) if command]
 
 
 def quoted(text: str) -> list[str]:
-    """What stands in backticks outside of blocks."""
+    """Return the texts in backticks outside of blocks."""
     return re.findall(r"`([^`\n]+)`", _BLOCK.sub("", text))
 
 
@@ -33,13 +33,13 @@ def links(text: str) -> list[str]:
 
 
 def anchors(text: str) -> set[str]:
-    """The anchors of a page's headings, as GitHub forms them."""
+    """Return the anchors of a page's headings, formed as on GitHub."""
     titles = re.findall(r"^#+ (.*)$", _BLOCK.sub("", text), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 def broken_links(page: Path) -> list[str]:
-    """Links of a page whose file or anchor does not exist."""
+    """Return the links of a page whose file or anchor does not exist."""
     return [target for target in links(page.read_text(encoding="utf-8")) if not _resolves(page, target)]
 
 
@@ -50,7 +50,7 @@ def _resolves(page: Path, target: str) -> bool:
 
 
 def overrides(command: str) -> list[str]:
-    """The `section.key=value` words of a job's command."""
+    """Return the `section.key=value` words of a job's command."""
     return [word for word in shlex.split(command) if re.match(r"[a-z_]+\.[a-z_.]+=", word)]
 
 
@@ -60,7 +60,7 @@ def recipe(command: str) -> str:
 
 
 def next_hop(path: Path) -> set[Path]:
-    """Files of the repository that a page links to or names, or that a module's docstring names.
+    """Return the files that a page links to or names, or that a module's docstring names.
 
     A name is a path from the root, from the file's own folder, or from the folder of its package (`loss.py` and
     `data/sample_order.py` in a docstring of training/).
@@ -76,7 +76,7 @@ def next_hop(path: Path) -> set[Path]:
 
 
 def reached(start: Iterable[Path], hops: int) -> set[Path]:
-    """Files that are at most so many hops away from some files, these included."""
+    """Return the files within a number of hops of some files, including these."""
     found = set(start)
     edge = set(found)
     for _ in range(hops):

@@ -18,9 +18,7 @@ KEYS = set(key_names())
 NOT_KEYS = {"train.sbatch", "cluster.yaml", "run.use_artifact"}
 """Files, and a method of W&B, that look like keys."""
 SECTIONS = {key.split(".")[0] for key in KEYS}
-COMMANDS = [
-    (task, line) for task in TASKS for line in commands((ROOT / "docs" / f"{task}.md").read_text(encoding="utf-8"))
-]
+COMMANDS = [(task, line) for task in TASKS for line in commands((ROOT / "docs" / f"{task}.md").read_text(encoding="utf-8"))]
 
 
 def relative(path):
@@ -75,7 +73,9 @@ def test_every_key_in_backticks_exists(page):
 
 def test_broken_links_and_anchors_are_noticed(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text("# A title, with marks\n[a](#a-title-with-marks) [b](#none) [c](page.md#a-title-with-marks) [d](other.md)\n")
+    page.write_text(
+        "# A title, with marks\n[a](#a-title-with-marks) [b](#none) [c](page.md#a-title-with-marks) [d](other.md)\n"
+    )
     assert broken_links(page) == ["#none", "other.md"]
     assert anchors("## One two\n```\n# no heading\n```\n") == {"one-two"}
 
