@@ -42,6 +42,14 @@ def test_a_command_has_options_a_recipe_and_keys_that_exist(task, line):
     load_config(options.config, options.overrides)
 
 
+@pytest.mark.parametrize("job", sorted({line.split()[1].removeprefix("jobs/").removesuffix(".py") for _, line in COMMANDS}))
+def test_every_job_that_is_shown_answers_help(job, capsys):
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(f"jobs.{job}").arguments().parse_args(["--help"])
+    assert ended.value.code == 0
+    assert f"jobs/{job}.py" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_a_page_by_task_has_commands_before_keys_before_remedies(task):
     text = (ROOT / "docs" / f"{task}.md").read_text(encoding="utf-8")
