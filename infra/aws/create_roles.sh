@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the two roles that infra/aws/cluster.yaml names, once per account; what is there already stays, so it can be run again.
+# Creates the two roles that infra/aws/cluster.yaml names, once per account. Existing ones stay, so it can be run again.
 # rayclip-node may use the one bucket; rayclip-head may also launch and end the instances of this cluster.
 #
 #   infra/aws/create_roles.sh
@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")"
 
 if grep -n "YOUR""_" iam-*.json; then
-    echo "these lines still hold a placeholder; infra/README.md says how to fill them in" >&2
+    echo "these lines still contain a placeholder; infra/README.md says how to fill them in" >&2
     exit 2
 fi
 for role in rayclip-node rayclip-head; do
@@ -21,5 +21,5 @@ for role in rayclip-node rayclip-head; do
         aws iam add-role-to-instance-profile --instance-profile-name "$role" --role-name "$role"
 done
 aws iam put-role-policy --role-name rayclip-head --policy-name launch --policy-document file://iam-head-policy.json
-# An account's first spot instance needs this role; in later ones it exists already.
+# An account's first spot instance needs this role; in most accounts it exists already.
 aws iam create-service-linked-role --aws-service-name spot.amazonaws.com || true

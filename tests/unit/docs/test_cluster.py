@@ -1,4 +1,4 @@
-"""docs/cluster.md says nothing that is not there: commands, options, keys, paths, links, messages, and figures that follow."""
+"""docs/cluster.md matches the code: commands, options, keys, paths, links, messages, and computed figures."""
 
 import ast
 import importlib
@@ -37,13 +37,13 @@ QUOTED = re.findall(r"`([^`\n]+)`", PROSE)
 
 
 def of_jobs(lines):
-    """(job's name, its arguments) of every command that calls one."""
+    """Return (job's name, its arguments) for every command that calls a job."""
     found = []
     for line in lines:
         match = re.search(r"(?:python (?:/opt/rayclip/)?jobs/(?!submit)(\w+)\.py|(train)\.sbatch)(.*)", filled_in(line))
         if match and "--help" not in line:
             tail = re.split(r"\"? \| ", match.group(3))[0]
-            within = tail.count("'") % 2 or tail.count('"') % 2  # the end of a quote in which the command stands
+            within = tail.count("'") % 2 or tail.count('"') % 2  # the closing quote around the command
             found.append((match.group(1) or match.group(2), shlex.split(tail[:-1] if within else tail)))
     return found
 
@@ -73,7 +73,7 @@ def test_submissions_have_options_that_exist():
         assert _arguments().parse_args([*words, "--", "python"]).entrypoint == ["python"]
 
 
-def test_ingestions_ask_for_the_workers_that_the_deploy_files_have():
+def test_ingestions_request_the_workers_that_the_deploy_files_have():
     for title, path in (("AWS", "aws/cluster.yaml"), ("Kubernetes", "kuberay/cronjob-ingest.yaml")):
         typed = set(re.findall(r"ingest\.num_workers=(\d+)", section(PAGE, title)))
         assert typed == set(re.findall(r"ingest\.num_workers=(\d+)", (ROOT / "infra" / path).read_text(encoding="utf-8")))
@@ -85,7 +85,7 @@ def test_commands_of_every_kind_were_found():
     assert len(CRON) == 2
 
 
-def test_every_ray_command_has_the_options_that_it_is_given():
+def test_every_ray_command_has_the_options_that_the_page_gives_it():
     from ray.scripts.scripts import cli
 
     given = [line for line in LINES if re.search(r"\bray [a-z]", line)] + [text for text in QUOTED if text.startswith("ray ")]
@@ -105,7 +105,7 @@ def test_every_line_is_a_command_that_bash_understands():
     assert not [line for line in LINES if line.endswith("\\") or "<<" in line], "a command is one line"
 
 
-def test_what_is_typed_and_not_seen_is_noticed():
+def test_output_that_is_missing_or_out_of_order_is_noticed():
     seen = ("version 1: ... samples", "...done")
     assert unseen(seen, "\x1b[1m  version 1: 80 samples\x1b[0m\nmore\nall done\n") is None
     assert unseen(seen, "version 2: 80 samples\nall done") == seen[0]
@@ -121,7 +121,7 @@ def test_a_shell_gives_exit_codes_and_output_and_leaves_nothing_behind(tmp_path)
         assert shell.type("word=before; sleep 600 & false", 20) == (1, "")
         assert shell.type("echo $word; echo error >&2; (exit 3)", 20) == (3, "before\nerror\n")
         deadline = time.monotonic() + 20
-        while list(shell.children().values()) != ["sleep 600 "]:  # before that it is still a bash
+        while list(shell.children().values()) != ["sleep 600 "]:  # until then it is still a bash
             assert time.monotonic() < deadline, shell.children()
         with pytest.raises(AssertionError, match="still at: sleep 30"):
             shell.type("sleep 30", 0.2)
@@ -151,10 +151,10 @@ def test_every_path_and_link_leads_somewhere():
             assert key.group(1) in keys, text
 
 
-def test_the_readme_leads_to_the_page_and_every_section_is_in_the_list_at_its_top():
+def test_the_readme_links_the_page_and_its_introduction_links_every_section():
     assert "docs/cluster.md" in (ROOT / "README.md").read_text(encoding="utf-8")
     titles = re.findall(r"^## (.*)$", PAGE, re.MULTILINE)
-    assert titles == ["One machine", "AWS", "Kubernetes", "SLURM", "Sizing", "Runbook"]
+    assert titles == ["One machine", "AWS", "Kubernetes", "SLURM", "Submission", "Sizing", "Runbook"]
     introduction = PAGE.split("\n## ")[0]
     assert all(f"(#{title.lower().replace(' ', '-')})" in introduction for title in titles)
 
@@ -180,7 +180,7 @@ def test_objects_of_kubernetes_have_the_names_that_are_typed():
 
 @lru_cache
 def said_in(folders):
-    """Every string in the code of some folders; what it is filled with is a NUL."""
+    """Return every string in the code of some folders, with NUL in place of each inserted value."""
     found = []
     for path in (path for folder in folders for path in Path(folder).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -205,11 +205,11 @@ MESSAGES = [(row[0].startswith("Ray: "), message) for row in ROWS for message in
 
 
 @pytest.mark.parametrize(("of_ray", "message"), MESSAGES, ids=lambda value: str(value)[:50])
-def test_a_message_of_the_runbook_is_said_somewhere(of_ray, message):
+def test_a_message_of_the_runbook_exists_in_the_code(of_ray, message):
     assert is_said(message, RAYS if of_ray else OURS)
 
 
-def test_a_message_that_nobody_says_would_be_noticed():
+def test_a_message_that_no_code_has_is_noticed():
     assert not is_said("the disk is full of joy", OURS)
     assert not is_said("step ...: loss or gradient is a number", OURS)
     assert not is_said("a node of this run will be taken away in ... h: saving a checkpoint", OURS)
@@ -229,7 +229,7 @@ GLOBAL_BATCH, WORKERS, SAMPLE_BYTES, PER_GPU = 32_768, 8, 41_000, 1_000
 
 
 def needed_gb(workers):
-    """What the code asks for before a rank reads: the blocks of ViT-B/32's recipe."""
+    """Return what the code requires before a rank reads: the blocks of ViT-B/32's recipe, in GB."""
     data = load_config("vit_b_32").data.model_copy(update={"prefetch_bytes": 1})
     block = block_size_samples(data, GLOBAL_BATCH)
     order = SampleOrder((Source((10_000,) * 400, 1.0),), 0, GLOBAL_BATCH, data.num_streams, block)
@@ -239,7 +239,7 @@ def needed_gb(workers):
     return int(re.search(r"less than the (\d+) bytes", str(refused.value)).group(1)) / 1e9
 
 
-def test_memory_for_the_order_is_what_the_code_asks_for():
+def test_memory_for_the_order_is_what_the_code_requires():
     rows = [
         [cell.strip() for cell in line.strip(" |").split("|")] for line in section(PAGE, "Sizing").splitlines() if "|" in line
     ]
@@ -263,21 +263,21 @@ def test_network_checkpoints_and_decoding_of_the_example_follow_from_the_model_a
     features, gradients = 4 * GLOBAL_BATCH * get_architecture("ViT-B/32").embed_dim * 4, 2 * parameters * 4
     step_s = GLOBAL_BATCH / (WORKERS * PER_GPU)
     rate = (features + gradients) / step_s
-    picture = GLOBAL_BATCH // WORKERS * 3 * get_architecture("ViT-B/32").image_size_px ** 2
+    images = GLOBAL_BATCH // WORKERS * 3 * get_architecture("ViT-B/32").image_size_px ** 2
     blocks, decoded, copy = (
         1.24 * needed_gb(WORKERS),
-        (2 * recipe.data.prefetch_batches + 2) * picture / 1e9,
+        (2 * recipe.data.prefetch_batches + 2) * images / 1e9,
         parameters * 12 / 1e9,
     )
     expected = [
         f"{features / 1e6:.0f} MB",
         f"{parameters:,} parameters, {gradients / 1e6:,.0f} MB",
-        f"= {step_s:.1f} s, so {rate / 1e9:.2f} GB/s, {rate * 8 / 1e9:.1f} Gbit/s a worker",
+        f"= {step_s:.1f} s, so {rate / 1e9:.2f} GB/s, {rate * 8 / 1e9:.1f} Gbit/s per worker",
         f"= {WORKERS * PER_GPU * SAMPLE_BYTES / 1e6:.0f} MB/s, {WORKERS * PER_GPU * SAMPLE_BYTES * 8 / 1e9:.1f} Gbit/s",
         f"{parameters * 12 / 1e9:.1f} GB for ViT-B/32, {large * 12 / 1e9:.1f} GB for ViT-L/14",
         f"{blocks:.1f} + {decoded:.1f} + 1.1 + {copy:.1f} = {blocks + decoded + 1.1 + copy:.1f} GB",
-        f"four on a node {4 * (blocks + decoded + 1.1) + copy:.0f} GB",
-        f"= {PER_GPU * 0.60e-3 / 0.87:.1f}, so 2 CPUs a GPU; at 512 px {PER_GPU * 1.71e-3 / 0.87:.1f},",
+        f"for four on a node {4 * (blocks + decoded + 1.1) + copy:.0f} GB",
+        f"= {PER_GPU * 0.60e-3 / 0.87:.1f}, so 2 CPUs per GPU; at 512 px {PER_GPU * 1.71e-3 / 0.87:.1f},",
         f"feed {10 * 0.87 / 0.60e-3:,.0f} samples/s",
         f"costs {0.39 / 600:.2%} of the time",
     ]
@@ -291,7 +291,7 @@ def test_the_example_of_ingestion_follows_from_its_settings():
     rate = min(a_cpu, answers) * 64
     assert f"`ingest.fetch.concurrency`={fetch.concurrency}" in SIZING
     assert f"{fetch.host_concurrency} to one host" in SIZING
-    assert f"min({a_cpu:.0f}, {answers:.0f}) x 64 = {rate:,.0f} a second, {12e6 / rate / 60:.0f} minutes" in SIZING
+    assert f"min({a_cpu:.0f}, {answers:.0f}) x 64 = {rate:,.0f} per second, {12e6 / rate / 60:.0f} minutes" in SIZING
     assert f"{rate * 78e3 / 1e9:.2f} GB/s" in SIZING
 
 
@@ -305,7 +305,7 @@ def test_other_figures_are_in_the_log(figure):
     assert figure in (ROOT / "docs" / "LOG.md").read_text(encoding="utf-8")
 
 
-def test_the_data_set_of_the_pages_commands_is_written_where_the_nodes_may_write():
+def test_commands_write_only_where_the_nodes_may_write():
     written = [
         word for _, words in COMMANDS for word in words if re.match(r"(ingest|embed)\.output=s3|--output s3|run\.dir=s3", word)
     ]

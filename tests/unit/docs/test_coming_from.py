@@ -1,4 +1,4 @@
-"""docs/coming-from.md names every option of the peers, and no key that we do not have."""
+"""docs/coming-from.md lists every option of open_clip and img2dataset, and only keys that exist."""
 
 import ast
 import importlib.util
@@ -16,21 +16,21 @@ KEY = re.compile(r"`([a-z_]+(?:\.[a-z0-9_]+)+)(?:=[^`]*)?`")
 
 
 def table(peer):
-    """[(their option, what it is here, remark)] of a peer's table."""
+    """Return [(their option, our key or verdict, remark)] of a peer's table."""
     begin = TEXT.index(f"| {peer} | here | remark |\n|---|---|---|\n")
     lines = TEXT[begin:].split("\n\n")[0].splitlines()[2:]
     return [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in lines]
 
 
 def source(module):
-    """The syntax tree of a module that is installed. It is not imported: img2dataset's imports look for updates on the web."""
+    """Parse an installed module without importing it: img2dataset's imports check for updates on the web."""
     package, _, name = module.partition(".")
     folder = importlib.util.find_spec(package).submodule_search_locations[0]
     return ast.walk(ast.parse((Path(folder) / f"{name}.py").read_text(encoding="utf-8")))
 
 
 def options(peer):
-    """What the peer's command takes, in its order."""
+    """Return the options of the peer's command, in its order."""
     if peer == "open_clip":
         calls = [node for node in source("open_clip_train.params") if isinstance(node, ast.Call)]
         return [call.args[0].value for call in calls if getattr(call.func, "attr", "") == "add_argument"]
@@ -39,14 +39,14 @@ def options(peer):
 
 
 @pytest.mark.parametrize("peer", PEERS)
-def test_every_option_of_the_peer_has_its_row_and_no_other_has(peer):
+def test_the_table_has_one_row_per_option_of_the_peer(peer):
     expected = options(peer)
     assert len(expected) > 30
     assert [row[0] for row in table(peer)] == [f"`{option}`" for option in expected]
 
 
 @pytest.mark.parametrize("peer", PEERS)
-def test_every_key_exists_and_what_has_none_says_why(peer):
+def test_every_key_exists_and_a_missing_equivalent_is_explained(peer):
     known = set(key_names())
     for option, here, remark in table(peer):
         keys = KEY.findall(here)
@@ -59,7 +59,7 @@ def test_every_key_exists_and_what_has_none_says_why(peer):
             assert remark, option
 
 
-def test_the_commands_that_take_the_peers_place_are_understood():
+def test_the_commands_that_replace_the_peers_are_valid():
     blocks = re.findall(r"^```\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DOTALL)
     commands = [line for block in blocks for line in block.splitlines() if line.startswith("python jobs/")]
     assert len(commands) == 3
@@ -69,7 +69,7 @@ def test_the_commands_that_take_the_peers_place_are_understood():
         load_config(recipe, [word for word in words if "=" in word])
 
 
-def test_the_batch_of_the_example_is_the_peers_on_all_gpus():
+def test_the_batch_of_the_example_is_the_peers_over_all_gpus():
     theirs = re.search(r"--nproc_per_node (\d+) .*?--batch-size (\d+)", TEXT, flags=re.DOTALL)
     ours = int(re.search(r"train\.global_batch_size=(\d+)", TEXT).group(1))
     assert ours == int(theirs.group(1)) * int(theirs.group(2))
