@@ -79,13 +79,13 @@ S3_ENVIRONMENT = {
 
 @pytest.fixture
 def s3_environment(s3_endpoint: str) -> dict[str, str]:
-    """What a process needs to find the server."""
+    """Environment variables that point a process at the server."""
     return S3_ENVIRONMENT | {"AWS_ENDPOINT_URL": s3_endpoint}
 
 
 @pytest.fixture
 def bucket(s3_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
-    """A fresh bucket's address, s3://...; the environment points at the server."""
+    """Address of a fresh bucket, s3://...; the environment points at the server."""
     for name, value in s3_environment.items():
         monkeypatch.setenv(name, value)
     import boto3
@@ -97,7 +97,7 @@ def bucket(s3_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> s
 
 @dataclass
 class WebServer:
-    """A server on loopback; `pages` maps paths to bodies, or to functions that do with the handler what they want."""
+    """A server on loopback; `pages` maps a path to a body, or to a function that answers through the handler."""
 
     address: str
     pages: dict[str, bytes | Callable[[BaseHTTPRequestHandler], None]] = field(default_factory=dict)
@@ -170,7 +170,7 @@ def draw_shape() -> Callable[[str, str, int], bytes]:
 
 @pytest.fixture(scope="session")
 def make_data_set() -> Callable[..., str]:
-    """Writes a data set of drawn shapes with the pipeline's own shard writer: (uri, shard counts) -> uri."""
+    """Write a data set of drawn shapes with the pipeline's own shard writer: (uri, shard counts) -> uri."""
 
     def make(uri: str, shard_counts: tuple[int, ...] = (20, 13, 31), seed: int = 0) -> str:
         import tempfile
@@ -187,7 +187,7 @@ def make_data_set() -> Callable[..., str]:
             for row in range(count + 1):
                 colour, shape = list(COLOURS)[number % 4], SHAPES[number // 4 % 4]
                 outcome: Picture | Failure = Picture(draw(colour, shape, number), 40, 40, 40, 40, "{}")
-                if row == min(3, count):  # every shard has a failure in its midst
+                if row == min(3, count):  # every shard has a failed row among its samples
                     outcome = Failure("failed_to_download", "http_404", "HTTP status 404")
                 caption = f"a {colour} {shape}" + " that was drawn by hand" * (number % 3)
                 rows.append(Row(f"{partition}-{row:06d}", f"http://e.org/{row}", caption, outcome, {"shape": shape}))

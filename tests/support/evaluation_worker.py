@@ -1,4 +1,4 @@
-"""One rank of the evaluation tests: all figures of small data sets, by features and by a whole model; stores rank 0's.
+"""One rank of the evaluation tests: computes all figures of small data sets, from features and from a model; stores rank 0's.
 
 python evaluation_worker.py RANK WORLD_SIZE FOLDER
 """
@@ -19,15 +19,15 @@ from training.evaluation.figures import flatten
 from training.evaluation.retrieval import rank_pairs, retrieval_figures
 from training.evaluation.runner import evaluate
 
-TILE = (128, 128)  # several tiles a rank, with edges
+TILE = (128, 128)  # several tiles per rank, the last one partial
 NAMES = ("random", "tied", "duplicates", "broken", "tiny")
 
 
 def pairs(name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Features of pictures and captions, and each caption's picture: 1 to 4 captions a picture, in its order.
+    """Features of images and captions, and the index of each caption's image: 1 to 4 captions per image, in the images' order.
 
-    "tied": few distinct scores. "duplicates": a third of the captions, and of the pictures, has another's exact feature.
-    "broken": some are no numbers. "tiny": two pictures, fewer than there may be ranks.
+    "tied": few distinct scores. "duplicates": a third of the captions, and of the images, shares its feature with another.
+    "broken": some are NaN. "tiny": two images, fewer than ranks.
     """
     generator, size = torch.Generator().manual_seed(len(name)), 2 if name == "tiny" else 301
     captions = torch.randint(1, 5, (size,), generator=generator)
@@ -52,7 +52,7 @@ def ranks_of(name: str, world) -> dict[str, torch.Tensor]:
 
 
 def evaluated(folder: Path, world) -> dict[str, float]:
-    """Of a whole model, on the data sets that evaluation.json names."""
+    """Figures of a model on the data sets that evaluation.json names."""
     torch.manual_seed(0)
     config = EvaluationConfig.model_validate(json.loads((folder / "evaluation.json").read_text()))
     return evaluate(build_clip("debug-vit").eval(), config, world)

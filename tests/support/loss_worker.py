@@ -22,7 +22,7 @@ from training.step.gradients import compute_gradients
 
 @dataclass(frozen=True)
 class Case:
-    """`micro` samples are embedded at a time; `frozen` names a tower without gradient."""
+    """`micro` is the number of samples embedded at a time; `frozen` names a tower without gradient."""
 
     size: int
     tile: int
@@ -86,7 +86,7 @@ def batch(size: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 @contextlib.contextmanager
 def counted_traffic() -> Iterator[Counter[str]]:
-    """Bytes that each collective is asked to move: gathers count what comes out, gradients what goes in."""
+    """Bytes moved by each collective: outputs for gathers, inputs for gradients."""
     traffic: Counter[str] = Counter()
     gather, scatter, buckets = dist.all_gather_into_tensor, dist.all_to_all_single, distributed.allreduce_hook
 
@@ -111,7 +111,7 @@ def counted_traffic() -> Iterator[Counter[str]]:
 
 
 def scattered(size: int, world: distributed.World) -> tuple[torch.Tensor, ...]:
-    """(what everybody gets in the backward pass by NCCL's collective, by gloo's, and what that is): (G, 3) each."""
+    """(gradients by NCCL's collective, gradients by gloo's, expected gradients) of the backward pass: (G, 3) each."""
     bounds = distributed.all_bounds(size, world)
     rows = [torch.randn(size, 3, generator=torch.Generator().manual_seed(rank)) for rank in range(world.world_size)]
     found = (scatter(rows[world.rank], bounds, world) for scatter in (distributed.reduce_scatter, distributed.exchange_and_sum))
