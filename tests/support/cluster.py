@@ -32,6 +32,9 @@ class MiniCluster:
             "RAY_TMPDIR": str(self.folder),
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": str(ROOT),
+            # By default each driver makes every node start a worker per CPU, which our jobs' runtime environment cannot use.
+            "RAY_enable_worker_prestart": "0",
+            "RAY_prestart_worker_first_driver": "0",
         }  # fmt: skip
         self.nodes: list[subprocess.Popen[bytes]] = []
         self._start("--head", *self._head_options(), environment=self._head_environment())
@@ -40,7 +43,9 @@ class MiniCluster:
     def add_node(self, cpus: int = 1, environment: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
         """Start a node and wait until it has joined."""
         before = len(self.node_ids())
-        node = self._start(f"--address={self.address}", f"--num-cpus={cpus}", environment=environment)
+        # The nodes share a log folder, which the head's log monitor reads: one per node would print every line as often.
+        options = (f"--address={self.address}", f"--num-cpus={cpus}", "--include-log-monitor=false")
+        node = self._start(*options, environment=environment)
         self.wait_for_nodes(before + 1)
         return node
 
