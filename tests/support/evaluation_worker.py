@@ -1,11 +1,11 @@
-"""One rank of the evaluation tests: computes all figures of small data sets, from features and from a model; stores rank 0's.
+"""Ranks of the evaluation tests: all figures of small data sets, from features and from a model; stores rank 0's.
 
-python evaluation_worker.py RANK WORLD_SIZE FOLDER
+python -m tests.support.evaluation_worker FOLDER WORLD_SIZE ...
 """
 
 import json
-import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from model.clip import build_clip
+from tests.support.forked_ranks import run_ranks
 from training.config import EvaluationConfig
 from training.distributed import init_world, slice_bounds
 from training.evaluation.figures import flatten
@@ -73,5 +74,5 @@ def main(rank: int, world_size: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
-    os._exit(0)  # as in loss_worker.py
+    for size in map(int, sys.argv[2:]):
+        run_ranks(partial(main, world_size=size, folder=Path(sys.argv[1])), size)

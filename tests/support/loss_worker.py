@@ -1,23 +1,26 @@
-"""One rank of the loss tests: computes loss and gradients under DDP for every case and stores rank 0's.
+"""Ranks of the loss tests: loss and gradients under DDP for every case and world size; stores rank 0's.
 
-python loss_worker.py RANK WORLD_SIZE FOLDER [large]
+python -m tests.support.loss_worker FOLDER [large]
 """
 
 import contextlib
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
+from tests.support.forked_ranks import run_ranks
 from training import distributed
 from training.loss import contrastive_loss, sigmoid_loss
 from training.step.gradients import compute_gradients
+
+WORLD_SIZES = (1, 2, 3, 4)
 
 
 @dataclass(frozen=True)
@@ -156,5 +159,6 @@ def main(rank: int, world_size: int, folder: Path, cases: dict[str, Case]) -> No
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), LARGE_CASES if "large" in sys.argv else CASES)
-    os._exit(0)  # one exit in ten of a process that used gloo ends in std::terminate (torch 2.15): a thread is not joined
+    asked = LARGE_CASES if "large" in sys.argv else CASES
+    for size in WORLD_SIZES:
+        run_ranks(partial(main, world_size=size, folder=Path(sys.argv[1]), cases=asked), size)
