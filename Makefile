@@ -1,19 +1,28 @@
 # make demo   install what the demo needs, then run it: pictures -> shards -> two Ray Train workers -> evaluation (minutes)
-# make test   install everything, then run the tests
+# make quick  install everything, then run the tests that need no Ray: tests/house and tests/unit (3 minutes on 2 cores)
+# make test   install everything, then run all tests, also those on real Ray clusters: tests/system (15 minutes on 2 cores)
 # make check  lint, types, import rules
 # make soak   repetitions, full-size and comparison runs (long)
+#
+# quick and test run WORKERS processes of pytest, each of which takes whole files; one of them takes all that share one Ray.
+# They end with the slowest tests and pytest's count of all. One file: .venv/bin/python -m pytest tests/unit/model/test_clip.py
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PROJECT := pyproject.toml constraints.txt
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --no-loadscope-reorder --durations=20
 
-.PHONY: demo test check soak clean
+.PHONY: demo quick test check soak clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/python jobs/demo.py
 
+quick: $(VENV)/.installed-test
+	$(PYTEST) tests/house tests/unit
+
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 check: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""Real parts for the tests: an S3 server, a web server that misbehaves on request, one shared Ray."""
+"""Real parts for the tests: an S3 server, a web server that misbehaves on request, a small data set; and their scheduling."""
 
 import contextlib
 import io
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,24 @@ os.environ["RAY_AUTH_MODE"] = "disabled"  # before Ray is imported anywhere: the
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["WANDB_MODE"] = "offline"
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # `make test` runs two processes, and small tensors gain nothing from threads
 ROOT = Path(__file__).parents[1]
+RAY_TESTS = (ROOT / "tests" / "system", ROOT / "tests" / "gpu")
+"""Folders whose tests may start Ray; `make quick` runs the others."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from tests.support.scheduling import SharedRayScheduling
+
+    return SharedRayScheduling(config, log)
+
+
+@pytest.fixture(autouse=True)
+def _no_ray_outside_its_tests(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep tests outside RAY_TESTS, and the processes they start, from starting Ray: the parent of its folder is a file."""
+    if not any(request.path.is_relative_to(folder) for folder in RAY_TESTS):
+        monkeypatch.setenv("RAY_TMPDIR", "/dev/null")
 
 
 def free_port() -> int:
@@ -61,13 +79,13 @@ S3_ENVIRONMENT = {
 
 @pytest.fixture
 def s3_environment(s3_endpoint: str) -> dict[str, str]:
-    """What a process needs to find the server."""
+    """Environment variables that point a process at the server."""
     return S3_ENVIRONMENT | {"AWS_ENDPOINT_URL": s3_endpoint}
 
 
 @pytest.fixture
 def bucket(s3_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
-    """A fresh bucket's address, s3://...; the environment points at the server."""
+    """Address of a fresh bucket, s3://...; the environment points at the server."""
     for name, value in s3_environment.items():
         monkeypatch.setenv(name, value)
     import boto3
@@ -79,7 +97,7 @@ def bucket(s3_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> s
 
 @dataclass
 class WebServer:
-    """A server on loopback; `pages` maps paths to bodies, or to functions that do with the handler what they want."""
+    """A server on loopback; `pages` maps a path to a body, or to a function that answers through the handler."""
 
     address: str
     pages: dict[str, bytes | Callable[[BaseHTTPRequestHandler], None]] = field(default_factory=dict)
@@ -118,19 +136,6 @@ def web() -> Iterator[WebServer]:
         yield site
 
 
-@pytest.fixture(scope="session")
-def ray_session(s3_endpoint: str) -> Iterator[None]:
-    """One Ray for all tests that need one in this process. Its workers find the S3 server, as a cluster's nodes would."""
-    import ray
-
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in (S3_ENVIRONMENT | {"AWS_ENDPOINT_URL": s3_endpoint}).items():
-            patch.setenv(name, value)
-        ray.init(address="local", num_cpus=4, include_dashboard=False, logging_level="ERROR", log_to_driver=True)
-    yield
-    ray.shutdown()
-
-
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 60), "blue": (40, 60, 220), "yellow": (240, 220, 40)}
 SHAPES = ("disc", "square", "bar", "ring")
 
@@ -165,7 +170,7 @@ def draw_shape() -> Callable[[str, str, int], bytes]:
 
 @pytest.fixture(scope="session")
 def make_data_set() -> Callable[..., str]:
-    """Writes a data set of drawn shapes with the pipeline's own shard writer: (uri, shard counts) -> uri."""
+    """Write a data set of drawn shapes with the pipeline's own shard writer: (uri, shard counts) -> uri."""
 
     def make(uri: str, shard_counts: tuple[int, ...] = (20, 13, 31), seed: int = 0) -> str:
         import tempfile

@@ -1,4 +1,4 @@
-"""What only a GPU shows: bfloat16, pinned batches, NCCL, Ray's GPU workers. One device is enough.
+"""Behaviour that needs a GPU: bfloat16, pinned batches, NCCL, Ray's GPU workers. One device is enough.
 
 pytest -m gpu tests/gpu
 """
@@ -16,7 +16,7 @@ from training.loss import contrastive_loss
 from training.record.tracking import read_metrics
 from training.trainer import Trainer, train
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_bfloat16_and_float32_runs_learn_alike(data_set, tmp_path, world):
     assert rough[-1] < rough[0]
 
 
-def test_a_run_goes_on_from_its_checkpoint_on_the_gpu(data_set, tmp_path, world):
+def test_a_run_resumes_from_its_checkpoint_on_the_gpu(data_set, tmp_path, world):
     train(config_of(data_set, tmp_path / "whole", "train.precision=float32"), world)
     halves = ("train.precision=float32", "checkpoint.every_steps=10", "checkpoint.keep_last=9")
     train(config_of(data_set, tmp_path / "halves", *halves), world)
@@ -102,7 +102,7 @@ def test_a_step_that_is_not_logged_never_waits_for_the_device(data_set, tmp_path
 
 
 @pytest.mark.parametrize("overrides", [("train.micro_batch_size=5",), ("train.activation_checkpointing=[image,text]",)])
-def test_what_saves_memory_changes_no_loss_on_the_gpu(data_set, tmp_path, world, overrides):
+def test_options_that_save_memory_change_no_loss_on_the_gpu(data_set, tmp_path, world, overrides):
     train(config_of(data_set, tmp_path / "whole", "train.precision=float32"), world)
     train(config_of(data_set, tmp_path / "saving", "train.precision=float32", *overrides), world)
     torch.testing.assert_close(losses(tmp_path / "saving"), losses(tmp_path / "whole"), rtol=1e-3, atol=0)

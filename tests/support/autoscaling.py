@@ -1,4 +1,4 @@
-"""A real cluster whose nodes come and go by Ray's own autoscaler (version 2), all on this machine."""
+"""A real cluster on this machine whose nodes are added and removed by Ray's own autoscaler (version 2)."""
 
 from __future__ import annotations
 
@@ -14,21 +14,24 @@ from tests.support.cluster import MiniCluster
 
 HEAD_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
 HEAD_TYPE = "ray.head.default"
-"""Id and type that Ray's stand-in for a cloud expects of its head."""
+"""Id and type that Ray's fake cloud provider expects of its head."""
 
 
 class AutoscalingCluster(MiniCluster):
-    """A head without CPUs; the autoscaler adds nodes that the work asks for, and takes away those that are idle."""
+    """A head without CPUs; the autoscaler adds the nodes that the work asks for, and removes idle ones."""
 
     def __init__(self, settings: dict[str, str], node_types: dict[str, dict[str, Any]], idle_timeout_s: float = 6.0) -> None:
         """`node_types`: name -> {resources, min_workers, max_workers}, as in `available_node_types` of a cluster file."""
         self._node_types, self._idle_timeout_s = node_types, idle_timeout_s
         cloud = {"RAY_enable_autoscaler_v2": "1", "RAY_FAKE_CLUSTER": "1"}
-        cloud |= {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_DATA_MIN_GAP_BETWEEN_AUTOSCALING_REQUESTS": "2"}  # 5 and 10 s
+        cloud |= {
+            "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+            "RAY_DATA_MIN_GAP_BETWEEN_AUTOSCALING_REQUESTS": "2",
+        }  # by default 5 and 10
         super().__init__(settings | cloud)
 
     def kill_node(self, node_id: str) -> None:
-        """A node that the autoscaler has started is gone at once: its raylet, and with it its workers."""
+        """Kill the raylet, and with it the workers, of a node that the autoscaler started."""
         mark = f"RAY_OVERRIDE_NODE_ID_FOR_TESTING={node_id}".encode()
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
@@ -38,10 +41,10 @@ class AutoscalingCluster(MiniCluster):
         raise RuntimeError(f"node {node_id} has no raylet")
 
     def wait_until_empty(self, timeout_s: float = 60.0) -> None:
-        """Until the head is alone."""
+        """Wait until only the head is left."""
         deadline = time.time() + timeout_s
         while len(self.node_ids()) > 1:
-            assert time.time() < deadline, "nodes are kept although nothing is left to do"
+            assert time.time() < deadline, "idle nodes were not removed"
             time.sleep(0.2)
 
     def _head_options(self) -> list[str]:
@@ -53,7 +56,7 @@ class AutoscalingCluster(MiniCluster):
         return {"RAY_CLOUD_INSTANCE_ID": HEAD_ID, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID}
 
     def _config(self) -> dict[str, Any]:
-        # Of type external, since Ray's wheel lacks the file of defaults of the type that this class has by name.
+        # Type "external": Ray's wheel lacks the defaults file of this provider's own type.
         provider = {
             "type": "external",
             "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",

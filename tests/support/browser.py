@@ -1,4 +1,4 @@
-"""A real headless Chromium for pages that are looked at; tests that need one are skipped where there is none."""
+"""A real headless Chromium that renders pages; tests that need one are skipped where none is installed."""
 
 import shutil
 from collections.abc import Iterator
@@ -10,12 +10,12 @@ from typing import Any
 from jobs.report import BROWSER_OPTIONS, BROWSERS
 
 CHROMIUM = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-NO_CHROMIUM = "there is no Chromium; install it: apt-get install chromium"
+NO_CHROMIUM = "Chromium is not installed: apt-get install chromium"
 
 
 @dataclass
 class Visit:
-    """An open page, and what it said and asked for meanwhile."""
+    """An open page, its console messages and the addresses that it requested."""
 
     page: Any
     said: list[str] = field(default_factory=list)
@@ -24,7 +24,7 @@ class Visit:
 
 @contextmanager
 def chromium() -> Iterator[Any]:
-    """A browser without a network of its own doing."""
+    """A browser that makes no requests of its own."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright, playwright.chromium.launch(executable_path=CHROMIUM, args=BROWSER_OPTIONS) as browser:
@@ -33,7 +33,7 @@ def chromium() -> Iterator[Any]:
 
 @contextmanager
 def visit(browser: Any, file: Path, size: tuple[int, int] = (1280, 900), scheme: str = "light") -> Iterator[Visit]:
-    """A local page in a tab of its own."""
+    """Open a local page in its own tab."""
     context = browser.new_context(viewport={"width": size[0], "height": size[1]}, color_scheme=scheme)
     seen = Visit(context.new_page())
     seen.page.on("console", lambda message: seen.said.append(message.text) if message.type in ("error", "warning") else None)

@@ -1,6 +1,6 @@
-"""Ingestion under fire: a job, one of its workers or the S3 server is killed at seeded moments, until a run comes through.
+"""Ingestion under fire: a job, one of its workers or the S3 server is killed at seeded moments, until a run succeeds.
 
-All the while a watcher reads what is visible: every tar must have the hash in its name, every manifest must be whole.
+Meanwhile a watcher reads all visible objects: every tar must match the hash in its name, every manifest must be complete.
 """
 
 import hashlib
@@ -45,7 +45,7 @@ class PersistentS3:
         settings = {"BIND_HOST": "127.0.0.1", "GATEWAY_PORT": str(self.port), "SERVICES": "s3"}
         settings |= {"S3_PERSIST": "1", "S3_DATA_DIR": str(self.folder), "LOG_LEVEL": "ERROR"}
         command = [str(Path(sys.prefix) / "ministack" / "bin" / "ministack")]
-        # a group of its own: the server starts processes of its own, and all of them are to die
+        # its own process group: the server starts child processes, and all must die with it
         self.process = subprocess.Popen(
             command, env=os.environ | settings, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
@@ -64,11 +64,11 @@ class PersistentS3:
 
 @dataclass
 class Watcher:
-    """Reads what is visible, again and again, and notes what is torn."""
+    """Reads the visible objects again and again, and records the torn ones."""
 
     storage: Storage
     torn: list[str] = field(default_factory=list)
-    looks: int = 0
+    num_checks: int = 0
     _seen: set[str] = field(default_factory=set)
     _stop: threading.Event = field(default_factory=threading.Event)
 
@@ -84,12 +84,12 @@ class Watcher:
     def _watch(self) -> None:
         while not self._stop.wait(0.2):
             try:
-                self.look()
+                self.check()
             except (StorageError, FileNotFoundError):
-                continue  # the server was killed just now, or the object was removed
+                continue  # the server has just been killed, or the object was removed
 
-    def look(self) -> None:
-        self.looks += 1
+    def check(self) -> None:
+        self.num_checks += 1
         for item in self.storage.list("shards/"):
             if item.path.endswith(".tar") and item.path not in self._seen:
                 digest = hashlib.sha256(self.storage.read(item.path)).hexdigest()
@@ -105,12 +105,12 @@ class Watcher:
 
 @dataclass
 class Chaos:
-    """One data set that is made under fire.
+    """One data set that is written under fire.
 
     Attributes:
-        command: of the job.
+        command: the job's command line.
         killed: victims so far.
-        session: of the Ray that the job joins; its workers alone are killed.
+        session: session folder of the Ray that the job joins; only its workers are killed.
     """
 
     command: list[str]
@@ -120,12 +120,12 @@ class Chaos:
     killed: Counter[str] = field(default_factory=Counter)
 
     def run(self, victims: Iterable[str], rng: random.Random, longest_s: float) -> None:
-        """Runs the job again and again, and kills one victim after the other while it runs; the last run is left in peace."""
+        """Run the job repeatedly and kill one victim after another while it runs; the last run is undisturbed."""
         left, job = deque(victims), self._start()
         while left:
             if job.poll() is not None:
                 if job.returncode == 0:
-                    break  # it came through in spite of all
+                    break  # it succeeded in spite of the kills
                 job = self._start()
             if self._kill(left[0], job, rng.uniform(0.3, longest_s)):
                 left.popleft()
@@ -141,11 +141,11 @@ class Chaos:
     def _wait(self, job: "subprocess.Popen[str]", must_succeed: bool = False) -> str:
         output, _ = job.communicate(timeout=180)
         if must_succeed:
-            assert job.returncode == 0, f"the job does not come through when nothing is killed:\n{output}"
+            assert job.returncode == 0, f"the job fails although nothing was killed:\n{output}"
         return output
 
     def _kill(self, victim: str, job: "subprocess.Popen[str]", after_s: float) -> bool:
-        """Whether it was there to be killed."""
+        """Kill the victim; return False if it was not running."""
         while victim == "worker" and not self._workers() and job.poll() is None:
             time.sleep(0.1)
         time.sleep(after_s)
@@ -181,16 +181,16 @@ class Chaos:
 def write_table(
     path: Path, web: WebServer, num_rows: int, slow_s: float = 0.0, may_hurry: threading.Event | None = None
 ) -> str:
-    """Rows of which one in ten is dead; the others' pictures take their time, until they may hurry."""
+    """Write a table with one dead URL in ten rows; the other images are served slowly, until `may_hurry` is set."""
     hurry = may_hurry or threading.Event()
 
-    def page(picture: bytes) -> Callable[[Any], None]:
+    def page(image: bytes) -> Callable[[Any], None]:
         def answer(handler: Any) -> None:
             hurry.wait(slow_s)
             handler.send_response(200)
-            handler.send_header("Content-Length", str(len(picture)))
+            handler.send_header("Content-Length", str(len(image)))
             handler.end_headers()
-            handler.wfile.write(picture)
+            handler.wfile.write(image)
 
         return answer
 
@@ -203,7 +203,7 @@ def write_table(
 
 
 def check_data_set(uri: str, num_rows: int) -> None:
-    """Each row of the table once, and every object what the manifest says."""
+    """Check that the data set has each row of the table once, and that every object matches the manifest."""
     storage = open_storage(uri)
     manifest = read_manifest(storage)
     rows = [row for shard in manifest.shards for row in read_sidecar(storage, shard, ["n", "key"]).to_pylist()]

@@ -1,4 +1,4 @@
-"""A real Ray cluster on this machine: a head without CPUs, and nodes that can be added, killed, and told to go."""
+"""A real Ray cluster on this machine: a head without CPUs, and nodes that can be added, killed and drained."""
 
 from __future__ import annotations
 
@@ -22,41 +22,46 @@ RAY = Path(sys.executable).parent / "ray"
 
 
 class MiniCluster:
-    """Every node is a process group of its own, as `ray start --block` makes it."""
+    """A cluster whose nodes each are one process group, as `ray start --block` makes it."""
 
     def __init__(self, settings: dict[str, str]) -> None:
-        """`settings`: environment of the head, and of all that joins."""
-        self.folder = Path(tempfile.mkdtemp(prefix="rc-", dir="/tmp"))  # the names of its sockets may not be long
+        """`settings`: environment of the head and of everything that joins it."""
+        self.folder = Path(tempfile.mkdtemp(prefix="rc-", dir="/tmp"))  # paths of sockets must be short
         self.address = f"127.0.0.1:{free_port_outside_rays_own()}"
         self.environment = os.environ | {"RAY_AUTH_MODE": "disabled"} | settings | {
             "RAY_TMPDIR": str(self.folder),
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": str(ROOT),
+            # By default each driver makes every node start a worker per CPU, which our jobs' runtime environment cannot use.
+            "RAY_enable_worker_prestart": "0",
+            "RAY_prestart_worker_first_driver": "0",
         }  # fmt: skip
         self.nodes: list[subprocess.Popen[bytes]] = []
         self._start("--head", *self._head_options(), environment=self._head_environment())
         self.wait_for_nodes(1)
 
     def add_node(self, cpus: int = 1, environment: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
-        """Starts a node and waits until the cluster knows it."""
+        """Start a node and wait until it has joined."""
         before = len(self.node_ids())
-        node = self._start(f"--address={self.address}", f"--num-cpus={cpus}", environment=environment)
+        # The nodes share a log folder, which the head's log monitor reads: one per node would print every line as often.
+        options = (f"--address={self.address}", f"--num-cpus={cpus}", "--include-log-monitor=false")
+        node = self._start(*options, environment=environment)
         self.wait_for_nodes(before + 1)
         return node
 
     def kill(self, node: subprocess.Popen[bytes]) -> None:
-        """The whole node at once, as when its machine is gone."""
+        """Kill all processes of a node at once, as when its machine fails."""
         os.killpg(node.pid, signal.SIGKILL)
         node.wait()
         self.nodes.remove(node)
 
     def node_ids(self) -> list[str]:
-        """Of the nodes that the cluster takes to be alive, the head's first."""
-        alive = [node for node in self.all_nodes() if node["Alive"]]  # in no order
+        """Ids of the nodes that the cluster takes to be alive, the head's first."""
+        alive = [node for node in self.all_nodes() if node["Alive"]]  # in arbitrary order
         return [node["NodeID"] for node in sorted(alive, key=lambda node: "node:__internal_head__" not in node["Resources"])]
 
     def all_nodes(self) -> list[dict[str, Any]]:
-        """What the cluster knows of its nodes, also of those that are gone."""
+        """The cluster's node table, which includes dead nodes."""
         from ray._private.state import GlobalState
         from ray._raylet import GcsClientOptions
 
@@ -71,13 +76,13 @@ class MiniCluster:
             try:
                 if len(self.node_ids()) >= count:
                     return
-            except Exception:  # the head is not there yet
+            except Exception:  # the head has not started yet
                 time.sleep(0.1)
             time.sleep(0.1)
-        raise RuntimeError(f"the cluster has not got {count} nodes")
+        raise RuntimeError(f"the cluster did not reach {count} nodes")
 
     def drain(self, node_id: str, seconds: int) -> None:
-        """Gives notice that a node will be taken away, as a cloud does."""
+        """Announce that a node will be preempted, as a cloud does."""
         reason = ("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot")
         command = [str(RAY), "drain-node", "--address", self.address, "--node-id", node_id, *reason]
         subprocess.run([*command, "--deadline-remaining-seconds", str(seconds)], env=self.environment, check=True)
@@ -86,14 +91,14 @@ class MiniCluster:
         return self.job("jobs/train.py", "--config", "debug_cpu", *settings, log=log)
 
     def job(self, *arguments: str, log: Path) -> subprocess.Popen[bytes]:
-        """A job of ours as a driver beside the head; what it prints goes to `log`."""
+        """Start one of our jobs as a driver on the head's machine; its output goes to `log`."""
         command = [sys.executable, *arguments]
         environment = self.environment | {"RAY_ADDRESS": self.address}
         with log.open("ab") as file:
             return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
 
     def workers(self, kind: str = "RayTrainWorker") -> list[int]:
-        """Process ids of this cluster's workers of a kind, by default Ray Train's."""
+        """Process ids of this cluster's workers of one kind, by default Ray Train's."""
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
             try:
@@ -107,7 +112,7 @@ class MiniCluster:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """The workers stand still meanwhile."""
+        """Stop the workers (SIGSTOP) for the duration of the block."""
         workers = self.workers()
         for worker in workers:
             os.kill(worker, signal.SIGSTOP)
@@ -142,7 +147,7 @@ class MiniCluster:
 
 
 def free_port_outside_rays_own() -> int:
-    """Ray's workers use 10002 to 19999."""
+    """A free port above 10002 to 19999, the range of Ray's workers."""
     while True:
         port = free_port()
         if port > 20_000:
@@ -150,7 +155,7 @@ def free_port_outside_rays_own() -> int:
 
 
 def wait_for_step(metrics: Path, step: int, driver: subprocess.Popen[bytes], log: Path, timeout_s: float = 120.0) -> None:
-    """Until the record shows the step."""
+    """Wait until the run's record contains the step."""
     wait_until(lambda: any(row["step"] >= step for row in read_metrics(metrics)), driver, log, timeout_s)
 
 

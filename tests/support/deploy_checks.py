@@ -1,6 +1,7 @@
-"""The validators of infra/: what is wrong with one deploy file, as lines.
+"""Validators of the deploy files in infra/.
 
-In: a file's path within infra/ and its text, so that a test can plant an error. Out: the problems; none for a good file.
+In: a file's path within infra/ and its text, so that a test can plant an error. Out: one line per problem; none for a good
+file.
 """
 
 import copy
@@ -24,12 +25,12 @@ INFRA = ROOT / "infra"
 CRDS = ROOT.parent / "shared" / "kuberay_crds"
 CRD_FILES = {"RayCluster": "rayclusters.yaml", "RayJob": "rayjobs.yaml", "RayCronJob": "raycronjobs.yaml"}
 KUBERNETES_VERSION = "1.37"
-NOT_FOR_EC2 = {"SubnetIds"}  # Ray's own: it picks one of them
+NOT_FOR_EC2 = {"SubnetIds"}  # Ray itself chooses one of them
 PLACEHOLDER = re.compile(r"YOUR_[A-Z_]+[A-Z]")
 
 
 def problems(name: str, text: str) -> list[str]:
-    """What every validator of this file says; the operator's schemas only where they lie beside the repository."""
+    """Problems found by every validator of this file; the operator's schemas are optional and lie beside the repository."""
     text = filled_in(text)
     if name.startswith("kuberay/"):
         return _read(text, lambda: [problem for manifest in manifests(text) for problem in manifest_problems(manifest)])
@@ -54,13 +55,13 @@ def problems(name: str, text: str) -> list[str]:
 
 
 def files() -> list[str]:
-    """Every deploy file, by its path within infra/; monitoring/ has a validator of its own."""
+    """Every deploy file, by its path within infra/; monitoring/ has its own validator."""
     names = [str(path.relative_to(INFRA)) for path in INFRA.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     return sorted(name for name in names if not name.startswith("monitoring/"))
 
 
 def filled_in(text: str) -> str:
-    """The file as a team has it: with something in each placeholder."""
+    """The file with every placeholder filled in, as its users have it."""
     values = {
         "YOUR_ACCOUNT": "123456789012",
         "YOUR_REGION": "eu-central-1",
@@ -74,7 +75,7 @@ def filled_in(text: str) -> str:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Refuses a key that stands twice in a mapping, which YAML's readers pass over in silence."""
+    """Refuses duplicate keys of a mapping, which YAML's readers accept silently."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
@@ -89,12 +90,12 @@ def load_all(text: str) -> list[dict[str, Any]]:
 
 
 def with_kueue(text: str) -> str:
-    """The other form of rayjob-train.yaml: what the sed in its head makes of it."""
+    """The second form of rayjob-train.yaml: the output of the sed command in its header."""
     return re.sub(r"# with Kueue: ", "", re.sub(r"^.*# without Kueue\n", "", text, flags=re.MULTILINE))
 
 
 def manifests(text: str) -> list[dict[str, Any]]:
-    """Every manifest of a file, in both forms where it has two."""
+    """Every manifest of a file; both forms, if it has two."""
     forms = [text, with_kueue(text)] if "# with Kueue: " in text else [text]
     return [manifest for form in forms for manifest in load_all(form)]
 
@@ -103,7 +104,7 @@ def manifests(text: str) -> list[dict[str, Any]]:
 
 
 def manifest_problems(manifest: dict[str, Any]) -> list[str]:
-    """What the schemas say; where they are content, what the rules say."""
+    """Violations of the schemas; if there are none, violations of the rules."""
     return list(_schema_problems(manifest)) or list(broken_rules(manifest))
 
 
@@ -120,21 +121,21 @@ def _schema_problems(manifest: dict[str, Any]) -> Iterator[str]:
 
 
 def crd_problems(manifest: dict[str, Any]) -> Iterator[str]:
-    """What the operator's own schema says, with unknown keys refused."""
+    """Violations of the operator's own schema, with unknown keys refused."""
     for error in _crd_validator(manifest["kind"]).iter_errors(manifest):
         yield f"{error.json_path}: {error.message[:300]}"
 
 
 @lru_cache
 def _crd_validator(kind: str) -> jsonschema.Draft202012Validator:
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's: these are megabytes
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's parser: the files have megabytes
     definition = yaml.load((CRDS / CRD_FILES[kind]).read_text(encoding="utf-8"), Loader=loader)
     version = next(version for version in definition["spec"]["versions"] if version["name"] == "v1")
     return jsonschema.Draft202012Validator(_strict(version["schema"]["openAPIV3Schema"]))
 
 
 def _strict(schema: Any) -> Any:
-    """The schema with unknown keys refused wherever it names the known ones, as an API server does."""
+    """The schema with unknown keys refused wherever it lists properties, as an API server does."""
     if isinstance(schema, list):
         return [_strict(part) for part in schema]
     if not isinstance(schema, dict):
@@ -150,7 +151,7 @@ def _kubernetes_problems(manifest: dict[str, Any]) -> tuple[str, ...]:
     return _kubernetes_answer(json.dumps(manifest))
 
 
-@lru_cache(maxsize=256)  # it reads its schemas anew each time, and most parts of a file stand in others too
+@lru_cache(maxsize=256)  # the validator reads its schemas on every call, and most parts of a file occur in others too
 def _kubernetes_answer(manifest: str) -> tuple[str, ...]:
     import kubernetes_validate
 
@@ -186,7 +187,7 @@ def cluster_problems(config: dict[str, Any]) -> Iterator[str]:
     for key in set(config.get("provider", {})) - set(schema["properties"]["provider"]["properties"]):
         yield f"provider.{key}: Ray knows no such key"
     try:
-        validate_config(prepare_config(copy.deepcopy(config)))  # in this order: the defaults are part of what is checked
+        validate_config(prepare_config(copy.deepcopy(config)))  # in this order: the defaults are checked too
     except jsonschema.ValidationError as error:
         yield f"{error.json_path}: {error.message[:300]}"
         return
@@ -232,7 +233,7 @@ def _run_instances() -> Any:
 
 
 def _ec2_problems(request: dict[str, Any]) -> list[str]:
-    """What EC2's RunInstances knows nothing of, by botocore's model of it; no call is made."""
+    """Parameters that EC2's RunInstances does not have, by botocore's model of it; no call is made."""
     from botocore.validate import ParamValidator
 
     report = ParamValidator().validate({"MinCount": 1, "MaxCount": 1, **request}, _run_instances())
@@ -240,7 +241,7 @@ def _ec2_problems(request: dict[str, Any]) -> list[str]:
 
 
 def policy_problems(policy: dict[str, Any]) -> Iterator[str]:
-    """What IAM would refuse, actions that do not exist, and rights over everything."""
+    """Statements that IAM would refuse, actions that do not exist, and rights on all resources."""
     from cfnlint.api import lint
     from cfnlint.config import ManualArgs
 
@@ -266,11 +267,11 @@ def _read(text: str, check: Callable[[], list[str]]) -> list[str]:
     try:
         return check()
     except (yaml.YAMLError, json.JSONDecodeError, LookupError, TypeError, AttributeError, ValueError) as error:
-        return [f"{type(error).__name__}: {' '.join(str(error).split())}"]  # a part is missing, or of another type
+        return [f"{type(error).__name__}: {' '.join(str(error).split())}"]  # a part is missing or has the wrong type
 
 
 def _tool(name: str) -> str:
-    """A tool that pip has installed beside this Python."""
+    """Path of a tool that pip installed beside this Python."""
     return str(Path(sys.executable).parent / name)
 
 
@@ -283,7 +284,7 @@ def _run(command: list[str], text: str) -> list[str]:
 
 
 def commands(text: str) -> list[str]:
-    """Every command that calls a job of ours, one line each: in comments, code blocks, scripts, and manifests' values."""
+    """Every command that runs one of our jobs, one line each: in comments, code blocks, scripts and manifests' values."""
     joined = re.sub(r"\\\n\s*", " ", text)
     lines = [line for line in joined.splitlines() if re.search(r"jobs/\w+\.py|train\.sbatch ", line)]
     if re.search(r"^(apiVersion|cluster_name):", text, flags=re.MULTILINE):
@@ -293,7 +294,7 @@ def commands(text: str) -> list[str]:
 
 
 def _texts(node: Any) -> Iterator[str]:
-    """The strings in a document; a list of strings is one, as a shell would be given it."""
+    """The strings of a document; a list of strings counts as one command line."""
     if isinstance(node, str):
         yield node
     elif isinstance(node, list) and all(isinstance(part, str) for part in node):

@@ -1,11 +1,11 @@
 """One rank of the evaluation tests: figures of small data sets, from features and from a whole model; stores rank 0's.
 
-python evaluation_worker.py RANK WORLD_SIZE FOLDER
+python -m tests.support.evaluation_worker FOLDER WORLD_SIZE ...
 """
 
 import json
-import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,21 +13,22 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from model.clip import build_clip
+from tests.support.forked_ranks import run_ranks
 from training.config import EvaluationConfig
 from training.distributed import init_world, slice_bounds
 from training.evaluation.figures import flatten
 from training.evaluation.retrieval import rank_pairs, retrieval_figures
 from training.evaluation.runner import evaluate
 
-TILE = (128, 128)  # several tiles a rank, with edges
+TILE = (128, 128)  # several tiles per rank, the last one partial
 NAMES = ("random", "tied", "duplicates", "broken", "tiny")
 
 
 def pairs(name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Features of images and captions, and the index of each caption's image: 1 to 4 captions per image, in its order.
+    """Features of images and captions, and the index of each caption's image: 1 to 4 captions per image, in the images' order.
 
-    "tied": few distinct scores. "duplicates": a third of the captions, and of the images, equals another one.
-    "broken": some are NaN. "tiny": two images, fewer than there may be ranks.
+    "tied": few distinct scores. "duplicates": a third of the captions, and of the images, shares its feature with another.
+    "broken": some are NaN. "tiny": two images, fewer than ranks.
     """
     generator, size = torch.Generator().manual_seed(len(name)), 2 if name == "tiny" else 301
     captions = torch.randint(1, 5, (size,), generator=generator)
@@ -73,5 +74,5 @@ def main(rank: int, world_size: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
-    os._exit(0)  # as in loss_worker.py
+    for size in map(int, sys.argv[2:]):
+        run_ranks(partial(main, world_size=size, folder=Path(sys.argv[1])), size)

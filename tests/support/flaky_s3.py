@@ -1,5 +1,5 @@
-"""A proxy in front of an S3 server: delays, answers 503 to one request in `every_503`, cuts one body in `every_cut` short, or
-lets nobody write, at all or below a folder.
+"""A proxy in front of an S3 server: delays requests, answers one in `every_503` with 503, truncates one body in `every_cut`, or
+refuses writes, to all keys or below a folder.
 """
 
 import http.client
@@ -20,7 +20,7 @@ SLOW_DOWN = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please r
 
 @dataclass
 class FlakyS3:
-    """`requests`, `refused` and `cut` count what has come through."""
+    """`requests`, `refused` and `cut` count requests, 503s and truncated bodies."""
 
     address: str = ""
     requests: int = 0

@@ -1,4 +1,4 @@
-"""A Ray cluster of one head that jobs are submitted to, with token authentication, and what a person types to do so."""
+"""A Ray cluster of one head with token authentication, and the commands that a user types to submit jobs to it."""
 
 import contextlib
 import os
@@ -22,7 +22,7 @@ TOKEN = "the-token-of-this-test"
 
 
 def environment(**more: str) -> dict[str, str]:
-    """The caller's environment with the interpreter's folder first on the PATH, as the README tells users to have it."""
+    """The caller's environment with the interpreter's folder first on the PATH, as the docs tell users to set it."""
     path = f"{PYTHON.parent}{os.pathsep}{os.environ['PATH']}"
     held = {
         name: value
@@ -36,19 +36,19 @@ class JobServer:
     """`ray start --head` in a project's folder."""
 
     def __init__(self, project: Path, **settings: str) -> None:
-        """`settings`: environment of the head, and so of its jobs."""
+        """`settings`: environment of the head, which its jobs inherit."""
         self.project = project
-        # The default port of an agent may belong to another Ray.
+        # The agent's default port may be in use by another Ray.
         head_port, self.port, agent_port = (free_port_outside_rays_own() for _ in range(3))
         self.address = f"http://127.0.0.1:{self.port}"
-        # The path of a socket in it must be short.
+        # Paths of sockets must be short.
         self._temporary = Path(f"/tmp/ray-test-{os.getpid()}")
         command = [RAY, "start", "--head", "--block", f"--port={head_port}", f"--dashboard-port={self.port}"]
         command += [f"--dashboard-agent-listen-port={agent_port}"]
         command += ["--dashboard-host=127.0.0.1", "--num-cpus=2", f"--temp-dir={self._temporary}", "--disable-usage-stats"]
         settings |= {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "1"}  # by default a head drains for 30 s
-        settings |= {"RAY_JOB_STOP_WAIT_TIME_S": "120"}  # as the README says
-        # for jobs that need one worker
+        settings |= {"RAY_JOB_STOP_WAIT_TIME_S": "120"}  # as the docs say
+        # our jobs here need one worker
         settings |= {"RAY_enable_worker_prestart": "0", "RAY_prestart_worker_first_driver": "0"}
         log = (project / "ray.log").open("w")
         self._head = subprocess.Popen(command, cwd=project, env=environment(**settings), stdout=log, stderr=log)
@@ -67,7 +67,7 @@ class JobServer:
         return self.job("submit", *options, "--", "python", *arguments)
 
     def submit_py(self, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
-        """`python jobs/submit.py ARGUMENTS`. `more`: environment besides."""
+        """`python jobs/submit.py ARGUMENTS`. `more`: additional environment."""
         return self.run([str(PYTHON), str(ROOT / "jobs" / "submit.py"), "--address", self.address, *arguments], **more)
 
     def run(self, command: list[str], **more: str) -> subprocess.CompletedProcess[str]:
@@ -86,15 +86,15 @@ class JobServer:
     def _answers(self) -> bool:
         try:
             urlopen(f"{self.address}/api/version", timeout=5).close()
-        except HTTPError:  # it wants the token
+        except HTTPError:  # it asks for the token
             return True
         except (URLError, OSError):
             return False
         return True
 
 
-class Line:
-    """A connection to a server that can be cut, as a network is."""
+class Connection:
+    """A TCP proxy in front of a server that can be cut, as a network is."""
 
     def __init__(self, port: int) -> None:
         self._port, self._is_cut, self._sockets = port, False, list[socket.socket]()
@@ -104,7 +104,7 @@ class Line:
 
     @contextlib.contextmanager
     def cut(self) -> Iterator[None]:
-        """What is connected is cut off, and what connects meanwhile too."""
+        """Close all connections, and refuse new ones for the duration of the block."""
         self._is_cut = True
         for one in self._sockets:
             _shut(one)

@@ -1,7 +1,7 @@
-"""What KubeRay's operator refuses although the schema allows it, and what this project promises for its own manifests.
+"""Rules of KubeRay's operator that its schema does not express, and this project's own rules for its manifests.
 
-In: a manifest as YAML gives it. Out: one line for every rule that it breaks. The operator's rules are those of its
-validation.go (v1.7); Kueue's are its page on RayJobs.
+In: a manifest as parsed from YAML. Out: one line for every rule that it breaks. Sources: the operator's validation.go (v1.7)
+and Kueue's page on RayJobs.
 """
 
 import re
@@ -13,20 +13,20 @@ import yaml
 from jobs.cli.command_line import CLUSTER_SETTINGS, EXIT_BAD_INPUT, EXIT_STOPPED
 
 FINAL = [EXIT_BAD_INPUT, EXIT_STOPPED]
-"""Exit codes after which nothing is tried again."""
+"""Exit codes after which a job is not retried."""
 DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 CRON_FIELD = re.compile(r"(\*|\d+(-\d+)?)(/\d+)?(,(\*|\d+(-\d+)?)(/\d+)?)*")
 LONGEST_NAME = {"RayCluster": 50, "RayJob": 47, "RayCronJob": 36, "CronJob": 52}
 QUANTITY = {"": 1, "m": 1e-3, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 DEFAULT_DRAIN_S = 30
 CUT_TO_SHM_BYTES = 10e9
-"""Ray makes an object store that would be larger only as large as /dev/shm allows."""
+"""Ray caps the size of its object store at what /dev/shm allows."""
 DEFAULT_GRACE_S = 30
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 
 
 def broken_rules(manifest: dict[str, Any]) -> Iterator[str]:
-    """Every broken rule of one manifest, whatever its kind."""
+    """Every rule that a manifest of any kind breaks."""
     kind, spec = manifest["kind"], manifest.get("spec", {})
     name = manifest["metadata"]["name"]
     if not DNS_1035.fullmatch(name) or len(name) > LONGEST_NAME.get(kind, 63):
@@ -50,7 +50,7 @@ def broken_rules(manifest: dict[str, Any]) -> Iterator[str]:
 
 
 def batch_job_rules(spec: dict[str, Any]) -> Iterator[str]:
-    """Kubernetes' rules of a Job's podFailurePolicy, then ours of a job whose pod submits and waits."""
+    """Kubernetes' rules for a Job's podFailurePolicy, then ours for a job whose pod submits and waits."""
     pod = spec["template"]["spec"]
     names = {container["name"] for container in pod["containers"]}
     rules = [rule for rule in spec.get("podFailurePolicy", {}).get("rules", []) if "onExitCodes" in rule]
@@ -69,7 +69,7 @@ def batch_job_rules(spec: dict[str, Any]) -> Iterator[str]:
 
 
 def cluster_rules(spec: dict[str, Any]) -> Iterator[str]:
-    """The operator's rules of a RayClusterSpec, then ours."""
+    """The operator's rules for a RayClusterSpec, then ours."""
     groups = {"head": spec["headGroupSpec"], **{group["groupName"]: group for group in spec.get("workerGroupSpecs", [])}}
     scaled, options = spec.get("enableInTreeAutoscaling", False), spec.get("autoscalerOptions", {})
     for name, group in groups.items():
@@ -106,7 +106,7 @@ def cluster_rules(spec: dict[str, Any]) -> Iterator[str]:
 
 
 def job_rules(spec: dict[str, Any]) -> Iterator[str]:
-    """The operator's rules of a RayJobSpec, and those of the cluster in it."""
+    """The operator's rules for a RayJobSpec and for the cluster in it."""
     ends, mode = spec.get("shutdownAfterJobFinishes", False), spec.get("submissionMode", "K8sJobMode")
     selector, rules = spec.get("clusterSelector"), spec.get("deletionStrategy", {}).get("deletionRules")
     refused = {
@@ -145,7 +145,7 @@ def kueue_rules(spec: dict[str, Any]) -> Iterator[str]:
 
 
 def pod_rules(name: str, pod: dict[str, Any]) -> Iterator[str]:
-    """Ours, for every pod: no root, and what it needs is stated."""
+    """Our rules for every pod: it does not run as root, and it states its resources."""
     security = pod.get("securityContext", {})
     if not security.get("runAsNonRoot") or not security.get("runAsUser"):
         yield f"{name}: securityContext must say runAsNonRoot, and runAsUser as a number"
@@ -160,7 +160,7 @@ def pod_rules(name: str, pod: dict[str, Any]) -> Iterator[str]:
 
 
 def ray_pod_rules(name: str, pod: dict[str, Any]) -> Iterator[str]:
-    """Ours, for every pod that is a Ray node."""
+    """Our rules for every pod that is a Ray node."""
     container = pod["containers"][0]
     drain_s = int(variables(container).get("RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", DEFAULT_DRAIN_S))
     grace_s = pod.get("terminationGracePeriodSeconds", DEFAULT_GRACE_S)

@@ -1,4 +1,4 @@
-"""Looks for planted values in all that a run has left, also within archives, tables and logs of other tools."""
+"""Searches everything that a run left behind for planted values, inside archives, tables and other tools' logs too."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ MAX_DEPTH = 4
 
 
 class Search:
-    """For values by their names, in every form in which a value may be written.
+    """A search for named values, in every encoding in which a value may be written.
 
     Attributes:
-        seen: kind of container -> how many were opened.
+        seen: kind of container -> number of containers opened.
     """
 
     def __init__(self, values: Mapping[str, str]) -> None:
@@ -34,14 +34,14 @@ class Search:
         self.seen: dict[str, int] = {}
 
     def in_folder(self, folder: Path) -> Iterator[str]:
-        """`WHERE: NAME` for every value that is found in a file, under whatever name the file goes."""
+        """Yield `WHERE: NAME` for every value found in a file or its name, whatever its extension."""
         for path in sorted(folder.rglob("*")):
             if path.is_file() and not path.is_symlink():
                 yield from self.in_bytes(str(path), path.read_bytes())
             yield from self.in_bytes(f"name of {path}", str(path).encode())
 
     def in_bytes(self, where: str, data: bytes, depth: int = 0) -> Iterator[str]:
-        """Likewise, in a content and what is packed in it."""
+        """Yield `WHERE: NAME` for every value found in some bytes and in what is packed in them."""
         for name in sorted({self._names[found] for found in self._pattern.findall(data)}):
             yield f"{where}: {name}"
         if depth < MAX_DEPTH:
@@ -56,13 +56,13 @@ class Search:
 
 
 def forms(value: str) -> set[bytes]:
-    """A value as it is, in JSON, in URLs, and in base64 at each place that it may have in what is encoded."""
+    """A value in plain text, JSON, URLs, hex, and base64 at each of its three alignments."""
     raw = value.encode()
     found = {raw, json.dumps(value)[1:-1].encode(), json.dumps(value)[1:-1].replace("/", "\\/").encode()}
     found |= {quote(value, safe="").encode(), quote(value).encode(), quote_plus(value).encode(), raw.hex().encode()}
     for before in range(3):
         encoded = base64.b64encode(b"\0" * before + raw)
-        middle = encoded[(0, 2, 3)[before] : (before + len(raw)) * 8 // 6]  # what neighbours do not change
+        middle = encoded[(0, 2, 3)[before] : (before + len(raw)) * 8 // 6]  # the characters that neighbours do not change
         found |= {middle, middle.translate(bytes.maketrans(b"+/", b"-_"))}
     return found
 
@@ -71,7 +71,7 @@ def _gzip(data: bytes) -> Iterator[tuple[str, bytes]]:
     try:
         yield "gunzipped", gzip.decompress(data)
     except (OSError, EOFError, zlib.error):
-        return  # it only begins like one
+        return  # it only starts like gzip
 
 
 def _zip(data: bytes) -> Iterator[tuple[str, bytes]]:
@@ -98,7 +98,7 @@ def _parquet(data: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 def _wandb(data: bytes) -> Iterator[tuple[str, bytes]]:
-    for number, message in enumerate(messages(data)):  # in the file a long one is cut into blocks
+    for number, message in enumerate(messages(data)):  # the file splits a long one into blocks
         yield f"message {number}", message
 
 

@@ -1,28 +1,31 @@
-"""One rank of the loss tests: computes loss and gradients under DDP for every case and stores rank 0's.
+"""Ranks of the loss tests: loss and gradients under DDP for every case and world size; stores rank 0's.
 
-python loss_worker.py RANK WORLD_SIZE FOLDER [large]
+python -m tests.support.loss_worker FOLDER [large]
 """
 
 import contextlib
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
+from tests.support.forked_ranks import run_ranks
 from training import distributed
 from training.loss import contrastive_loss, sigmoid_loss
 from training.step.gradients import compute_gradients
 
+WORLD_SIZES = (1, 2, 3, 4)
+
 
 @dataclass(frozen=True)
 class Case:
-    """`micro` samples are embedded at a time; `frozen` names a tower without gradient."""
+    """`micro` is the number of samples embedded at a time; `frozen` names a tower without gradient."""
 
     size: int
     tile: int
@@ -86,7 +89,7 @@ def batch(size: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 @contextlib.contextmanager
 def counted_traffic() -> Iterator[Counter[str]]:
-    """Bytes that each collective is asked to move: gathers count what comes out, gradients what goes in."""
+    """Bytes moved by each collective: outputs for gathers, inputs for gradients."""
     traffic: Counter[str] = Counter()
     gather, scatter, buckets = dist.all_gather_into_tensor, dist.all_to_all_single, distributed.allreduce_hook
 
@@ -111,7 +114,7 @@ def counted_traffic() -> Iterator[Counter[str]]:
 
 
 def scattered(size: int, world: distributed.World) -> tuple[torch.Tensor, ...]:
-    """(what everybody gets in the backward pass by NCCL's collective, by gloo's, and what that is): (G, 3) each."""
+    """(gradients by NCCL's collective, gradients by gloo's, expected gradients) of the backward pass: (G, 3) each."""
     bounds = distributed.all_bounds(size, world)
     rows = [torch.randn(size, 3, generator=torch.Generator().manual_seed(rank)) for rank in range(world.world_size)]
     found = (scatter(rows[world.rank], bounds, world) for scatter in (distributed.reduce_scatter, distributed.exchange_and_sum))
@@ -156,5 +159,6 @@ def main(rank: int, world_size: int, folder: Path, cases: dict[str, Case]) -> No
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), LARGE_CASES if "large" in sys.argv else CASES)
-    os._exit(0)  # one exit in ten of a process that used gloo ends in std::terminate (torch 2.15): a thread is not joined
+    asked = LARGE_CASES if "large" in sys.argv else CASES
+    for size in WORLD_SIZES:
+        run_ranks(partial(main, world_size=size, folder=Path(sys.argv[1]), cases=asked), size)

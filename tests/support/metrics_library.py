@@ -1,4 +1,4 @@
-"""Stands for `ray.util.metrics`: what was told, and how often; or one that does not work."""
+"""Fakes of `ray.util.metrics`: one that records values and calls, and one that fails."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 class MetricsLibrary:
     """Attributes:
     values: exported name and labels -> value.
-    told: how often each was told.
+    told: exported name and labels -> number of calls.
     """
 
     def __init__(self, error: Exception | None = None) -> None:

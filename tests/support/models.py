@@ -1,4 +1,4 @@
-"""Models whose every number counts, and pictures that they tell apart: for comparing two implementations."""
+"""Models in which every parameter matters, and images that they tell apart, to compare two implementations."""
 
 from dataclasses import replace
 from typing import Any
@@ -11,9 +11,9 @@ from model.config import get_architecture
 
 
 def randomise(model: torch.nn.Module, seed: int) -> None:
-    """Every parameter and batch-norm buffer, at scales that keep each branch alive and no activation beyond reason.
+    """Randomise every parameter and batch-norm buffer, at scales that keep each branch active and activations bounded.
 
-    With the published initialisation each residual branch of a ResNet is zero and a comparison would prove nothing.
+    With the published initialisation each residual branch of a ResNet is zero, and a comparison would prove nothing.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -40,7 +40,7 @@ def randomise(model: torch.nn.Module, seed: int) -> None:
 
 
 def blobs(size_px: int) -> torch.Tensor:
-    """Two pictures (2, 3, size_px, size_px) of coloured blobs: white noise is averaged away, and all pictures of it have much
+    """Two images (2, 3, size_px, size_px) of coloured blobs. White noise would be averaged away: all images of it have nearly
     the same features.
     """
     coarse = 3 * torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(2))
@@ -48,14 +48,14 @@ def blobs(size_px: int) -> torch.Tensor:
 
 
 def random_clip(name: str, seed: int = 0, **fields: Any) -> CLIP:
-    """A model of that name, with other fields of its row, and every number random."""
+    """A model of that name with some fields of its architecture replaced and all parameters random."""
     clip = CLIP(replace(get_architecture(name), **fields)).eval()
     randomise(clip, seed)
     return clip
 
 
 class Archive(nn.Module):
-    """A program that holds weights as OpenAI's archives do: float16, with three numbers beside them."""
+    """A TorchScript program that holds weights as OpenAI's archives do: float16, with three numbers beside them."""
 
     def __init__(self, clip: CLIP) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""The validators of infra/monitoring/: what is wrong with one file, as lines.
+"""Validators of the files in infra/monitoring/.
 
-In: a file's name within infra/monitoring/ and its text, so that a test can plant an error. Out: the problems; none for a good
-file. A name that is shown must be one that the code exports, or one of Ray's that a test has seen on a node's metrics port.
+In: a file's name within infra/monitoring/ and its text, so that a test can plant an error. Out: one line per problem; none for
+a good file. Every metric that is shown must be exported by the code, or by Ray on a node's metrics port, as a test has seen.
 """
 
 import json
@@ -42,8 +42,8 @@ RAYS = {
     "ray_object_store_used_memory": {"NodeAddress"},
     "ray_resources": {"Name", "State"},
 }
-"""Likewise, of Ray's own; tests/system/test_monitoring.py has seen them. What Ray sets once only is not among them: it is
-forgotten after 20 s (docs/decisions/0013-metrics.md)."""
+"""Exported name -> labels of Ray's own metrics, as seen by tests/system/test_monitoring.py. Those that Ray sets only once are
+missing: they expire after 20 s (docs/decisions/0013-metrics.md)."""
 
 
 def files() -> list[str]:
@@ -62,14 +62,14 @@ def problems(name: str, text: str) -> list[str]:
     try:
         return list(check(filled_in(text)))
     except (yaml.YAMLError, json.JSONDecodeError, LookupError, TypeError, AttributeError, ValueError) as error:
-        return [f"{type(error).__name__}: {' '.join(str(error).split())}"]  # a part is missing, or of another type
+        return [f"{type(error).__name__}: {' '.join(str(error).split())}"]  # a part is missing or has the wrong type
 
 
 # --- PromQL
 
 
 def expression_problems(expression: str) -> Iterator[str]:
-    """Syntax, names that nobody exports, labels that no metric of the expression has."""
+    """Syntax errors, names that nothing exports, labels that no metric of the expression has."""
     known = OURS | RAYS
     try:
         nodes = _nodes(expression)
@@ -106,7 +106,7 @@ def _nodes(expression: str) -> list[Any]:
 
 
 def expressions(dashboard: dict[str, Any]) -> list[str]:
-    """What the panels ask for."""
+    """Expressions of the panels."""
     return [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
 
 
@@ -162,7 +162,7 @@ def rules(text: str) -> list[dict[str, Any]]:
 
 
 def alert_problems(text: str) -> Iterator[str]:
-    """Keys and types that Prometheus would refuse, and what a person would miss."""
+    """Keys and types that Prometheus would refuse, and annotations that a reader would miss."""
     (content,) = load_all(text)
     groups = content["groups"]
     yield from _unknown("file", content, {"groups"})
@@ -225,7 +225,7 @@ def compose_problems(text: str) -> Iterator[str]:
 
 
 def pod_monitor_problems(text: str) -> Iterator[str]:
-    """Keys by the operator's reference; labels and port by what KubeRay and our pods have."""
+    """Keys that the operator's reference lacks; labels and ports that KubeRay's and our pods lack."""
     (monitor,) = load_all(text)
     yield from _operator_problems(monitor, "PodMonitor")
     yield from _unknown("spec", monitor["spec"], {"selector", "podTargetLabels", "podMetricsEndpoints"})
@@ -240,7 +240,7 @@ def pod_monitor_problems(text: str) -> Iterator[str]:
 
 
 def rule_head_problems(text: str) -> Iterator[str]:
-    """Of the manifest that it makes together with the alert rules."""
+    """Problems of the manifest that it forms together with the alert rules."""
     rules_behind = "".join(f"  {line}" for line in (MONITORING / "alerts.yaml").read_text().splitlines(keepends=True))
     (manifest,) = load_all(text + rules_behind)
     yield from _operator_problems(manifest, "PrometheusRule")

@@ -1,4 +1,4 @@
-"""Small training runs in this process, and what of their record must be the same in every repetition."""
+"""Small training runs in this process, and the fields of their record that must be equal in every repetition."""
 
 import os
 import subprocess
@@ -39,14 +39,14 @@ def exact_rows(folder, name="debug_cpu"):
 
 
 def start_script(code: str, *arguments: str, **options) -> subprocess.Popen[str]:
-    """A process of its own that runs some Python beside the project, on one thread and with a W&B of its own."""
+    """Start a Python process that runs `code` in the project's folder, on one thread and with its own W&B service."""
     environment = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
     environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen([sys.executable, "-c", code, *arguments], cwd=ROOT, env=environment, text=True, **options)
 
 
 def run_script(code: str, *arguments: str) -> tuple[int, str]:
-    """(exit code, standard error) of such a process."""
+    """Run such a process; return (exit code, standard error)."""
     process = start_script(code, *arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     _, errors = process.communicate(timeout=90)
     return process.returncode, errors

@@ -1,4 +1,4 @@
-"""A web server on loopback, for as long as a test needs one."""
+"""A web server on loopback."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @contextmanager
 def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
-    """Yields the server's address, http://127.0.0.1:PORT. It keeps connections open, and prints nothing."""
+    """Yield the address of a running server, http://127.0.0.1:PORT. It keeps connections open and prints nothing."""
 
     class Quiet(handler):
         protocol_version = "HTTP/1.1"

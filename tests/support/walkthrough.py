@@ -1,6 +1,6 @@
-"""A page's section as a person goes through it: its commands, typed line by line into a shell, and what it says one sees.
+"""A section of a page as a reader follows it: its commands, typed line by line into a shell, and the output it promises.
 
-In: the page. Out: `Step`s, and a `Shell` to type them into. A block of commands is marked `sh`, one of what is seen `text`.
+In: the page. Out: `Step`s, and a `Shell` to type them into. Blocks of commands are marked `sh`, blocks of output `text`.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ MARK = "WALK_OF_A_TEST"
 
 @dataclass(frozen=True)
 class Step:
-    """Lines that are typed, and lines that are seen of them in this order; `...` stands for anything."""
+    """Lines to type, and lines of output to expect in this order; `...` matches anything."""
 
     typed: tuple[str, ...]
     seen: tuple[str, ...]
 
 
 def section(page: str, title: str) -> str:
-    """The text below a heading of the second level."""
+    """The text below a second-level heading."""
     return re.split(r"^## ", page.split(f"\n## {title}\n")[1], maxsplit=1, flags=re.MULTILINE)[0]
 
 
 def steps(text: str) -> list[Step]:
-    """The blocks of a section. What is seen belongs to the commands before it."""
+    """The blocks of a section. A block of output belongs to the commands before it."""
     found: list[Step] = []
     for kind, block in _BLOCK.findall(text):
         lines = tuple(line for line in block.splitlines() if line.strip())
@@ -45,7 +45,7 @@ def steps(text: str) -> list[Step]:
 
 
 def unseen(seen: tuple[str, ...], output: str) -> str | None:
-    """The first line of those that should be seen which is not in the output, behind the ones before it."""
+    """The first expected line that does not appear in the output after the lines before it; None if all appear."""
     lines: Iterator[str] = iter(_COLOUR.sub("", output).splitlines())
     for line in seen:
         pattern = re.compile(".*".join(re.escape(part) for part in line.strip().split("...")))
@@ -55,7 +55,7 @@ def unseen(seen: tuple[str, ...], output: str) -> str | None:
 
 
 class Shell:
-    """A bash that is typed at; all that is started in it carries a mark, by which it is found again."""
+    """A bash that takes typed lines; every process started in it carries a mark in its environment, by which it is found."""
 
     def __init__(self, folder: Path, environment: dict[str, str], log: Path) -> None:
         self._log, self._mark = log, uuid.uuid4().hex
@@ -70,7 +70,7 @@ class Shell:
             )
 
     def type(self, line: str, timeout_s: float) -> tuple[int, str]:
-        """(exit code, output) of one line, which is waited for."""
+        """Type one line, wait for its end and return (exit code, output)."""
         assert self._process.stdin is not None
         begin, end = self._log.stat().st_size, f"@{uuid.uuid4().hex}"
         self._process.stdin.write(f"{line}\nprintf '\\n{end} %s\\n' $?\n".encode())
@@ -88,19 +88,19 @@ class Shell:
             time.sleep(0.05)
 
     def children(self) -> dict[int, str]:
-        """Process id -> command line of all that was started in it and still runs."""
+        """Process id -> command line of every process that was started in it and still runs."""
         found = {}
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 if f"{MARK}={self._mark}".encode() in (folder / "environ").read_bytes().split(b"\0"):
                     found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            except OSError:  # it has ended, or is another user's
+            except OSError:  # it has ended, or belongs to another user
                 continue
         found.pop(self._process.pid, None)
         return {process: command for process, command in found.items() if command}
 
     def close(self) -> None:
-        """Kills all that was started in it, and removes the folder that the page makes for Ray, where it is left."""
+        """Kill every process that was started in it, and remove the page's folder for Ray if it is left."""
         left = set()
         while processes := self.children():
             for process in processes:

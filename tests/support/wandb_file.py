@@ -1,7 +1,7 @@
-"""Reads back what W&B wrote offline: a LevelDB log of protobufs.
+"""Reads W&B's offline files: a LevelDB log of protobufs.
 
-W&B has no public reader. The log's blocks are of 32 KiB (github.com/google/leveldb/blob/main/doc/log_format.md), the first of
-them begins with 7 bytes of W&B's own, and the messages are read with the classes that the package brings.
+W&B has no public reader. The log has blocks of 32 KiB (github.com/google/leveldb/blob/main/doc/log_format.md), the first of
+which starts with a 7-byte header of W&B's; the messages are parsed with the package's own protobuf classes.
 """
 
 import json
@@ -18,7 +18,7 @@ FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 
 def history(path: Path) -> list[dict[str, Any]]:
-    """The logged rows of a file, each with its `_step`. Ends where a kill has cut the file."""
+    """The logged rows of a file, each with its `_step`, up to where a kill cut the file."""
     return [
         {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
         for record in _records(path, "history")
@@ -26,7 +26,7 @@ def history(path: Path) -> list[dict[str, Any]]:
 
 
 def artifacts_of(path: Path, timeout_s: float = 20.0) -> list[dict[str, Any]]:
-    """Type, name, aliases, metadata of the artifacts of a file, and whether the run uses them; once there is one."""
+    """Wait for the first artifact; return type, name, aliases and metadata of each, and whether the run uses it."""
     deadline = time.monotonic() + timeout_s
     while not (found := [record.artifact for record in _records(path, "artifact")]) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -38,7 +38,7 @@ def artifacts_of(path: Path, timeout_s: float = 20.0) -> list[dict[str, Any]]:
 
 
 def history_of(path: Path, count: int, timeout_s: float = 20.0) -> list[dict[str, Any]]:
-    """Likewise, once so many rows are there: W&B's own process writes the last ones after `finish` has returned."""
+    """Wait for `count` logged rows and return them: W&B's own process writes the last ones after `finish` has returned."""
     deadline = time.monotonic() + timeout_s
     while len(history(path)) < count and time.monotonic() < deadline:
         time.sleep(0.1)

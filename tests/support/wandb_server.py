@@ -1,4 +1,4 @@
-"""As much of a W&B server as a run needs to start, to log and to end; it keeps what it is sent."""
+"""The part of a W&B server that a run needs to start, log and finish; it keeps all requests."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ ANSWERS = {
 
 @dataclass
 class WandbServer:
-    """`authorizations` are the headers that hold the key, `bodies` all else that was sent."""
+    """`authorizations` holds the headers with the key, `bodies` everything else that was sent."""
 
     address: str = ""
     authorizations: set[str] = field(default_factory=set)
     bodies: list[tuple[str, bytes]] = field(default_factory=list)
 
     def history(self) -> bytes:
-        """All that was sent as a run's log."""
+        """All that was sent as the run's log."""
         return b"".join(body for path, body in self.bodies if path.endswith("/file_stream"))
 
 
@@ -59,7 +59,7 @@ def wandb_server() -> Iterator[WandbServer]:
             else:
                 answer = {}
             content = json.dumps(answer).encode()
-            with contextlib.suppress(OSError):  # telemetry does not wait for its answer
+            with contextlib.suppress(OSError):  # telemetry does not wait for the answer
                 self.send_response(200)
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()

@@ -1,4 +1,4 @@
-"""Ingestion that is killed, raced and cut off: in the end every row is there once, and nothing torn was ever visible."""
+"""Ingestion that is killed, raced and cut off ends with every row once, and no torn object is ever visible."""
 
 import json
 import os
@@ -22,7 +22,7 @@ NUM_ROWS = 240
 
 @pytest.fixture
 def fire(ray_session, tmp_path, s3_environment, monkeypatch):
-    """An S3 server that survives SIGKILL, and what a job needs to join the shared Ray and to reach that server."""
+    """An S3 server that survives SIGKILL, and the environment with which a job joins the shared Ray and reaches that server."""
     import ray
 
     from tests.conftest import free_port
@@ -54,19 +54,19 @@ def chaos_of(fire, table, uri) -> Chaos:
 
 
 def under_fire(fire, table, uri, victims, rng, longest_s) -> Chaos:
-    """Makes a data set while some of its makers are killed, and checks it."""
+    """Write a data set while the victims are killed, and check it."""
     chaos = chaos_of(fire, table, uri)
     with Watcher(open_storage(uri)) as watcher:
         chaos.run(victims, rng, longest_s)
-    watcher.look()
+    watcher.check()
     assert watcher.torn == []
-    assert watcher.looks > 5
+    assert watcher.num_checks > 5
     check_data_set(uri, NUM_ROWS)
     return chaos
 
 
 @pytest.mark.parametrize("victim", VICTIMS)
-def test_what_is_killed_costs_no_row_and_doubles_none(fire, web, tmp_path, victim):
+def test_a_kill_loses_no_row_and_duplicates_none(fire, web, tmp_path, victim):
     table = write_table(tmp_path / "t.parquet", web, NUM_ROWS, slow_s=0.4)
     chaos = under_fire(fire, table, "s3://fire/set", [victim], random.Random(1), longest_s=2)
     assert chaos.killed == {victim: 1}
@@ -86,7 +86,7 @@ def test_two_hundred_kills(fire, web, tmp_path):
         print(f"{kills} kills, {sets} data sets, {killed}", flush=True)
 
 
-def test_two_ingestions_of_one_table_at_the_same_time_end_well(ray_session, web, bucket, tmp_path, s3_environment):
+def test_two_concurrent_ingestions_of_one_table_both_succeed(ray_session, web, bucket, tmp_path, s3_environment):
     import ray
 
     table, uri = write_table(tmp_path / "t.parquet", web, NUM_ROWS), f"{bucket}/set"

@@ -1,4 +1,4 @@
-"""Choices after download, take-downs and foreign tars, on a real Ray, with the demo's kind of data."""
+"""Curation, takedowns and indexing of foreign tars on a real Ray, with data like the demo's."""
 
 import io
 import json
@@ -34,19 +34,19 @@ def png(width, height, shade):
 
 @pytest.fixture
 def pairs(web, tmp_path):
-    """60 pictures of one size, and among them planted: duplicates, tiny ones, one of an evaluation set, a dead link."""
+    """60 images of one size, some of them planted: duplicates, tiny images, one of an evaluation set, a dead link."""
     import hashlib
 
     rows, hashes = ["url,caption,lang"], []
     for number in range(60):
-        picture = png(64, 64, number)
+        image = png(64, 64, number)
         if number in (20, 40):
-            picture = png(64, 64, 3)  # as number 3
+            image = png(64, 64, 3)  # the same as number 3
         elif number in (11, 31):
-            picture = png(9, 64, number)
+            image = png(9, 64, number)
         elif number == 50:
-            hashes.append(hashlib.sha256(picture).hexdigest())
-        url = f"{web.address}/gone" if number == 30 else web.put(f"/{number}.png", picture)
+            hashes.append(hashlib.sha256(image).hexdigest())
+        url = f"{web.address}/gone" if number == 30 else web.put(f"/{number}.png", image)
         rows.append(f"{url},picture number {number},{'en' if number % 2 else 'de'}")
     (tmp_path / "t.csv").write_text("\n".join(rows) + "\n")
     (tmp_path / "hashes.txt").write_text("\n".join(hashes) + "\n")
@@ -77,14 +77,14 @@ def captions(storage, manifest):
 ALL = [number for number in range(60) if number != 30]
 
 
-def test_planted_duplicates_tiny_pictures_and_evaluation_pictures_are_dropped_and_nothing_else(pairs, tmp_path, capsys):
+def test_planted_duplicates_tiny_images_and_evaluation_images_are_dropped_and_nothing_else(pairs, tmp_path, capsys):
     storage, _ = pairs
     tars = {item.path for item in storage.list("shards/")}
     manifest = choose(
         storage, "curate.min_side_px=10", "curate.drop_duplicates=true", f"curate.exclude_hashes={tmp_path}/hashes.txt"
     )
     assert captions(storage, manifest) == [number for number in ALL if number not in (11, 31, 20, 40, 50)]
-    assert {item.path for item in storage.list("shards/")} == tars, "no picture was rewritten"
+    assert {item.path for item in storage.list("shards/")} == tars, "no image was rewritten"
     output = capsys.readouterr().out
     for line in ("duplicate                    -2", "too_small                    -2", "excluded_hash                -1"):
         assert line in output
@@ -97,7 +97,7 @@ def test_planted_duplicates_tiny_pictures_and_evaluation_pictures_are_dropped_an
     assert all(Image.open(io.BytesIO(sample.image)).size == (32, 32) for sample in samples)
 
 
-def test_a_choice_of_a_choice_and_compact_shards(pairs):
+def test_a_selection_of_a_selection_is_written_as_compact_shards(pairs):
     storage, config = pairs
     choose(storage, "curate.where=lang == 'en'")
     manifest = choose(storage, "curate.sample_share=0.5", "curate.seed=3", "--materialize")
@@ -110,11 +110,13 @@ def test_a_choice_of_a_choice_and_compact_shards(pairs):
     rows = [row for shard in manifest.shards for row in read_sidecar(storage, shard, ["reason"]).to_pylist()]
     assert len(rows) == 60
     assert sum(row["reason"] == "http_404" for row in rows) == 1
-    assert plan_ingest(config).partitions == [], "what was dropped is not fetched again"
-    assert (manifest.version, list_versions(storage)) == (4, [1, 2, 3, 4]), "each chose from the newest, and made a newer one"
+    assert plan_ingest(config).partitions == [], "dropped rows are not fetched again"
+    assert (manifest.version, list_versions(storage)) == (4, [1, 2, 3, 4]), (
+        "each run selected from the newest version and added another"
+    )
 
 
-def test_a_condition_that_cannot_be_asked_is_refused(pairs, capsys):
+def test_a_condition_that_cannot_be_evaluated_is_refused(pairs, capsys):
     storage, _ = pairs
     for condition, words in (("nothing > 3", "write a condition on the columns"), ("width + 3", "neither true nor false")):
         code = run(arguments(), curate, ["--config", "default", f"curate.data={storage.uri}", f"curate.where={condition}"])
@@ -123,7 +125,7 @@ def test_a_condition_that_cannot_be_asked_is_refused(pairs, capsys):
     assert list_versions(storage) == [1]
 
 
-def test_what_is_taken_down_leaves_no_byte_and_its_holders_are_named(pairs, web, tmp_path, capsys):
+def test_a_takedown_leaves_no_byte_and_names_the_versions_and_runs_that_had_it(pairs, web, tmp_path, capsys):
     storage, _ = pairs
     choose(storage, "curate.where=lang == 'en'")
     url = f"{web.address}/4.png"  # German: version 1 has it, version 2 does not
@@ -193,16 +195,16 @@ def test_an_img2dataset_folder_is_indexed_and_trained_on(web, tmp_path, request,
     assert len(read_metrics(tmp_path / "runs" / "debug_cpu" / "metrics.jsonl")) == 6
 
 
-def test_tars_of_any_order_with_captions_in_json_are_read_right(tmp_path):
+def test_tars_in_any_order_with_captions_in_json_are_read_correctly(tmp_path):
     from pipeline.config import IndexConfig
     from pipeline.versions.foreign_tars import index_tar
 
     with tarfile.open(tmp_path / "t.tar", "w") as tar:
         for number in range(5):
-            picture = png(20, 10, number)
+            image = png(20, 10, number)
             members = {
                 "json": json.dumps({"text": f"caption {number}", "score": number / 2}).encode(),
-                "png": picture,
+                "png": image,
                 "cls": b"1",
             }
             if number == 3:
@@ -224,7 +226,7 @@ def test_tars_of_any_order_with_captions_in_json_are_read_right(tmp_path):
     assert [row["score"] for row in rows] == [0.0, 0.5, 1.0, 1.5, 2.0]
 
 
-def test_tars_that_somebody_has_filled_carelessly_are_indexed_and_made_ours(tmp_path):
+def test_carelessly_written_tars_are_indexed_and_rewritten_as_ours(tmp_path):
     from pipeline.config import IndexConfig
     from pipeline.versions.foreign_tars import index_tar
     from pipeline.versions.rewrite import rewrite
@@ -249,7 +251,7 @@ def test_tars_that_somebody_has_filled_carelessly_are_indexed_and_made_ours(tmp_
         assert [name.rpartition(".")[0] for name in tar.getnames()[::2]] == keys[:2]
 
 
-def test_a_cut_tar_is_refused_by_name(tmp_path):
+def test_a_truncated_tar_is_refused_by_name(tmp_path):
     from pipeline.config import IndexConfig
     from pipeline.errors import InputError
     from pipeline.versions.foreign_tars import index_tar

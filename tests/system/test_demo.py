@@ -1,4 +1,4 @@
-"""The demo with everything in object storage."""
+"""The demo with all its data in object storage."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def run_demo(bucket: str, folder: Path, s3_environment: dict[str, str], *options: str) -> str:
-    """The demo with shards and checkpoints in a bucket; what it prints. The S3 keys are found nowhere."""
+    """Run the demo with shards and checkpoints in a bucket and return its output. The S3 keys appear nowhere."""
     command = [
         sys.executable,
         str(ROOT / "jobs" / "demo.py"),
@@ -37,8 +37,8 @@ def run_demo(bucket: str, folder: Path, s3_environment: dict[str, str], *options
     assert "held-out pairs among" in result.stdout
     assert "http_404" in result.stdout
     assert "OpenMoji" in result.stdout
-    pictures = list((folder / "runs" / "demo-pictures").glob("*.png"))
-    assert {picture.name for picture in pictures} == {"curves.png", "gallery.png"}
+    images = list((folder / "runs" / "demo-pictures").glob("*.png"))
+    assert {image.name for image in images} == {"curves.png", "gallery.png"}
     secret = s3_environment["AWS_SECRET_ACCESS_KEY"]
     assert secret not in output
     storage = open_storage(bucket)

@@ -1,4 +1,4 @@
-"""Embedding on a real Ray: the evaluation's features, only what is missing, and from the scores back to the data."""
+"""Embedding on a real Ray: the same features as in evaluation, only missing shards, and curation by the scores."""
 
 import json
 import os
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """A file of a small ViT's weights."""
+    """A file with the weights of a small ViT."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "debug.safetensors"
     save_weights(build_clip("debug-vit"), path)
@@ -39,7 +39,7 @@ def command(weights, data, output, *more):
 
 
 def expected(weights, data):
-    """(image_features, text_features) of the data set, as the evaluation has them."""
+    """(image_features, text_features) of the data set, as evaluation computes them."""
     clip = build_clip("debug-vit").eval()
     from safetensors.torch import load_file
 
@@ -49,7 +49,7 @@ def expected(weights, data):
 
 
 def rows_of(output):
-    """All rows, in the order of the record's files."""
+    """All rows, in the order of the files in the record."""
     record = json.loads(output.read("embedding.json"))
     return [row for file in record["files"] for row in pq.read_table(output.local_path(file)).to_pylist()]
 
@@ -65,7 +65,7 @@ def check_features(output, weights, data):
     return {key: row["clip_score"] for key, row in zip(keys, rows, strict=True)}
 
 
-def test_embedded_on_two_actors_gone_on_with_and_curated_by_score(make_data_set, weights, tmp_path, capsys):
+def test_a_data_set_is_embedded_on_two_actors_resumed_and_curated_by_score(make_data_set, weights, tmp_path, capsys):
     data, output = make_data_set(str(tmp_path / "shapes"), (20, 13, 0, 31, 6), seed=7), open_storage(str(tmp_path / "features"))
     assert command(weights, data, output.uri, "embed.num_workers=2") == 0
     assert "70 samples in 4 shards, in " in capsys.readouterr().out
@@ -94,21 +94,21 @@ def test_embedded_on_two_actors_gone_on_with_and_curated_by_score(make_data_set,
     kept = [key for one in read_manifest(storage).shards for key in read_samples(storage, one, ["key"])["key"].to_pylist()]
     assert kept == [key for key, score in scores.items() if score > threshold]
 
-    make_data_set(data, (9,), seed=9)  # version 3, on top of the choice
+    make_data_set(data, (9,), seed=9)  # version 3, on top of the selection
     assert command(weights, data, output.uri, "embed.num_workers=1") == 0
-    assert "9 samples in 1 shards, in " in capsys.readouterr().out, "what the data set has got since"
+    assert "9 samples in 1 shards, in " in capsys.readouterr().out, "the samples added since"
     assert json.loads(output.read("embedding.json"))["data"]["version"] == 3
 
 
 def our_processes(words):
-    """Ids of this process's descendants with these words in their command line."""
+    """Process ids of this process's descendants whose command line contains `words`."""
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
             found[int(folder.name)] = (parent, (folder / "cmdline").read_bytes().decode(errors="replace"))
         except OSError:
-            continue  # it has ended meanwhile
+            continue  # it has ended
 
     def is_ours(pid):
         return pid == os.getpid() or (pid in found and is_ours(found[pid][0]))
@@ -117,8 +117,8 @@ def our_processes(words):
 
 
 @pytest.mark.soak
-def test_killed_actors_cost_their_shards_and_nothing_else(make_data_set, weights, tmp_path, capfd):
-    """SIGKILL of an embedding actor, again and again while shards are on their way."""
+def test_a_killed_actor_loses_its_current_shard_and_nothing_else(make_data_set, weights, tmp_path, capfd):
+    """Kill embedding actors one after another while shards are in flight."""
     data, output = make_data_set(str(tmp_path / "shapes"), (24,) * 40, seed=8), open_storage(str(tmp_path / "features"))
     codes, killed = [], set()
     settings = ("embed.num_workers=2", "embed.batch_size=1")

@@ -1,4 +1,4 @@
-"""jobs/evaluate.py on real Ray Train workers: the figures of one process."""
+"""jobs/evaluate.py on real Ray Train workers gives the figures of one process."""
 
 import json
 
@@ -29,4 +29,4 @@ def test_two_workers_find_what_one_process_finds(data_set, tmp_path):
         found.append(json.loads(path.read_text()))
     assert found[1] == pytest.approx(found[0], abs=1e-9)
     assert {name.partition("/")[0] for name in found[0]} == {"evaluation", "evaluation_bounds"}
-    assert not (tmp_path / "debug_cpu").exists()  # nothing is left with a run that there is none of
+    assert not (tmp_path / "debug_cpu").exists()  # no folder is made for a run that does not exist

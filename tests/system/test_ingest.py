@@ -1,4 +1,4 @@
-"""Ingestion on a real Ray: every row once with its reason, nothing twice, locally and on S3."""
+"""Ingestion on a real Ray: every row once with its reason, no fetch repeated, locally and on S3."""
 
 import io
 import json
@@ -22,7 +22,7 @@ def png(number: int) -> bytes:
 
 
 def write_table(path, web, first, stop):
-    """Rows [first, stop) of an endless table; of every ten one is dead, one is no picture and one is cut short."""
+    """Append rows [first, stop) to a table; of every ten URLs one is dead, one is not an image and one is truncated."""
     lines = ["url,caption,n"] if first == 0 else []
     for number in range(first, stop):
         body = {3: b"<html>not a picture</html>", 7: png(number)[:60]}.get(number % 10, png(number))
@@ -39,7 +39,7 @@ def all_rows(uri):
 
 
 @pytest.mark.parametrize("place", ["local", "s3"])
-def test_rows_are_ingested_once_with_their_reasons_and_a_grown_table_costs_its_new_rows(web, tmp_path, request, place):
+def test_rows_are_ingested_once_with_their_reasons_and_a_grown_table_fetches_its_new_rows_only(web, tmp_path, request, place):
     output = str(tmp_path / "out") if place == "local" else f"{request.getfixturevalue('bucket')}/out"
     table = tmp_path / "t.csv"
     write_table(table, web, 0, 70)
@@ -67,9 +67,9 @@ def test_rows_are_ingested_once_with_their_reasons_and_a_grown_table_costs_its_n
     assert third.counts == {"success": 7, "http_404": 1, "not_an_image": 1, "decode": 1}
     assert (third.version, third.num_samples) == (2, 56)
     rows, manifest = all_rows(output)
-    assert [int(row["n"]) for row in rows] == list(range(80)), "each row once, in the table's order"
+    assert [int(row["n"]) for row in rows] == list(range(80)), "each row once, in the order of the table"
     assert len({row["key"] for row in rows}) == 80
-    assert read_manifest(open_storage(output), 1).num_samples == 49, "the old version is as it was"
+    assert read_manifest(open_storage(output), 1).num_samples == 49, "the old version is unchanged"
     assert manifest.num_rows == 80
 
 
@@ -85,7 +85,7 @@ def test_a_run_that_died_before_its_commit_is_finished_by_the_next(web, tmp_path
     config = load_config("default", settings).ingest
     run_ingest(config)
     manifest = read_manifest(open_storage(str(output)))
-    (output / "manifests" / "00000001.json").unlink()  # as if the kill had come just before
+    (output / "manifests" / "00000001.json").unlink()  # as if it had been killed just before
     asked = len(web.requests)
     again = run_ingest(config)
     assert len(web.requests) == asked
@@ -94,7 +94,7 @@ def test_a_run_that_died_before_its_commit_is_finished_by_the_next(web, tmp_path
 
 
 def command_line(capsys, *words):
-    """(exit code, what it printed)."""
+    """Run jobs/ingest.py; return (exit code, output)."""
     from jobs.cli.command_line import run
     from jobs.ingest import arguments, job
 
@@ -142,7 +142,7 @@ def test_the_commands_around_an_ingestion(web, tmp_path, capsys, monkeypatch):
 
     (output / "shards" / "0123456789abcdef-000-orphan.tar").write_bytes(b"x")
     code, text = command_line(capsys, *where, "--clean")
-    assert "0 objects removed" in text, "it is young"
+    assert "0 objects removed" in text, "it is too young"
     code, text = command_line(capsys, *where, "--clean", "--older-than-h", "0")
     assert "0123456789abcdef-000-orphan.tar" in text
     assert shard.exists()

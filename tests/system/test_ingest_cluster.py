@@ -1,4 +1,4 @@
-"""Ingestion on clusters of several nodes, which die, come and go: each row once, and no node is kept for nothing."""
+"""Ingestion on clusters whose nodes die, join and leave: each row once, and no idle node is kept."""
 
 import threading
 import time
@@ -37,7 +37,7 @@ def cluster():
     one.close()
 
 
-def test_nodes_and_the_head_are_killed_under_an_ingestion_and_each_row_is_there_once(web, tmp_path, cluster):
+def test_an_ingestion_whose_nodes_and_head_are_killed_has_each_row_once(web, tmp_path, cluster):
     hurry, output, log = threading.Event(), tmp_path / "out", tmp_path / "log"
     table = write_table(tmp_path / "t.parquet", web, 300, slow_s=0.4, may_hurry=hurry)
     nodes = [cluster.add_node(), cluster.add_node()]
@@ -45,13 +45,13 @@ def test_nodes_and_the_head_are_killed_under_an_ingestion_and_each_row_is_there_
     wait_until(lambda: len(cluster.workers("MapWorker")) == 2 and partitions_done(output) >= 2, job, log)
     cluster.kill(nodes[0])
     before = partitions_done(output)
-    wait_until(lambda: len(cluster.node_ids()) == 2, job, log)  # the cluster misses it
-    wait_until(lambda: partitions_done(output) >= before + 3, job, log)  # with one node it goes on
+    wait_until(lambda: len(cluster.node_ids()) == 2, job, log)  # the cluster has noticed
+    wait_until(lambda: partitions_done(output) >= before + 3, job, log)  # it continues on one node
     cluster.add_node()
-    wait_until(lambda: len(cluster.workers("MapWorker")) == 2, job, log)  # and with a new one it is as large as before
+    wait_until(lambda: len(cluster.workers("MapWorker")) == 2, job, log)  # and grows back when a node joins
     job.kill()  # the driver of a submitted job runs on the head
     cluster.kill(cluster.nodes[0])
-    assert 5 <= partitions_done(output) < 300 / PARTITION_ROWS, "the head died in the midst of it"
+    assert 5 <= partitions_done(output) < 300 / PARTITION_ROWS, "the head died halfway"
     hurry.set()
     other = MiniCluster(CLUSTER_SETTINGS)
     try:
@@ -64,7 +64,7 @@ def test_nodes_and_the_head_are_killed_under_an_ingestion_and_each_row_is_there_
 
 
 @pytest.mark.timeout(300)
-def test_an_ingestion_gets_nodes_from_the_autoscaler_and_they_go_when_nothing_is_left_to_do(web, tmp_path):
+def test_an_ingestion_gets_nodes_from_the_autoscaler_and_they_are_removed_when_it_ends(web, tmp_path):
     hurry, output, log = threading.Event(), tmp_path / "out", tmp_path / "log"
     table = write_table(tmp_path / "t.parquet", web, 1000, slow_s=0.4, may_hurry=hurry)
     types = {
@@ -73,7 +73,7 @@ def test_an_ingestion_gets_nodes_from_the_autoscaler_and_they_go_when_nothing_is
     }
     cluster = AutoscalingCluster(CLUSTER_SETTINGS, types)
     try:
-        assert len(cluster.node_ids()) == 1, "the head alone"
+        assert len(cluster.node_ids()) == 1, "only the head"
         began = time.time()
         job = cluster.job(*settings(table, output), "ingest.num_workers=2", log=log)
         wait_until(lambda: len(cluster.node_ids()) == 2, job, log)

@@ -1,4 +1,4 @@
-"""Jobs as users run them: submitted to a running cluster, with token authentication."""
+"""Jobs as users run them: submitted to a running cluster with token authentication."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from pipeline.dataset.manifest import list_versions, read_manifest
 from pipeline.storage.address import open_storage
 from tests.conftest import S3_ENVIRONMENT, web_server
 from tests.support.flaky_s3 import flaky_s3
-from tests.support.job_server import PYTHON, ROOT, JobServer, Line, environment
+from tests.support.job_server import PYTHON, ROOT, Connection, JobServer, environment
 from training.record.tracking import read_metrics
 
 COPY = ("--working-dir", str(ROOT))
@@ -27,7 +27,7 @@ TINY = ("--config", "debug_cpu", "optimizer.warmup_steps=2")
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory, make_data_set):
-    """A folder with the code and the default recipe's data, and a cluster whose nodes have S3 keys and no endpoint."""
+    """A cluster whose nodes have S3 keys but no endpoint, in a folder with the code and the default recipe's data."""
     project = tmp_path_factory.mktemp("project")
     (project / "jobs").symlink_to(ROOT / "jobs")
     make_data_set(str(project / "data" / "demo" / "train"), (150, 120))
@@ -38,7 +38,7 @@ def server(tmp_path_factory, make_data_set):
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory, draw_shape):
-    """Settings of an ingestion: a table of 40 pictures, and one that is gone."""
+    """Settings of an ingestion of a table with 40 images and one dead URL."""
     path = tmp_path_factory.mktemp("table") / "t.parquet"
     with web_server() as web:
         urls = [web.put(f"/{n}.png", draw_shape("red", "disc", n)) for n in range(40)] + [f"{web.address}/gone.png"]
@@ -48,7 +48,7 @@ def table(tmp_path_factory, draw_shape):
 
 @dataclass(frozen=True)
 class Made:
-    """What the first two jobs of a chain have made, and printed."""
+    """Outputs of the first two jobs of a chain, and what they printed."""
 
     folder: Path
     ingested: str
@@ -65,7 +65,7 @@ class Made:
 
 @pytest.fixture(scope="module")
 def made(server, table, tmp_path_factory):
-    """A table becomes a data set, and the data set a run that starts from weights."""
+    """A data set ingested from the table, and a run trained on it from initial weights."""
     made = Made(tmp_path_factory.mktemp("made"), "", "")
     ingested = submitted(server, "ingest", *table, f"ingest.output={made.data}")
     torch.manual_seed(0)
@@ -77,12 +77,12 @@ def made(server, table, tmp_path_factory):
 
 
 def submitted(server, job: str, *arguments: str) -> str:
-    """What a job printed that is submitted with a working directory."""
+    """Submit a job with a working directory; return its output."""
     return output_of(server.submit(f"jobs/{job}.py", *arguments, options=COPY))
 
 
 def output_of(result: subprocess.CompletedProcess[str]) -> str:
-    """What a job printed that had to succeed."""
+    """Output of a job that must have succeeded."""
     text = result.stdout + result.stderr
     assert result.returncode == 0, text
     return text
@@ -93,24 +93,24 @@ def at_once(*calls):
         return [future.result() for future in [pool.submit(call) for call in calls]]
 
 
-def test_a_table_becomes_a_data_set_and_a_run_with_logs_that_a_person_can_read(made):
+def test_a_table_becomes_a_data_set_and_a_run_with_readable_logs(made):
     assert "40 samples" in made.ingested
     last = r"^ingest: 41 of 41 rows \(100%\), .* rows/s, .* in all, 97\.6% success, http_404 1$"
     assert re.search(last, made.ingested, re.MULTILINE)
     assert read_manifest(open_storage(str(made.data)), 1).num_samples == 40
     assert "trained 8 steps, 256 samples" in made.trained
-    for said in (
+    for line in (
         "Requesting resources: {'CPU': 1} * 1",
         "step 1/8",
         "step 8/8",
         "evaluation at step 8",
         "checkpoint at step 8",
     ):
-        assert said in made.trained
+        assert line in made.trained
     run = made.folder / "runs" / "a"
     assert json.loads((run / "result.json").read_text())["step"] == 8
     assert "finished: 8 steps" in (run / "report.html").read_text()
-    # Bars, colours, and what Ray says of itself are nothing to a person.
+    # No progress bars, colours or messages about Ray itself.
     noise = r"\r|it/s\]|\x1b\[\d+m\(|Attempting to start|Setting up process group|Execution plan"
     assert not re.search(noise, made.ingested + made.trained)
 
@@ -127,7 +127,7 @@ def test_a_data_set_is_curated_and_its_tars_are_indexed_by_submitted_jobs(server
     assert read_manifest(open_storage(str(tmp_path / "index"))).num_samples == 40
 
 
-def test_a_run_is_evaluated_averaged_exported_embedded_and_shown_by_submitted_jobs(server, made, tmp_path):
+def test_a_run_is_evaluated_averaged_exported_embedded_and_reported_by_submitted_jobs(server, made, tmp_path):
     figures, line, exported, features = (tmp_path / name for name in ("figures.json", "line.json", "export", "features"))
     page = made.folder / "runs" / "a" / "report.html"
     page.unlink()
@@ -149,7 +149,7 @@ def test_a_run_is_evaluated_averaged_exported_embedded_and_shown_by_submitted_jo
     assert "finished: 8 steps" in page.read_text()
 
 
-def test_a_job_that_is_stopped_saves_the_step_that_it_is_at_and_goes_on_when_submitted_again(server, data_set, tmp_path):
+def test_a_stopped_job_saves_its_current_step_and_resumes_when_submitted_again(server, data_set, tmp_path):
     settings = ("jobs/train.py", *TINY, f"data.uri={data_set}", f"run.dir={tmp_path}", "checkpoint.every_steps=null")
     started = server.submit_py(
         "--no-wait", "--submission-id", "to-be-stopped", "--", "python", *settings, "train.max_steps=4000"
@@ -174,12 +174,12 @@ def test_a_job_that_is_stopped_saves_the_step_that_it_is_at_and_goes_on_when_sub
 
 
 def test_the_default_recipe_trains_in_the_projects_folder_without_any_option(server):
-    # Three steps instead of 300; all else is what `ray job submit -- python jobs/train.py` does.
+    # Three steps instead of 300; otherwise this is what `ray job submit -- python jobs/train.py` does.
     output_of(server.submit("jobs/train.py", "train.max_steps=3", "optimizer.warmup_steps=1"))
     assert (server.project / "runs" / "default" / "result.json").exists()
 
 
-def test_bad_input_fails_the_submission_with_its_message_and_is_told_apart_from_a_failure(server, tmp_path):
+def test_bad_input_fails_the_submission_with_its_message_and_an_exit_code_of_its_own(server, tmp_path):
     plain, told_apart = at_once(
         lambda: server.submit("jobs/train.py", "train.max_stebs=3"),
         lambda: server.submit_py("--", "python", "jobs/report.py", f"run.dir={tmp_path}", "run.name=none"),
@@ -190,11 +190,11 @@ def test_bad_input_fails_the_submission_with_its_message_and_is_told_apart_from_
     assert "report.py: bad input:\n  " in told_apart.stdout
 
 
-def test_a_recipes_runtime_environment_reaches_the_workers_both_ways_and_a_storage_that_refuses_them_is_a_failure(
+def test_a_recipes_runtime_environment_reaches_the_workers_of_both_commands_and_a_refused_write_is_a_failure(
     server, table, bucket, s3_endpoint, tmp_path
 ):
     def recipe(name: str, endpoint: str) -> tuple[str, ...]:
-        """The endpoint is stated in the recipe alone, so only processes that have its runtime environment find the bucket."""
+        """A recipe with the endpoint, so that only processes with its runtime environment find the bucket."""
         path = tmp_path / f"{name}.yaml"
         path.write_text(json.dumps({"cluster": {"runtime_env": {"env_vars": {"AWS_ENDPOINT_URL": endpoint}}}}))
         return ("jobs/ingest.py", "--config", str(path), *table, f"ingest.output={bucket}/{name}")
@@ -206,23 +206,23 @@ def test_a_recipes_runtime_environment_reaches_the_workers_both_ways_and_a_stora
         )
     assert "40 samples" in output_of(plain)
     storage = open_storage(f"{bucket}/plain")
-    assert sum(item.path.endswith(".tar") for item in storage.list("shards/")) == 1, "which a worker has written"
+    assert sum(item.path.endswith(".tar") for item in storage.list("shards/")) == 1, "written by a worker"
     assert read_manifest(storage).num_samples == 40
     assert refused.returncode == 1, refused.stdout + refused.stderr
-    assert "AccessDenied" in refused.stdout, "which a worker was told, through the recipe's endpoint"
+    assert "AccessDenied" in refused.stdout, "answered to a worker, through the recipe's endpoint"
     assert not list_versions(open_storage(f"{bucket}/refused"))
 
 
-def test_a_connection_to_the_cluster_that_is_cut_is_made_anew_and_the_exit_code_is_the_jobs(server, tmp_path):
-    line = Line(server.port)
+def test_a_lost_connection_to_the_cluster_is_reopened_and_the_exit_code_is_the_jobs(server, tmp_path):
+    connection = Connection(server.port)
     prints = "import sys, time\nfor n in range(40):\n    print(f'line {n}', flush=True)\n    time.sleep(0.1)\nsys.exit(7)"
-    command = [str(PYTHON), str(ROOT / "jobs" / "submit.py"), "--address", line.address, "--", "python", "-c", prints]
+    command = [str(PYTHON), str(ROOT / "jobs" / "submit.py"), "--address", connection.address, "--", "python", "-c", prints]
     with (tmp_path / "errors").open("w") as errors:
         process = subprocess.Popen(
             command, env=environment(), cwd=server.project, stdout=subprocess.PIPE, stderr=errors, text=True
         )
         seen = [next(process.stdout) for _ in range(10)]
-        with line.cut():
+        with connection.cut():
             time.sleep(1.5)
         seen += list(process.stdout)
     said = (tmp_path / "errors").read_text()
@@ -240,7 +240,7 @@ def test_a_connection_to_the_cluster_that_is_cut_is_made_anew_and_the_exit_code_
         ({"RAY_AUTH_TOKEN": "", "RAY_AUTH_TOKEN_PATH": "", "HOME": "/nowhere"}, "but there is no token; set RAY_AUTH_TOKEN"),
     ],
 )
-def test_a_wrong_token_is_one_line_that_says_what_to_set(server, settings, says):
+def test_a_wrong_token_is_answered_with_one_line_that_says_what_to_set(server, settings, says):
     result = server.submit_py("--", "true", **settings)
     (line,) = result.stderr.splitlines()
     assert result.returncode == 1

@@ -1,4 +1,4 @@
-"""On a node's metrics port, during a real ingestion and a real training, is all that dashboard and alert rules ask for."""
+"""During a real ingestion and a real training, a node's metrics port exports everything that dashboard and alerts use."""
 
 import threading
 import time
@@ -19,10 +19,10 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 
 
 class Seen:
-    """What a Prometheus that scrapes often would have."""
+    """Everything that a frequently scraping Prometheus would hold."""
 
     def __init__(self):
-        self.values = defaultdict(dict)  # name -> labels -> the last value
+        self.values = defaultdict(dict)  # name -> labels -> last value
         self.kinds = {}
 
     def scrape(self):
@@ -37,7 +37,7 @@ class Seen:
                 self.kinds[sample.name] = family.type
 
     def of(self, name, **labels):
-        """Values with these labels, by the process that they are of."""
+        """Values with these labels, by the process that exported them."""
         found = {}
         for own, value in self.values[name].items():
             if labels.items() <= own:
@@ -45,14 +45,14 @@ class Seen:
         return found
 
     def lacks(self):
-        """Names of which no sample had the labels that are asked for."""
+        """Expected names without a sample that has the expected labels."""
         known = (OURS | RAYS).items()
         return {name for name, labels in known if not any(labels <= {key for key, _ in own} for own in self.values[name])}
 
 
 @contextmanager
 def scraping():
-    """Ray's processes report each 10 s, and what is told no more is gone after 20: one look at the end would miss some."""
+    """Scrape every 2 s: Ray reports every 10 s and values expire after 20, so one scrape at the end would miss some."""
     seen, ended = Seen(), threading.Event()
 
     def scrape():
@@ -86,7 +86,7 @@ def ingest(web, bucket, tmp_path, draw_shape):
     )
 
 
-def ask_an_s3_that_is_busy_once_and_lets_nobody_write(bucket, s3_endpoint, monkeypatch):
+def use_an_s3_that_is_busy_once_and_refuses_writes(bucket, s3_endpoint, monkeypatch):
     with flaky_s3(s3_endpoint, every_503=2, read_only=True) as flaky:
         monkeypatch.setenv("AWS_ENDPOINT_URL", flaky.address)
         assert list(open_storage(bucket).list("pairs/shards/"))
@@ -96,14 +96,14 @@ def ask_an_s3_that_is_busy_once_and_lets_nobody_write(bucket, s3_endpoint, monke
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
 
 
-def test_every_name_that_is_shown_is_exported_with_its_labels(
+def test_every_metric_that_is_shown_is_exported_with_its_labels(
     bucket, s3_endpoint, web, tmp_path, data_set, draw_shape, monkeypatch
 ):
     from training.worker import run_training
 
     with scraping() as seen:
         summary = ingest(web, bucket, tmp_path, draw_shape)
-        ask_an_s3_that_is_busy_once_and_lets_nobody_write(bucket, s3_endpoint, monkeypatch)
+        use_an_s3_that_is_busy_once_and_refuses_writes(bucket, s3_endpoint, monkeypatch)
         settings = [
             f"data.uri={bucket}/pairs",
             f"run.dir={bucket}/runs",
@@ -133,7 +133,7 @@ def test_every_name_that_is_shown_is_exported_with_its_labels(
     assert list(seen.of("ray_rayclip_train_loss", run="seen").values()) == [pytest.approx(result.final_loss)]
 
     of_ranks = seen.of("ray_rayclip_storage_requests_total", run="seen")
-    assert len(of_ranks) == 2, "both ranks read, and each says so"
+    assert len(of_ranks) == 2, "both ranks read, and each reports it"
     assert min(of_ranks.values()) > 0
     actors_and_driver = seen.of("ray_rayclip_storage_requests_total", **data)
     assert len(actors_and_driver) >= 2

@@ -1,4 +1,4 @@
-"""Our training beside open_clip's own: the same losses from the same weights, and its weights as a start for fine-tuning."""
+"""Our training compared with open_clip's: the same losses from the same weights; fine-tuning from its weights."""
 
 import json
 import math
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 NUM_HELDOUT = 283
 
 
-# Adam makes whole steps of rounding where a gradient is zero, as before a batch norm whose gain is.
+# Where a gradient is zero, as before a batch norm with zero gain, Adam turns rounding errors into full steps.
 @pytest.mark.parametrize(("name", "bound"), [("debug-vit", 1e-5), ("debug-rn", 1e-2)])
 def test_the_first_steps_are_those_of_open_clips_own_loop(data_set, name, bound):
     uris = {"train": data_set, "heldout": data_set}
@@ -41,20 +41,20 @@ def test_500_steps_on_the_demos_data_learn_what_open_clip_learns(demo):
     for way in range(2):
         ours, theirs = (mean(getattr(one, side)[way] for one in found) for side in ("our_recall", "peer_recall"))
         assert theirs > 0.5
-        deviation = math.sqrt(theirs * (1 - theirs) / NUM_HELDOUT)  # of one measurement on so many pairs
+        deviation = math.sqrt(theirs * (1 - theirs) / NUM_HELDOUT)  # of one measurement on this many pairs
         assert abs(ours - theirs) < 2 * deviation * math.sqrt(2 / len(found))
 
 
 @pytest.mark.soak
 def test_the_fine_tuning_recipe_makes_open_clips_weights_better_on_held_out_pairs(demo, tmp_path):
-    with planned(0, 60, demo) as plan:  # few steps: a start that leaves room
+    with planned(0, 60, demo) as plan:  # few steps, which leave room to improve
         peer, _ = train_peer(plan)
     weights = tmp_path / "epoch_1.pt"
     torch.save({"epoch": 1, "name": "open_clip", "state_dict": peer.state_dict()}, weights)  # as open_clip saves it
-    told = (f"model.weights={weights}", "model.name=demo", "model.activation=quick_gelu", f"data.uri={demo['train']}")
+    start = (f"model.weights={weights}", "model.name=demo", "model.activation=quick_gelu", f"data.uri={demo['train']}")
     place = (f"run.dir={tmp_path}", "train.device=cpu")
-    # The recipe's rate is for models a hundred times as large.
-    job("train.py", "--config", "finetune", *told, *place, "optimizer.learning_rate=3e-4", "cluster.num_workers=2")
+    # The recipe's learning rate is for models a hundred times larger.
+    job("train.py", "--config", "finetune", *start, *place, "optimizer.learning_rate=3e-4", "cluster.num_workers=2")
     figures = tmp_path / "line.json"
     heldout = f"evaluation.retrieval_uri={demo['heldout']}"
     print(job("average.py", *place, "run.name=finetune", heldout, "--points", "5", "--json", str(figures)))

@@ -1,4 +1,4 @@
-"""The look at a cluster before a run: it finds what was spoilt on a node, in a bucket and in a shard, and says all of it."""
+"""The check of a cluster before a run finds faults on a node, in a bucket and in a shard, and reports all of them."""
 
 import subprocess
 import sys
@@ -58,7 +58,7 @@ def test_faults_on_a_node_in_a_bucket_and_in_a_shard_are_all_found(spoilt, s3_en
 
 
 @pytest.mark.soak
-def test_a_cluster_that_is_fine_is_called_so_in_less_than_two_minutes(data_set, tmp_path):
+def test_a_healthy_cluster_passes_in_less_than_two_minutes(data_set, tmp_path):
     cluster = MiniCluster({})
     try:
         for _ in range(2):

@@ -1,4 +1,4 @@
-"""A run on a real cluster that loses workers, nodes, its head and its driver, and grows and shrinks: it stays the same run."""
+"""A run on a real cluster that loses workers, nodes, head and driver, grows and shrinks gives the same result."""
 
 import json
 import os
@@ -19,13 +19,13 @@ from training.record.tracking import read_metrics
 from training.trainer import train
 
 STEPS = 50
-SLOW = ("model.image_size_px=192", f"train.max_steps={STEPS}")  # steps that last long enough to be disturbed
+SLOW = ("model.image_size_px=192", f"train.max_steps={STEPS}")  # steps slow enough to be disturbed
 NUMBERS = ("loss", "loss_image_to_text", "loss_text_to_image", "temperature", "grad_norm")
 
 
 @pytest.fixture(scope="module")
 def undisturbed(data_set, tmp_path_factory):
-    """The run of one process that nothing happens to."""
+    """An undisturbed run in one process."""
     folder = tmp_path_factory.mktemp("undisturbed")
     train(config_of(data_set, folder, *SLOW), ALONE)
     return folder
@@ -38,8 +38,8 @@ def losses(folder):
 
 
 def weights(folder):
-    """Of the last checkpoint, without the biases of attention's keys: no output depends on them (softmax is blind to what is
-    added to all scores), so their gradient is rounding alone, of which Adam makes whole steps.
+    """Weights of the last checkpoint without the biases of attention's keys: softmax ignores a constant added to all scores, so
+    their gradient is only rounding error, which Adam turns into full steps.
     """
     last = max((folder / "debug_cpu" / "checkpoints").iterdir())
     found = load_file(last / "model.safetensors")
@@ -50,7 +50,7 @@ def weights(folder):
 
 
 def assert_same_run(folder, other):
-    """Every logged number within 1e-4, and the final weights, as a share of each tensor's length."""
+    """Compare every logged number and the final weights, within a relative 1e-4 (weights: of each tensor's norm)."""
     torch.testing.assert_close(losses(folder), losses(other), rtol=1e-4, atol=0)
     found, wanted = weights(folder), weights(other)
     assert found.keys() == wanted.keys()
@@ -60,7 +60,7 @@ def assert_same_run(folder, other):
 
 
 def versions(folder):
-    """Of the data sets that the last checkpoint goes on with."""
+    """Versions of the data sets in the last checkpoint."""
     last = max((folder / "debug_cpu" / "checkpoints").iterdir())
     return [one["version"] for one in json.loads((last / "checkpoint.json").read_text())["data_sets"]]
 
@@ -93,7 +93,7 @@ def settings_of(data_set, folder, *overrides):
 
 
 @pytest.mark.soak
-def test_a_run_whose_data_grow_and_that_loses_a_node_gets_another_and_is_told_to_stop_is_the_same_run(
+def test_a_run_with_a_growing_data_set_a_lost_node_a_new_one_and_a_stop_is_the_same_run(
     data_set, make_data_set, tmp_path, undisturbed, cluster
 ):
     log, metrics = tmp_path / "log", tmp_path / "debug_cpu" / "metrics.jsonl"
@@ -102,7 +102,7 @@ def test_a_run_whose_data_grow_and_that_loses_a_node_gets_another_and_is_told_to
     settings = settings_of(grows, tmp_path, "cluster.num_workers=[1,2]")
     driver = cluster.train(*settings, log=log)
     wait_for_step(metrics, 6, driver, log)
-    make_data_set(str(grows), (40,), seed=5)  # version 2; whoever starts anew stays with version 1
+    make_data_set(str(grows), (40,), seed=5)  # version 2; every restart stays with version 1
     cluster.kill(nodes[1])
     wait_until(lambda: starts(tmp_path)[-1][1] == 1, driver, log)
     with cluster.paused():  # on a busy machine a node takes longer to start than the rest of the run
@@ -114,9 +114,9 @@ def test_a_run_whose_data_grow_and_that_loses_a_node_gets_another_and_is_told_to
     stopped_at = max(row["step"] for row in read_metrics(metrics))
     assert stopped_at < STEPS
     assert f"stopped at step {stopped_at}" in log.read_text()
-    train(config_of(grows, tmp_path, *SLOW), ALONE)  # and goes on without a cluster
+    train(config_of(grows, tmp_path, *SLOW), ALONE)  # and resumes without a cluster
     assert [workers for _, workers in starts(tmp_path)] == [2, 1, 2, 1]
-    assert starts(tmp_path)[-1][0] == stopped_at, "it goes on at the very step"
+    assert starts(tmp_path)[-1][0] == stopped_at, "it resumes at exactly that step"
     assert json.loads((tmp_path / "debug_cpu" / "result.json").read_text())["spent"]["starts"] == 4
     assert versions(tmp_path) == [1]
     assert_same_run(tmp_path, undisturbed)
@@ -131,7 +131,7 @@ def test_a_run_that_starts_alone_grows_when_a_node_joins_and_loses_it_is_the_sam
     cluster.add_node()
     driver = cluster.train(*settings_of(grows, tmp_path, "cluster.num_workers=[1,2]"), log=log)
     wait_for_step(metrics, 4, driver, log)
-    make_data_set(str(grows), (40,), seed=5)  # version 2; the groups to come stay with version 1
+    make_data_set(str(grows), (40,), seed=5)  # version 2; later worker groups stay with version 1
     with cluster.paused():
         joined = cluster.add_node()
     wait_until(lambda: starts(tmp_path)[-1][1] == 2, driver, log)
@@ -144,7 +144,9 @@ def test_a_run_that_starts_alone_grows_when_a_node_joins_and_loses_it_is_the_sam
 
 
 @pytest.mark.soak
-def test_a_run_on_an_empty_cluster_gets_its_nodes_from_the_autoscaler_and_they_go_at_its_end(data_set, tmp_path, undisturbed):
+def test_a_run_on_an_empty_cluster_gets_its_nodes_from_the_autoscaler_and_they_are_removed_at_its_end(
+    data_set, tmp_path, undisturbed
+):
     log, metrics = tmp_path / "log", tmp_path / "debug_cpu" / "metrics.jsonl"
     cluster = AutoscalingCluster(CLUSTER_SETTINGS, {"cpu": {"resources": {"CPU": 1}, "min_workers": 0, "max_workers": 2}})
     try:
@@ -154,7 +156,7 @@ def test_a_run_on_an_empty_cluster_gets_its_nodes_from_the_autoscaler_and_they_g
         wait_for_step(metrics, starts(tmp_path)[-1][0] + 4, driver, log)
         cluster.kill_node(cluster.node_ids()[-1])
         wait_until(lambda: starts(tmp_path)[-1][1] == 1, driver, log)
-        wait_until(lambda: starts(tmp_path)[-1][1] == 2, driver, log)  # the autoscaler has sent another node
+        wait_until(lambda: starts(tmp_path)[-1][1] == 2, driver, log)  # the autoscaler has added another node
         assert driver.wait(timeout=180) == 0, log.read_text()
         cluster.wait_until_empty()
     finally:
@@ -190,7 +192,7 @@ def test_ten_kills_of_a_worker_change_no_bit(data_set, tmp_path, undisturbed, cl
 
 
 @pytest.mark.soak
-def test_a_worker_that_stands_still_is_missed_by_the_other_and_both_are_started_anew(data_set, tmp_path, undisturbed, cluster):
+def test_a_hung_worker_is_detected_by_the_other_and_both_are_restarted(data_set, tmp_path, undisturbed, cluster):
     for _ in range(2):
         cluster.add_node()
     log, metrics = tmp_path / "log", tmp_path / "debug_cpu" / "metrics.jsonl"
@@ -205,7 +207,7 @@ def test_a_worker_that_stands_still_is_missed_by_the_other_and_both_are_started_
 
 @pytest.mark.soak
 def test_a_group_that_goes_from_two_to_three_to_one_to_two_is_the_same_run(data_set, tmp_path, cluster):
-    slow = ("cluster.num_workers=[1,3]", "model.image_size_px=320", "checkpoint.every_steps=null")  # time for three changes
+    slow = ("cluster.num_workers=[1,3]", "model.image_size_px=320", "checkpoint.every_steps=null")  # time for three resizes
     train(config_of(data_set, tmp_path / "undisturbed", *SLOW, *slow), ALONE)
     log, metrics = tmp_path / "log", tmp_path / "debug_cpu" / "metrics.jsonl"
     nodes = [cluster.add_node(), cluster.add_node()]
@@ -214,7 +216,7 @@ def test_a_group_that_goes_from_two_to_three_to_one_to_two_is_the_same_run(data_
     nodes.append(cluster.add_node())
     wait_until(lambda: starts(tmp_path)[-1][1] == 3, driver, log)
     grown_from = starts(tmp_path)[-1][0]
-    assert grown_from > 0, "it saved because it was about to grow: nothing else asks for a checkpoint"
+    assert grown_from > 0, "it saved because it was about to grow: nothing else triggers a checkpoint"
     wait_for_step(metrics, grown_from + 4, driver, log)
     began = time.time()
     for node in nodes[:2]:
@@ -231,8 +233,8 @@ def test_a_group_that_goes_from_two_to_three_to_one_to_two_is_the_same_run(data_
 
 @pytest.mark.soak
 @pytest.mark.parametrize("notice", ["drain", "sigterm"])
-def test_a_node_that_says_that_it_will_go_costs_no_step_before_its_notice(data_set, tmp_path, cluster, notice):
-    slow = ("model.image_size_px=320", "train.max_steps=40")  # time for the notice to run out
+def test_a_node_that_announces_its_end_loses_no_step_before_its_notice(data_set, tmp_path, cluster, notice):
+    slow = ("model.image_size_px=320", "train.max_steps=40")  # time for the notice to expire
     train(config_of(data_set, tmp_path / "undisturbed", *SLOW, *slow), ALONE)
     log, metrics = tmp_path / "log", tmp_path / "debug_cpu" / "metrics.jsonl"
     leaving = cluster.add_node(environment={"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "8"})
@@ -244,7 +246,7 @@ def test_a_node_that_says_that_it_will_go_costs_no_step_before_its_notice(data_s
     if notice == "drain":
         cluster.drain(leaving_id, seconds=8)
         time.sleep(9)
-        cluster.kill(leaving)  # as the cloud does
+        cluster.kill(leaving)  # as the cloud would
     else:
         os.kill(leaving.pid, signal.SIGTERM)
     wait_until(lambda: len(starts(tmp_path)) == 2, driver, log)

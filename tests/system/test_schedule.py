@@ -1,4 +1,4 @@
-"""Ingestion as a scheduler starts it: again and again, over tables that grow meanwhile, also before the last run has ended."""
+"""Ingestion as a scheduler runs it: repeatedly, over tables that grow, with runs that overlap."""
 
 import csv
 import io
@@ -28,18 +28,18 @@ from tests.conftest import draw
 from tests.support.cluster import MiniCluster, wait_until
 
 AT_WORK = 5
-"""Pages that a run has asked for when it counts as being at work."""
+"""Number of pages that a run must have requested to count as being at work."""
 WAITS_AFTER = 25
-"""Pages after which a run stands still until the next one is at work."""
+"""Number of pages after which a run is held until the next one is at work."""
 
 
 class Site:
-    """Pages that know which run asks; of overlapping runs the earlier waits for the later, so that they do overlap."""
+    """Pages that know which run requests them; an earlier run is held until the next is at work, so that they overlap."""
 
     def __init__(self, web, num_runs):
         self.web, self.num_runs, self.asked = web, num_runs, [Counter() for _ in range(num_runs)]
         self.spans = defaultdict(list)
-        self._picture, self._moved = draw("red", "disc", 0), threading.Condition()
+        self._image, self._moved = draw("red", "disc", 0), threading.Condition()
 
     def put(self, number):
         return self.web.put(f"/{number}.png", self._answer)
@@ -57,13 +57,13 @@ class Site:
                 self._moved.wait_for(lambda: self.at_work(run + 1), timeout=90)
         time.sleep(0.1)
         handler.send_response(200)
-        handler.send_header("Content-Length", str(len(self._picture)))
+        handler.send_header("Content-Length", str(len(self._image)))
         handler.end_headers()
-        handler.wfile.write(self._picture)
+        handler.wfile.write(self._image)
 
 
 class Tables:
-    """A csv, a parquet and, later, a jsonl table that grow by numbered rows."""
+    """A csv, a parquet and later a jsonl table, which grow by numbered rows."""
 
     def __init__(self, uri, site):
         self.storage, self.site, self.num_rows = open_storage(uri), site, 0
@@ -86,7 +86,7 @@ class Tables:
         self._write_csv(self.csv + text.getvalue().encode())
 
     def _write_csv(self, data):
-        """On a disk in place, as who writes it row by row does."""
+        """Replace the table, or on a disk append to it, as a program that writes row by row does."""
         if isinstance(self.storage, LocalStorage):
             path = self.storage.local_path("a.csv")
             with path.open("ab") as file:
@@ -96,7 +96,7 @@ class Tables:
         self.csv = data
 
     def begin_a_row(self):
-        """Half of a line that a run may find."""
+        """Append half of a line, which a run may find."""
         self._write_csv(self.csv + f"{self.site.put(self.num_rows)},pic".encode())
 
     def end_the_row(self):
@@ -155,11 +155,11 @@ def test_overlapping_runs_over_growing_tables_ingest_each_row_once(cluster, web,
             tables.begin_a_row()
         runs.append(start(cluster, tables.storage.uri, output, log, run))
         wait_until(partial(site.at_work, run), runs[run], log)
-        assert all(one.poll() is None for one in runs[-2:]), "the run before is still at it"
+        assert all(one.poll() is None for one in runs[-2:]), "the run before is still at work"
     for one in runs:
         assert one.wait(timeout=120) == 0, log.read_text()
     for earlier, later in ((0, 1), (1, 2)):
-        assert min(site.spans[later]) < max(site.spans[earlier]), "both have fetched at the same time"
+        assert min(site.spans[later]) < max(site.spans[earlier]), "both fetched at the same time"
     check(site, tables, output)
     asked, versions, last = len(web.requests), list_versions(open_storage(output)), tmp_path / "last"
     for options, words in (((), "nothing to do"), (("--verify",), " 0 problems")):
@@ -168,16 +168,16 @@ def test_overlapping_runs_over_growing_tables_ingest_each_row_once(cluster, web,
     assert (len(web.requests), list_versions(open_storage(output))) == (asked, versions)
 
 
-def test_two_runs_that_begin_at_once_fetch_little_twice(web, tmp_path):
-    """Of two workers each, without Ray: side by side in one order they would fetch nearly all of it twice."""
-    num_rows, picture, lock = 400, draw("red", "disc", 0), threading.Lock()
+def test_two_runs_that_start_together_fetch_few_rows_twice(web, tmp_path):
+    """Two runs of two workers each, without Ray. In one common order they would fetch nearly all rows twice."""
+    num_rows, image, lock = 400, draw("red", "disc", 0), threading.Lock()
 
     def page(handler):
         time.sleep(random.uniform(0.02, 0.06))
         handler.send_response(200)
-        handler.send_header("Content-Length", str(len(picture)))
+        handler.send_header("Content-Length", str(len(image)))
         handler.end_headers()
-        handler.wfile.write(picture)
+        handler.wfile.write(image)
 
     rows = [{"url": web.put(f"/{number}.png", page), "caption": f"picture {number}"} for number in range(num_rows)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet")
@@ -209,7 +209,7 @@ def test_two_runs_that_begin_at_once_fetch_little_twice(web, tmp_path):
 
 
 def check(site, tables, output):
-    """Every row of the tables is there once, from the one fetch that was committed."""
+    """Check that every row of the tables is in the data set once."""
     storage = open_storage(output)
     manifest = read_manifest(storage)
     rows = [row for shard in manifest.shards for row in read_sidecar(storage, shard).to_pylist()]

@@ -1,4 +1,4 @@
-"""No secret in any file, log or manifest: whole runs with planted keys, tokens and passwords, and a look at all they leave."""
+"""No secret appears in any file, log or manifest: whole runs with planted keys, tokens and passwords, then a search."""
 
 import contextlib
 import gzip
@@ -43,13 +43,13 @@ CREDENTIALS = {
 PASSWORDS = {name: f"planted-{name}-7Kq5" for name in ("proxy", "url", "address", "endpoint", "git")}
 PLANTED = CREDENTIALS | PASSWORDS | {"a presigned address": "X-Amz-Signature"}
 PUBLIC = {"bucket": "bucket-of-the-whole-run", "caption": "a caption that all may read"}
-"""What is no secret, and is found by the same search."""
+"""Public values, which the same search must find."""
 PLACES = (
     *(".tar > ", ".parquet > caption", "debug_cpu/config.yaml", "checkpoint.json", "report.html", "exports/model/README.md"),
     *("whole.log", "trouble.log", "offline-run-", "run-online-", ".wandb > message", "/debug.log", "wandb-metadata.json"),
     *("sent to W&B, /files/someone/rayclip/run/file_stream", "sent to W&B, /graphql", "/logs/worker-", "/logs/train/"),
 )
-"""Where it is to be found."""
+"""Places in which the public values must be found."""
 CHAIN = """
 import json, runpy, sys, traceback
 file, codes = sys.argv[1], []
@@ -65,11 +65,11 @@ for words in json.loads(sys.argv[2]):
         codes.append(1)
 open(file, "w").write(json.dumps(codes))
 """
-"""Job after job in one process, which imports torch and joins Ray once. Each prints what it prints on its own."""
+"""Runs jobs one after another in one process, which imports torch and joins Ray once. Each prints what it prints alone."""
 
 
 class TokenCluster(MiniCluster):
-    """One that wants a token of all who ask. This process has none, and reads in the log how many nodes there are."""
+    """A cluster that requires a token. This process has none, so it counts the nodes in their log."""
 
     def __init__(self, settings: dict[str, str], dashboard_port: int | None = None) -> None:
         self._dashboard_port = dashboard_port
@@ -87,7 +87,11 @@ class TokenCluster(MiniCluster):
 
 @dataclass
 class Scene:
-    """Attributes: place: a folder that holds all that processes write on this machine, but for Ray's own."""
+    """A cluster and servers with planted secrets.
+
+    Attributes:
+        place: folder with everything that processes write on this machine, except Ray's own files.
+    """
 
     place: Path
     cluster: TokenCluster
@@ -95,7 +99,7 @@ class Scene:
     storage: Storage
 
     def run(self, name: str, *jobs: tuple[object, ...], **variables: str) -> tuple[list[int], str]:
-        """(exit codes, what was printed) of jobs, one after the other."""
+        """Run jobs one after another; return (exit codes, output)."""
         environment = self.cluster.environment | {"RAY_ADDRESS": self.cluster.address} | variables
         log, codes = self.place / f"{name}.log", self.place / f"{name}.json"
         command = [sys.executable, "-c", CHAIN, str(codes), json.dumps([[str(word) for word in job] for job in jobs])]
@@ -106,7 +110,7 @@ class Scene:
         return json.loads(codes.read_text()), log.read_text()
 
     def submit(self, name: str, *words: object, dashboard: str) -> tuple[int, str]:
-        """Likewise of one job, through Ray's own submission."""
+        """Submit one job through Ray's own command; return (exit code, output)."""
         command = [str(RAY), "job", "submit", "--address", dashboard, "--", sys.executable, *map(str, words)]
         return self._call(name, command, self.cluster.environment)
 
@@ -121,9 +125,10 @@ class Scene:
 
 @contextlib.contextmanager
 def planted_scene(s3_endpoint, dashboard_port=None, wandb_address=None):
-    """A cluster in token mode, every process with all secrets in its environment; an S3 server, a W&B server, and a proxy that
-    is not there."""
-    place = Path(tempfile.mkdtemp(prefix="rc-", dir="/tmp"))  # the names of sockets may not be long
+    """A cluster in token mode whose processes have all secrets in their environment, with an S3 server, a W&B server, and the
+    address of a proxy that does not exist.
+    """
+    place = Path(tempfile.mkdtemp(prefix="rc-", dir="/tmp"))  # paths of sockets must be short
     for name in ("home", "tmp", "work"):
         (place / name).mkdir()
     clone_with_a_password(place / "work")
@@ -150,7 +155,7 @@ def planted_scene(s3_endpoint, dashboard_port=None, wandb_address=None):
 
 
 def clone_with_a_password(folder):
-    """As automation clones; W&B notes where the code of a run comes from."""
+    """Make a git clone whose remote contains a password, as automation does; W&B records the remote of a run's code."""
     git = ("git", "-C", str(folder), "-c", "user.name=someone", "-c", "user.email=someone@example.org")
     subprocess.run([*git, "init", "-q"], check=True)
     address = f"https://someone:{PASSWORDS['git']}@example.org/work.git"
@@ -166,7 +171,7 @@ def empty_bucket():
 
 
 def write_table(path, web, draw_shape):
-    """72 pictures, one of them twice, and one behind a password."""
+    """Write a table of 72 images, one of them twice, and one behind a password."""
     rows = ["url,caption"]
     for number in (*range(72), 0):
         colour, shape = ("red", "green", "blue", "yellow")[number % 4], ("disc", "square", "bar", "ring")[number // 4 % 4]
@@ -181,12 +186,12 @@ def ingestion(table, pairs):
     return (*job, "ingest.fetch.allow_addresses=[127.0.0.1/32]", "--wandb", "tracking.wandb_mode=offline")
 
 
-def look_at_everything(scene):
-    """Searches the machine's folders, the bucket, and what W&B was sent, for what is secret and for what is not.
+def search_everything(scene):
+    """Search the folders, the bucket and the requests to W&B for secret values, which must be absent, and for public ones.
 
-    Returns where what is not was found.
+    Returns the places of the public values.
     """
-    (scene.place / "table.csv").unlink()  # what is written there is its owner's
+    (scene.place / "table.csv").unlink()  # its passwords are its owner's
     shutil.rmtree(scene.place / "work" / ".git")
     contents = [(scene.storage.address(item.path), scene.storage.read(item.path)) for item in scene.storage.list("")]
     contents += [(f"sent to W&B, {where}", body) for where, body in scene.wandb.bodies]
@@ -230,28 +235,28 @@ def test_a_whole_run_leaves_no_secret_anywhere(s3_endpoint, web, draw_shape):
             "trouble",
             (scene.place / "online.py", *training[1:], trained[0], "run.name=online", "tracking.wandb_mode=online"),
             (jobs / "train.py", *training, trained[0], "run.name=fails", "cluster.max_failures=0"),
-            RAY_JOB_CONFIG_JSON_ENV_VAR=past_the_exceptions,  # workers alone have to ask the proxy for S3
+            RAY_JOB_CONFIG_JSON_ENV_VAR=past_the_exceptions,  # only workers reach S3 through the proxy
             RAY_OVERRIDE_JOB_RUNTIME_ENV="1",
         )
         assert codes == [0, 1], text
-        assert text.count("ProxyConnectionError") > 1, "the workers have said why, with their traceback"
+        assert text.count("ProxyConnectionError") > 1, "the workers report the cause, with their traceback"
         basic = "Basic " + b64encode(f"api:{CREDENTIALS['WANDB_API_KEY']}".encode()).decode()
-        assert scene.wandb.authorizations == {basic}, "the key was used where it belongs"
+        assert scene.wandb.authorizations == {basic}, "the key was sent where it belongs"
         endpoint = f"http://someone:{PASSWORDS['endpoint']}@127.0.0.1:9"
         codes, text = scene.run(
             "endpoint", (jobs / "ingest.py", f"ingest.output={pairs}", "--verify"), AWS_ENDPOINT_URL=endpoint
         )
         assert codes == [EXIT_BAD_INPUT], text
         print(f"with all that went wrong: {time.perf_counter() - began:.1f} s")
-        where = "\n".join(look_at_everything(scene))
+        where = "\n".join(search_everything(scene))
     for part in PLACES:
-        assert part in where, f"the search has not looked there: {part}"
+        assert part in where, f"the search did not reach {part}"
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(1200)
 def test_submitted_jobs_that_are_checked_and_fail_leave_no_secret_anywhere(s3_endpoint, web, draw_shape):
-    """Through Ray's dashboard; W&B's server is behind the proxy that is not there, and a shard is gone."""
+    """Submit through Ray's dashboard, with W&B behind a proxy that does not exist, and with a missing shard."""
     port, jobs = free_port(), ROOT / "jobs"
     with planted_scene(s3_endpoint, dashboard_port=port, wandb_address="http://wandb.example.org") as scene:
         dashboard, bucket = f"http://127.0.0.1:{port}", scene.storage.uri
@@ -275,8 +280,8 @@ def test_submitted_jobs_that_are_checked_and_fail_leave_no_secret_anywhere(s3_en
         scene.storage.delete(f"pairs/{shard.tar_path}")
         code, text = scene.submit("damaged", *training, "run.name=damaged", dashboard=dashboard)
         assert code == 1, text
-        where = "\n".join(look_at_everything(scene))
-    assert "/logs/job-driver-" in where, "the search has looked at what the dashboard keeps"
+        where = "\n".join(search_everything(scene))
+    assert "/logs/job-driver-" in where, "the search reached the dashboard's logs"
 
 
 VALUE = PLANTED["AWS_SECRET_ACCESS_KEY"]
@@ -305,7 +310,7 @@ def as_parquet(value: object, metadata: dict[str, str] | None = None) -> bytes:
 
 
 def as_wandb(content: bytes) -> bytes:
-    """A message that goes on in the file's next block, from the middle of the value."""
+    """A message that continues in the file's next block from the middle of the value."""
     room = content.index(VALUE.encode()) + len(VALUE) // 2
     before = b"\0" * (BLOCK - FILE_HEADER - HEADER - HEADER - room)
     records = [(FULL, before), (FIRST, content[:room]), (LAST, content[room:])]
@@ -349,4 +354,4 @@ def test_the_search_opens_every_kind_of_container():
     for content in LEAKS.values():
         list(search.in_bytes("here", content))
     assert set(search.seen) == set(CONTAINERS)
-    assert VALUE.encode() not in LEAKS["W&B's file"], "who does not read it as W&B does finds nothing"
+    assert VALUE.encode() not in LEAKS["W&B's file"], "a plain search of the file finds nothing"

@@ -1,4 +1,4 @@
-"""Training on real Ray Train workers: the same losses for any number of them, and through a SIGKILL."""
+"""Training on real Ray Train workers has the same losses for any number of workers, and through a SIGKILL."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def losses(folder):
 
 
 def samples(folder):
-    """What tells the ordered keys of every step apart."""
+    """Fingerprints of the ordered keys of every step."""
     rows = [row for row in read_metrics(folder / "debug_cpu" / "metrics.jsonl") if "loss" in row]
     prints = [row["batch_fingerprint"] for row in rows]
     assert len(set(prints)) == len(prints)
@@ -40,7 +40,7 @@ def samples(folder):
 
 @pytest.fixture(scope="module")
 def one_worker(data_set, tmp_path_factory):
-    """The record of 30 steps on one worker, undisturbed."""
+    """The record of an undisturbed run of 30 steps on one worker."""
     from training.worker import run_training
 
     folder = tmp_path_factory.mktemp("one")
@@ -60,7 +60,7 @@ def test_any_number_of_workers_has_the_same_samples_and_the_same_loss_at_every_s
     torch.testing.assert_close(losses(tmp_path), losses(one_worker), rtol=1e-4, atol=0)
 
 
-def test_three_workers_with_all_that_a_recipe_can_ask_for_are_one_process_too(data_set, tmp_path):
+def test_three_workers_with_every_option_of_a_recipe_equal_one_process(data_set, tmp_path):
     from training.distributed import World
     from training.trainer import train
     from training.worker import run_training
@@ -79,7 +79,7 @@ def test_three_workers_with_all_that_a_recipe_can_ask_for_are_one_process_too(da
     assert samples(tmp_path / "three") == samples(tmp_path / "one")
     torch.testing.assert_close(losses(tmp_path / "three"), losses(tmp_path / "one"), rtol=1e-4, atol=0)
     assert set(together.evaluation) == set(alone.evaluation)
-    for name, value in alone.evaluation.items():  # a pair may change its place
+    for name, value in alone.evaluation.items():  # one pair may change its rank
         assert together.evaluation[name] == pytest.approx(value, abs=1.01 if "median" in name else 1.01 / 64), name
     pairs = [json.loads((tmp_path / run / "debug_cpu" / "probe.json").read_text()) for run in ("one", "three")]
     assert pairs[0] == pairs[1]
@@ -88,7 +88,7 @@ def test_three_workers_with_all_that_a_recipe_can_ask_for_are_one_process_too(da
 
 
 def worker_processes() -> list[int]:
-    """Process ids of Ray Train's workers under this test's Ray; the machine may run others."""
+    """Process ids of the Ray Train workers of this test's Ray; the machine may run others."""
     import ray
 
     session = str(ray._private.worker._global_node.get_session_dir_path()).encode()
@@ -106,7 +106,7 @@ def worker_processes() -> list[int]:
 
 
 def kill_a_worker_at(step: int, metrics: Path, killed: list[int]) -> None:
-    """Waits until the record shows the step, then kills one worker."""
+    """Wait until the record contains the step, then kill one worker."""
     while True:
         rows = read_metrics(metrics)
         if rows and rows[-1]["step"] >= step and worker_processes():
@@ -119,17 +119,17 @@ def kill_a_worker_at(step: int, metrics: Path, killed: list[int]) -> None:
 
 @contextmanager
 def killing(step: int, folder: Path) -> Iterator[list[int]]:
-    """Kills one worker once the record shows the step; gives the steps at which that happened."""
+    """Kill one worker once the record contains the step; yield the list of steps at which that happened."""
     killed: list[int] = []
     metrics = folder / "debug_cpu" / "metrics.jsonl"
     killer = threading.Thread(target=kill_a_worker_at, args=(step, metrics, killed), daemon=True)
     killer.start()
     yield killed
     killer.join(timeout=10)
-    assert killed, "the kill came before the end"
+    assert killed, "the run ended before the kill"
 
 
-@pytest.mark.soak  # a group that a kill resizes is in test_resilience.py
+@pytest.mark.soak  # test_resilience.py has a group that is resized by a kill
 def test_a_run_that_goes_from_two_workers_to_one_and_to_three_through_kills_is_the_same_run(data_set, tmp_path, one_worker):
     from ray.train import TrainingFailedError
 
@@ -162,7 +162,7 @@ def test_a_worker_killed_in_mid_run_changes_no_bit_of_a_loss(data_set, tmp_path,
     assert [row["loss"] for row in history_of(last, 80)] == losses(tmp_path / "killed")[:, 0].tolist()
 
 
-def test_a_run_that_another_process_takes_over_ends_with_those_words(data_set, tmp_path):
+def test_a_run_that_another_process_takes_over_ends_with_an_error_that_says_so(data_set, tmp_path):
     from training.worker import run_training
 
     folder = tmp_path / "debug_cpu"
@@ -177,4 +177,4 @@ def test_a_run_that_another_process_takes_over_ends_with_those_words(data_set, t
     endless = ("train.max_steps=5000", "cluster.num_workers=2", "cluster.max_failures=8")
     with pytest.raises(RunError, match="another process has started on"):
         run_training(config_of(data_set, tmp_path, *endless))
-    assert len(read_metrics(folder / "starts.jsonl")) == 1, "no worker has trained after that"
+    assert len(read_metrics(folder / "starts.jsonl")) == 1, "no worker trained after that"

@@ -1,4 +1,4 @@
-"""docs/cluster.md, its section on one machine: every command, typed in order into one shell, shows what the page says."""
+"""The section of docs/cluster.md on one machine: every command, typed in order into one shell, prints what the page shows."""
 
 import os
 import re
@@ -23,11 +23,11 @@ PAGE = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
 LINE_TIMEOUT_S = 300.0
 SERVERS = ("raylet", "gcs_server", "dashboard.py", "http.server", "jobs/", "ray::RayTrainWorker")
 NOT_SET = ("RAY_", "AWS_", "WANDB_", "VIRTUAL_ENV", "PYTHONPATH")
-"""What a newcomer's terminal has no variables of."""
+"""Prefixes of variables that a newcomer's terminal does not have."""
 
 
 def with_free_ports(text: str) -> str:
-    """The section, with another port in place of each that something else on this machine has."""
+    """The section, with a free port in place of each port that is in use on this machine."""
     for port in sorted(set(re.findall(r"\b24\d{3}\b", text))):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", int(port))) == 0:
@@ -36,7 +36,7 @@ def with_free_ports(text: str) -> str:
 
 
 def terminal(folder: Path) -> tuple[Path, Path, dict[str, str]]:
-    """(project, home, environment) as after `make demo` in a fresh clone."""
+    """(project, home, environment) of a fresh clone after `make demo`."""
     project, home = folder / "rayclip", folder / "home"
     project.mkdir()
     home.mkdir()
@@ -44,12 +44,12 @@ def terminal(folder: Path) -> tuple[Path, Path, dict[str, str]]:
         (project / name).symlink_to(ROOT / name)
     (project / ".venv").symlink_to(sys.prefix)
     settings = {name: value for name, value in os.environ.items() if not name.startswith(NOT_SET)}
-    # Stands for the installation, which in the environment of the tests may be that of another checkout.
+    # In place of the installation, which in the tests' environment may be that of another checkout.
     return project, home, settings | {"HOME": str(home), "PYTHONPATH": str(project)}
 
 
 def check_the_record(walk: Path) -> None:
-    """Every step of the walk's run is that of one process to which nothing happened."""
+    """Compare every step of the walk's run with an undisturbed run in one process."""
     settings = (f"data.uri={walk / 'pairs'}", f"run.dir={walk / 'calm'}", "run.name=walk", "train.max_steps=200")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -63,13 +63,13 @@ def check_the_record(walk: Path) -> None:
 
 
 @pytest.mark.timeout(900)
-def test_a_newcomer_types_every_command_for_one_machine_and_sees_what_the_page_says(tmp_path):
+def test_every_command_for_one_machine_prints_what_the_page_shows(tmp_path):
     project, home, settings = terminal(tmp_path)
     walk, shell = steps(with_free_ports(section(PAGE, "One machine"))), Shell(project, settings, tmp_path / "terminal.log")
     assert sum(len(step.typed) for step in walk) > 30
     try:
         for step in walk:
-            if step is walk[-1]:  # takes all of it away
+            if step is walk[-1]:  # it removes everything
                 shutil.copytree(project / "walk", tmp_path / "walk")
             output = ""
             for line in step.typed:

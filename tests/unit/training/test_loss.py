@@ -43,13 +43,9 @@ def results(tmp_path_factory):
 
 
 def run_workers(folder, *options):
-    found = {}
-    for world_size in (1, 2, 3, 4):
-        command = [sys.executable, str(SCRIPT)]
-        ranks = [subprocess.Popen([*command, str(rank), str(world_size), str(folder), *options]) for rank in range(world_size)]
-        assert [rank.wait(timeout=120) for rank in ranks] == [0] * world_size
-        found[world_size] = torch.load(folder / f"results-{world_size}.pt", weights_only=True)
-    return found
+    command = [sys.executable, "-m", "tests.support.loss_worker", str(folder), *options]
+    subprocess.run(command, cwd=SCRIPT.parents[2], check=True, timeout=220)
+    return {size: torch.load(folder / f"results-{size}.pt", weights_only=True) for size in loss_worker.WORLD_SIZES}
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])

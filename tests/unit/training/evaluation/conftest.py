@@ -4,6 +4,7 @@ import contextlib
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from tests.support import evaluation_worker as worker
 from tests.support.evaluation_sets import convert, write_benchmark
 from tests.support.runs import ALONE
 from training.data.shard_reader import ShardReader
+
+ROOT = Path(__file__).parents[4]
 
 
 @pytest.fixture(scope="session")
@@ -85,9 +88,7 @@ def results(data_set, tmp_path_factory):
     found = {1: {name: worker.ranks_of(name, ALONE) for name in worker.NAMES}}
     with threads(1):
         found[1]["evaluated"] = worker.evaluated(folder, ALONE)
-    for world_size in (2, 3):
-        command = [sys.executable, worker.__file__]
-        ranks = [subprocess.Popen([*command, str(rank), str(world_size), str(folder)]) for rank in range(world_size)]
-        assert [rank.wait(timeout=300) for rank in ranks] == [0] * world_size
-        found[world_size] = torch.load(folder / f"results-{world_size}.pt", weights_only=True)
+    command = [sys.executable, "-m", "tests.support.evaluation_worker", str(folder), "2", "3"]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=220)
+    found |= {size: torch.load(folder / f"results-{size}.pt", weights_only=True) for size in (2, 3)}
     return found
