@@ -14,7 +14,7 @@ def order_of(samples: np.ndarray, batch: int) -> SimpleNamespace:
     return SimpleNamespace(
         epoch_samples=len(samples),
         steps_per_epoch=len(samples) // batch,
-        global_batch_size=batch,
+        layout=SimpleNamespace(global_batch_size=batch),
         step_samples=lambda _epoch, step: samples[step * batch : (step + 1) * batch],
     )
 

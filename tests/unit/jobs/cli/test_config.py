@@ -87,7 +87,7 @@ def test_local_paths_become_absolute_and_addresses_stay(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("key", ["ingest.input", "data.uri", "run.dir"])
 def test_an_address_with_a_password_is_refused_before_anything_shows_it(key):
-    with pytest.raises(ConfigError, match=rf"^{key}=s3://\*\*\*@bucket/x: an address holds no user name") as error:
+    with pytest.raises(ConfigError, match=rf"^{key}=s3://\*\*\*@bucket/x: an address must not hold a user name") as error:
         load_config("debug_cpu", [f"{key}=s3://someone:pa55w0rd@bucket/x"])
     assert "pa55w0rd" not in str(error.value)
 

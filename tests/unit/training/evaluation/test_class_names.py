@@ -59,7 +59,7 @@ def test_templates_without_a_place_are_refused_wherever_they_come_from(tmp_path,
     path = tmp_path / "wds_shapes" / "zeroshot_classification_templates.txt"
     path.write_text("a {c}\na photo\n")
     message = refusal(zero_shot={"uri": benchmark})
-    assert message.startswith(f"evaluation.zero_shot.uri={benchmark}: {path.name}: template 'a photo' has no place")
+    assert message.startswith(f"evaluation.zero_shot.uri={benchmark}: {path.name}: template 'a photo': has no place")
     assert "templates_file=" in refusal(zero_shot={"uri": benchmark, "templates_file": str(path)})
 
 
