@@ -61,7 +61,7 @@ def job(config: Config, options: argparse.Namespace) -> None:
 
 
 def _choose(storage: Storage, base: Manifest, rules: Rules) -> list[PartitionRecord]:
-    """The partitions that change, with the selections of their shards. Duplicates are grouped by the start of their hash."""
+    """The partitions that change, with the selections of their shards. Duplicates are grouped by hash prefix."""
     import ray
 
     from pipeline.versions.curation import DUPLICATE, duplicates, judge, select

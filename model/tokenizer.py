@@ -22,7 +22,10 @@ _SPACE = re.compile(r"\s+")
 
 
 def clean(text: str) -> str:
-    """Fixes mojibake, resolves HTML entities (twice: some are doubly escaped), collapses white space and lower-cases."""
+    """Fixes mojibake, resolves HTML entities (twice: some are doubly escaped), collapses white space and lower-cases.
+
+    Applied to every caption, whether or not ingestion has cleaned it for storage.
+    """
     if not _PLAIN.fullmatch(text):
         text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return _SPACE.sub(" ", text).strip().lower()

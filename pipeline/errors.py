@@ -9,7 +9,7 @@ Status = Literal["success", "failed_to_download", "failed_to_resize", "dropped"]
 
 
 class InputError(ValueError):
-    """Data that a person gave (a table, a file, a data set, a storage) breaks a rule.
+    """User-supplied data (a table, a file, a data set, a storage) breaks a rule.
 
     The message says: subject = value: the rule it breaks; what to do.
     """

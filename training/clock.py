@@ -3,7 +3,7 @@
 Communication is time that a step waits: for collectives of the loss, and for the part of DDP's gradients that the backward pass
 does not hide. A rank that waits there waits for a slower one, which is the one that computes, or waits for data, longest.
 
-Waiting for data is the program's. A GPU is given work ahead of time and may still be busy meanwhile: it has waited too only
+data_wait is measured on the host. A GPU is given work ahead of time and may still be busy meanwhile: it has waited too only
 where samples_per_s is below the model's rate without a loader.
 """
 
@@ -43,7 +43,7 @@ class CommunicationTimer:
         """True while this rank waits for others. Safe to read from another thread."""
         return self._in_collective or self._last_bucket is not None
 
-    def bucket_leaves(self) -> None:
+    def bucket_sent(self) -> None:
         """Note that DDP sends a bucket of gradients; after the last one the step only waits."""
         self._last_bucket = self._now()
 
@@ -83,7 +83,7 @@ class CommunicationTimer:
 
 @dataclass(frozen=True)
 class Lap:
-    """The time since the row before: of the whole run, and of this rank's average step.
+    """The time since the last logged row: over all ranks, and of this rank's average step.
 
     Attributes:
         train_s: of all its steps together.

@@ -183,7 +183,7 @@ def parallel(model: nn.Module, world: World) -> nn.Module:
 
 def _average_bucket(world: World, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
     """DDP's own hook, with a note of the time."""
-    world.communication.bucket_leaves()
+    world.communication.bucket_sent()
     return allreduce_hook(cast(dist.ProcessGroup, dist.group.WORLD), bucket)
 
 

@@ -32,9 +32,9 @@ class ContrastiveResult:
     Attributes:
         loss: with gradient; weighted so that the mean over ranks is the global loss.
         loss_image_to_text, loss_text_to_image: this rank's share; their sum over ranks is the global mean. No gradient.
-        accuracy_image_to_text, accuracy_text_to_image: this rank's share of the in-batch accuracy, likewise. A sample counts
-            as right when no other candidate scores higher, and it comes first among equal ones. NaN for text_to_image of the
-            sigmoid loss, which has no columns.
+        accuracy_image_to_text, accuracy_text_to_image: this rank's share of the in-batch accuracy, likewise. A sample is
+            correct if it is the argmax of its candidates; ties go to the lowest column. NaN for text_to_image of the sigmoid
+            loss, which has no columns.
     """
 
     loss: Tensor
@@ -65,16 +65,16 @@ def contrastive_loss(
         image_BE, text_BE, scale = _at_full_precision(image_features_BE, text_features_BE, logit_scale_exp)
         image_GE = gather_features(image_BE, global_batch_size, world)
         text_GE = gather_features(text_BE, global_batch_size, world)
-        image_sum, image_right = _TiledCrossEntropy.apply(image_BE, text_GE, scale, first, tile_size)
-        text_sum, text_right = _TiledCrossEntropy.apply(text_BE, image_GE, scale, first, tile_size)
+        image_sum, image_correct = _TiledCrossEntropy.apply(image_BE, text_GE, scale, first, tile_size)
+        text_sum, text_correct = _TiledCrossEntropy.apply(text_BE, image_GE, scale, first, tile_size)
         # The mean over ranks of (sum over own samples) * W / G is the global mean, for slices of any size.
         loss = (image_sum + text_sum) / 2 * (world.world_size / global_batch_size)
     return ContrastiveResult(
         loss=loss,
         loss_image_to_text=image_sum.detach() / global_batch_size,
         loss_text_to_image=text_sum.detach() / global_batch_size,
-        accuracy_image_to_text=image_right / global_batch_size,
-        accuracy_text_to_image=text_right / global_batch_size,
+        accuracy_image_to_text=image_correct / global_batch_size,
+        accuracy_text_to_image=text_correct / global_batch_size,
     )
 
 
@@ -94,11 +94,11 @@ def sigmoid_loss(
     with torch.autocast(image_features_BE.device.type, enabled=False):
         image_BE, text_BE, scale = _at_full_precision(image_features_BE, text_features_BE, logit_scale_exp)
         text_GE = gather_features(text_BE, global_batch_size, world)
-        total, right = _TiledSigmoid.apply(image_BE, text_GE, scale, logit_bias.to(scale.dtype), first, tile_size)
+        total, num_correct = _TiledSigmoid.apply(image_BE, text_GE, scale, logit_bias.to(scale.dtype), first, tile_size)
         loss = total * (world.world_size / global_batch_size)
     share = total.detach() / global_batch_size
     nothing = torch.full_like(share, torch.nan)
-    return ContrastiveResult(loss, share, share, right / global_batch_size, nothing)
+    return ContrastiveResult(loss, share, share, num_correct / global_batch_size, nothing)
 
 
 def _check_slice(image_features_BE: Tensor, text_features_BE: Tensor, world: World, global_batch_size: int) -> int:
@@ -125,7 +125,7 @@ class _Best:
         self.score_B = rows_BE.new_full((len(rows_BE),), -torch.inf)
         self.column_B = torch.zeros(len(rows_BE), dtype=torch.int64, device=rows_BE.device)
 
-    def see(self, similarity_BT: Tensor, start: int) -> Tensor:
+    def update(self, similarity_BT: Tensor, start: int) -> Tensor:
         """Update with a tile. Returns the tile's maxima."""
         score_B, column_B = similarity_BT.max(1)
         better_B = score_B > self.score_B
@@ -133,7 +133,7 @@ class _Best:
         self.score_B = torch.where(better_B, score_B, self.score_B)
         return score_B
 
-    def right(self, first: int) -> Tensor:
+    def num_correct(self, first: int) -> Tensor:
         """Number of rows whose label, column first + i, is their first maximum."""
         own_B = torch.arange(first, first + len(self.column_B), device=self.column_B.device)
         return (self.column_B == own_B).sum().to(self.score_B.dtype)
@@ -153,16 +153,16 @@ class _TiledCrossEntropy(torch.autograd.Function):
         total_B = torch.zeros_like(label_B)
         best = _Best(query_BE)
         for start, similarity_BT in _tiles(query_BE, key_GE, tile_size):
-            new_largest_B = torch.maximum(largest_B, best.see(similarity_BT, start) * scale)
+            new_largest_B = torch.maximum(largest_B, best.update(similarity_BT, start) * scale)
             tile_BT = similarity_BT.mul_(scale).sub_(new_largest_B[:, None]).exp_()
             total_B = total_B * (largest_B - new_largest_B).exp() + tile_BT.sum(1)
             largest_B = new_largest_B
         log_sum_exp_B = largest_B + total_B.log()
-        right = best.right(first)
+        num_correct = best.num_correct(first)
         ctx.save_for_backward(query_BE, key_GE, scale, log_sum_exp_B, label_B)
         ctx.first, ctx.tile_size = first, tile_size
-        ctx.mark_non_differentiable(right)
-        return (log_sum_exp_B - scale * label_B).sum(), right
+        ctx.mark_non_differentiable(num_correct)
+        return (log_sum_exp_B - scale * label_B).sum(), num_correct
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -181,7 +181,7 @@ class _TiledCrossEntropy(torch.autograd.Function):
 class _TiledSigmoid(torch.autograd.Function):
     """Sum over queries and keys of SigLIP's loss of a pair; query i's own key is column first + i.
 
-    softplus(-z) = softplus(z) - z, so the sign of matching pairs is a separate term. Counts right queries likewise.
+    softplus(-z) = softplus(z) - z, so the sign of matching pairs is a separate term. Counts correct queries likewise.
     """
 
     @staticmethod
@@ -192,13 +192,13 @@ class _TiledSigmoid(torch.autograd.Function):
         total = -(scale * label_B + bias).sum()
         best = _Best(query_BE)
         for start, similarity_BT in _tiles(query_BE, key_GE, tile_size):
-            best.see(similarity_BT, start)
+            best.update(similarity_BT, start)
             total = total + F.softplus(similarity_BT.mul_(scale).add_(bias)).sum()
-        right = best.right(first)
+        num_correct = best.num_correct(first)
         ctx.save_for_backward(query_BE, key_GE, scale, bias, label_B)
         ctx.first, ctx.tile_size = first, tile_size
-        ctx.mark_non_differentiable(right)
-        return total, right
+        ctx.mark_non_differentiable(num_correct)
+        return total, num_correct
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -232,17 +232,21 @@ def _backward_in_tiles(
     first: int,
     tile_size: int,
     probability: Callable[[Tensor], Tensor],
-    keys_learn: bool,
+    key_requires_grad: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    """Gradients of query, key and scale, and the sum of all p: d/ds = scale * (p - onehot), d/dscale = sum(p * s) - labels.
+    """Gradients of query, key and scale, and the sum of all p.
+
+    With s = query . key, p = probability(scale * s), and onehot = 1 in a query's own column, else 0:
+    dloss/ds = scale * (p - onehot), dloss/dscale = sum(p * s) - sum(label).
 
     Args:
-        probability: p from scale * s, which it may overwrite.
-        keys_learn: compute the keys' gradient; those of a locked encoder have none.
+        label_B: s of each query with its own key.
+        probability: softmax or sigmoid of scale * s, which it may overwrite.
+        key_requires_grad: compute the keys' gradient; those of a locked encoder have none.
     """
     batch = len(query_BE)
     query_gradient_BE = torch.zeros_like(query_BE)
-    key_gradient_GE = torch.empty_like(key_GE) if keys_learn else None
+    key_gradient_GE = torch.empty_like(key_GE) if key_requires_grad else None
     total = torch.zeros_like(scale)
     for start, similarity_BT in _tiles(query_BE, key_GE, tile_size):
         probability_BT = probability(similarity_BT.mul_(scale))

@@ -61,8 +61,8 @@ class RunPlan:
         for one in self.data_sets:
             if self.checkpoint is not None and one.newest is not None and one.newest > one.manifest.version:
                 yield (
-                    f"data: the run keeps version {one.manifest.version} of {one.storage.uri}; version {one.newest} is there: "
-                    f"another run.name takes it, from these weights with model.weights={self.checkpoint.address}/{MODEL}"
+                    f"data: the run keeps version {one.manifest.version} of {one.storage.uri}; version {one.newest} is "
+                    f"available; to train on it, start a new run.name with model.weights={self.checkpoint.address}/{MODEL}"
                 )
 
     def about(self, metrics: dict[str, float]) -> dict[str, Any]:
@@ -193,8 +193,8 @@ def agree_on_plan(config: TrainingConfig, world: World) -> RunPlan:
 def _check_steps_are_left(config: TrainingConfig, total_steps: int, done: int) -> None:
     if total_steps < done:
         raise ConfigError(
-            f"train.max_steps, max_samples, num_epochs: make {total_steps:,} steps, and run.name={config.run.name} has done "
-            f"{done:,} already; ask for more, or choose another run.name"
+            f"train.max_steps, max_samples, num_epochs: amount to {total_steps:,} steps, but run.name="
+            f"{config.run.name} has already done {done:,}; ask for more, or choose another run.name"
         )
 
 

@@ -2,10 +2,12 @@
 
 In: a `TrainingConfig` and this rank's `World`. Out: checkpoints, metrics.jsonl, W&B, and a `TrainResult`.
 
-A run is a pure function of its configuration: the global batch of a step does not depend on the number of ranks
-(data/sample_order.py), and loss and gradients equal those of one process that holds it (training/loss.py). So a run that
-is killed and resumed, at this or another world size, continues exactly where its checkpoint stood. Checkpoints are written
-while training continues (training/checkpoint/writer.py); ranks agree on requests to save or stop (training/save_and_stop.py).
+The global batch of a step follows from the configuration and the pinned versions of its data sets, not from the number of
+ranks (training/data/sample_order.py), and loss and gradients equal those of one process that holds it, up to rounding
+(training/loss.py). So a run that is killed and resumed, at this or another world size, continues where its checkpoint stood.
+The losses of a ResNet also depend on the world size, since its batch norm sees a rank's slice (`batch_norm_caveat`).
+Checkpoints are written while training continues (training/checkpoint/writer.py); ranks agree on requests to save or stop
+(training/save_and_stop.py).
 
 `training/worker.py` calls `train` in Ray Train's workers; a test or a notebook calls it directly:
 
@@ -87,7 +89,7 @@ class Trainer:
         self.average = None if decay is None else WeightAverage(self.clip, decay)
         if plan.checkpoint is not None:
             plan.checkpoint.restore(self.clip, self.optimizer, self._averaged())
-        self.micro_batch_size = self._settle_micro_batch_size()
+        self.micro_batch_size = self._choose_micro_batch_size()
         self.model = parallel(self.clip, world)
         self.guard = Guard(self.optimizer, world)
         self.requests = Requests(world)
@@ -174,7 +176,8 @@ class Trainer:
             self.plan.run.write("result.json", json.dumps(asdict(result), indent=1).encode())
         else:
             print(
-                f"stopped at step {result.step:,}/{self.plan.total_steps:,}, as asked; {result.checkpoint} has it", flush=True
+                f"stopped at step {result.step:,}/{self.plan.total_steps:,} on request; saved in {result.checkpoint}",
+                flush=True,
             )
         print(spent, flush=True)
         self.record.push()
@@ -194,7 +197,7 @@ class Trainer:
         self.world.communication.backward_ended()
         logit_scale_exp = self.clip.logit_scale.detach().exp()
         norms = limit_gradients_(self.clip, self.config.optimizer.max_grad_norm)
-        self._settle()  # the step before, which the device has finished long ago
+        self._check_for_skip()  # of the previous step; its flag's asynchronous copy has completed
         self.guard.arm(step, norms.joint, logit_scale_exp, batch.keys, buffers)
         self.optimizer.step()
         clamp_logit_scale_(self.clip)
@@ -204,10 +207,10 @@ class Trainer:
         self.position = replace(self.position, step=step, samples_seen=self.position.samples_seen + config.global_batch_size)
         self._metrics = {}
         if logged:
-            self._settle()
+            self._check_for_skip()
             self._log(batch, loader, result, logit_scale_exp, norms, rate)
 
-    def _settle(self) -> None:
+    def _check_for_skip(self) -> None:
         """Check whether the last step was skipped for a non-finite gradient. Raises DivergedError."""
         step, train = self.guard.settle(), self.config.train
         if step is None:
@@ -258,7 +261,7 @@ class Trainer:
         every = config.checkpoint.every_steps
         self._saves = step == total or bool(asked) or (every is not None and step % every == 0)
         if self._saves:
-            self._settle()
+            self._check_for_skip()
             self.watchdog.phase("saving a checkpoint", LONGER_AT_FIRST)
             with self._clock.stopped("checkpoint", self.world.communication):
                 self._save()
@@ -269,13 +272,13 @@ class Trainer:
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         return autocast(self.config.train, self.world.device)
 
-    def _settle_micro_batch_size(self) -> int | None:
+    def _choose_micro_batch_size(self) -> int | None:
         """The micro-batch size, the same on every rank. With fewer workers than the maximum, none takes more memory."""
         config, batch = self.config.train, self.config.train.global_batch_size
-        wish = config.micro_batch_size
-        if wish is None and self.world.world_size < self.config.cluster.max_workers:
-            wish = math.ceil(batch / self.config.cluster.max_workers)
-        size = resolve_micro_batch_size(wish, self.clip, self.optimizer, self.world, batch, self._autocast)
+        requested = config.micro_batch_size
+        if requested is None and self.world.world_size < self.config.cluster.max_workers:
+            requested = math.ceil(batch / self.config.cluster.max_workers)
+        size = resolve_micro_batch_size(requested, self.clip, self.optimizer, self.world, batch, self._autocast)
         if config.micro_batch_size == "auto" and self.world.is_main:
             longest = math.ceil(batch / self.world.world_size)
             print(f"train.micro_batch_size=auto: {size or longest:,} at a time of the {longest:,} samples of a rank")

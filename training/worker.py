@@ -1,7 +1,7 @@
 """The Ray Train adapter: runs `train` in every worker of a Ray Train group.
 
 Ray starts the workers, makes them one process group, and starts the group again when a worker or its node is lost, or when the
-cluster has room for more of them; `train` then resumes from the run's last checkpoint. Ray is given no checkpoint of ours:
+cluster has room for more of them; `train` then resumes from the run's last checkpoint. Ray does not manage checkpoints:
 checkpoint/store.py alone owns them. What driver, controller and workers tell each other meanwhile is in training/launch/.
 """
 

@@ -1,6 +1,6 @@
 """Limits for each host: concurrent requests, pauses that it asks for, and pauses after repeated failures.
 
-In: a host's name before a request, and the request's outcome. Out: a turn, or the reason why there is none.
+In: a host's name before a request, and the request's outcome. Out: permission to send, or a Failure.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Host:
     not_before: float = 0.0
     down_until: float = 0.0
 
-    async def wait_until_welcome(self) -> Failure | None:
+    async def wait_until_allowed(self) -> Failure | None:
         """Waits as long as the host asked for; returns a Failure if it is down. The caller holds a turn."""
         now = time.monotonic()
         if self.not_before > now:

@@ -116,9 +116,9 @@ class Fetcher:
                 return target
             host = self._hosts.host(f"{target.host}:{target.port}")
             async with host.turns:
-                unwelcome = await host.wait_until_welcome()
-                if unwelcome is not None:
-                    return unwelcome
+                refusal = await host.wait_until_allowed()
+                if refusal is not None:
+                    return refusal
                 async with self._connections:
                     outcome = await self._ask(target, host, claim, deadline)
             if not isinstance(outcome, str):

@@ -1,4 +1,8 @@
-"""Cleans captions for storage: one line of NFC text, with HTML entities resolved, within the configured lengths."""
+"""Cleans captions for storage: one line of NFC text, with HTML entities resolved, within the configured lengths.
+
+Training cleans every caption again, for the tokenizer (`model.tokenizer.clean`). That is the only cleaning of captions that did
+not pass through here: those of tars indexed by jobs/index.py, and those that `data.captions` takes from `json.*`.
+"""
 
 from __future__ import annotations
 

@@ -253,7 +253,7 @@ def test_a_node_that_announces_its_end_loses_no_step_before_its_notice(data_set,
     resumed_from = starts(tmp_path)[-1][0]
     assert resumed_from >= 5
     assert driver.wait(timeout=120) == 0, log.read_text()
-    assert "a node of this run will be taken away" in log.read_text()
+    assert "a node of this run will be removed" in log.read_text()
     assert_same_run(tmp_path, tmp_path / "undisturbed")
 
 

@@ -175,6 +175,6 @@ def test_a_run_that_another_process_takes_over_ends_with_an_error_that_says_so(d
     thread = threading.Thread(target=take_over, daemon=True)
     thread.start()
     endless = ("train.max_steps=5000", "cluster.num_workers=2", "cluster.max_failures=8")
-    with pytest.raises(RunError, match="another process has started on"):
+    with pytest.raises(RunError, match="another process has taken over this run"):
         run_training(config_of(data_set, tmp_path, *endless))
     assert len(read_metrics(folder / "starts.jsonl")) == 1, "no worker trained after that"

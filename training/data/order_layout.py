@@ -71,8 +71,8 @@ class Layout:
             raise ConfigError("data.uri: the data set holds no samples; ingest some first, or raise the weights of a mixture")
         if self.stream_length * self.num_streams < self.global_batch_size:
             raise ConfigError(
-                f"train.global_batch_size={self.global_batch_size} is more than the data set's {self.epoch_samples} samples "
-                f"in {self.num_streams} equal streams: an epoch must hold at least one batch; use "
+                f"train.global_batch_size={self.global_batch_size}: an epoch must hold at least one batch. The data set has "
+                f"{self.epoch_samples} samples, in {self.num_streams} equal streams; use "
                 f"{self.stream_length * self.num_streams or self.epoch_samples} or less, or a larger data set"
             )
 

@@ -54,7 +54,7 @@ class Pieces(NamedTuple):
 class SampleOrder:
     """The order of one run. A sample's global index counts over all sources and their repeats.
 
-    It keeps the permutations that it computed last; all else about it is fixed.
+    Immutable apart from a cache of recent permutations.
     """
 
     def __init__(

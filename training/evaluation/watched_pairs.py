@@ -4,7 +4,7 @@ In: on every rank, the data set that is evaluated on (or else trained on), and t
 similarities of images and captions, and the images found for some captions. The pairs are spread over the data set, read
 once, and encoded by all ranks, each its slice.
 
-They are only for display: an error is logged, and no run ends by it.
+They are only for display: an error is logged and never stops a run.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Words that the driver, the controller and rank 0 of one launch leave for each other in a key-value store.
+"""Messages exchanged by the driver, the controller and rank 0 of one launch through a key-value store.
 
-In: two functions that put and get a value of the cluster (training/ray_internals.py has Ray's). The words:
+In: two functions that put and get a value of the cluster (training/ray_internals.py has Ray's). The messages:
 
 ```
 stop    driver -> rank 0        save a checkpoint and end
-save    controller -> rank 0    save a checkpoint; the word is new for each request
-saved   rank 0 -> controller    the `save` word whose checkpoint is committed
+save    controller -> rank 0    save a checkpoint; each request has a new value
+saved   rank 0 -> controller    the value of `save` whose checkpoint is committed
 ended   a rank -> all ranks     why the run cannot continue
 ```
 """
@@ -23,17 +23,17 @@ Get = Callable[[str], str]
 
 @dataclass(frozen=True)
 class Mailbox:
-    """The words of one launch; those of other launches have other keys."""
+    """The messages of one launch; those of other launches have other keys."""
 
     launch_id: str
     put_value: Put
     get_value: Get
 
-    def put(self, name: str, word: str) -> None:
-        self.put_value(f"{self.launch_id}/{name}", word)
+    def put(self, name: str, message: str) -> None:
+        self.put_value(f"{self.launch_id}/{name}", message)
 
     def get(self, name: str) -> str:
-        """The last word put under a name, or an empty string."""
+        """The last message put under a name, or an empty string."""
         return self.get_value(f"{self.launch_id}/{name}")
 
 

@@ -45,12 +45,12 @@ class RunLink:
         return request
 
     def saving(self) -> Callable[[int], None]:
-        word = self._save
+        message = self._save
 
         def committed(step: int) -> None:
             self._metrics.set("checkpoint_step", step)
             self._metrics.set("checkpoint_time", time.time())
-            self._mailbox.put("saved", word)
+            self._mailbox.put("saved", message)
 
         return committed
 
@@ -66,7 +66,7 @@ class RunLink:
             deadline = deadline or time.time() + REMOVED_AFTER_S
             left_s = max(0.0, deadline - time.time())
             self._save_again_at = deadline - min(SAVED_BEFORE_REMOVAL_S, left_s / 2)
-            print(f"a node of this run will be taken away in {left_s:,.0f} s: saving a checkpoint", flush=True)
+            print(f"a node of this run will be removed in {left_s:,.0f} s: saving a checkpoint", flush=True)
             return True
         if time.time() > self._save_again_at:
             self._save_again_at = float("inf")

@@ -47,7 +47,7 @@ from training.save_and_stop import Link
 logger = logging.getLogger(__name__)
 
 PROGRESS_EVERY_S = (5.0, 60.0)
-"""Pause between lines of progress: in a start's first minute, and after its twelfth; in between a twelfth of its time."""
+"""Pause between lines of progress: 5 s at first, growing to 60 s (elapsed / 12)."""
 STARTS = "starts.jsonl"
 RECORDS = (METRICS, STARTS, PAIR_SIMILARITIES, WATCHED_PAIRS)
 PACKAGES = ("rayclip", "torch", "ray", "numpy", "pillow", "simplejpeg", "opencv-python-headless", "safetensors", "wandb")
@@ -139,7 +139,7 @@ class RunRecord:
         self.push()
 
     def log_step(self, row: dict[str, Any], train_s: float, evaluation_s: float, checkpoint_s: float) -> None:
-        """Record a step's metrics, with the time since the row before. Non-finite values are recorded as null."""
+        """Record a step's metrics, with the times since the last logged row. Non-finite values are recorded as null."""
         spent = self._ledger.add(train_s, evaluation_s, checkpoint_s)
         times = {"train_s": train_s, "evaluation_s": evaluation_s, "checkpoint_s": checkpoint_s}
         row = row | times | {"goodput": spent.goodput, "time": time.time()}
@@ -202,8 +202,8 @@ class RunRecord:
         owner = json.loads(self._run.read("owner.json"))
         if owner[what] != self._owner[what]:
             error = RunTakenError(
-                f"run.name={self._name}: another process has started on {self._run.uri} since; this one ends. "
-                "Runs at the same time need a run.name each"
+                f"run.name={self._name}: another process has taken over this run ({self._run.uri}); exiting. "
+                "Give concurrent runs different names"
             )
             error.by_own_launch = owner["launch"] == self._owner["launch"]
             raise error

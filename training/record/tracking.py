@@ -137,7 +137,7 @@ class Tracker:
         with only_a_warning(f"W&B shows no watched pairs of step {similarities['step']}"):
             import wandb
 
-            words = f"{len(similarities['similarity'])} images (down) and their captions (across), step {similarities['step']}"
+            words = f"{len(similarities['similarity'])} images (rows) and their captions (columns), step {similarities['step']}"
             media = {
                 "probe/similarity": wandb.Image(draw_similarity(similarities["similarity"]), caption=words),
                 "probe/text_to_image": [

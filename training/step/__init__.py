@@ -1,1 +1,1 @@
-"""A model and a global batch in, gradients and their metrics out, on memory of any size."""
+"""A model and a global batch in, gradients and their metrics out, with bounded memory."""

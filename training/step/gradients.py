@@ -1,4 +1,4 @@
-"""Loss and gradients of one global batch, on memory of any size.
+"""Loss and gradients of one global batch, with bounded memory.
 
 In: this rank's slice of a batch. Out: the loss, with the gradients in the parameters, averaged over ranks by DDP.
 

@@ -1,7 +1,8 @@
 """The largest micro-batch that fits: bytes that a sample's forward pass keeps for the backward pass, against free memory.
 
-In: a model on its device. Out: samples, the same on all ranks. The bytes of two and of four samples are counted, so it costs no
-failed step: from their difference follow a sample's own, without those of a batch of any size (autocast's copies of weights).
+In: a model on its device. Out: samples, the same on all ranks. The bytes of two and of four samples are counted, and no
+out-of-memory trial is needed; their difference gives the bytes per sample, without those of a batch of any size (autocast's
+copies of weights).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ FREE_SHARE = 0.6
 
 
 def resolve_micro_batch_size(
-    wish: int | str | None,
+    requested: int | str | None,
     clip: CLIP,
     optimizer: Optimizer,
     world: World,
@@ -36,10 +37,10 @@ def resolve_micro_batch_size(
 ) -> int | None:
     """Samples that a rank embeds at a time, with `auto` resolved; None: the whole slice. Every rank calls it."""
     longest = -(-global_batch_size // world.world_size)
-    if wish is None:
+    if requested is None:
         return None
-    if isinstance(wish, int):
-        return wish if wish < longest else None
+    if isinstance(requested, int):
+        return requested if requested < longest else None
     left = _free_bytes(clip, optimizer, world) - _batch_bytes(clip, longest, global_batch_size)
     fitting = int(max(0.0, left) * FREE_SHARE / sample_bytes(clip, world.device, autocast))
     if world.world_size > 1:

@@ -5,12 +5,11 @@ In: each rank's shares and times. Out: `StepMetrics`, the same on every rank, by
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from training.clock import Lap
 from training.distributed import World, all_ranks
@@ -24,9 +23,9 @@ class StepMetrics:
     Attributes:
         loss: mean of both directions, over the global batch.
         logit_scale, temperature: before the step; temperature is 1 / exp(logit_scale).
-        grad_norm: before gradients are limited; of one encoder 0 where it is locked.
+        grad_norm: before gradients are clipped; of one encoder 0 where it is locked.
         batch_accuracy_text_to_image: None for a loss without columns.
-        samples_per_s: of the whole run since the row before, without evaluation and checkpoints.
+        samples_per_s: over all ranks, since the last logged row, without evaluation and checkpoints.
         data_wait_share: share of a step that is waiting for data.
         data_wait_s, compute_s, communication_s: seconds of a step, mean over ranks.
         slowest_data_wait_s, slowest_compute_s, slowest_communication_s: the largest of any rank.
@@ -91,25 +90,32 @@ class RankTotals:
         return (self.loss_image_to_text + self.loss_text_to_image) / 2
 
 
-def rank_shares(result: ContrastiveResult) -> Tensor:
-    """This rank's share of losses and accuracies, (4,) float64 on the CPU. Waits for the device."""
-    shares = (
-        result.loss_image_to_text,
-        result.loss_text_to_image,
-        result.accuracy_image_to_text,
-        result.accuracy_text_to_image,
-    )
-    return torch.stack([share.double() for share in shares]).cpu()
+def rank_shares(result: ContrastiveResult) -> dict[str, float]:
+    """This rank's share of losses and accuracies, under their names in `RankTotals`. Waits for the device."""
+    shares = {
+        "loss_image_to_text": result.loss_image_to_text,
+        "loss_text_to_image": result.loss_text_to_image,
+        "batch_accuracy_image_to_text": result.accuracy_image_to_text,
+        "batch_accuracy_text_to_image": result.accuracy_text_to_image,
+    }
+    values = torch.stack([share.double() for share in shares.values()]).tolist()  # one copy from the device
+    return dict(zip(shares, values, strict=True))
 
 
-def gather_totals(shares: Tensor, skipped_samples: int, fingerprint: int, lap: Lap, world: World) -> RankTotals:
+def gather_totals(shares: Mapping[str, float], skipped_samples: int, fingerprint: int, lap: Lap, world: World) -> RankTotals:
     """Shares and counts summed over ranks; times as mean and maximum. Every rank calls it.
 
     Args:
         shares: this rank's, from `rank_shares`.
         fingerprint: this rank's part of the batch's.
     """
-    counts: Sequence[float] = (skipped_samples, fingerprint, lap.data_wait_s, lap.compute_s, lap.communication_s)
-    ranks = all_ranks(torch.cat([shares, torch.tensor(counts, dtype=torch.float64)]), world).cpu()
-    summed, times = ranks[:, :6], ranks[:, 6:]
-    return RankTotals(*summed.sum(0).tolist(), *times.mean(0).tolist(), *times.max(0).values.tolist())
+    summed = {**shares, "skipped_samples": skipped_samples, "batch_fingerprint": fingerprint}
+    times = {"data_wait_s": lap.data_wait_s, "compute_s": lap.compute_s, "communication_s": lap.communication_s}
+    own = torch.tensor([*summed.values(), *times.values()], dtype=torch.float64)
+    all_summed, all_times = all_ranks(own, world).cpu().split([len(summed), len(times)], dim=1)
+    slowest = [f"slowest_{name}" for name in times]
+    return RankTotals(
+        **dict(zip(summed, all_summed.sum(0).tolist(), strict=True)),
+        **dict(zip(times, all_times.mean(0).tolist(), strict=True)),
+        **dict(zip(slowest, all_times.max(0).values.tolist(), strict=True)),
+    )

@@ -212,7 +212,7 @@ def test_a_message_of_the_runbook_exists_in_the_code(of_ray, message):
 def test_a_message_that_no_code_has_is_noticed():
     assert not is_said("the disk is full of joy", OURS)
     assert not is_said("step ...: loss or gradient is a number", OURS)
-    assert not is_said("a node of this run will be taken away in ... h: saving a checkpoint", OURS)
+    assert not is_said("a node of this run will be removed in ... h: saving a checkpoint", OURS)
 
 
 def test_the_runbook_has_a_cause_and_a_remedy_for_each_of_many_symptoms():

@@ -28,9 +28,9 @@ def test_computing_is_what_is_neither_waiting_for_data_nor_for_others():
     communication, clock = CommunicationTimer(torch.device("cpu")), Clock()
     clock.start(step=0, samples_seen=0, wait_s=1.0)
     time.sleep(0.05)
-    communication.bucket_leaves()
+    communication.bucket_sent()
     time.sleep(0.03)
-    communication.bucket_leaves()  # only what comes after the last bucket is waited for
+    communication.bucket_sent()  # only what comes after the last bucket is waited for
     time.sleep(0.02)
     communication.backward_ended()
     lap = clock.lap(step=1, samples_seen=10, wait_s=1.01, communication=communication)

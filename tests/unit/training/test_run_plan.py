@@ -60,7 +60,7 @@ def test_a_resume_may_spell_out_a_default_and_must_not_end_before_it_begins(data
     train(config_of(data_set, tmp_path), ALONE)
     spelled = ("model.activation=quick_gelu", "model.image_size_px=32", "train.max_steps=20", "run.allow_config_changes=true")
     assert plan_run(config_of(data_set, tmp_path, *spelled)).start.step == 12
-    with pytest.raises(ConfigError, match=r"make 10 steps, and run\.name=debug_cpu has done 12 already"):
+    with pytest.raises(ConfigError, match=r"amount to 10 steps, but run\.name=debug_cpu has already done 12"):
         plan_run(config_of(data_set, tmp_path, "train.max_steps=10", "run.allow_config_changes=true"))
 
 
@@ -89,7 +89,7 @@ def test_a_run_keeps_its_version_of_a_growing_data_set_and_says_how_to_use_the_n
     plan = plan_run(config)
     assert plan.data_sets[0].manifest.version == 1
     (line,) = plan.newer_data()
-    assert f"the run keeps version 1 of {uri}; version 2 is there" in line
+    assert f"the run keeps version 1 of {uri}; version 2 is available" in line
     assert list(plan_run(config_of(uri, tmp_path, "data.version=1")).newer_data()) == [], "who asks for it knows"
     with pytest.raises(ConfigError, match=r"its checkpoint .* does not continue .*\(it has .*set version 1\)"):
         plan_run(config_of(uri, tmp_path, "data.version=2"))
@@ -106,7 +106,7 @@ def test_a_run_keeps_its_version_of_a_growing_data_set_and_says_how_to_use_the_n
     [
         (["data.uri="], ConfigError, r"data\.uri: is empty"),
         (["data.uri=/nowhere"], ManifestError, "there is no data set"),
-        (["train.global_batch_size=4000"], ConfigError, r"4000 is more than the data set's 64 samples"),
+        (["train.global_batch_size=4000"], ConfigError, r"must hold at least one batch\. The data set has 64 samples"),
         (["data.version=5"], ManifestError, r"data\.version=5"),
         (["optimizer.warmup_steps=12"], ConfigError, r"optimizer\.warmup_steps=12: the run has 12 steps"),
         (

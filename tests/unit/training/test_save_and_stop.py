@@ -83,7 +83,7 @@ def test_sigterm_saves_after_the_step_and_the_same_command_goes_on_bit_for_bit(d
     run.send_signal(signal.SIGTERM)
     printed, _ = run.communicate(timeout=60)
     assert run.returncode == 0
-    assert "as asked" in printed
+    assert "on request; saved in " in printed
     assert printed.splitlines()[-1] == "not finished"
     config = config_of(data_set, tmp_path / "stopped", *overrides)
     assert 0 < plan_run(config).start.step < 60

@@ -120,7 +120,7 @@ def test_a_run_that_another_process_has_taken_over_writes_no_more_checkpoints(da
             RunRecord(plan_run(config), self.launch, self.began, 1, "cpu")
 
     monkeypatch.setattr(Trainer, "_after_step", taken)
-    with pytest.raises(RunTakenError, match=r"run\.name=debug_cpu: another process has started on .*run\.name each"):
+    with pytest.raises(RunTakenError, match=r"run\.name=debug_cpu: another process has taken over this run .*different names"):
         train(config, ALONE)
     assert plan_run(config).start.step == 4
 
@@ -143,7 +143,7 @@ def test_a_launch_that_has_lost_its_run_does_not_take_it_back_when_it_is_started
     for launch in (first, first, Launch()):  # started, started anew, and given again
         RunRecord(plan_run(config), launch, launch.began, 1, "cpu").ready()
     owner = (tmp_path / "debug_cpu" / "owner.json").read_bytes()
-    with pytest.raises(RunTakenError, match="another process has started on"):
+    with pytest.raises(RunTakenError, match="another process has taken over this run"):
         RunRecord(plan_run(config), first, first.began, 1, "cpu")
     assert (tmp_path / "debug_cpu" / "owner.json").read_bytes() == owner
 

@@ -74,7 +74,8 @@ def test_streams_change_their_block_at_different_steps():
 
 
 def test_a_batch_larger_than_the_data_set_is_refused_with_the_remedy():
-    with pytest.raises(ConfigError, match=r"train\.global_batch_size=4000 is more than the data set's 2000 samples.*use 2000"):
+    refusal = r"train\.global_batch_size=4000: an epoch must hold at least one batch.*2000 samples.*use 2000"
+    with pytest.raises(ConfigError, match=refusal):
         order(global_batch_size=4000)
 
 

@@ -74,4 +74,4 @@ def test_a_removal_without_a_deadline_is_expected_after_two_minutes(place, monke
     monkeypatch.setattr(time, "time", lambda: 1000.0)
     place.removal = 0.0
     assert place.link().requested() == Request.SAVE
-    assert "will be taken away in 120 s" in capsys.readouterr().out
+    assert "will be removed in 120 s" in capsys.readouterr().out
