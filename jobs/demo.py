@@ -30,6 +30,7 @@ from jobs.cli.open_model import last_checkpoint, open_model
 from jobs.export import export_checkpoint
 from jobs.report import report_at_the_end
 from pipeline.errors import ConfigError
+from training.ray_internals import quieten_ray_data
 
 if TYPE_CHECKING:
     from jobs.demonstration.drawings import Pair
@@ -117,6 +118,7 @@ def _ingest(pairs: list[Pair], uris: dict[str, str], config: Config) -> None:
     from jobs.demonstration.drawings import serve, write_tables
     from pipeline.ingest.driver import run_ingest
 
+    quieten_ray_data()
     with tempfile.TemporaryDirectory() as folder, serve(pairs) as address:
         for split, table in write_tables(pairs, address, Path(folder)).items():
             if _count(pairs, split) == 0:

@@ -26,6 +26,7 @@ from jobs.cli.command_line import EXIT_FAILED, connect_ray, parser, run
 from jobs.cli.config import Config
 from jobs.cli.job_parser import JobParser
 from pipeline.errors import InputError
+from training.ray_internals import quieten_ray_data
 
 if TYPE_CHECKING:
     from pipeline.config import IngestConfig
@@ -49,6 +50,7 @@ def job(config: Config, options: argparse.Namespace) -> int:
         return 0
     if plan.partitions:
         connect_ray(config.cluster)
+        quieten_ray_data()
     from pipeline.ingest.driver import run_ingest
 
     with _wandb_run(config, wanted=options.wandb and bool(plan.partitions)) as wandb_run:

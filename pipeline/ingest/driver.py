@@ -6,7 +6,6 @@ pipeline/ingest/partition.py, without Ray.
 
 from __future__ import annotations
 
-import logging
 import random
 import time
 from collections import Counter
@@ -179,12 +178,8 @@ def _stream(plan: IngestPlan, config: IngestConfig) -> Any:
     import ray
     from ray.data import ActorPoolStrategy, DataContext
 
-    context = DataContext.get_current()
-    context.enable_progress_bars = False  # ours counts rows and successes
-    context.print_on_execution_start = False
-    context.execution_no_progress_timeout_s = -1  # a large partition, or a wait for nodes, may take over 30 minutes
-    logging.getLogger("ray.data").setLevel(logging.WARNING)  # keeps its warning that the cluster lacks CPUs
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that its bars are off
+    # A large partition, or a wait for nodes, may take over 30 minutes.
+    DataContext.get_current().execution_no_progress_timeout_s = -1
     most = min(config.num_workers or len(plan.partitions), len(plan.partitions))
     room = max(1, int(ray.cluster_resources().get("CPU", 0)))
     return ray.data.from_items(
