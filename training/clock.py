@@ -31,7 +31,7 @@ class CommunicationTimer:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Time a collective that the step waits for."""
+        """Times a collective that the step waits for."""
         began = self._now()
         self._in_collective = True
         yield
@@ -44,11 +44,11 @@ class CommunicationTimer:
         return self._in_collective or self._last_bucket is not None
 
     def bucket_sent(self) -> None:
-        """Note that DDP sends a bucket of gradients; after the last one the step only waits."""
+        """Notes that DDP sends a bucket of gradients; after the last one the step only waits."""
         self._last_bucket = self._now()
 
     def backward_ended(self) -> None:
-        """Note that all gradients have arrived."""
+        """Notes that all gradients have arrived."""
         if self._last_bucket is not None:
             self._add(self._last_bucket)
             self._last_bucket = None
@@ -63,7 +63,7 @@ class CommunicationTimer:
         return taken
 
     def put_back(self, seconds: float) -> None:
-        """Replace the seconds since the last call of `take` by the ones that it returned."""
+        """Replaces the seconds since the last call of `take` by the ones that it returned."""
         self.take()
         self._seconds = seconds
 
@@ -114,12 +114,12 @@ class Clock:
         """Seconds that the clock was stopped since the last lap, by reason."""
 
     def start(self, step: int, samples_seen: int, wait_s: float) -> None:
-        """Start a lap. `wait_s`: seconds spent waiting for the loader so far."""
+        """Starts a lap. `wait_s`: seconds spent waiting for the loader so far."""
         self._since, self._steps, self._samples, self._wait_s = time.perf_counter(), step, samples_seen, wait_s
 
     @contextlib.contextmanager
     def stopped(self, reason: str, communication: CommunicationTimer) -> Iterator[None]:
-        """Stop the clock, for evaluation and checkpoints: neither their time nor their waiting for others is part of a lap."""
+        """Stops the clock, for evaluation and checkpoints: neither their time nor their waiting for others is part of a lap."""
         began, waited_s = time.perf_counter(), communication.take()
         yield
         communication.put_back(waited_s)
@@ -132,7 +132,7 @@ class Clock:
         return max(0.0, time.perf_counter() - self._since) if step > self._steps else 0.0
 
     def lap(self, step: int, samples_seen: int, wait_s: float, communication: CommunicationTimer) -> Lap:
-        """End this lap and start the next."""
+        """Ends this lap and starts the next."""
         elapsed_s = max(time.perf_counter() - self._since, 1e-9)
         steps = max(1, step - self._steps)
         lap = Lap(

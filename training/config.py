@@ -252,7 +252,7 @@ PLACES = ("{}", "{c}")
 
 
 def check_templates(templates: Sequence[str]) -> None:
-    """Raise ConfigError for a template that would give the same prompt for every class."""
+    """Raises ConfigError for a template that would give the same prompt for every class."""
     for template in templates:
         if not any(place in template for place in PLACES):
             raise ConfigError(f"template {template!r}: has no place for the class name; write {{}} or {{c}} where it belongs")
@@ -348,7 +348,7 @@ class ClusterConfig(Section):
 
 
 def refuse_auto_on_an_empty_cluster(name: str, section: ClusterConfig | EmbedConfig, resources: Mapping[str, float]) -> None:
-    """Raise ConfigError where `auto` depends on nodes that have not joined yet; `resources` are the cluster's now."""
+    """Raises ConfigError where `auto` depends on nodes that have not joined yet; `resources` are the cluster's now."""
     keys = [key for key in ("use_gpu", "cpus_per_worker") if getattr(section, key) == "auto"]
     if keys and not any(resources[kind] for kind in ("CPU", "GPU") if kind in resources):
         raise ConfigError(

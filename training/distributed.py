@@ -67,7 +67,7 @@ def pick_device(wish: str) -> torch.device:
 
 
 def init_world(rank: int, world_size: int, init_method: str, device: torch.device, timeout_s: float = 600.0) -> World:
-    """Initialise a process group in a bare process: NCCL on CUDA, gloo elsewhere.
+    """Initialises a process group in a bare process: NCCL on CUDA, gloo elsewhere.
 
     Args:
         init_method: address of the rendezvous, e.g. file:///shared/path or tcp://host:port.
@@ -167,7 +167,7 @@ def gather_objects(thing: Any, world: World) -> list[Any]:
 
 
 def parallel(model: nn.Module, world: World) -> nn.Module:
-    """Wrap the model in DDP, which averages gradients over ranks during the backward pass; no change at world size 1.
+    """Wraps the model in DDP, which averages gradients over ranks during the backward pass; no change at world size 1.
 
     Buffers stay each rank's own: batch norm does not read them in training, and `broadcast_buffers` makes them the same.
     """
@@ -219,13 +219,13 @@ def sum_over_ranks(values: Tensor, world: World) -> Tensor:
 
 
 def barrier(world: World) -> None:
-    """Wait until every rank has called this."""
+    """Waits until every rank has called this."""
     if world.world_size > 1:
         dist.barrier()
 
 
 def broadcast_buffers(model: nn.Module, world: World) -> None:
-    """Copy rank 0's buffers to every rank: batch-norm statistics, which each rank collects on its own slice."""
+    """Copies rank 0's buffers to every rank: batch-norm statistics, which each rank collects on its own slice."""
     if world.world_size == 1:
         return
     for buffer in model.buffers():

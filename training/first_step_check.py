@@ -34,7 +34,7 @@ class Finding:
 
 
 def check_first_step(config: TrainingConfig, world: World) -> list[Finding]:
-    """Try one step of the run, if it fits, and discard it.
+    """Tries one step of the run, if it fits, and discards it.
 
     Raises:
         torch.OutOfMemoryError: it did not fit on a GPU although it was expected to.

@@ -126,7 +126,7 @@ class _Best:
         self.column_B = torch.zeros(len(rows_BE), dtype=torch.int64, device=rows_BE.device)
 
     def update(self, similarity_BT: Tensor, start: int) -> Tensor:
-        """Update with a tile. Returns the tile's maxima."""
+        """Updates with a tile. Returns the tile's maxima."""
         score_B, column_B = similarity_BT.max(1)
         better_B = score_B > self.score_B
         self.column_B = torch.where(better_B, column_B + start, self.column_B)
@@ -215,7 +215,7 @@ class _TiledSigmoid(torch.autograd.Function):
 
 
 def _tiles(query_BE: Tensor, key_GE: Tensor, tile_size: int) -> Iterator[tuple[int, Tensor]]:
-    """Yield (first column, similarity_BT) of each tile, all in the same memory, which the caller may overwrite."""
+    """Yields (first column, similarity_BT) of each tile, all in the same memory, which the caller may overwrite."""
     batch = len(query_BE)
     memory = query_BE.new_empty(batch * min(tile_size, len(key_GE)))
     for start in range(0, len(key_GE), tile_size):

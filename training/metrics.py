@@ -48,7 +48,7 @@ TRAINING: Table = {
 
 
 def publish_row(row: Mapping[str, Any], publisher: Publisher) -> None:
-    """Set the gauges of a row's keys. A value of None keeps the last one."""
+    """Sets the gauges of a row's keys. A value of None keeps the last one."""
     for key, value in row.items():
         if key in TRAINING and value is not None:
             publisher.set(key, value)

@@ -64,7 +64,7 @@ class Schedule:
 
 @torch.no_grad()
 def clamp_logit_scale_(model: CLIP) -> None:
-    """Clamp exp(logit_scale) to 100; called after every step."""
+    """Clamps exp(logit_scale) to 100; called after every step."""
     model.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
 
 
@@ -91,7 +91,7 @@ class GradientNorms:
 
 @torch.no_grad()
 def limit_gradients_(model: nn.Module, limit: float | None) -> GradientNorms:
-    """Scale all gradients down to a joint norm of `limit`, if it is not None. Returns the norms before."""
+    """Scales all gradients down to a joint norm of `limit`, if it is not None. Returns the norms before."""
     gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
     parts = dict(zip(gradients, torch._foreach_norm(list(gradients.values())), strict=True)) if gradients else {}
     norms = GradientNorms(_joint(list(parts.values()), next(model.parameters())), parts)
@@ -118,7 +118,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, model: CLIP, step: int) -> None:
-        """Move towards the model after `step` steps."""
+        """Moves towards the model after `step` steps."""
         averages, values = [], []
         for average, value in zip(self.clip.state_dict().values(), model.state_dict().values(), strict=True):
             if value.is_floating_point():

@@ -48,7 +48,7 @@ UNWANTED_LINES = {
 
 
 def put_value(key: str, value: str) -> None:
-    """Put a value into the cluster's own key-value store."""
+    """Puts a value into the cluster's own key-value store."""
     from ray.experimental import internal_kv
 
     internal_kv._internal_kv_put(key, value, namespace="rayclip")
@@ -139,7 +139,7 @@ class RayCluster:
 
 
 def quieten_worker() -> None:
-    """Keep lines without information out of the job's log. Runs in every Ray worker.
+    """Keeps lines without information out of the job's log. Runs in every Ray worker.
 
     Without a dashboard Ray Train's cleaner cannot ask for the state of an actor, and says so every second. When a worker group
     starts, Ray Train says what it requests, then the same again, who has joined, and how; the first and the third stay.
@@ -157,7 +157,7 @@ def _is_wanted(record: logging.LogRecord) -> bool:
 
 
 def quieten_ray_data() -> None:
-    """Silence Ray Data's own account of a job, which reports its progress itself; warnings stay."""
+    """Silences Ray Data's own account of a job, which reports its progress itself; warnings stay."""
     from ray.data import DataContext
 
     context = DataContext.get_current()
@@ -168,7 +168,7 @@ def quieten_ray_data() -> None:
 
 
 def quieten_submission() -> None:
-    """Silence the account that Ray's job client gives of its own work; a file too large to upload is still reported."""
+    """Silences the account that Ray's job client gives of its own work; a file too large to upload is still reported."""
     logging.getLogger("ray").setLevel(logging.WARNING)
     for name in ("dashboard_sdk", "job.sdk"):
         logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.WARNING)

@@ -98,7 +98,7 @@ class OpenedRun:
 
 
 def plan_run(config: TrainingConfig, begin: Start | None = None) -> RunPlan:
-    """Check the configuration, open what the run reads, and check that it fits together. Starts and writes nothing.
+    """Checks the configuration, opens what the run reads, and checks that it fits together. Starts and writes nothing.
 
     Args:
         begin: where the run starts, found by another rank; None: find it.
@@ -112,7 +112,7 @@ def plan_run(config: TrainingConfig, begin: Start | None = None) -> RunPlan:
 
 
 def check_config(config: TrainingConfig) -> None:
-    """Check everything that needs no data set and no checkpoint; opens nothing. Raises ConfigError."""
+    """Checks everything that needs no data set and no checkpoint; opens nothing. Raises ConfigError."""
     check_model(config)
     if config.cluster.max_workers > config.train.global_batch_size:
         raise ConfigError(
@@ -122,7 +122,7 @@ def check_config(config: TrainingConfig) -> None:
 
 
 def open_run(config: TrainingConfig, begin: Start | None = None) -> OpenedRun:
-    """Find the checkpoint, and open weights, evaluation data and data sets. Arguments and errors as for `plan_run`."""
+    """Finds the checkpoint, and opens weights, evaluation data and data sets. Arguments and errors as for `plan_run`."""
     run = open_storage(config.run.uri)
     checkpoints = CheckpointStore(run, config.checkpoint)
     checkpoint = (begin or find_start(config.run, checkpoints)).checkpoint
@@ -139,7 +139,7 @@ def open_run(config: TrainingConfig, begin: Start | None = None) -> OpenedRun:
 
 
 def fit_together(opened: OpenedRun) -> RunPlan:
-    """Settle sample order and schedule, and check them against data sets, memory and checkpoint. Raises ConfigError."""
+    """Settles sample order and schedule, and checks them against data sets, memory and checkpoint. Raises ConfigError."""
     config, data_sets, checkpoint = opened.config, opened.data_sets, opened.checkpoint
     order = SampleOrder(
         sources=tuple(one.source for one in data_sets),
@@ -175,7 +175,7 @@ def fit_together(opened: OpenedRun) -> RunPlan:
 
 
 def agree_on_plan(config: TrainingConfig, world: World) -> RunPlan:
-    """Plan with rank 0's choice of checkpoint, or raise its error: another rank might see another checkpoint."""
+    """Plans with rank 0's choice of checkpoint, or raises its error: another rank might see another checkpoint."""
     plan: RunPlan | None = None
     found: Any = None
     if world.is_main:
@@ -210,7 +210,7 @@ def architecture_of(config: TrainingConfig) -> Architecture:
 
 
 def check_model(config: TrainingConfig) -> None:
-    """Check that the model can be built and trained as configured. Raises ConfigError."""
+    """Checks that the model can be built and trained as configured. Raises ConfigError."""
     model, train, row = config.model, config.train, get_architecture(config.model.name)
     if model.image_size_px is not None and model.image_size_px % row.image_step_px:
         raise ConfigError(
@@ -278,7 +278,7 @@ def _in_steps(config: TrainingConfig, part: str, steps_per_epoch: int, default: 
 
 
 def _with_activation(config: TrainingConfig, checkpoint: Checkpoint | None) -> TrainingConfig:
-    """Pin the activation: the checkpoint's, else the configured one, else the one that the weights' file states."""
+    """Pins the activation: the checkpoint's, else the configured one, else the one that the weights' file states."""
     model = config.model
     if model.activation is None and checkpoint is not None:
         told = TrainingConfig.model_validate(checkpoint.config).model.activation

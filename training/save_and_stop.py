@@ -44,10 +44,10 @@ class Link(Protocol):
         """Requests since the last call; called about twice a second, from a thread."""
 
     def saving(self) -> Callable[[int], None]:
-        """Note that a checkpoint is being taken. Returns a function to call with its step, from another thread, on commit."""
+        """Notes that a checkpoint is being taken. Returns a function to call with its step, from another thread, on commit."""
 
     def recorded(self, row: Mapping[str, Any]) -> None:
-        """Take a new row of the record: of a step, an evaluation or a start."""
+        """Takes a new row of the record: of a step, an evaluation or a start."""
 
 
 class Requests:
@@ -59,7 +59,7 @@ class Requests:
         self._on_its_way: tuple[torch.Tensor, Any] | None = None
 
     def ask(self, request: Request) -> None:
-        """Add a request. Safe from any thread and from a signal's handler."""
+        """Adds a request. Safe from any thread and from a signal's handler."""
         self._asked.append(request)  # atomic: a lock might be held by the code that the signal interrupted
 
     def agreed(self) -> Request:
@@ -74,7 +74,7 @@ class Requests:
         return arrived
 
     def close(self) -> None:
-        """Receive the last requests."""
+        """Receives the last requests."""
         self._receive()
 
     def _receive(self) -> Request:
@@ -100,7 +100,7 @@ _FLAGS = (Request.SAVE, Request.STOP)
 
 @contextlib.contextmanager
 def listening(requests: Requests, link: Link | None) -> Iterator[None]:
-    """Pass on the link's requests, and SIGTERM as STOP if this is the process's main thread.
+    """Passes on the link's requests, and SIGTERM as STOP if this is the process's main thread.
 
     A second SIGTERM has its former effect.
     """
@@ -124,7 +124,7 @@ def listening(requests: Requests, link: Link | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def on_sigterm(act: Callable[[], None]) -> Iterator[None]:
-    """Call `act` on the first SIGTERM; a second one has its former effect. Does nothing outside the main thread."""
+    """Calls `act` on the first SIGTERM; a second one has its former effect. Does nothing outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -94,7 +94,7 @@ class ShardEmbedder:
         self._model = ThreadPoolExecutor(1, thread_name_prefix="model")
 
     def embed(self, shard: int) -> ShardFeatures:
-        """Embed all samples of a shard.
+        """Embeds all samples of a shard.
 
         Raises:
             ManifestError: the sidecar is damaged, or a sample is and none may be skipped.
@@ -125,7 +125,7 @@ class ShardEmbedder:
         return ShardFeatures(keys, images_NE, texts_NE, clip_score_N, problems, decode_s, float(forward_s.sum()))
 
     def decode(self, shard: int, first: int, stop: int) -> DecodedBatch:
-        """Read and decode samples [first, stop) of a shard."""
+        """Reads and decodes samples [first, stop) of a shard."""
         began = time.perf_counter()
         row = self.clip.architecture
         pixels = np.zeros((stop - first, row.image_size_px, row.image_size_px, 3), np.uint8)
@@ -145,7 +145,7 @@ class ShardEmbedder:
         return DecodedBatch(pixels, texts, problems, time.perf_counter() - began)
 
     def forward(self, batch: DecodedBatch) -> Features:
-        """Compute a batch's features, in float32."""
+        """Computes a batch's features, in float32."""
         began = time.perf_counter()
         with torch.inference_mode(), autocast(self.config, self.device):
             # (B, H, W, 3) -> (B, 3, H, W); token ids stay on the CPU, where the model counts them without waiting
@@ -157,7 +157,7 @@ class ShardEmbedder:
         return found[0], found[1], found[2], np.array([time.perf_counter() - began])
 
     def close(self) -> None:
-        """End the threads."""
+        """Ends the threads."""
         self._decoders.shutdown(cancel_futures=True)
         self._model.shutdown(cancel_futures=True)
 

@@ -57,7 +57,7 @@ logger = logging.getLogger(__name__)
 
 
 def train(config: TrainingConfig, world: World, link: Link | None = None, launch: Launch | None = None) -> TrainResult:
-    """Train from the last checkpoint, or from the start, to the end of the schedule. Every rank calls it.
+    """Trains from the last checkpoint, or from the start, to the end of the schedule. Every rank calls it.
 
     In a process's main thread, SIGTERM saves a checkpoint and ends the run.
 
@@ -110,7 +110,7 @@ class Trainer:
     # ---------------------------------------------------------------------------------------------------------- the loop
 
     def run(self, link: Link | None = None) -> TrainResult:
-        """Run the remaining steps, the last evaluation and the last checkpoint; or stop early where asked to."""
+        """Runs the remaining steps, the last evaluation and the last checkpoint; or stops early where asked to."""
         plan = self.plan
         if plan.start.step >= plan.total_steps and plan.run.exists("result.json"):
             before = TrainResult(**json.loads(plan.run.read("result.json")))
@@ -137,7 +137,7 @@ class Trainer:
             return self._finish()
 
     def _loop(self, loader: TrainLoader) -> None:
-        """Take steps until the schedule ends or a request stops the run."""
+        """Takes steps until the schedule ends or a request stops the run."""
         if self.record is not None:
             self.record.ready()
         self._clock.start(self.position.step, self.position.samples_seen, loader.wait_s)
@@ -154,7 +154,7 @@ class Trainer:
             self.watchdog.step_begins(self.position.step + 1, slow=self._saves)  # others may wait for the one that saves
 
     def _finish(self) -> TrainResult:
-        """Wait for the last checkpoint, and close the record."""
+        """Waits for the last checkpoint, and closes the record."""
         result = TrainResult(
             run=self.plan.run.uri,
             checkpoint=self._writer.last_folder,
@@ -184,7 +184,7 @@ class Trainer:
         return result
 
     def _step(self, batch: Batch, loader: TrainLoader) -> None:
-        """Take one optimizer step on this rank's slice of the global batch."""
+        """Takes one optimizer step on this rank's slice of the global batch."""
         config, step = self.config.train, self.position.step + 1
         logged = step % config.log_every_steps == 0 or step == self.plan.total_steps
         rate = self.plan.schedule.rate(self.position.step)
@@ -211,7 +211,7 @@ class Trainer:
             self._log(batch, loader, result, logit_scale_exp, norms, rate)
 
     def _check_for_skip(self) -> None:
-        """Check whether the last step was skipped for a non-finite gradient. Raises DivergedError."""
+        """Checks whether the last step was skipped for a non-finite gradient. Raises DivergedError."""
         step, train = self.guard.settle(), self.config.train
         if step is None:
             return
@@ -245,7 +245,7 @@ class Trainer:
         return loss(*features, self.world, config.global_batch_size, config.loss_tile_size)
 
     def _after_step(self) -> None:
-        """Evaluate before saving, so that the record of everything a checkpoint covers is complete."""
+        """Evaluates before saving, so that the record of everything a checkpoint covers is complete."""
         step, total, config = self.position.step, self.plan.total_steps, self.config
         minutes = config.checkpoint.every_minutes
         if self.world.is_main and minutes is not None and time.monotonic() - self._saved_at > minutes * 60:
@@ -300,7 +300,7 @@ class Trainer:
         return None if self.average is None else self.average.clip
 
     def _evaluate(self) -> PairSimilarities | None:
-        """Set the figures. Returns the similarities of the watched pairs, on rank 0."""
+        """Sets the figures. Returns the similarities of the watched pairs, on rank 0."""
         clip = self._averaged() or self.clip
         broadcast_buffers(clip, self.world)  # batch-norm statistics are rank 0's, as in the checkpoint
         clip.eval()
@@ -321,7 +321,7 @@ class Trainer:
             self.record.log_watched_pairs(self.position.step, self.pair_watcher.pairs, similarities)
 
     def _save(self) -> None:
-        """Copy rank 0's state, which a thread then writes; the other ranks continue."""
+        """Copies rank 0's state, which a thread then writes; the other ranks continue."""
         if self.record is None:
             return
         self._saved_at = time.monotonic()
@@ -344,7 +344,7 @@ class Trainer:
         norms: GradientNorms,
         rate: float,
     ) -> None:
-        """Record the step's metrics: one small all-gather, and the only point where a step waits for the device."""
+        """Records the step's metrics: one small all-gather, and the only point where a step waits for the device."""
         shares = rank_shares(result)  # before the lap ends, so that it includes the device's work
         lap = self._clock.lap(self.position.step, self.position.samples_seen, loader.wait_s, self.world.communication)
         totals = gather_totals(shares, loader.skipped_samples, loader.fingerprint(batch), lap, self.world)

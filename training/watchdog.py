@@ -44,14 +44,14 @@ class Watchdog:
         self._thread.start()
 
     def step_begins(self, step: int, slow: bool) -> None:
-        """Start a step's time. `slow`: the first step of a process compiles, allocates and fills its buffers, and the one
+        """Starts a step's time. `slow`: the first step of a process compiles, allocates and fills its buffers, and the one
         after a checkpoint may wait for the rank that writes it.
         """
         self._step, self._patience = step, LONGER_AT_FIRST if slow else 1.0
         self.phase("waiting for data")
 
     def phase(self, name: str, patience: float | None = None) -> None:
-        """Set the phase that the rank is in.
+        """Sets the phase that the rank is in.
 
         Args:
             patience: for this phase, in timeouts, which also restarts its time; None: as for the step.

@@ -48,7 +48,7 @@ from training.trainer import train
 
 
 def run_training(config: TrainingConfig) -> TrainResult:
-    """Train on the Ray cluster that this process has joined, and wait for the end.
+    """Trains on the Ray cluster that this process has joined, and waits for the end.
 
     In a process's main thread, SIGTERM saves a checkpoint and ends the run.
 
@@ -75,7 +75,7 @@ def run_training(config: TrainingConfig) -> TrainResult:
 
 
 def check_workers(config: TrainingConfig) -> list[Finding]:
-    """Try a run's first step on workers of the Ray cluster that this process has joined.
+    """Tries a run's first step on workers of the Ray cluster that this process has joined.
 
     Raises:
         ray.train.TrainingFailedError: a worker failed.
@@ -87,7 +87,7 @@ def check_workers(config: TrainingConfig) -> list[Finding]:
 
 
 def run_evaluation(clip: CLIP, config: TrainingConfig) -> dict[str, float]:
-    """Evaluate a model on the Ray cluster that this process has joined, as `training.evaluation.runner.evaluate` does.
+    """Evaluates a model on the Ray cluster that this process has joined, as `training.evaluation.runner.evaluate` does.
 
     Raises:
         ray.train.TrainingFailedError: the workers failed more often than `cluster.max_failures`.

@@ -29,7 +29,7 @@ def initial_activation(config: ModelConfig) -> Activation:
 
 
 def check_initial_weights(architecture: Architecture, config: ModelConfig) -> None:
-    """Raise ConfigError if the weights do not fit the architecture, without allocating the model."""
+    """Raises ConfigError if the weights do not fit the architecture, without allocating the model."""
     with torch.device("meta"):
         clip = CLIP(architecture)
     with _as_config_error():
@@ -37,7 +37,7 @@ def check_initial_weights(architecture: Architecture, config: ModelConfig) -> No
 
 
 def load_initial_weights(clip: CLIP, config: ModelConfig) -> None:
-    """Load the weights, positions interpolated to the model's image size. Raises ConfigError if they do not fit."""
+    """Loads the weights, positions interpolated to the model's image size. Raises ConfigError if they do not fit."""
     with _as_config_error():
         load_state(clip, _fitted(clip, config), config.weights)
     _read_once.cache_clear()

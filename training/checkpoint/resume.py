@@ -42,7 +42,7 @@ class Start:
 
 
 def find_start(run: RunConfig, checkpoints: CheckpointStore) -> Start:
-    """Find the checkpoint that `run.resume` asks for.
+    """Finds the checkpoint that `run.resume` asks for.
 
     Raises:
         ConfigError: with never, the run has checkpoints; with an address, it holds none, or the run has others already.
@@ -75,7 +75,7 @@ def check_continues(
     order: SampleOrder,
     identities: Sequence[str],
 ) -> None:
-    """Raise ConfigError where samples or model would differ from those of the checkpoint.
+    """Raises ConfigError where samples or model would differ from those of the checkpoint.
 
     Args:
         before: the checkpoint's configuration.

@@ -54,7 +54,7 @@ class Stager:
 
     @torch.no_grad()
     def stage(self, clip: CLIP, optimizer: torch.optim.Optimizer, position: Position, average: CLIP | None = None) -> Snapshot:
-        """Copy the state. Waits for the device."""
+        """Copies the state. Waits for the device."""
         live: dict[str, dict[str, Tensor]] = {MODEL: clip.state_dict(), STATE: optimizer_tensors(clip, optimizer)}
         metadata = {MODEL: weights_metadata(clip.architecture), STATE: {"format": "pt"}}
         if average is not None:
@@ -69,7 +69,7 @@ class Stager:
         return Snapshot(position, tensors, metadata)
 
     def _copy(self, file: str, name: str, value: Tensor) -> Tensor:
-        """Copy into contiguous CPU memory, pinned if the value is on a GPU."""
+        """Copies into contiguous CPU memory, pinned if the value is on a GPU."""
         kept = self._kept.get((file, name))
         if kept is None:
             kept = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.device.type == "cuda")

@@ -74,7 +74,7 @@ class Checkpoint:
         return self.storage.address(self.folder)
 
     def restore(self, clip: CLIP, optimizer: torch.optim.Optimizer, average: CLIP | None = None) -> None:
-        """Restore weights, moments, random state and, if the run keeps one, the moving average.
+        """Restores weights, moments, random state and, if the run keeps one, the moving average.
 
         Raises:
             ConfigError: a file has changed since the checkpoint was chosen.
@@ -92,11 +92,11 @@ class Checkpoint:
         return AVERAGE in self.files
 
     def restore_weights(self, clip: CLIP) -> None:
-        """Load a run's weights for use: their moving average if it keeps one."""
+        """Loads a run's weights for use: their moving average if it keeps one."""
         clip.load_state_dict(self._tensors(AVERAGE if self.has_average else MODEL), strict=True)
 
     def check(self, name: str, data: bytes) -> None:
-        """Raise DamagedError if a file's bytes differ from those that were written."""
+        """Raises DamagedError if a file's bytes differ from those that were written."""
         expected = self.files[name]
         if len(data) != expected["size_bytes"] or hashlib.sha256(data).hexdigest() != expected["sha256"]:
             raise DamagedError(f"{name} does not match the size and sha256 in {RECORD}")
@@ -121,7 +121,7 @@ class CheckpointStore:
         self._scores: dict[str, float | None] = {}
 
     def write(self, snapshot: Snapshot, record: dict[str, Any], before_commit: Callable[[], None] | None = None) -> str:
-        """Write a checkpoint and remove those that need not be kept. Returns its folder.
+        """Writes a checkpoint and removes those that need not be kept. Returns its folder.
 
         Args:
             record: order, data_sets, config, metrics and started_from of the `Checkpoint`.
@@ -173,7 +173,7 @@ class CheckpointStore:
         return None
 
     def open(self, folder: str) -> Checkpoint:
-        """Read a record and check size and sha256 of its files. Raises DamagedError, FileNotFoundError."""
+        """Reads a record and checks size and sha256 of its files. Raises DamagedError, FileNotFoundError."""
         record = self._record(folder)
         checkpoint = Checkpoint(
             storage=self.storage,
@@ -192,7 +192,7 @@ class CheckpointStore:
         return checkpoint
 
     def remove_unfinished(self, after_step: int) -> None:
-        """Remove folders that cannot be resumed from. Called by the run's only writer.
+        """Removes folders that cannot be resumed from. Called by the run's only writer.
 
         They are those without a record, left by a killed writer, and those after the step that the run resumes from, which are
         damaged or were written by another process meanwhile.
@@ -224,7 +224,7 @@ class CheckpointStore:
         return sorted((path.removesuffix(f"/{RECORD}") for path in records), reverse=True)
 
     def _remove_old(self, written: str) -> None:
-        """Remove all but the last and the best: the record first, so that no partial checkpoint is ever visible."""
+        """Removes all but the last and the best: the record first, so that no partial checkpoint is ever visible."""
         folders = self._folders()
         keep = [written, *folders[: self.config.keep_last], *self._best(folders)]
         for folder in folders:

@@ -42,7 +42,7 @@ class CheckpointWriter:
         self._failures = 0
 
     def begin(self, step: int, write: Callable[[], str], committed: Callable[[int], None]) -> None:
-        """Start a write. The one before must have ended (`wait`).
+        """Starts a write. The one before must have ended (`wait`).
 
         Args:
             write: writes the checkpoint and returns its folder.
@@ -68,7 +68,7 @@ class CheckpointWriter:
         self._thread.start()
 
     def wait(self) -> None:
-        """Wait for the write to end. Raises CheckpointError after `FAILURES_IN_A_ROW`, and RunTakenError."""
+        """Waits for the write to end. Raises CheckpointError after `FAILURES_IN_A_ROW`, and RunTakenError."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -77,12 +77,12 @@ class CheckpointWriter:
             raise CheckpointError(self._message(f"{self._failures} checkpoints in a row were not written"))
 
     def check(self) -> None:
-        """Raise the last write's RunTakenError, if any. Cheap enough for every step."""
+        """Raises the last write's RunTakenError, if any. Cheap enough for every step."""
         if isinstance(self._error, RunTakenError):
             raise self._error
 
     def finish(self) -> None:
-        """Wait for the last checkpoint. Raises CheckpointError if it was not written."""
+        """Waits for the last checkpoint. Raises CheckpointError if it was not written."""
         self.wait()
         if self._failures:
             raise CheckpointError(self._message("the last checkpoint was not written"))

@@ -16,7 +16,7 @@ NAMED = 10
 
 
 def damage_error(problem: str) -> ManifestError:
-    """Return the error of a damaged sample with data.on_damage=fail."""
+    """Returns the error of a damaged sample with data.on_damage=fail."""
     return ManifestError(f"{problem} (or skip such samples: data.on_damage=skip)")
 
 
@@ -35,7 +35,7 @@ class DamagedSamples:
         self._limit, self._where = max_skipped_samples, f" on {where}" if where else ""
 
     def skip(self, problem: str) -> None:
-        """Count and log one damaged sample.
+        """Counts and logs one damaged sample.
 
         Raises:
             ManifestError: it is one more than data.max_skipped_samples.

@@ -46,7 +46,7 @@ class DataSet:
         return total / max(1, self.manifest.num_samples)
 
     def identity(self) -> dict[str, Any]:
-        """Return what a checkpoint stores about it; with an equal `identity`, every sample has the same index."""
+        """Returns what a checkpoint stores about it; with an equal `identity`, every sample has the same index."""
         return {"uri": self.storage.uri, "version": self.manifest.version, "identity": self.manifest.identity}
 
     def __str__(self) -> str:
@@ -55,7 +55,7 @@ class DataSet:
 
 
 def open_data_sets(config: DataConfig, held: Sequence[dict[str, Any]] = ()) -> tuple[DataSet, ...]:
-    """Open the data sets that `data.uri` or `data.mixture` names.
+    """Opens the data sets that `data.uri` or `data.mixture` names.
 
     Args:
         held: their identities in the run's checkpoint; `latest` then means the versions in there.
@@ -76,20 +76,20 @@ def open_data_sets(config: DataConfig, held: Sequence[dict[str, Any]] = ()) -> t
 
 
 def block_size_samples(config: DataConfig, global_batch_size: int) -> int:
-    """Return `data.block_size_samples`, with auto resolved."""
+    """Returns `data.block_size_samples`, with auto resolved."""
     if config.block_size_samples == "auto":
         return max(config.run_size_samples, BATCHES_HELD * global_batch_size // config.num_streams)
     return config.block_size_samples
 
 
 def mean_sample_bytes(data_sets: Sequence[DataSet], order: SampleOrder) -> float:
-    """Return the mean over the data sets, by their weights."""
+    """Returns the mean over the data sets, by their weights."""
     pairs = zip(data_sets, order.sources, strict=True)
     return sum(one.mean_sample_bytes * source.epoch_samples for one, source in pairs) / order.epoch_samples
 
 
 def check_prefetch(config: DataConfig, order: SampleOrder, sample_bytes: float, slice_length: int) -> None:
-    """Check that a rank may hold all blocks it needs: those of its streams, and its neighbours' at both ends.
+    """Checks that a rank may hold all blocks it needs: those of its streams, and its neighbours' at both ends.
 
     Args:
         sample_bytes: mean size of a sample.

@@ -79,7 +79,7 @@ class Decoded:
 def decode(
     samples: Sequence[Encoded], transform: Transform, pixels: NDArray[np.uint8]
 ) -> tuple[NDArray[np.uint16], dict[int, str]]:
-    """Decode into `pixels`, and return token ids and problems as in `Decoded`."""
+    """Decodes into `pixels`, and returns token ids and problems as in `Decoded`."""
     problems: dict[int, str] = {}
     for place, sample in enumerate(samples):
         rng = random.Random(sample.seed)
@@ -103,7 +103,7 @@ class PendingBatch:
         self._pixels, self._parts, self._done = pixels, parts, done
 
     def result(self) -> Decoded:
-        """Wait for the batch. Raises DecodeError."""
+        """Waits for the batch. Raises DecodeError."""
         texts: list[NDArray[np.uint16]] = []
         problems: dict[int, str] = {}
         try:
@@ -134,7 +134,7 @@ class Decoder:
             self._pool = ThreadPoolExecutor(1, thread_name_prefix="decode")
 
     def submit(self, samples: Sequence[Encoded]) -> PendingBatch:
-        """Start to decode a batch."""
+        """Starts to decode a batch."""
         shape = (len(samples), self._transform.image_size_px, self._transform.image_size_px, 3)
         if isinstance(self._pool, ThreadPoolExecutor):
             pixels = np.empty(shape, dtype=np.uint8)
@@ -159,12 +159,12 @@ class Decoder:
         return PendingBatch(pixels, parts, lambda: self._blocks.give_back(source))
 
     def close(self) -> None:
-        """End the workers."""
+        """Ends the workers."""
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._blocks.close()
 
     def worker_ids(self) -> list[int]:
-        """Return the process ids of the workers; none if a thread decodes."""
+        """Returns the process ids of the workers; none if a thread decodes."""
         processes = self._pool._processes if isinstance(self._pool, ProcessPoolExecutor) else None
         return sorted(processes or ())
 
@@ -178,7 +178,7 @@ class _SharedBlocks:
         self._lock = threading.Lock()
 
     def take(self, size: int) -> SharedMemory:
-        """Return a free or new block of at least `size` bytes and at most about twice as many."""
+        """Returns a free or new block of at least `size` bytes and at most about twice as many."""
         with self._lock:
             for place, block in enumerate(self._free):
                 if size <= block.size <= 2 * size:
@@ -202,13 +202,13 @@ class _SharedBlocks:
 
 
 def stack_texts(parts: Sequence[NDArray[np.uint16]]) -> NDArray[np.uint16]:
-    """Concatenate rows of token ids, padded to the longest."""
+    """Concatenates rows of token ids, padded to the longest."""
     longest = max(part.shape[1] for part in parts)
     return np.concatenate([np.pad(part, ((0, 0), (0, longest - part.shape[1]))) for part in parts])
 
 
 def cut_to_longest(texts: NDArray[np.uint16]) -> NDArray[np.uint16]:
-    """Drop the columns that are padding in every row; exact, since the text tower is causal."""
+    """Drops the columns that are padding in every row; exact, since the text tower is causal."""
     return texts[:, : int((texts != 0).sum(axis=1).max(initial=1))]
 
 
@@ -261,7 +261,7 @@ def _start_worker(parent: int) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """Exit with the parent: a killed one closes nothing, and its workers would wait for work forever."""
+    """Exits with the parent: a killed one closes nothing, and its workers would wait for work forever."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)

@@ -106,7 +106,7 @@ class TrainLoader:
         return self._damaged.skipped
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield batches with their images on the rank's device."""
+        """Yields batches with their images on the rank's device."""
         device = self.world.device
         stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         while True:
@@ -118,7 +118,7 @@ class TrainLoader:
             yield item if stream is None else _copy(item, device, stream)
 
     def fingerprint(self, batch: Batch) -> int:
-        """Return a number whose sum over ranks identifies a global batch by its keys and their order.
+        """Returns a number whose sum over ranks identifies a global batch by its keys and their order.
 
         It is below 2**32 times the slice's length, so float64 holds the sum over 2**20 samples exactly.
         """
@@ -126,7 +126,7 @@ class TrainLoader:
         return sum(zlib.crc32(f"{place}/{key}".encode()) for place, key in enumerate(batch.keys, start=first))
 
     def close(self) -> None:
-        """End the threads and workers that read ahead. Safe to call twice."""
+        """Ends the threads and workers that read ahead. Safe to call twice."""
         self._closed.set()
         while self._thread.is_alive():
             self._thread.join(timeout=0.05)
@@ -180,7 +180,7 @@ class TrainLoader:
         self._put(error)
 
     def _begin(self, epoch: int, step: int) -> _InFlight:
-        """Read a batch and hand it to the decoder."""
+        """Reads a batch and hands it to the decoder."""
         indices = self.order.step_samples(epoch, step, *self._bounds).tolist()
         found = self._fetcher.step(epoch, step)
         samples = [self._whole(epoch, index, sample) for index, sample in zip(indices, found, strict=True)]
@@ -211,11 +211,11 @@ class TrainLoader:
         )
 
     def _pinned(self, tensor: Tensor) -> Tensor:
-        """Copy to pinned memory, from which a GPU can copy asynchronously; on a CPU, do nothing."""
+        """Copies to pinned memory, from which a GPU can copy asynchronously; on a CPU, does nothing."""
         return tensor.pin_memory() if self.world.device.type == "cuda" else tensor
 
     def _seed(self, epoch: int, index: int, sample: RawSample) -> str:
-        """Return the seed of a sample's crop and caption: the same at any world size and after any resume."""
+        """Returns the seed of a sample's crop and caption: the same at any world size and after any resume."""
         repeat = self._fetcher.repeat(index)
         return f"{self.order.seed}/{epoch}/{sample.key}" + (f"/{repeat}" if repeat else "")
 
@@ -227,14 +227,14 @@ class TrainLoader:
     # ----------------------------------------------------------------------------------------------------- damaged samples
 
     def _whole(self, epoch: int, index: int, sample: Sample) -> RawSample:
-        """Return the sample, or a substitute if it is damaged and may be skipped."""
+        """Returns the sample, or a substitute if it is damaged and may be skipped."""
         if isinstance(sample, RawSample):
             return sample
         self._skip(sample.problem)
         return next(self._fetcher.substitutes(epoch, index))
 
     def _substitute(self, epoch: int, index: int, pixels: NDArray[np.uint8]) -> tuple[RawSample, NDArray[np.uint16]]:
-        """Return a substitute for a sample that cannot be decoded, and its token ids; write its pixels in place."""
+        """Returns a substitute for a sample that cannot be decoded, and its token ids; writes its pixels in place."""
         for sample in itertools.islice(self._fetcher.substitutes(epoch, index), SUBSTITUTES_TRIED):
             texts, problems = decode([self._encoded(epoch, index, sample)], self._transform, pixels)
             if not problems:
@@ -244,14 +244,14 @@ class TrainLoader:
         )
 
     def _skip(self, problem: str) -> None:
-        """Count a damaged sample. Raises ManifestError if none, or no more, may be skipped."""
+        """Counts a damaged sample. Raises ManifestError if none, or no more, may be skipped."""
         if self.config.on_damage == "fail":
             raise damage_error(problem)
         self._damaged.skip(problem)
 
 
 def _copy(batch: Batch, device: torch.device, stream: torch.cuda.Stream) -> Batch:
-    """Return the batch with its images on a GPU, copied from pinned memory while the GPU computes."""
+    """Returns the batch with its images on a GPU, copied from pinned memory while the GPU computes."""
     with torch.cuda.stream(stream):
         images = batch.images.to(device, non_blocking=True)
     current = torch.cuda.current_stream(device)
@@ -261,12 +261,12 @@ def _copy(batch: Batch, device: torch.device, stream: torch.cuda.Stream) -> Batc
 
 
 def seed_number(seed: str) -> int:
-    """Hash a seed to a signed 64-bit number."""
+    """Hashes a seed to a signed 64-bit number."""
     return int.from_bytes(hashlib.blake2b(seed.encode(), digest_size=8).digest(), "little", signed=True)
 
 
 def decode_workers(config: DataConfig, device: torch.device) -> int:
-    """Return `data.decode_workers`, with auto resolved. Ray gives a worker as many threads as it has CPUs."""
+    """Returns `data.decode_workers`, with auto resolved. Ray gives a worker as many threads as it has CPUs."""
     if config.decode_workers != "auto":
         return config.decode_workers
     return max(1, torch.get_num_threads() - 1) if device.type == "cuda" else 0

@@ -100,7 +100,7 @@ class Span(NamedTuple):
 
 
 def next_step(layout: Layout, samples_seen: int) -> tuple[int, int]:
-    """Return (epoch, step within it) of the first step that a run which has seen so many samples has not done.
+    """Returns (epoch, step within it) of the first step that a run which has seen so many samples has not done.
 
     Raises:
         ConfigError: `samples_seen` lies between two steps.
@@ -115,7 +115,7 @@ def next_step(layout: Layout, samples_seen: int) -> tuple[int, int]:
 
 
 def step_spans(layout: Layout, step: int, start: int = 0, stop: int | None = None) -> Iterator[Span]:
-    """Yield where positions [start, stop) of a step come from, in order; the same in every epoch."""
+    """Yields where positions [start, stop) of a step come from, in order; the same in every epoch."""
     stop = layout.global_batch_size if stop is None else stop
     stream = _stream_at(layout, step, start)
     while start < stop:
@@ -126,20 +126,20 @@ def step_spans(layout: Layout, step: int, start: int = 0, stop: int | None = Non
 
 
 def block_bounds(layout: Layout, stream: int, block: int) -> tuple[int, int]:
-    """Return [first, stop) of a block as offsets in its stream."""
+    """Returns [first, stop) of a block as offsets in its stream."""
     first = block * layout.block_size_samples - _shortening(layout, stream)
     return max(0, first), min(first + layout.block_size_samples, layout.stream_length)
 
 
 def block_steps(layout: Layout, stream: int, block: int) -> range:
-    """Return the steps that take samples from a block; none of them lies beyond the epoch."""
+    """Returns the steps that take samples from a block; none of them lies beyond the epoch."""
     first, stop = block_bounds(layout, stream, block)
     steps = [(offset * layout.num_streams + stream) // layout.global_batch_size for offset in (first, stop - 1)]
     return range(steps[0], min(steps[1] + 1, layout.steps_per_epoch))
 
 
 def block_share(layout: Layout, step: int, stream: int, block: int, start: int, stop: int) -> tuple[int, int]:
-    """Return the places [first, stop) of a block that positions [start, stop) of a step take; first >= stop if none."""
+    """Returns the places [first, stop) of a block that positions [start, stop) of a step take; first >= stop if none."""
     first, end = _stream_share(layout, step, stream)
     low, high = max(start, first), min(stop, end)
     offset, (begin, finish) = _first_offset(layout, step, stream) - first, block_bounds(layout, stream, block)
@@ -147,15 +147,15 @@ def block_share(layout: Layout, step: int, stream: int, block: int, start: int, 
 
 
 def _stream_share(layout: Layout, step: int, stream: int) -> tuple[int, int]:
-    """Return the positions [first, stop) of a step that a stream fills."""
+    """Returns the positions [first, stop) of a step that a stream fills."""
     return _before_stream(layout, step, stream), _before_stream(layout, step, stream + 1)
 
 
 def _before_stream(layout: Layout, step: int, stream: int) -> int:
-    """Count the samples of a step that come from earlier streams."""
+    """Counts the samples of a step that come from earlier streams."""
 
     def dealt(stop: int) -> int:
-        """Count the positions of the epoch before `stop` that belong to earlier streams."""
+        """Counts the positions of the epoch before `stop` that belong to earlier streams."""
         turns, rest = divmod(stop, layout.num_streams)
         return turns * stream + min(rest, stream)
 
@@ -164,12 +164,12 @@ def _before_stream(layout: Layout, step: int, stream: int) -> int:
 
 
 def _first_offset(layout: Layout, step: int, stream: int) -> int:
-    """Count the samples of a stream that earlier steps have taken."""
+    """Counts the samples of a stream that earlier steps have taken."""
     return -((stream - step * layout.global_batch_size) // layout.num_streams)
 
 
 def _stream_at(layout: Layout, step: int, position: int) -> int:
-    """Find the stream that fills a position of a step, by bisection."""
+    """Finds the stream that fills a position of a step, by bisection."""
     low, high = 0, layout.num_streams
     while high - low > 1:
         middle = (low + high) // 2
@@ -178,7 +178,7 @@ def _stream_at(layout: Layout, step: int, position: int) -> int:
 
 
 def _shortening(layout: Layout, stream: int) -> int:
-    """Return what a stream's first block lacks to the full size; it differs, so streams change blocks at different steps."""
+    """Returns what a stream's first block lacks to the full size; it differs, so streams change blocks at different steps."""
     return layout.block_size_samples * (layout.num_streams - 1 - stream) // layout.num_streams
 
 
@@ -223,7 +223,7 @@ class Place(NamedTuple):
 
 
 def number_shards(sources: Sequence[Source]) -> ShardTable:
-    """Number the shards of all sources: each source's repeats one after the other."""
+    """Numbers the shards of all sources: each source's repeats one after the other."""
     counts = np.concatenate([np.tile(np.asarray(one.shard_counts, dtype=np.int64), one.repeats) for one in sources])
     return ShardTable(
         counts=counts,
@@ -234,19 +234,19 @@ def number_shards(sources: Sequence[Source]) -> ShardTable:
 
 
 def locate_shard(table: ShardTable, shard: int) -> Place:
-    """Return the source, repeat and shard that a shard number stands for."""
+    """Returns the source, repeat and shard that a shard number stands for."""
     source = int(np.searchsorted(table.source_starts, shard, side="right")) - 1
     repeat, within = divmod(shard - int(table.source_starts[source]), table.source_shards[source])
     return Place(source, repeat, within)
 
 
 def locate_sample(table: ShardTable, index: int) -> tuple[int, int]:
-    """Return (shard, position in it) of a global index."""
+    """Returns (shard, position in it) of a global index."""
     shard = int(np.searchsorted(table.starts, index, side="right")) - 1
     return shard, index - int(table.starts[shard])
 
 
 def locate_samples(table: ShardTable, indices: Indices) -> tuple[Indices, Indices]:
-    """Return (shards, positions in them) of many global indices."""
+    """Returns (shards, positions in them) of many global indices."""
     shards = np.searchsorted(table.starts, indices, side="right") - 1
     return shards, indices - table.starts[shards]

@@ -91,7 +91,7 @@ class SampleFetcher:
         self._pool = ThreadPoolExecutor(config.read_threads, thread_name_prefix="read")
 
     def step(self, epoch: int, step: int) -> list[Sample]:
-        """Return this rank's samples of a step, in order. Must be called for one step after the other."""
+        """Returns this rank's samples of a step, in order. Must be called for one step after the other."""
         now = epoch * self.order.steps_per_epoch + step
         self._read_ahead(now)
         found = [self._take(epoch, index) for index in self.order.step_samples(epoch, step, *self.bounds).tolist()]
@@ -99,7 +99,7 @@ class SampleFetcher:
         return found
 
     def substitutes(self, epoch: int, index: int) -> Iterator[RawSample]:
-        """Yield whole samples that may replace a damaged one, the same for any number of workers."""
+        """Yields whole samples that may replace a damaged one, the same for any number of workers."""
         for candidate in self.order.substitutes(epoch, index):
             shard, position = locate_sample(self.order.shards, candidate)
             sample = self._read(shard, (position,))[0]
@@ -107,23 +107,23 @@ class SampleFetcher:
                 yield sample
 
     def address(self, index: int) -> str:
-        """Return the address of a sample's tar, for messages."""
+        """Returns the address of a sample's tar, for messages."""
         place = self._place(index)
         return self._readers[place.source].address(place.shard)
 
     def repeat(self, index: int) -> int:
-        """Return how often the epoch has shown the sample before; above 0 only if its data set weighs more than 1."""
+        """Returns how often the epoch has shown the sample before; above 0 only if its data set weighs more than 1."""
         return self._place(index).repeat
 
     def under_way(self) -> str:
-        """Describe the reads that have taken longest, for a report of a stall."""
+        """Describes the reads that have taken longest, for a report of a stall."""
         with self._lock:
             oldest = sorted(self._under_way.values(), key=lambda read: read[1])[:3]
         now = time.monotonic()
         return ", ".join(f"{address} for {now - since:.0f} s" for address, since in oldest) or "no read is under way"
 
     def close(self) -> None:
-        """End the threads, after the reads that are under way."""
+        """Ends the threads, after the reads that are under way."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     # ----------------------------------------------------------------------------------------------------------- insides
@@ -132,7 +132,7 @@ class SampleFetcher:
         return locate_shard(self.order.shards, locate_sample(self.order.shards, index)[0])
 
     def _take(self, epoch: int, index: int) -> Sample:
-        """Wait for a sample, hand it out, and release its memory here."""
+        """Waits for a sample, hands it out, and releases its memory here."""
         future, place = self._samples.pop((epoch, index))
         samples = future.result()
         sample = samples[place]
@@ -142,7 +142,7 @@ class SampleFetcher:
         return sample
 
     def _read_ahead(self, now: int) -> None:
-        """Start the reads that are due: all that step `now` needs, and later ones within the limits."""
+        """Starts the reads that are due: all that step `now` needs, and later ones within the limits."""
         while True:
             due = self._pending[0].needed if self._pending else None
             if due is not None and due < self._walked:
@@ -158,7 +158,7 @@ class SampleFetcher:
                 return
 
     def _open_blocks(self, step: int) -> None:
-        """Queue the reads of the blocks that this step is the first to take from."""
+        """Queues the reads of the blocks that this step is the first to take from."""
         epoch, within = divmod(step, self.order.steps_per_epoch)
         for span in step_spans(self.order.layout, within, *self.bounds):
             name = (epoch, span.stream, span.block)
@@ -172,7 +172,7 @@ class SampleFetcher:
             del self._open[name]
 
     def _reads(self, epoch: int, step: int, span: Span) -> Iterator[_Read]:
-        """Yield one read for each run of a block of which this rank still needs samples."""
+        """Yields one read for each run of a block of which this rank still needs samples."""
         order, layout = self.order, self.order.layout
         needed = np.full(layout.block_size_samples, -1, dtype=np.int64)
         for later in range(step, block_steps(layout, span.stream, span.block).stop):
@@ -203,14 +203,14 @@ class SampleFetcher:
             self._samples[read.epoch, index] = (future, place)
 
     def _read_accounted(self, read: _Read, estimate: float) -> list[Sample]:
-        """Read, and replace the estimated size by the true one."""
+        """Reads, and replaces the estimated size by the true one."""
         samples = self._read(read.shard, read.positions)
         with self._lock:
             self._held_bytes += sum(map(_size, samples)) - estimate
         return samples
 
     def _read(self, shard: int, positions: tuple[int, ...]) -> list[Sample]:
-        """Read samples of one shard of the order, in a reading thread."""
+        """Reads samples of one shard of the order, in a reading thread."""
         place = locate_shard(self.order.shards, shard)
         reader, me = self._readers[place.source], threading.get_ident()
         with self._lock:

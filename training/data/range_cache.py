@@ -28,7 +28,7 @@ class RangeCache:
     """A folder of byte ranges with a limit on its size."""
 
     def __init__(self, folder: str, limit_bytes: int, wanted: Collection[str] = ()) -> None:
-        """Open the folder, and create it if needed.
+        """Opens the folder, and creates it if needed.
 
         Args:
             wanted: first parts of the names that this run will ask for.
@@ -41,7 +41,7 @@ class RangeCache:
             usage.bytes = self._make_room(wanted)
 
     def get(self, name: str, fetch: Callable[[], bytes]) -> bytes:
-        """Return the bytes of `name` from the folder; if they are missing or damaged there, fetch and keep them."""
+        """Returns the bytes of `name` from the folder; if they are missing or damaged there, fetches and keeps them."""
         path = self.folder / name
         body = _read(path)
         if body is not None:
@@ -54,7 +54,7 @@ class RangeCache:
         return body
 
     def _keep(self, path: Path, body: bytes) -> None:
-        """Write an entry if there is room. A full or failing disk costs the entry, never the run."""
+        """Writes an entry if there is room. A full or failing disk costs the entry, never the run."""
         size = len(body) + _CHECKSUM_BYTES
         with contextlib.suppress(OSError), self._usage() as usage:
             if usage.bytes + size > self.limit_bytes or path.exists():
@@ -69,7 +69,7 @@ class RangeCache:
                 temporary.unlink(missing_ok=True)
 
     def _drop_damaged(self, path: Path) -> None:
-        """Remove a damaged entry, unless another rank has replaced it by a whole one meanwhile."""
+        """Removes a damaged entry, unless another rank has replaced it by a whole one meanwhile."""
         if not path.exists():
             return
         with contextlib.suppress(OSError), self._usage() as usage:
@@ -80,7 +80,7 @@ class RangeCache:
                 path.unlink()
 
     def _make_room(self, wanted: Collection[str]) -> int:
-        """If over 90% is used, remove unwanted entries, oldest first, down to 50%. Return the bytes in use."""
+        """If over 90% is used, removes unwanted entries, oldest first, down to 50%. Returns the bytes in use."""
         entries = []
         for path in self.folder.rglob("*-*"):
             with contextlib.suppress(OSError):
@@ -96,7 +96,7 @@ class RangeCache:
 
     @contextlib.contextmanager
     def _usage(self) -> Iterator[_Usage]:
-        """Lock and yield the record of the folder's size, and store it if it was changed."""
+        """Locks and yields the record of the folder's size, and stores it if it was changed."""
         with (self.folder / "usage").open("a+") as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed or the process is killed
             file.seek(0)
@@ -115,7 +115,7 @@ class _Usage:
 
 
 def _read(path: Path) -> bytes | None:
-    """Return an entry's bytes; None if it is missing or damaged."""
+    """Returns an entry's bytes; None if it is missing or damaged."""
     try:
         content = path.read_bytes()
     except OSError:

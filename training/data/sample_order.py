@@ -91,7 +91,7 @@ class SampleOrder:
         return self.layout.remainder
 
     def identity(self) -> dict[str, Any]:
-        """Return everything besides the manifests that two runs must share to see the same samples in the same order."""
+        """Returns everything besides the manifests that two runs must share to see the same samples in the same order."""
         return {
             "version": VERSION,
             "seed": self.seed,
@@ -104,12 +104,12 @@ class SampleOrder:
         }
 
     def step_samples(self, epoch: int, step: int, start: int = 0, stop: int | None = None) -> Indices:
-        """Return the global indices of the samples at positions [start, stop) of a step, in order."""
+        """Returns the global indices of the samples at positions [start, stop) of a step, in order."""
         spans = step_spans(self.layout, step, start, stop)
         return np.concatenate([self.block_samples(epoch, span.stream, span.block)[span.first : span.stop] for span in spans])
 
     def block_pieces(self, epoch: int, stream: int, block: int) -> Pieces:
-        """Return what lies in a block before it is shuffled: runs, or parts of them."""
+        """Returns what lies in a block before it is shuffled: runs, or parts of them."""
         begin = stream * self.layout.stream_length
         first, stop = block_bounds(self.layout, stream, block)
         starts = self._epoch_shards(epoch).starts
@@ -120,7 +120,7 @@ class SampleOrder:
         return cut_pieces(Pieces(*map(np.concatenate, zip(*runs, strict=True))), begin + first, begin + stop)
 
     def substitutes(self, epoch: int, index: int) -> Iterator[int]:
-        """Yield samples that may replace an unreadable one, one after the other, without end."""
+        """Yields samples that may replace an unreadable one, one after the other, without end."""
         rng = _rng(self.seed, epoch, _SUBSTITUTE, index)
         while True:
             yield int(rng.integers(self.shards.num_samples))
@@ -136,7 +136,7 @@ class SampleOrder:
 
 
 def permute_shards(sources: Sequence[Source], table: ShardTable, seed: int, epoch: int) -> Pieces:
-    """Return an epoch's shards in random order, end to end; of a data set's last repeat, a random part (step 1 above)."""
+    """Returns an epoch's shards in random order, end to end; of a data set's last repeat, a random part (step 1 above)."""
     parts = [_draw_shards(source, number, table, seed, epoch) for number, source in enumerate(sources)]
     shard, count = (np.concatenate(column) for column in zip(*parts, strict=True))
     shard, count = shard[count > 0], count[count > 0]
@@ -145,7 +145,7 @@ def permute_shards(sources: Sequence[Source], table: ShardTable, seed: int, epoc
 
 
 def _draw_shards(source: Source, number: int, table: ShardTable, seed: int, epoch: int) -> tuple[Indices, Indices]:
-    """Return (shards of a source, samples to take of each): all of its whole repeats, a random part of the last."""
+    """Returns (shards of a source, samples to take of each): all of its whole repeats, a random part of the last."""
     shards = np.arange(table.source_starts[number], table.source_starts[number + 1])
     last = slice(len(shards) - len(source.shard_counts), None)
     shards[last] = _rng(seed, epoch, _PART, number).permutation(shards[last])
@@ -155,7 +155,7 @@ def _draw_shards(source: Source, number: int, table: ShardTable, seed: int, epoc
 
 
 def permute_runs(shards: Pieces, run_size_samples: int, rng: np.random.Generator) -> Pieces:
-    """Cut a group of shards into runs of neighbours and permute these within the group (step 2)."""
+    """Cuts a group of shards into runs of neighbours and permutes these within the group (step 2)."""
     runs = -(-shards.length // run_size_samples)
     shard, length = np.repeat(shards.shard, runs), np.repeat(shards.length, runs)
     first = np.concatenate([np.arange(number) * run_size_samples for number in runs])
@@ -165,7 +165,7 @@ def permute_runs(shards: Pieces, run_size_samples: int, rng: np.random.Generator
 
 
 def cut_pieces(pieces: Pieces, first: int, stop: int) -> Pieces:
-    """Cut [first, stop) out of pieces that lie end to end and cover it."""
+    """Cuts [first, stop) out of pieces that lie end to end and cover it."""
     begin, end = np.searchsorted(pieces.starts, [first, stop - 1], side="right") - [1, 0]
     covering = Pieces(*(column[begin:end] for column in pieces))
     low = np.maximum(covering.starts, first)
@@ -174,7 +174,7 @@ def cut_pieces(pieces: Pieces, first: int, stop: int) -> Pieces:
 
 
 def permute_samples(pieces: Pieces, table: ShardTable, rng: np.random.Generator) -> Indices:
-    """Return the global indices of all samples of a block in random order (step 4)."""
+    """Returns the global indices of all samples of a block in random order (step 4)."""
     begins = table.starts[pieces.shard] + pieces.first
     indices = [np.arange(begin, begin + length) for begin, length in zip(begins, pieces.length, strict=True)]
     return rng.permutation(np.concatenate(indices))
@@ -185,5 +185,5 @@ def _end_to_end(begin: int, shard: Indices, first: Indices, length: Indices) -> 
 
 
 def _rng(seed: int, epoch: int, purpose: int, *numbers: int) -> np.random.Generator:
-    """Return a generator that depends on these numbers alone, the same on every platform."""
+    """Returns a generator that depends on these numbers alone, the same on every platform."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, epoch, purpose, *numbers))))

@@ -56,7 +56,7 @@ CHANGED = "the image does not match the sha256 in its sidecar; the shard was cha
 
 
 def is_changed(image: bytes | memoryview, sha256: bytes) -> bool:
-    """Return whether an image differs from the one that was stored."""
+    """Returns whether an image differs from the one that was stored."""
     return sha256 != hashlib.sha256(image).digest()[: len(sha256)]
 
 
@@ -94,7 +94,7 @@ class _ShardIndex:
         return (self.prefix + self.keys[position]).decode()
 
     def span(self, position: int) -> tuple[int, int]:
-        """Return [begin, end) in the tar of all members of a sample."""
+        """Returns [begin, end) in the tar of all members of a sample."""
         begin = min(int(self.offset[member][position]) for member in self.offset)
         return begin, max(int(self.offset[member][position]) + int(self.size[member][position]) for member in self.offset)
 
@@ -121,7 +121,7 @@ class ShardReader:
         self._lock = threading.Lock()
 
     def read(self, shard: int, first: int, stop: int) -> list[RawSample]:
-        """Return samples [first, stop) of a shard, checked against their sha256.
+        """Returns samples [first, stop) of a shard, checked against their sha256.
 
         Raises:
             ManifestError: the shard is missing, cut, or not the one that the manifest names.
@@ -136,7 +136,7 @@ class ShardReader:
         return samples
 
     def read_run(self, shard: int, positions: Sequence[int], run: range | None = None) -> list[RawSample | Damage]:
-        """Return samples of a shard by their positions, ascending; the caller checks their sha256.
+        """Returns samples of a shard by their positions, ascending; the caller checks their sha256.
 
         Args:
             run: the neighbours that a cache keeps together, `positions` among them.
@@ -159,7 +159,7 @@ class ShardReader:
         return [self._sample(index, parts, position, storage.address(path)) for position in positions]
 
     def columns(self, shard: int, names: Sequence[str]) -> pa.Table:
-        """Return sidecar columns of a shard's samples, in the tar's order. Raises ManifestError if a column is missing."""
+        """Returns sidecar columns of a shard's samples, in the tar's order. Raises ManifestError if a column is missing."""
         record = self.manifest.shards[shard]
         sidecar = read_sidecar(self.storage, record)
         missing = [name for name in names if name not in sidecar.column_names]
@@ -171,7 +171,7 @@ class ShardReader:
         return read_samples(self.storage, record, names)
 
     def address(self, shard: int) -> str:
-        """Return the address of a shard's tar, for messages."""
+        """Returns the address of a shard's tar, for messages."""
         storage, path = locate_tar(self.storage, self.manifest.shards[shard])
         return storage.address(path)
 
@@ -202,7 +202,7 @@ class ShardReader:
             return Damage(f"{address}: {error}")
 
     def _alternatives(self, index: _ShardIndex, member: Any, position: int, key: str) -> tuple[str, ...]:
-        """Return a sample's captions from all places that `data.captions` names."""
+        """Returns a sample's captions from all places that `data.captions` names."""
         found: list[Any] = []
         for name in self._captions:
             if name in index.columns:
@@ -268,7 +268,7 @@ def _common_prefix(first: bytes, last: bytes) -> bytes:
 
 
 def _ranges(index: _ShardIndex, positions: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Yield [begin, end) of each read that the samples need, neighbours together."""
+    """Yields [begin, end) of each read that the samples need, neighbours together."""
     begin, end = index.span(positions[0])
     for position in positions[1:]:
         first, stop = index.span(position)
@@ -280,7 +280,7 @@ def _ranges(index: _ShardIndex, positions: Sequence[int]) -> Iterator[tuple[int,
 
 
 def _join(index: _ShardIndex, positions: range) -> tuple[int, int]:
-    """Return [begin, end) of all samples from the first to the last."""
+    """Returns [begin, end) of all samples from the first to the last."""
     return index.span(positions[0])[0], index.span(positions[-1])[1]
 
 

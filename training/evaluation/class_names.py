@@ -32,7 +32,7 @@ class Classes:
 
 
 def read_classes(images: ImageSet, config: ZeroShotConfig) -> Classes:
-    """Name the classes: by `class_names_file`, else by the file beside the images, else by the labels themselves.
+    """Names the classes: by `class_names_file`, else by the file beside the images, else by the labels themselves.
 
     Raises:
         ConfigError: a class has no name, or a name has no images and `allow_empty_classes` is false.
@@ -57,7 +57,7 @@ def read_classes(images: ImageSet, config: ZeroShotConfig) -> Classes:
 
 
 def _names_of_labels(images: ImageSet, labels: list[str], config: ZeroShotConfig) -> dict[str, str]:
-    """Return label -> class name. `labels` are those that occur, sorted."""
+    """Returns label -> class name. `labels` are those that occur, sorted."""
     lines = images.class_names
     if config.class_names_file:
         lines = _read_file("evaluation.zero_shot.class_names_file", config.class_names_file)
@@ -69,7 +69,7 @@ def _names_of_labels(images: ImageSet, labels: list[str], config: ZeroShotConfig
 
 
 def read_templates(images: ImageSet, config: ZeroShotConfig) -> tuple[str, ...]:
-    """Return `templates`, else those of `templates_file`, else those beside the images, else a default.
+    """Returns `templates`, else those of `templates_file`, else those beside the images, else a default.
 
     Raises:
         ConfigError: a template has no place for the class name.
@@ -88,7 +88,7 @@ def read_templates(images: ImageSet, config: ZeroShotConfig) -> tuple[str, ...]:
 
 
 def number_labels(train: ImageSet, *others: ImageSet) -> list[tuple[int, ...]]:
-    """Return the labels of several image sets as numbers, equal numbers for equal labels.
+    """Returns the labels of several image sets as numbers, equal numbers for equal labels.
 
     Raises:
         ConfigError: the training images are all of one class, or others are of a class that training does not show.

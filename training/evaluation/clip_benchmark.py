@@ -90,7 +90,7 @@ class TarImageSet(ImageSet):
             )
 
     def _tars(self, folder: str, paths: Sequence[str]) -> list[str]:
-        """Return the tars in order of their numbers. Raises ConfigError if one that nshards.txt counts is missing."""
+        """Returns the tars in order of their numbers. Raises ConfigError if one that nshards.txt counts is missing."""
         found = [path for path in paths if path.startswith(folder) and path.endswith(".tar") and "/" not in path[len(folder) :]]
         lines = read_lines(self._storage, f"{folder}nshards.txt")
         if not lines:
@@ -115,7 +115,7 @@ class TarImageSet(ImageSet):
 
 
 def _text_folders(storage: Storage, split: str) -> list[Storage]:
-    """Return the folders that may hold the text files: the one of the splits, which is the parent if a split was named."""
+    """Returns the folders that may hold the text files: the one of the splits, which is the parent if a split was named."""
     parent = storage.uri.rpartition("/")[0]
     above = [] if split or parent in ("", "s3:/") else [open_storage(parent)]
     return [storage, *above]
@@ -127,7 +127,7 @@ def _first_lines(storages: Sequence[Storage], name: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=4096)
 def _index_tar(uri: str, path: str, etag: str) -> list[_Member]:
-    """List the samples of a tar, by webdataset's rule: files with the same name up to the first dot are one sample.
+    """Lists the samples of a tar, by webdataset's rule: files with the same name up to the first dot are one sample.
 
     The index is kept for the next evaluation while the tar is the same (`etag`).
 

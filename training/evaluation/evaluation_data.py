@@ -58,7 +58,7 @@ class EvaluationData:
 
 
 def open_evaluation(config: EvaluationConfig, world: World) -> EvaluationData:
-    """Open all that a configuration evaluates on. Every rank calls it.
+    """Opens all that a configuration evaluates on. Every rank calls it.
 
     Raises:
         ConfigError, ManifestError: a data set, or a part of it, is missing, or the parts do not fit together.
@@ -90,7 +90,7 @@ def _open_linear_probe(config: LinearProbeConfig, world: World) -> LinearProbeDa
 
 
 def open_image_set(key: str, uri: str, world: World, captions: tuple[str, ...] = (), label_column: str = "") -> ImageSet:
-    """Find out what lies at an address, and open it. Every rank calls it.
+    """Finds out what lies at an address, and opens it. Every rank calls it.
 
     Args:
         key: the configuration key of the address, for messages.

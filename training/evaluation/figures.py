@@ -34,12 +34,12 @@ class Figure:
 
 
 def share(name: str, hits: int, num_queries: int, chance: float) -> Figure:
-    """Return a share of right answers, with Wilson's interval."""
+    """Returns a share of right answers, with Wilson's interval."""
     return Figure(name, hits / num_queries, chance, *wilson(hits, num_queries), num_queries)
 
 
 def wilson(hits: float, num_queries: int) -> tuple[float, float]:
-    """Return Wilson's score interval of a share (J. Am. Stat. Assoc. 22, 1927): it stays in [0, 1] and is valid at 0 and 1."""
+    """Returns Wilson's score interval of a share (J. Am. Stat. Assoc. 22, 1927): it stays in [0, 1] and is valid at 0 and 1."""
     p, n = hits / num_queries, num_queries
     centre = (p + Z_95**2 / (2 * n)) / (1 + Z_95**2 / n)
     half = Z_95 / (1 + Z_95**2 / n) * math.sqrt(p * (1 - p) / n + Z_95**2 / (4 * n**2))
@@ -47,7 +47,7 @@ def wilson(hits: float, num_queries: int) -> tuple[float, float]:
 
 
 def mean_of_shares(name: str, hits: Sequence[int], counts: Sequence[int], chance: float) -> Figure:
-    """Return the mean over classes of each one's share of right answers, over the classes that have queries.
+    """Returns the mean over classes of each one's share of right answers, over the classes that have queries.
 
     The interval combines the classes' Wilson intervals (MOVER: Zou and Donner, Statistics in Medicine 27, 2008), so a class
     with two images makes it as wide as it should be.
@@ -62,7 +62,7 @@ def mean_of_shares(name: str, hits: Sequence[int], counts: Sequence[int], chance
 
 
 def median(name: str, sorted_ranks: Sequence[int], chance: float) -> Figure:
-    """Return the median of ranks that begin at 1, with its 95% interval, which lies between two of the ranks.
+    """Returns the median of ranks that begin at 1, with its 95% interval, which lies between two of the ranks.
 
     The number of values below the true median is binomial(n, 1/2), whatever their distribution.
     """
@@ -73,7 +73,7 @@ def median(name: str, sorted_ranks: Sequence[int], chance: float) -> Figure:
 
 
 def _order_statistic(n: int) -> int:
-    """Return the largest l with P(binomial(n, 1/2) < l) <= 2.5%; 0 for fewer than six values."""
+    """Returns the largest l with P(binomial(n, 1/2) < l) <= 2.5%; 0 for fewer than six values."""
     import torch
 
     k = torch.arange(n // 2 + 1, dtype=torch.float64)
@@ -83,7 +83,7 @@ def _order_statistic(n: int) -> int:
 
 
 def flatten(figures: Iterable[Figure]) -> dict[str, float]:
-    """Return figures as a row of metrics.jsonl holds them."""
+    """Returns figures as a row of metrics.jsonl holds them."""
     row = {}
     for figure in figures:
         row[f"{VALUES}{figure.name}"] = figure.value
@@ -94,12 +94,12 @@ def flatten(figures: Iterable[Figure]) -> dict[str, float]:
 
 
 def headline(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Return NAME -> value of a row that `flatten` made, without the bounds."""
+    """Returns NAME -> value of a row that `flatten` made, without the bounds."""
     return {name.removeprefix(VALUES): value for name, value in metrics.items() if name.startswith(VALUES)}
 
 
 def table(metrics: Mapping[str, float]) -> str:
-    """Format such a row for people, one figure per line."""
+    """Formats such a row for people, one figure per line."""
     lines = [f"{'':32} {'':6}  {'chance':>10}   95% interval"]
     for name, value in headline(metrics).items():
         line = f"{name:32} {value:.4f}"

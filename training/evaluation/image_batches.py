@@ -40,7 +40,7 @@ class ImageBatch:
 
 
 def read_batches(image_set: ImageSet, batch_size: int, image_size_px: int, world: World) -> Iterator[ImageBatch]:
-    """Yield a rank's contiguous slice of all samples, once, in order of their index.
+    """Yields a rank's contiguous slice of all samples, once, in order of their index.
 
     Raises:
         ManifestError: an image cannot be decoded.

@@ -41,14 +41,14 @@ class ImageSet(ABC):
 
     @abstractmethod
     def read(self, first: int, stop: int) -> list[RawSample]:
-        """Return samples [first, stop), with their captions if the set was opened for captions."""
+        """Returns samples [first, stop), with their captions if the set was opened for captions."""
 
     @abstractmethod
     def labels(self) -> list[str]:
-        """Return the label of each sample, as it is stored. Raises ConfigError if one has none."""
+        """Returns the label of each sample, as it is stored. Raises ConfigError if one has none."""
 
     def match_names(self, labels: Sequence[str], names: Sequence[str]) -> dict[str, str]:
-        """Return label -> class name for the names of a file; by default a name is the label itself.
+        """Returns label -> class name for the names of a file; by default a name is the label itself.
 
         Args:
             labels: the labels that occur, sorted.
@@ -74,7 +74,7 @@ class ManifestImageSet(ImageSet):
         return [sample for shard, begin, end in self._parts(first, stop) for sample in self._reader.read(shard, begin, end)]
 
     def columns(self, first: int, stop: int, names: Sequence[str]) -> dict[str, list[Any]]:
-        """Return sidecar columns of samples [first, stop). Raises ManifestError if a column is missing."""
+        """Returns sidecar columns of samples [first, stop). Raises ManifestError if a column is missing."""
         found: dict[str, list[Any]] = {name: [] for name in names}
         for shard, begin, end in self._parts(first, stop):
             table = self._reader.columns(shard, names).slice(begin, end - begin)
@@ -99,7 +99,7 @@ class ManifestImageSet(ImageSet):
         return labels
 
     def _parts(self, first: int, stop: int) -> Iterator[tuple[int, int, int]]:
-        """Yield (shard, begin, end) of the shards that hold samples [first, stop)."""
+        """Yields (shard, begin, end) of the shards that hold samples [first, stop)."""
         before = 0
         for shard, record in enumerate(self._manifest.shards):
             begin, end = max(first - before, 0), min(stop - before, record.num_samples)
@@ -137,7 +137,7 @@ class FolderImageSet(ImageSet):
 
 
 def read_lines(storage: Storage, path: str) -> tuple[str, ...]:
-    """Return the stripped lines of a text file, without blank ones at its end; empty if there is no such file.
+    """Returns the stripped lines of a text file, without blank ones at its end; empty if there is no such file.
 
     Raises:
         ConfigError: a line in between is blank, so the line number of a later one might be wrong.
@@ -153,6 +153,6 @@ def read_lines(storage: Storage, path: str) -> tuple[str, ...]:
 
 
 def read_several(read: Callable[[T], bytes], items: Sequence[T]) -> list[bytes]:
-    """Read items in several threads, since each read from object storage takes long."""
+    """Reads items in several threads, since each read from object storage takes long."""
     with ThreadPoolExecutor(READ_THREADS) as pool:
         return list(pool.map(read, items))

@@ -30,7 +30,7 @@ Labels = NDArray[np.int64]
 
 
 def fit(features: Features, labels: Labels, decade: float) -> Any:
-    """Fit scikit-learn's classifier with lambda = 10 ** decade, on the sum of losses; its C is 1 / lambda."""
+    """Fits scikit-learn's classifier with lambda = 10 ** decade, on the sum of losses; its C is 1 / lambda."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
@@ -40,7 +40,7 @@ def fit(features: Features, labels: Labels, decade: float) -> Any:
 
 
 def choose_decade(score: Callable[[Sequence[float]], list[float]]) -> float:
-    """Return the log10(lambda) with the highest score; among equals, the strongest penalty.
+    """Returns the log10(lambda) with the highest score; among equals, the strongest penalty.
 
     Args:
         score: returns the validation accuracy of several candidates.
@@ -57,7 +57,7 @@ def choose_decade(score: Callable[[Sequence[float]], list[float]]) -> float:
 
 
 def validation_split(labels: Labels) -> NDArray[np.bool_]:
-    """Return a mask of the samples that validate: every fifth of each class. Raises ConfigError if there are none."""
+    """Returns a mask of the samples that validate: every fifth of each class. Raises ConfigError if there are none."""
     chosen = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
         chosen[np.flatnonzero(labels == label)[VALIDATION_EVERY - 1 :: VALIDATION_EVERY]] = True
@@ -76,7 +76,7 @@ def probe_figures(
     world: World,
     alive: Callable[[], object] = lambda: None,
 ) -> list[Figure]:
-    """Return the accuracy on the test data, its mean over classes, and log10(lambda). Every rank calls it.
+    """Returns the accuracy on the test data, its mean over classes, and log10(lambda). Every rank calls it.
 
     The value at chance is that of always answering the class that is most frequent in training.
 

@@ -49,7 +49,7 @@ class Ranks:
 def rank_pairs(
     images_NE: Tensor, texts_ME: Tensor, image_of_text_M: Tensor, world: World, tile: tuple[int, int] | None = None
 ) -> Ranks:
-    """Rank the answers to all processes' images and captions. Every process calls it.
+    """Ranks the answers to all processes' images and captions. Every process calls it.
 
     Args:
         images_NE, texts_ME: normalised features of this process's images, and of their captions.
@@ -74,7 +74,7 @@ def rank_pairs(
 
 
 def retrieval_ranks(query_NE: Tensor, key_ME: Tensor, answer_N: Tensor, tile: tuple[int, int] | None = None) -> Tensor:
-    """Count the other keys that score at least as high as each query's right one: (N,), 0 is a hit at 1. For one process.
+    """Counts the other keys that score at least as high as each query's right one: (N,), 0 is a hit at 1. For one process.
 
     Args:
         query_NE, key_ME: normalised features.
@@ -89,7 +89,7 @@ def retrieval_ranks(query_NE: Tensor, key_ME: Tensor, answer_N: Tensor, tile: tu
 
 
 def _never_found(ranks_N: Tensor, right_N: Tensor, num_keys: int) -> Tensor:
-    """Put a query whose right score is NaN behind all keys, and behind the largest k even if there are fewer keys."""
+    """Puts a query whose right score is NaN behind all keys, and behind the largest k even if there are fewer keys."""
     return torch.where(right_N.isnan(), max(num_keys, *RANKS), ranks_N)
 
 
@@ -105,7 +105,7 @@ class _Tiles:
         self.rows_NE, self.columns_ME = rows_NE.contiguous(), columns_ME.contiguous()
 
     def scores(self, row_P: Tensor, column_P: Tensor) -> Tensor:
-        """Return the similarity of some pairs, bitwise equal to that in their tiles."""
+        """Returns the similarity of some pairs, bitwise equal to that in their tiles."""
         size, found = min(self.shape), [self.rows_NE.new_zeros(0)]
         for rows, columns in zip(row_P.split(size), column_P.split(size), strict=True):
             scores_RC = _padded(self.rows_NE[rows], self.shape[0]) @ _padded(self.columns_ME[columns], self.shape[1]).T
@@ -113,7 +113,7 @@ class _Tiles:
         return torch.cat(found)
 
     def count_lower(self, row_bar_N: Tensor, column_bar_M: Tensor, row_P: Tensor, column_P: Tensor) -> tuple[Tensor, Tensor]:
-        """Count the scores in each row that are below its bar, and those in each column, without the pairs P.
+        """Counts the scores in each row that are below its bar, and those in each column, without the pairs P.
 
         Args:
             row_P, column_P: the pairs; rows ascend.
@@ -139,7 +139,7 @@ class _Tiles:
     def _walk(
         self, rows: slice, row_bar_R: Tensor, column_bar_M: Tensor, row_P: Tensor, column_P: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Count in one row of tiles, over all columns."""
+        """Counts in one row of tiles, over all columns."""
         height, width = self.shape
         scores_RC = self.rows_NE.new_empty(height, width)
         lower_RC = torch.empty_like(scores_RC, dtype=torch.bool)
@@ -162,7 +162,7 @@ class _Tiles:
 
 @contextlib.contextmanager
 def _parallel_map(device: torch.device) -> Iterator[Callable[..., Iterable[tuple[Tensor, Tensor]]]]:
-    """Yield a `map` over as many threads as torch has; its own threads would wait for each other several times per tile."""
+    """Yields a `map` over as many threads as torch has; its own threads would wait for each other several times per tile."""
     threads = torch.get_num_threads()
     if device.type == "cuda" or threads == 1:
         yield map
@@ -192,14 +192,14 @@ def _sum_of_columns(ones_RC: Tensor) -> Tensor:
 
 
 def _padded(rows: Tensor, length: int) -> Tensor:
-    """Pad with NaN rows: NaN is lower than nothing."""
+    """Pads with NaN rows: NaN is lower than nothing."""
     if len(rows) == length:
         return rows
     return torch.cat([rows, rows.new_full((length - len(rows), *rows.shape[1:]), torch.nan)])
 
 
 def retrieval_figures(ranks: Ranks) -> list[Figure]:
-    """Return R@1, R@5, R@10 and the median rank (1 is best), both ways. Each caption of an image is a query of its own."""
+    """Returns R@1, R@5, R@10 and the median rank (1 is best), both ways. Each caption of an image is a query of its own."""
     one_M = torch.ones_like(ranks.text_to_image_M)
     return [
         *_figures("image_to_text", ranks.image_to_text_N, ranks.captions_N, len(ranks.text_to_image_M)),
@@ -222,7 +222,7 @@ def _figures(way: str, ranks_N: Tensor, right_N: Tensor, num_keys: int) -> list[
 
 
 def _chance(k: int, counts: Tensor, queries: Tensor, num_keys: int) -> float:
-    """Return the share of queries with a right key among k random ones: 1 - C(M - c, k) / C(M, k)."""
+    """Returns the share of queries with a right key among k random ones: 1 - C(M - c, k) / C(M, k)."""
     wrong = (num_keys - counts).double()
     k = min(k, num_keys)
     missed = torch.lgamma(wrong + 1) - torch.lgamma(wrong - k + 1)

@@ -35,13 +35,13 @@ def _do_nothing() -> None:
 
 
 def evaluate(clip: CLIP, config: EvaluationConfig, world: World, alive: Callable[[], None] = _do_nothing) -> dict[str, float]:
-    """Return what `measure` finds as a row of metrics.jsonl: `evaluation/NAME`, `evaluation_bounds/NAME_{low,high,chance}`."""
+    """Returns what `measure` finds as a row of metrics.jsonl: `evaluation/NAME`, `evaluation_bounds/NAME_{low,high,chance}`."""
     return flatten(measure(clip, config, world, alive))
 
 
 @torch.no_grad()
 def measure(clip: CLIP, config: EvaluationConfig, world: World, alive: Callable[[], None] = _do_nothing) -> list[Figure]:
-    """Compute all configured figures, on every rank. The model is in evaluation mode.
+    """Computes all configured figures, on every rank. The model is in evaluation mode.
 
     Args:
         alive: called for every batch and every fit, since an evaluation may take hours.
@@ -62,7 +62,7 @@ def measure(clip: CLIP, config: EvaluationConfig, world: World, alive: Callable[
 
 
 def check_evaluation(config: EvaluationConfig) -> None:
-    """Open everything that a run will be evaluated on, before it starts. Raises ConfigError or ManifestError."""
+    """Opens everything that a run will be evaluated on, before it starts. Raises ConfigError or ManifestError."""
     open_evaluation(config, World(rank=0, world_size=1, device=torch.device("cpu")))
 
 
@@ -76,7 +76,7 @@ class _Encoder:
     alive: Callable[[], None]
 
     def read(self, image_set: ImageSet) -> Iterator[tuple[ImageBatch, Tensor]]:
-        """Yield this rank's batches, and their images on its device as the model takes them."""
+        """Yields this rank's batches, and their images on its device as the model takes them."""
         for batch in read_batches(image_set, self.batch_size, self.clip.architecture.image_size_px, self.world):
             self.alive()
             yield batch, normalize_images(batch.images.to(self.world.device))
@@ -96,7 +96,7 @@ class _Encoder:
         return [self.encode_texts(self.tokenize(captions[start : start + self.batch_size])) for start in starts]
 
     def no_features(self, width: int) -> Tensor:
-        """Return (0, width): a rank without samples takes part in every exchange."""
+        """Returns (0, width): a rank without samples takes part in every exchange."""
         return torch.zeros(0, width, device=self.world.device)
 
 
@@ -132,7 +132,7 @@ def _measure_linear_probe(encoder: _Encoder, data: LinearProbeData) -> list[Figu
 
 
 def _encode_trunk(encoder: _Encoder, data: LabeledImages) -> tuple[Features, Labels]:
-    """Return the features before the projection, and the labels, of all samples, on every rank."""
+    """Returns the features before the projection, and the labels, of all samples, on every rank."""
     world, num_samples = encoder.world, data.images.num_samples
     rows = [encoder.clip.encode_trunk(pixels).float() for _, pixels in encoder.read(data.images)]
     # A rank without samples learns the features' width from the others: each of those has added it to the sum.
@@ -146,7 +146,7 @@ def _encode_trunk(encoder: _Encoder, data: LabeledImages) -> tuple[Features, Lab
 def encode_data_set(
     clip: CLIP, uri: str, batch_size: int, world: World, columns: tuple[str, ...] = ()
 ) -> tuple[Tensor, Tensor, dict[str, list[Any]]]:
-    """Encode the pairs of a data set that jobs/ingest.py wrote, each image with its first caption.
+    """Encodes the pairs of a data set that jobs/ingest.py wrote, each image with its first caption.
 
     Returns:
         Normalised image and text features, (N, E) each, on every rank, and sidecar columns of this rank's slice.

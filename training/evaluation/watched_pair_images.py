@@ -16,7 +16,7 @@ RIGHT, OTHER = "#2da44e", "#d0d7de"
 
 
 def draw_similarity(similarity: list[list[float | None]]) -> Image.Image:
-    """Draw cosines as colours, images downwards and captions to the right; NaN is grey.
+    """Draws cosines as colours, images downwards and captions to the right; NaN is grey.
 
     Colours span the range of the map itself: CLIP's cosines lie close together, and their order is what counts.
     """
@@ -29,7 +29,7 @@ def draw_similarity(similarity: list[list[float | None]]) -> Image.Image:
 
 
 def draw_found(pairs: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[tuple[Image.Image, str]]:
-    """Yield, for each query in a row of probe.jsonl, the images found, the right one framed in green, and a title."""
+    """Yields, for each query in a row of probe.jsonl, the images found, the right one framed in green, and a title."""
     for query, found, rank in zip(pairs["queries"], row["found"], row["rank"], strict=True):
         strip = Image.new("RGB", (len(found) * TILE_PX, TILE_PX), "white")
         for number, place in enumerate(found):

@@ -73,7 +73,7 @@ class WatchedPairs:
     queries: list[int]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the content of probe.json."""
+        """Returns the content of probe.json."""
         return asdict(self)
 
 
@@ -92,7 +92,7 @@ class PairSimilarities:
     rank: list[int]
 
     def as_row(self, step: int, pairs: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a row of probe.jsonl. `pairs` is `WatchedPairs.as_dict`."""
+        """Returns a row of probe.jsonl. `pairs` is `WatchedPairs.as_dict`."""
         return {"step": step, "pairs": pairs_id(pairs), **asdict(self)}
 
 
@@ -121,7 +121,7 @@ class PairWatcher:
 
     @torch.no_grad()
     def measure(self, clip: CLIP) -> PairSimilarities | None:
-        """Compute the pairs' similarities, on rank 0; return None on other ranks, and after an error.
+        """Computes the pairs' similarities, on rank 0; returns None on other ranks, and after an error.
 
         Every rank calls it, with its model in evaluation mode.
         """
@@ -147,7 +147,7 @@ class PairWatcher:
             return None
 
     def _encode(self, clip: CLIP) -> dict[str, Any]:
-        """Return this rank's features (B, E), and what rank 0 records of its pairs."""
+        """Returns this rank's features (B, E), and what rank 0 records of its pairs."""
         row, device = clip.architecture, self._world.device
         own = self._own or self._read(row.image_size_px, row.context_length)
         self._own = own if own.keys else None  # without pairs, try again next time
@@ -185,7 +185,7 @@ class PairWatcher:
         )
 
     def _open(self) -> tuple[Storage, Manifest, tuple[str, ...]]:
-        """Return (storage, manifest, places of captions) of the pairs' data set, which has a manifest to read by."""
+        """Returns (storage, manifest, places of captions) of the pairs' data set, which has a manifest to read by."""
         if self._held_out is not None:
             storage = open_storage(self._held_out)
             if list_versions(storage):
@@ -207,14 +207,14 @@ class PairWatcher:
 
 
 def pairs_id(pairs: Mapping[str, Any]) -> str:
-    """Return a short hash of the pairs: a resumed run may watch others."""
+    """Returns a short hash of the pairs: a resumed run may watch others."""
     content = json.dumps([pairs["uri"], pairs["version"], pairs["keys"]])
     return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
 @torch.autocast("cpu", enabled=False)  # bfloat16 would create ties
 def compare(images_NE: Tensor, texts_NE: Tensor, shown: Sequence[int], queries: Sequence[int]) -> PairSimilarities:
-    """Compute the similarities of some pairs, and the images among all N that are nearest to some captions.
+    """Computes the similarities of some pairs, and the images among all N that are nearest to some captions.
 
     Args:
         images_NE, texts_NE: normalised features.
@@ -230,7 +230,7 @@ def compare(images_NE: Tensor, texts_NE: Tensor, shown: Sequence[int], queries: 
 
 
 def spread(counts: Sequence[int], wanted: int) -> list[tuple[int, int]]:
-    """Choose (shard, position) of samples, evenly spaced over a few evenly spaced shards; ascending and deterministic.
+    """Chooses (shard, position) of samples, evenly spaced over a few evenly spaced shards; ascending and deterministic.
 
     Args:
         counts: samples of each shard.
@@ -241,7 +241,7 @@ def spread(counts: Sequence[int], wanted: int) -> list[tuple[int, int]]:
 
 
 def evenly(things: Sequence[T], wanted: int) -> list[T]:
-    """Return `wanted` of the things at equal distances, or all if there are fewer."""
+    """Returns `wanted` of the things at equal distances, or all if there are fewer."""
     count = min(wanted, len(things))
     return [things[number * len(things) // count] for number in range(count)]
 

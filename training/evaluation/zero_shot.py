@@ -17,7 +17,7 @@ from training.evaluation.figures import Figure, mean_of_shares, share
 
 
 def prompts_of(class_name: str, templates: Sequence[str]) -> list[str]:
-    """Return the templates with the class name filled in."""
+    """Returns the templates with the class name filled in."""
     prompts = list(templates)
     for place in PLACES:
         prompts = [prompt.replace(place, class_name) for prompt in prompts]
@@ -32,7 +32,7 @@ def build_classifier(
     world: World,
     batch_size: int = 256,
 ) -> Tensor:
-    """Return a normalised feature for each class, the mean over its prompts: (C, E), on every rank. Ranks share the classes.
+    """Returns a normalised feature for each class, the mean over its prompts: (C, E), on every rank. Ranks share the classes.
 
     Args:
         encode_text: token ids (B, L) -> normalised features (B, E).
@@ -51,7 +51,7 @@ def build_classifier(
 
 
 def count_right(image_features_NE: Tensor, classifier_CE: Tensor, labels_N: Tensor, ks: Sequence[int]) -> Tensor:
-    """Count the images of each class whose class is among the k that score highest: (K, C), int64.
+    """Counts the images of each class whose class is among the k that score highest: (K, C), int64.
 
     A tie counts as a miss, and a NaN score is never right.
     """
@@ -65,7 +65,7 @@ def count_right(image_features_NE: Tensor, classifier_CE: Tensor, labels_N: Tens
 
 
 def zero_shot_figures(hits_KC: Tensor, count_C: Tensor) -> list[Figure]:
-    """Return top-1 and top-5 accuracy and the mean per-class accuracy, from all ranks' counts for k = 1 and 5."""
+    """Returns top-1 and top-5 accuracy and the mean per-class accuracy, from all ranks' counts for k = 1 and 5."""
     (top1, top5), counts, classes = hits_KC.tolist(), count_C.tolist(), len(count_C)
     return [
         share("zero_shot_top1", sum(top1), sum(counts), 1 / classes),

@@ -37,7 +37,7 @@ class Cluster(Protocol):
         """NodeID -> seconds since 1970 at which a node is removed; 0 where that is unknown."""
 
     def recount_resources(self) -> None:
-        """Count the resources of the cluster now, instead of at the controller's next turn."""
+        """Counts the resources of the cluster now, instead of at the controller's next turn."""
 
 
 class GroupSize:
@@ -85,7 +85,7 @@ class GroupSize:
 
 
 def wait_for_dead_nodes(cluster: Cluster) -> None:
-    """Wait until the cluster knows of nodes that do not answer or are due to be removed.
+    """Waits until the cluster knows of nodes that do not answer or are due to be removed.
 
     A group that counts on them would wait a minute in vain. Workers of a lost node are missed at once, by the others' broken
     connections; the node itself only after health checks.

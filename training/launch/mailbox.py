@@ -38,6 +38,6 @@ class Mailbox:
 
 
 def ask_to_stop(mailbox: Mailbox) -> None:
-    """Ask the workers to save and end. Uses a thread: a signal's handler must not wait for the network."""
+    """Asks the workers to save and end. Uses a thread: a signal's handler must not wait for the network."""
     print("asked to stop: the workers save a checkpoint after this step and end", flush=True)
     threading.Thread(target=mailbox.put, args=("stop", "yes")).start()

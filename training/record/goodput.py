@@ -113,7 +113,7 @@ class Ledger:
         )
 
     def ready(self, step: int, world_size: int) -> dict[str, Any]:
-        """End the start-up: the first step begins. Returns this start's row."""
+        """Ends the start-up: the first step begins. Returns this start's row."""
         now = time.time()
         self._spent = replace(self._spent, start_up_s=self._spent.start_up_s + max(0.0, now - self._began))
         return {
@@ -130,7 +130,7 @@ class Ledger:
         }
 
     def add(self, train_s: float, evaluation_s: float, checkpoint_s: float) -> Spent:
-        """Add the time since the last call. Returns the sums."""
+        """Adds the time since the last call. Returns the sums."""
         one = self._spent
         one = replace(
             one,

@@ -36,7 +36,7 @@ def data_set_artifact(data_set: Mapping[str, Any]) -> Any:
 
 
 def declare_inputs(run: Any, data_sets: Iterable[Mapping[str, Any]]) -> None:
-    """Log the data sets that a run reads. Does not wait for the server.
+    """Logs the data sets that a run reads. Does not wait for the server.
 
     `run.use_artifact` fails offline and waits online; the call that it makes for a new artifact works in both.
     """
@@ -46,14 +46,14 @@ def declare_inputs(run: Any, data_sets: Iterable[Mapping[str, Any]]) -> None:
 
 
 def declare_output(run: Any, data_set: Mapping[str, Any]) -> None:
-    """Log the data set version that an ingestion has written."""
+    """Logs the data set version that an ingestion has written."""
     run.log_artifact(data_set_artifact(data_set), aliases=[f"version-{data_set['version']}"])
 
 
 def log_model(
     config: TrackingConfig, run_name: str, run_id: str, folder: str, address: str, metadata: Mapping[str, Any]
 ) -> None:
-    """Log weights that were exported from a run as its output.
+    """Logs weights that were exported from a run as its output.
 
     Args:
         run_id: the id in the run's run.json.
@@ -79,7 +79,7 @@ def open_run(
     config: dict[str, Any] | None,
     job_type: str | None,
 ) -> Any:
-    """Open a W&B run as `tracking.*` says, or resume the one with a known id. Raises what W&B raises."""
+    """Opens a W&B run as `tracking.*` says, or resumes the one with a known id. Raises what W&B raises."""
     import wandb
 
     return wandb.init(

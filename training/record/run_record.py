@@ -83,7 +83,7 @@ class RunRecord:
     def __init__(
         self, plan: RunPlan, launch: Launch, began: float, world_size: int, device: str, link: Link | None = None
     ) -> None:
-        """Take the run over from its previous writer, and cut the record back to the checkpoint."""
+        """Takes the run over from its previous writer, and cuts the record back to the checkpoint."""
         self._link = link
         self._plan, self._run, self._name = plan, plan.run, plan.config.run.name
         self._world_size, self._device = world_size, device
@@ -108,7 +108,7 @@ class RunRecord:
         self._spoke = self._began = -math.inf
 
     def announce(self, caveat: str) -> None:
-        """Print the first lines of a start. `caveat`: what the result depends on because of batch norm, or empty."""
+        """Prints the first lines of a start. `caveat`: what the result depends on because of batch norm, or empty."""
         plan, config = self._plan, self._plan.config
         if caveat:
             logger.warning(caveat)
@@ -129,7 +129,7 @@ class RunRecord:
         )
 
     def ready(self) -> None:
-        """End the start-up: the first step begins."""
+        """Ends the start-up: the first step begins."""
         self._began = time.perf_counter()
         row = self._ledger.ready(self._plan.start.step, self._world_size)
         row |= {"total_steps": self._plan.total_steps, "device": self._device, "packages": _versions()}
@@ -139,7 +139,7 @@ class RunRecord:
         self.push()
 
     def log_step(self, row: dict[str, Any], train_s: float, evaluation_s: float, checkpoint_s: float) -> None:
-        """Record a step's metrics, with the times since the last logged row. Non-finite values are recorded as null."""
+        """Records a step's metrics, with the times since the last logged row. Non-finite values are recorded as null."""
         spent = self._ledger.add(train_s, evaluation_s, checkpoint_s)
         times = {"train_s": train_s, "evaluation_s": evaluation_s, "checkpoint_s": checkpoint_s}
         row = row | times | {"goodput": spent.goodput, "time": time.time()}
@@ -160,7 +160,7 @@ class RunRecord:
         print(f"evaluation at step {step:,}: {shown}", flush=True)
 
     def log_watched_pairs(self, step: int, watched: WatchedPairs | None, similarities: PairSimilarities | None) -> None:
-        """Record the similarities of the watched pairs. A failure to write them is only a warning."""
+        """Records the similarities of the watched pairs. A failure to write them is only a warning."""
         if watched is None or similarities is None:
             return
         try:
@@ -180,13 +180,13 @@ class RunRecord:
                 self._link.recorded(row)
 
     def before_commit(self) -> None:
-        """Push the record to the run's folder, and check that this process still owns the run. Raises RunTakenError."""
+        """Pushes the record to the run's folder, and checks that this process still owns the run. Raises RunTakenError."""
         self._check_owner("process")
         self.push()
         self._check_owner("process")
 
     def _fetch(self) -> None:
-        """Make this node's folder of the record, and fetch the records of a run in object storage."""
+        """Makes this node's folder of the record, and fetches the records of a run in object storage."""
         address = hashlib.sha256(self._run.uri.encode()).hexdigest()[:8]
         self._folder = self._run.local_path("") or Path(tempfile.gettempdir()) / "rayclip" / f"{self._name}-{address}"
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -209,7 +209,7 @@ class RunRecord:
             raise error
 
     def sum_up(self, train_s: float, evaluation_s: float, checkpoint_s: float) -> Spent:
-        """Add the time since the last row. Returns the account of the run's time."""
+        """Adds the time since the last row. Returns the account of the run's time."""
         spent = self._ledger.add(train_s, evaluation_s, checkpoint_s)
         self._tracker.summarize({f"time/{name}": value for name, value in spent.as_row().items()})
         return spent
@@ -221,7 +221,7 @@ class RunRecord:
         self._tracker.close()
 
     def push(self) -> None:
-        """Copy the record to a run folder in object storage."""
+        """Copies the record to a run folder in object storage."""
         if self._run.local_path("") is None:
             for name in RECORDS:
                 if (self._folder / name).exists():

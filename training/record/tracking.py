@@ -31,7 +31,7 @@ class MetricsFile:
     """metrics.jsonl: one JSON object a line, each with its `step`."""
 
     def __init__(self, path: Path, resume_step: int) -> None:
-        """Open the file and cut the rows after `resume_step`, including partial rows of a killed run."""
+        """Opens the file and cuts the rows after `resume_step`, including partial rows of a killed run."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         rows = read_metrics(path)
@@ -79,7 +79,7 @@ class Tracker:
         resume_step: int,
         data_sets: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        """Open the record in `folder` and W&B beside it.
+        """Opens the record in `folder` and W&B beside it.
 
         Args:
             run_id: id of the run in W&B; the same after a restart.
@@ -98,17 +98,17 @@ class Tracker:
         self._replay(folder)
 
     def log(self, row: dict[str, Any]) -> None:
-        """Append one row; `row["step"]` counts optimizer steps from 1."""
+        """Appends one row; `row["step"]` counts optimizer steps from 1."""
         self.metrics.append(row)
         self._follow(row)
 
     def log_watched_pairs(self, pairs: Mapping[str, Any], similarities: dict[str, Any]) -> None:
-        """Append the watched pairs' similarities (`PairSimilarities.as_row`), and show them in W&B."""
+        """Appends the watched pairs' similarities (`PairSimilarities.as_row`), and shows them in W&B."""
         self.similarities.append(similarities)
         self._show(pairs, similarities)
 
     def _replay(self, folder: Path) -> None:
-        """Log all kept rows to W&B in the order of their steps, since W&B accepts no earlier step."""
+        """Logs all kept rows to W&B in the order of their steps, since W&B accepts no earlier step."""
         if self._wandb is None:
             return
         pairs: dict[str, Any] = {}
@@ -147,7 +147,7 @@ class Tracker:
             self._wandb.log(media, step=similarities["step"])
 
     def summarize(self, numbers: dict[str, float]) -> None:
-        """Set values of the whole run in W&B's summary."""
+        """Sets values of the whole run in W&B's summary."""
         if self._wandb is not None:
             with only_a_warning("W&B refused the summary"):
                 self._wandb.summary.update(numbers)
@@ -168,7 +168,7 @@ class Tracker:
 
 @contextlib.contextmanager
 def only_a_warning(what: str) -> Iterator[None]:
-    """Log an exception as a warning and continue; for work that a run does not depend on."""
+    """Logs an exception as a warning and continues; for work that a run does not depend on."""
     try:
         yield
     except Exception as error:

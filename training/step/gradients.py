@@ -30,7 +30,7 @@ def compute_gradients(
     micro_batch_size: int | None,
     autocast: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
 ) -> ContrastiveResult:
-    """Add the gradients of the global batch, of which `inputs` is a slice, to the parameters'.
+    """Adds the gradients of the global batch, of which `inputs` is a slice, to the parameters'.
 
     Args:
         model: a CLIP, or DDP around one: inputs -> the arguments of `loss`.
@@ -83,7 +83,7 @@ def _without_sync(model: nn.Module) -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Restore batch-norm statistics on exit, so that samples embedded twice count once."""
+    """Restores batch-norm statistics on exit, so that samples embedded twice count once."""
     before = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
         yield
@@ -102,7 +102,7 @@ class _RandomState:
 
     @contextlib.contextmanager
     def restored(self) -> Iterator[None]:
-        """Use that state inside the context, and the present one after it."""
+        """Uses that state inside the context, and the present one after it."""
         now = _RandomState(self._device or torch.device("cpu"))
         self._set()
         try:

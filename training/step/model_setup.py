@@ -24,7 +24,7 @@ from training.step.gradients import buffers_kept
 
 
 def prepare_model(clip: CLIP, config: TrainingConfig) -> None:
-    """Apply `model.lock` and `train.*` to the model. Call it before the optimizer and DDP are made."""
+    """Applies `model.lock` and `train.*` to the model. Call it before the optimizer and DDP are made."""
     for tower in config.model.lock:
         clip.lock(tower)
     if isinstance(clip.visual, ModifiedResNet):
@@ -42,7 +42,7 @@ def prepare_model(clip: CLIP, config: TrainingConfig) -> None:
 
 
 def checkpoint_activations(clip: CLIP, tower: Tower) -> None:
-    """Keep only each block's input, and recompute the rest in the backward pass (arXiv 1604.06174)."""
+    """Keeps only each block's input, and recomputes the rest in the backward pass (arXiv 1604.06174)."""
     for block in (clip.visual if tower == "image" else clip.transformer).modules():
         if isinstance(block, ResidualAttentionBlock | Bottleneck):
             again = functools.partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
@@ -58,7 +58,7 @@ def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractC
 
 @contextlib.contextmanager
 def checkpointing_undone(clip: CLIP) -> Iterator[list[nn.Module]]:
-    """Undo checkpointing inside the context. Yields the blocks that are checkpointed outside it."""
+    """Undoes checkpointing inside the context. Yields the blocks that are checkpointed outside it."""
     taken = {block: block.__dict__.pop("forward") for block in clip.modules() if "forward" in block.__dict__}
     try:
         yield list(taken)

@@ -42,7 +42,7 @@ class Guard:
         self._bad_samples_B = torch.zeros(0, dtype=torch.bool)
 
     def note_bad_samples(self, *features_BE: Tensor) -> None:
-        """Note the samples whose own features are non-finite."""
+        """Notes the samples whose own features are non-finite."""
         with torch.no_grad():
             self._bad_samples_B = torch.stack([~torch.isfinite(features).all(-1) for features in features_BE]).any(0)
 
@@ -58,7 +58,7 @@ class Guard:
         keys: Sequence[str],
         buffers: Sequence[tuple[Tensor, Tensor]] = (),
     ) -> None:
-        """Make the optimizer's next step do nothing where the gradient norm or the temperature is non-finite.
+        """Makes the optimizer's next step do nothing where the gradient norm or the temperature is non-finite.
 
         Args:
             keys: of this rank's samples.
