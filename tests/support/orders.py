@@ -1,11 +1,30 @@
-"""Sample orders: one that is small, and strategies that draw any."""
+"""Sample orders: one that is small, strategies that draw any, and tests on drawn examples."""
 
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.data.order_layout import Source
 from training.data.sample_order import SampleOrder
 
 WORLD_SIZES = (1, 2, 3, 5, 7, 56)
+FEW_EXAMPLES = 60
+
+
+def on_examples(*strategies: st.SearchStrategy, soak: int) -> Callable[[Callable[..., None]], Callable[[int], None]]:
+    """Make a check of drawn examples a test on few of them, and in `make soak` one on as many as are told."""
+
+    def decorate(check: Callable[..., None]) -> Callable[[int], None]:
+        @pytest.mark.parametrize("examples", [FEW_EXAMPLES, pytest.param(soak, marks=pytest.mark.soak)])
+        def test(examples: int) -> None:
+            settings(max_examples=examples, deadline=None)(given(*strategies)(check))()
+
+        test.__name__, test.__qualname__, test.__doc__ = check.__name__, check.__qualname__, check.__doc__
+        return test
+
+    return decorate
 
 
 @st.composite

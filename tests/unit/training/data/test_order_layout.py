@@ -2,11 +2,10 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError
-from tests.support.orders import WORLD_SIZES, order, orders
+from tests.support.orders import WORLD_SIZES, on_examples, order, orders
 from training.data.order_layout import (
     Source,
     block_share,
@@ -31,8 +30,7 @@ def test_shards_are_numbered_over_sources_and_repeats():
     assert list(zip(shards.tolist(), positions.tolist(), strict=True)) == everywhere
 
 
-@settings(max_examples=200, deadline=None)
-@given(orders(), st.sampled_from(WORLD_SIZES), st.data())
+@on_examples(orders(), st.sampled_from(WORLD_SIZES), st.data(), soak=200)
 def test_a_block_names_the_steps_and_places_that_a_rank_takes_from_it(order, world_size, data):
     step = data.draw(st.integers(0, order.steps_per_epoch - 1))
     start, stop = slice_bounds(order.layout.global_batch_size, data.draw(st.integers(0, world_size - 1)), world_size)

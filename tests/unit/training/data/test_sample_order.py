@@ -7,10 +7,9 @@ from itertools import islice
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.orders import WORLD_SIZES, order, orders
+from tests.support.orders import WORLD_SIZES, on_examples, order, orders
 from training.data.order_layout import Source, locate_sample, locate_samples, locate_shard, next_step, step_spans
 from training.data.sample_order import SampleOrder
 from training.distributed import slice_bounds
@@ -32,8 +31,7 @@ def whole_epoch(order, epoch=0):
     return np.concatenate([order.step_samples(epoch, step) for step in range(order.steps_per_epoch)])
 
 
-@settings(max_examples=400, deadline=None)
-@given(orders(), st.integers(0, 3))
+@on_examples(orders(), st.integers(0, 3), soak=400)
 def test_an_epoch_shows_each_sample_at_most_once_and_all_but_the_stated_remainder(order, epoch):
     seen = whole_epoch(order, epoch)
     assert len(seen) == len(set(seen.tolist())) == order.epoch_samples - order.remainder
@@ -49,8 +47,7 @@ def test_an_epoch_shows_each_sample_at_most_once_and_all_but_the_stated_remainde
         assert source.epoch_samples - order.remainder <= shown[number] <= source.epoch_samples
 
 
-@settings(max_examples=300, deadline=None)
-@given(orders(), st.sampled_from(WORLD_SIZES), st.data())
+@on_examples(orders(), st.sampled_from(WORLD_SIZES), st.data(), soak=300)
 def test_the_slices_of_any_world_size_make_up_the_same_step(order, world_size, data):
     step = data.draw(st.integers(0, order.steps_per_epoch - 1))
     samples = order.step_samples(0, step)
@@ -61,8 +58,7 @@ def test_the_slices_of_any_world_size_make_up_the_same_step(order, world_size, d
     assert max(sizes) - min(sizes) <= 1
 
 
-@settings(max_examples=300, deadline=None)
-@given(orders(), st.lists(st.sampled_from(WORLD_SIZES), min_size=2, max_size=5), st.data())
+@on_examples(orders(), st.lists(st.sampled_from(WORLD_SIZES), min_size=2, max_size=5), st.data(), soak=300)
 def test_resumes_at_any_step_and_world_size_continue_with_the_same_samples(order, world_sizes, data):
     """A run that changes its number of workers at drawn steps, from nothing but the samples seen."""
     total = min(2 * order.steps_per_epoch, 40)
@@ -81,8 +77,7 @@ def test_resumes_at_any_step_and_world_size_continue_with_the_same_samples(order
     assert np.array_equal(np.concatenate([[], *shown]), np.concatenate([[], *undisturbed]))
 
 
-@settings(max_examples=200, deadline=None)
-@given(orders())
+@on_examples(orders(), soak=200)
 def test_the_pieces_of_a_block_are_what_its_samples_need_and_no_longer_than_a_run(order):
     for span in step_spans(order.layout, 0):
         pieces = order.block_pieces(0, span.stream, span.block)
