@@ -4,6 +4,8 @@ import os
 import traceback
 from collections.abc import Callable
 
+import torch.fx.experimental.symbolic_shapes  # noqa: F401 - DDP would import it, and sympy, in every rank
+
 
 def run_ranks(main: Callable[[int], None], world_size: int) -> None:
     """Run `main(rank)` in a fork for each rank. No thread may have been started before.
