@@ -11,6 +11,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PROJECT := pyproject.toml constraints.txt
 WORKERS ?= 2
+# Tests start hundreds of interpreters; without bytecode each would compile the project again.
+export PYTHONDONTWRITEBYTECODE :=
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --no-loadscope-reorder --durations=20
 
 .PHONY: demo quick test check soak clean
