@@ -5,7 +5,7 @@ A recipe may hold any section: a stored run's config.yaml holds all of them, and
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -118,15 +118,16 @@ JOBS: dict[str, JobKeys] = {
 """Job (jobs/NAME.py) -> its keys. Every job reads `cluster.runtime_env`: its variables are the job's environment."""
 
 
-def users_of(section: str) -> list[str]:
-    """Paths of the jobs whose command line may set a section."""
-    return [f"jobs/{name}.py" for name, keys in JOBS.items() if section in keys.sections]
+def users_of(keys: Sequence[str]) -> dict[str, list[str]]:
+    """Paths of the jobs that use any of the keys, each with those that it uses."""
+    used = ((f"jobs/{name}.py", job.select(keys)) for name, job in JOBS.items())
+    return {path: names for path, names in used if names}
 
 
 def refusal(job: str, section: str) -> str:
     """The reason why a job's command line refuses a section; empty if it is allowed."""
     keys = JOBS[job]
-    users = users_of(section)
+    users = [f"jobs/{name}.py" for name, other in JOBS.items() if section in other.sections]
     if section in keys.sections or not users:
         return ""
     return (

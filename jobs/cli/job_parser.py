@@ -10,12 +10,13 @@ import argparse
 import difflib
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from jobs.cli import key_help
-from jobs.cli.config import recipe_names, remedy
+from jobs.cli.config import key_names, read_recipe, recipe_names, remedy
+from jobs.cli.job_keys import JOBS
 
 WIDEST, NARROWEST = 120, 60
 UNRECOGNIZED = "unrecognized arguments: "
@@ -41,8 +42,13 @@ class JobParser(argparse.ArgumentParser):
             help="show this page, or all keys of a section (or of `all`), or one key",
         )
 
+    @property
+    def default_recipe(self) -> str:
+        """The recipe that is loaded without `--config`."""
+        return self.get_default("config") or "default"
+
     def format_help(self) -> str:
-        width = _width()
+        width, recipes = _width(), recipes_for(self.job)
         formatter = argparse.HelpFormatter(self.prog, width=width)
         for group in self._action_groups:
             actions = [action for action in group._group_actions if action.option_strings]
@@ -54,8 +60,8 @@ class JobParser(argparse.ArgumentParser):
             f"usage: python jobs/{self.job or Path(self.prog).stem}.py [--config RECIPE] [OPTIONS] [section.key=value ...]",
             key_help.reflow(self.description or "", width),
             formatter.format_help().strip(),
-            key_help.first_page(self.job, width) if self.job else "",
-            key_help.fill(f"recipes: {', '.join(recipe_names())}", width),
+            key_help.first_page(self.job, width, self.default_recipe) if self.job else "",
+            key_help.fill(f"recipes: {', '.join(recipes)}", width) if recipes else "",
         ]
         return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -90,13 +96,32 @@ class _Help(argparse.Action):
         if not topic or "=" in topic:
             parser.print_help()
             parser.exit()
-        text = key_help.pages(topic, parser.job, _width())
+        text = key_help.pages(topic, parser.job, _width(), parser.default_recipe)
         if text is None:
             parser.exit(
                 2, f"{parser.prog}: error: --help {topic}: there is no such section or key; {remedy(topic, parser.job)}\n"
             )
         parser._print_message(f"{text}\n", sys.stdout)
         parser.exit()
+
+
+def recipes_for(job: str | None) -> list[str]:
+    """Names of the recipes that set a key that the job uses; all of them without a job.
+
+    `cluster` and `tracking` do not count: a recipe that sets nothing else for a job is meant for another one.
+    """
+    if job is None:
+        return recipe_names()
+    used = {name for name in JOBS[job].select(key_names()) if not name.startswith(("cluster.", "tracking."))}
+    return [name for name in recipe_names() if used & set(_keys_of(read_recipe(name)))]
+
+
+def _keys_of(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted names of all values and sections of a recipe."""
+    for name, value in tree.items():
+        yield prefix + name
+        if isinstance(value, dict):
+            yield from _keys_of(value, f"{prefix}{name}.")
 
 
 def _width() -> int:

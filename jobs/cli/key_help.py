@@ -1,7 +1,7 @@
 """The configuration keys as help text: name, type, default and attribute docstring.
 
-In: a job, a section or a key. Out: text wrapped to a width. The docstrings are read from the source of the sections, without
-importing torch or Ray.
+In: a job, a section or a key, and the recipe that the job loads without `--config`. Out: text wrapped to a width. The
+docstrings are read from the source of the sections, without importing torch or Ray.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import sys
 import textwrap
 import types
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from jobs.cli.config import Config, section_of
+from jobs.cli.config import Config, read_recipe, section_of
 from jobs.cli.job_keys import JOBS, users_of
 
 MAX_COLUMN = 46
@@ -38,12 +38,14 @@ class Key:
         kind: the values that it takes, e.g. `INT|auto`.
         default: as YAML; None where the key is required.
         docs: its attribute docstring on one line; empty where it has none.
+        in_recipe: its value in the recipe that is loaded without `--config`, as YAML; None where it equals the default.
     """
 
     name: str
     kind: str
     default: str | None
     docs: str
+    in_recipe: str | None = None
 
     @property
     def summary(self) -> str:
@@ -64,58 +66,84 @@ def all_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[Ke
             yield from all_keys(inner, f"{prefix}{name}{'[n]' if is_list else ''}.")
 
 
-def first_page(job: str, width: int) -> str:
-    """The most used keys of a job, and how to see the others."""
+def keys_with_recipe(recipe: str) -> list[Key]:
+    """Every key of the tree, with its value in a recipe."""
+    tree = read_recipe(recipe)
+    values = ((key, _value_at(tree, key.name)) for key in all_keys())
+    texts = ((key, None if value is _UNSET else _as_yaml(value)) for key, value in values)
+    return [key if text in (None, key.default) else replace(key, in_recipe=text) for key, text in texts]
+
+
+def first_page(job: str, width: int, recipe: str = "default") -> str:
+    """The most used keys of a job, and how to see the others.
+
+    Args:
+        recipe: the one that the job loads without `--config`.
+    """
     keys = JOBS[job]
-    known = {key.name: key for key in all_keys()}
+    known = {key.name: key for key in keys_with_recipe(recipe)}
     names = list(keys.most_used) or keys.select(known)
     more = f"`--help SECTION` shows all keys of one of {', '.join(keys.sections)}; `--help all` the whole tree."
     title = "most used keys" if keys.most_used else "keys"
-    return f"{title}:\n{_table([known[name] for name in names], width, short=True)}\n\n{fill(more, width)}"
+    return f"{title}:\n{_table([known[name] for name in names], width, recipe, short=True)}\n\n{fill(more, width)}"
 
 
-def pages(topic: str, job: str | None, width: int) -> str | None:
+def pages(topic: str, job: str | None, width: int, recipe: str = "default") -> str | None:
     """The help of a section, of a key, or of all sections.
 
     Args:
         topic: `all`, a section such as `train` or `evaluation.zero_shot`, or a key.
         job: limits a section to the keys that the job uses.
+        recipe: the one that the job loads without `--config`.
 
     Returns:
         None if there is no such topic.
     """
-    keys = list(all_keys())
+    keys = keys_with_recipe(recipe)
     if topic == "all":
-        return "\n\n".join(_section_page(name, keys, None, width) for name in Config.model_fields)
+        return "\n\n".join(_section_page(name, keys, None, width, recipe) for name in Config.model_fields)
     if any(key.name.startswith(f"{topic}.") for key in keys):
-        return _section_page(topic, keys, job, width)
+        return _section_page(topic, keys, job, width, recipe)
     exact = [key for key in keys if key.name == topic]
-    return _table(exact, width, short=False) if exact else None
+    return _table(exact, width, recipe, short=False) if exact else None
 
 
-def _section_page(section: str, keys: list[Key], job: str | None, width: int) -> str:
-    own = JOBS[job].select([key.name for key in keys]) if job else []
+def _section_page(section: str, keys: list[Key], job: str | None, width: int, recipe: str) -> str:
     inside = [key for key in keys if key.name.startswith(f"{section}.")]
-    used = [key for key in inside if key.name in own]
-    users = ", ".join(users_of(section.partition(".")[0]))
+    used = [key for key in inside if key.name in JOBS[job].select([key.name for key in inside])] if job else []
+    users = users_of([key.name for key in inside])
+    whole = ", ".join(name for name, names in users.items() if len(names) == len(inside))
+    parts: dict[str, list[str]] = {}
+    for name, names in users.items():
+        if len(names) < len(inside):
+            parts.setdefault(", ".join(names), []).append(name)
+    by = "; ".join([*([whole] if whole else []), *(f"only {names} by {', '.join(jobs)}" for names, jobs in parts.items())])
     if job and not used:
-        note = f"not used by jobs/{job}.py, but by {users}"
+        note = f"not used by jobs/{job}.py, but by {by}"
     elif job and len(used) < len(inside):
-        note = f"jobs/{job}.py uses only these keys; all of them are used by {users}"
+        note = f"the keys that jobs/{job}.py uses; the whole section is used by {whole}"
     else:
-        note = f"used by {users}"
+        note = f"used by {by}"
     title = fill(f"{_section_docs(section)} ({note})", width)
-    return f"{title}\n\n{_table(used or inside, width, short=False)}"
+    return f"{title}\n\n{_table(used or inside, width, recipe, short=False)}"
 
 
-def _table(keys: list[Key], width: int, short: bool) -> str:
+def _default_note(key: Key, recipe: str) -> str:
+    if key.default is None:
+        return "(required)"
+    if key.in_recipe is None:
+        return f"(default: {key.default})"
+    return f"(default: {key.in_recipe} by the recipe `{recipe}`; {key.default} if a recipe omits it)"
+
+
+def _table(keys: list[Key], width: int, recipe: str, short: bool) -> str:
     """Two columns: name and type; description and default."""
     heads = [f"  {key.name} {key.kind}" for key in keys]
     column = min(max(map(len, heads)) + 2, MAX_COLUMN, width // 2)
     lines = []
     for key, head in zip(keys, heads, strict=True):
-        default = "(required)" if key.default is None else f"(default: {key.default})"
-        text = textwrap.wrap(f"{key.summary if short else key.docs} {default}".strip(), max(20, width - column))
+        description = f"{key.summary if short else key.docs} {_default_note(key, recipe)}".strip()
+        text = textwrap.wrap(description, max(20, width - column))
         if len(head) + 2 > column:
             lines += textwrap.wrap(head.strip(), width, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
         else:
@@ -154,7 +182,22 @@ def _kind(annotation: Any) -> str:
 def _default(field: FieldInfo) -> str | None:
     if field.is_required():
         return None
-    value = field.get_default(call_default_factory=True)
+    return _as_yaml(field.get_default(call_default_factory=True))
+
+
+_UNSET = object()
+
+
+def _value_at(tree: Any, name: str) -> Any:
+    """The value of a dotted key in a recipe; `_UNSET` if the recipe does not set it."""
+    for part in name.split("."):
+        if not isinstance(tree, dict) or part not in tree:
+            return _UNSET
+        tree = tree[part]
+    return tree
+
+
+def _as_yaml(value: Any) -> str:
     if value == "":
         return '""'
     if isinstance(value, tuple):

@@ -8,6 +8,7 @@ import pytest
 
 from jobs.cli.config import recipe_names
 from jobs.cli.job_keys import JOBS
+from jobs.cli.job_parser import recipes_for
 
 
 def said(capsys, job: str, *words: str) -> tuple[int, str, str]:
@@ -23,11 +24,28 @@ def test_help_shows_examples_first_then_options_then_the_jobs_own_keys(job, caps
     monkeypatch.setenv("COLUMNS", "100")
     code, out, _ = said(capsys, job, "--help")
     assert code == 0
-    assert out.index(f"python jobs/{job}.py ") < out.index("options:") < out.index("keys:\n") < out.index("recipes: ")
-    assert all(name in out for name in recipe_names())
+    assert out.index(f"python jobs/{job}.py ") < out.index("options:") < out.index("keys:\n")
+    assert out.rfind("recipes: ") > out.index("keys:\n") or not recipes_for(job)
     for other in set(JOBS["demo"].sections) - set(JOBS[job].sections):
         assert f"\n  {other}." not in out
     assert len(out.splitlines()) <= 100
+
+
+def test_recipes_are_listed_where_they_set_something_that_the_job_uses(capsys):
+    assert recipes_for("train") == recipes_for("evaluate") == recipes_for(None) == recipe_names()
+    assert recipes_for("ingest") == ["demo"]
+    assert recipes_for("index") == recipes_for("curate") == []
+    assert "vit_b_32, " in said(capsys, "train", "--help")[1]
+    assert "vit_b_16" not in said(capsys, "ingest", "--help")[1]
+    assert "recipes: " not in said(capsys, "curate", "--help")[1]
+
+
+def test_help_shows_the_values_of_the_recipe_that_is_loaded_without_config(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "118")
+    _, out, _ = said(capsys, "train", "--help", "train.num_epochs")
+    assert "(default: 1000 by the recipe `default`; 32 if a recipe omits it)" in " ".join(out.split())
+    _, out, _ = said(capsys, "demo", "--help")
+    assert "(default: 2 by the recipe `demo`; 1 if a recipe omits it)" in " ".join(out.split())
 
 
 def test_help_of_a_section_and_of_an_unknown_one(capsys):

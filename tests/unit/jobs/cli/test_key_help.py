@@ -4,7 +4,7 @@ import pytest
 
 from jobs.cli.config import key_names
 from jobs.cli.job_keys import JOBS
-from jobs.cli.key_help import Key, all_keys, first_page, pages, reflow
+from jobs.cli.key_help import Key, all_keys, first_page, keys_with_recipe, pages, reflow
 
 KEYS = {key.name: key for key in all_keys()}
 
@@ -53,6 +53,29 @@ def test_a_section_page_has_the_jobs_own_keys_and_says_where_the_others_are_used
     assert "train.seed" not in ours
     assert "jobs/train.py" in ours
     assert "train.seed" in pages("train", "train", 100)
+
+
+def test_a_section_page_says_which_jobs_use_only_some_of_its_keys():
+    text = " ".join(pages("cluster", "train", 100).split())
+    assert "(used by jobs/train.py, jobs/evaluate.py, jobs/demo.py; only cluster.runtime_env by jobs/ingest.py, " in text
+    text = " ".join(pages("cluster", "ingest", 100).split())
+    assert (
+        "(the keys that jobs/ingest.py uses; the whole section is used by jobs/train.py, jobs/evaluate.py, jobs/demo.py)"
+        in text
+    )
+    assert "cluster.num_workers" not in text
+    assert "(not used by jobs/index.py, but by jobs/embed.py)" in " ".join(pages("embed", "index", 100).split())
+
+
+def test_a_key_that_the_recipe_sets_shows_its_value_before_the_default():
+    known = {key.name: key for key in keys_with_recipe("default")}
+    assert (known["optimizer.learning_rate"].in_recipe, known["optimizer.learning_rate"].default) == ("0.002", "0.0005")
+    assert known["train.global_batch_size"].in_recipe is None, "the recipe repeats the default"
+    assert known["optimizer.eps"].in_recipe is None
+    assert {key.name for key in keys_with_recipe("demo") if key.in_recipe} >= {
+        "ingest.image.size_px",
+        "evaluation.zero_shot.uri",
+    }
 
 
 def test_a_page_may_be_asked_for_a_nested_section_a_key_and_everything():
