@@ -168,7 +168,7 @@ def arguments() -> JobParser:
     )
     actions.add_argument("--clean", action="store_true", help="remove files that killed or repeated attempts left behind")
     actions.add_argument(
-        "--older-than-h", type=float, default=24.0, metavar="HOURS", help="with --clean: least age of a file (default: 24)"
+        "--older-than-h", type=float, default=24.0, metavar="HOURS", help="with --clean: minimum age of a file (default: 24)"
     )
     actions.add_argument("--summary", metavar="FILE", help="also write the summary to FILE, as JSON")
     actions.add_argument("--wandb", action="store_true", help="also send the progress to W&B (tracking.*)")

@@ -59,7 +59,7 @@ class ImageConfig(Section):
     """`ingest.image.*`: size and encoding of stored images, and limits on fetched ones. Part of the options fingerprint."""
 
     size_px: int = Field(256, ge=1)
-    """Target side: the shorter one; the longer one with border and keep_ratio_largest."""
+    """Target length of the shorter side (of the longer side for border and keep_ratio_largest)."""
     resize_mode: Literal["no", "keep_ratio", "center_crop", "border", "keep_ratio_largest"] = "keep_ratio"
     """img2dataset's modes: keep_ratio resizes, center_crop also crops to a square, border also pads to a square."""
     resize_only_if_bigger: bool = True

@@ -43,7 +43,7 @@ class ModelConfig(Section):
     """`model.*`: the architecture and its initial weights."""
 
     name: str = "ViT-B/32"
-    """Architecture: a row of model/config.py."""
+    """Architecture, one of those in model/config.py."""
     weights: str = ""
     """Initial weights: a state dict, or a folder of an export, open_clip or Hugging Face. Empty: the paper's initialisation."""
     allow_torchscript: bool = False
@@ -320,11 +320,11 @@ class ClusterConfig(Section):
     """`cluster.*`: the workers and resources that training requests from Ray."""
 
     num_workers: _Workers | tuple[_Workers, _Workers] = 1
-    """Number of workers, or [least, most]: as many as the cluster has room for at any time. The result is the same for any."""
+    """Number of workers, or [min, max]: as many as the cluster has room for. The batches do not depend on it."""
     resize_every_s: float = Field(60.0, gt=0)
     """Time between two checks whether a group with a range of workers could be larger. It then saves and starts again."""
     cpus_per_worker: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """CPUs of a worker. auto: the cluster's CPUs divided by the (most) workers, no more than one node has."""
+    """CPUs of a worker. auto: the cluster's CPUs divided by the (max) workers, no more than one node has."""
     use_gpu: bool | Literal["auto"] = "auto"
     """Give each worker one GPU. auto: where the cluster has any."""
     max_failures: int = Field(3, ge=0)
