@@ -335,7 +335,7 @@ class ClusterConfig(Section):
     @model_validator(mode="after")
     def _least_before_most(self) -> ClusterConfig:
         if self.min_workers > self.max_workers:
-            raise ValueError(f"num_workers={[self.min_workers, self.max_workers]}: is [least, most]; give the smaller first")
+            raise ValueError(f"num_workers={[self.min_workers, self.max_workers]}: is [min, max]; give the smaller first")
         return self
 
     @property
@@ -371,7 +371,7 @@ class EmbedConfig(Section):
     batch_size: int = Field(256, ge=1)
     """Samples that one worker embeds at a time."""
     num_workers: _Workers | tuple[_Workers, _Workers] | None = None
-    """Ray actors that hold the model, or [least, most]. None: from one to as many as the cluster has room for."""
+    """Ray actors that hold the model, or [min, max]. None: from one to as many as the cluster has room for."""
     cpus_per_worker: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """CPUs of a worker. auto: one; with GPUs the cluster's CPUs divided by its GPUs."""
     use_gpu: bool | Literal["auto"] = "auto"
@@ -382,7 +382,7 @@ class EmbedConfig(Section):
     @model_validator(mode="after")
     def _least_before_most(self) -> EmbedConfig:
         if isinstance(self.num_workers, tuple) and self.num_workers[0] > self.num_workers[1]:
-            raise ValueError(f"num_workers={list(self.num_workers)}: is [least, most]; give the smaller first")
+            raise ValueError(f"num_workers={list(self.num_workers)}: is [min, max]; give the smaller first")
         return self
 
 

@@ -118,7 +118,10 @@ def test_a_selection_of_a_selection_is_written_as_compact_shards(pairs):
 
 def test_a_condition_that_cannot_be_evaluated_is_refused(pairs, capsys):
     storage, _ = pairs
-    for condition, words in (("nothing > 3", "write a condition on the columns"), ("width + 3", "is not true or false for each sample")):
+    for condition, words in (
+        ("nothing > 3", "write a condition on the columns"),
+        ("width + 3", "is not true or false for each sample"),
+    ):
         code = run(arguments(), curate, ["--config", "default", f"curate.data={storage.uri}", f"curate.where={condition}"])
         assert code == 2
         assert words in capsys.readouterr().err

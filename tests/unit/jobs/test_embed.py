@@ -47,7 +47,7 @@ def test_bad_input_is_refused_before_ray_starts(data_set, make_data_set, weights
         (output,): "embed.data: is empty; name a folder",
         (data,): "embed.output: is empty; name a folder",
         (data, output, "embed.dtype=int8"): "embed.dtype='int8'",
-        (data, output, "embed.num_workers=[4, 2]"): "num_workers=[4, 2]: is [least, most]; give the smaller first",
+        (data, output, "embed.num_workers=[4, 2]"): "num_workers=[4, 2]: is [min, max]; give the smaller first",
         (f"embed.data={empty}", output, *model, name): "holds no samples; name a data set that does",
         (data, output, "embed.version=7", *model, name): "has versions 1 to 1, not this one",
         (data, output, f"run.dir={tmp_path}"): "holds no checkpoint; name a trained run",
