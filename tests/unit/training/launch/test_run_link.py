@@ -18,8 +18,8 @@ class Place:
     def __init__(self):
         store = {}
         self.mailbox = Mailbox("one", store.__setitem__, lambda key: store.get(key, ""))
-        self.library = MetricsLibrary()
-        self.publisher = Publisher(TRAINING, {"run": "r"}, self.library)
+        self.metrics_library = MetricsLibrary()
+        self.publisher = Publisher(TRAINING, {"run": "r"}, self.metrics_library)
         self.removal = None
 
     def link(self):
@@ -45,7 +45,7 @@ def test_a_request_to_save_is_heard_once_and_its_commit_is_answered_and_publishe
         assert place.mailbox.get("saved") == ""
         committed(7)
     assert place.mailbox.get("saved") == "first"
-    assert place.library.of("rayclip_train_checkpoint_step", run="r") == 7
+    assert place.metrics_library.of("rayclip_train_checkpoint_step", run="r") == 7
 
 
 def test_a_new_group_does_not_answer_a_request_to_the_one_before(place):
