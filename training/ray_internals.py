@@ -1,8 +1,8 @@
 """All that reaches into Ray's private modules and the names of its loggers, read in Ray 2.60.
 
 A new version of Ray may move or change any of it without a word. tests/unit/training/test_ray_internals.py fails on another
-version and when a name is gone: compare Ray's code with its use here for each entry of
-INTERNALS, SILENCED and UNWANTED_LINES, then set READ_IN.
+version and when a name is gone: compare Ray's code with its use here for each entry of INTERNALS, SILENCED and UNWANTED_LINES,
+then set READ_IN.
 
 Nothing of Ray is imported before a function needs it: every process of a job imports this file to set its loggers.
 """
@@ -147,9 +147,8 @@ def quieten_worker() -> None:
     cleaner = "ray.train.v2._internal.execution.controller.placement_group_cleaner"
     logging.getLogger(cleaner).setLevel(logging.ERROR)
     for name in UNWANTED_LINES:
-        logging.getLogger(name).addFilter(
-            _is_wanted
-        )  # Ray Train sets the levels of its loggers again, and leaves their filters
+        # A filter, since Ray Train sets the levels of its loggers again.
+        logging.getLogger(name).addFilter(_is_wanted)
 
 
 def _is_wanted(record: logging.LogRecord) -> bool:
