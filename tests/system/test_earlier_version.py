@@ -10,12 +10,9 @@ asked, whichever program has the port now.
 
 import json
 import lzma
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +20,8 @@ import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
+
+from jobs.cli.command_line import run
 
 ROOT = Path(__file__).parents[2]
 FIXTURES = ROOT / "tests" / "fixtures" / "version_0_1"
@@ -137,21 +135,15 @@ def old_run(old_bucket, tmp_path) -> Path:
 
 
 @pytest.fixture
-def job(s3_environment, ray_session) -> Job:
-    """Runs a command of the tree on the Ray of the tests; it must succeed."""
-    ray_address = ray.get_runtime_context().gcs_address
+def job(s3_environment, ray_session, monkeypatch, capsys) -> Job:
+    """Runs a command of the tree in this process, on the Ray of the tests; it must succeed."""
+    for name, value in s3_environment.items():
+        monkeypatch.setenv(name, value)
 
     def start(name: str, *arguments: str, recipe: Path = RECIPE) -> None:
-        result = subprocess.run(
-            [sys.executable, f"jobs/{name}.py", "--config", str(recipe), *arguments],
-            cwd=ROOT,
-            env=os.environ | s3_environment | {"RAY_ADDRESS": ray_address},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=200,
-        )
-        assert result.returncode == 0, result.stdout + result.stderr
+        command = import_module(f"jobs.{name}")
+        code = run(command.arguments(), command.job, ["--config", str(recipe), *arguments])
+        assert code == 0, "".join(capsys.readouterr())
 
     return start
 
@@ -192,8 +184,8 @@ def told(partitions: list[dict[str, Any]], *names: str) -> list[list[Any]]:
 
 def test_data_sets_of_an_earlier_version_are_whole(old_bucket, old_folder, job):
     outputs = (f"{old_bucket.root}/pairs", f"{old_bucket.root}/foreign/index", f"{old_folder.root}/pairs")
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda output: job("ingest", f"ingest.output={output}", "--verify"), outputs))
+    for output in outputs:
+        job("ingest", f"ingest.output={output}", "--verify")
 
 
 def test_a_table_of_an_earlier_version_grows_by_its_new_rows(place, job, tmp_path):

@@ -13,9 +13,12 @@ import pytest
 import torch
 
 from jobs.cli.config import load_config
+from tests.support.runs import ALONE
 from tests.support.wandb_file import history_of
 from training.errors import RunError
 from training.record.tracking import read_metrics
+from training.trainer import train
+from training.worker import run_training
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -39,32 +42,37 @@ def samples(folder):
 
 
 @pytest.fixture(scope="module")
-def one_worker(data_set, tmp_path_factory):
-    """The record of an undisturbed run of 30 steps on one worker."""
-    from training.worker import run_training
-
+def one_process(data_set, tmp_path_factory):
+    """The record of an undisturbed run of 30 steps in this process."""
     folder = tmp_path_factory.mktemp("one")
-    result = run_training(config_of(data_set, folder))
+    result = train(config_of(data_set, folder), ALONE)
     assert (result.step, result.samples_seen) == (30, 30 * 32)
     assert len(losses(folder)) == 30
     assert losses(folder)[-1, 0] < losses(folder)[0, 0]
     return folder
 
 
-@pytest.mark.parametrize("workers", [2, pytest.param(3, marks=pytest.mark.soak), 4])
-def test_any_number_of_workers_has_the_same_samples_and_the_same_loss_at_every_step(data_set, tmp_path, one_worker, workers):
-    from training.worker import run_training
+@pytest.fixture(scope="module")
+def two_workers(data_set, tmp_path_factory):
+    """The record of the same run on two workers."""
+    folder = tmp_path_factory.mktemp("two")
+    run_training(config_of(data_set, folder, "cluster.num_workers=2"))
+    return folder
 
+
+def test_two_workers_have_the_same_samples_and_the_same_loss_at_every_step(one_process, two_workers):
+    assert samples(two_workers) == samples(one_process)
+    torch.testing.assert_close(losses(two_workers), losses(one_process), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.soak), pytest.param(3, marks=pytest.mark.soak), 4])
+def test_any_number_of_workers_has_the_same_samples_and_the_same_loss_at_every_step(data_set, tmp_path, one_process, workers):
     run_training(config_of(data_set, tmp_path, f"cluster.num_workers={workers}"))
-    assert samples(tmp_path) == samples(one_worker)
-    torch.testing.assert_close(losses(tmp_path), losses(one_worker), rtol=1e-4, atol=0)
+    assert samples(tmp_path) == samples(one_process)
+    torch.testing.assert_close(losses(tmp_path), losses(one_process), rtol=1e-4, atol=0)
 
 
 def test_three_workers_with_every_option_of_a_recipe_equal_one_process(data_set, tmp_path):
-    from training.distributed import World
-    from training.trainer import train
-    from training.worker import run_training
-
     overrides = (
         "train.loss=sigmoid",
         "train.patch_dropout=0.5",
@@ -73,7 +81,7 @@ def test_three_workers_with_every_option_of_a_recipe_equal_one_process(data_set,
         "optimizer.max_grad_norm=1",
         f"evaluation.retrieval_uri={data_set}",
     )
-    alone = train(config_of(data_set, tmp_path / "one", *overrides), World(0, 1, torch.device("cpu")))
+    alone = train(config_of(data_set, tmp_path / "one", *overrides), ALONE)
     shared = ("cluster.num_workers=3", "train.micro_batch_size=4")
     together = run_training(config_of(data_set, tmp_path / "three", *overrides, *shared))
     assert samples(tmp_path / "three") == samples(tmp_path / "one")
@@ -130,10 +138,8 @@ def killing(step: int, folder: Path) -> Iterator[list[int]]:
 
 
 @pytest.mark.soak  # test_resilience.py has a group that is resized by a kill
-def test_a_run_that_goes_from_two_workers_to_one_and_to_three_through_kills_is_the_same_run(data_set, tmp_path, one_worker):
+def test_a_run_that_goes_from_two_workers_to_one_and_to_three_through_kills_is_the_same_run(data_set, tmp_path, one_process):
     from ray.train import TrainingFailedError
-
-    from training.worker import run_training
 
     overrides = ("checkpoint.every_steps=2", "cluster.max_failures=0")
     for workers, step in ((2, 5), (1, 14)):
@@ -141,30 +147,25 @@ def test_a_run_that_goes_from_two_workers_to_one_and_to_three_through_kills_is_t
             run_training(config_of(data_set, tmp_path, *overrides, f"cluster.num_workers={workers}"))
         assert killed[0] < 30
     assert run_training(config_of(data_set, tmp_path, *overrides, "cluster.num_workers=3")).step == 30
-    assert samples(tmp_path) == samples(one_worker)
-    torch.testing.assert_close(losses(tmp_path), losses(one_worker), rtol=1e-4, atol=0)
+    assert samples(tmp_path) == samples(one_process)
+    torch.testing.assert_close(losses(tmp_path), losses(one_process), rtol=1e-4, atol=0)
 
 
-def test_a_worker_killed_in_mid_run_changes_no_bit_of_a_loss(data_set, tmp_path, capfd):
-    from training.worker import run_training
-
-    overrides = ("train.max_steps=80", "checkpoint.every_steps=10", "cluster.num_workers=2", "tracking.wandb_mode=offline")
-    run_training(config_of(data_set, tmp_path / "undisturbed", *overrides))
-    with killing(13, tmp_path / "killed") as killed:
-        result = run_training(config_of(data_set, tmp_path / "killed", *overrides))
-    assert killed[0] < 80
-    assert result.step == 80
+def test_a_worker_killed_in_mid_run_changes_no_bit_of_a_loss(data_set, tmp_path, two_workers, capfd):
+    overrides = ("checkpoint.every_steps=5", "cluster.num_workers=2", "tracking.wandb_mode=offline")
+    with killing(7, tmp_path) as killed:
+        result = run_training(config_of(data_set, tmp_path, *overrides))
+    assert killed[0] < 30
+    assert result.step == 30
     assert "resumes from checkpoints/step_000000" in capfd.readouterr().out
-    assert samples(tmp_path / "killed") == samples(tmp_path / "undisturbed")
-    assert torch.equal(losses(tmp_path / "killed"), losses(tmp_path / "undisturbed"))
-    *_, last = sorted((tmp_path / "killed" / "debug_cpu").glob("wandb/offline-run-*/*.wandb"))
-    assert [row["_step"] for row in history_of(last, 80)] == list(range(1, 81)), "W&B has every step once"
-    assert [row["loss"] for row in history_of(last, 80)] == losses(tmp_path / "killed")[:, 0].tolist()
+    assert samples(tmp_path) == samples(two_workers)
+    assert torch.equal(losses(tmp_path), losses(two_workers))
+    *_, last = sorted((tmp_path / "debug_cpu").glob("wandb/offline-run-*/*.wandb"))
+    assert [row["_step"] for row in history_of(last, 30)] == list(range(1, 31)), "W&B has every step once"
+    assert [row["loss"] for row in history_of(last, 30)] == losses(tmp_path)[:, 0].tolist()
 
 
 def test_a_run_that_another_process_takes_over_ends_with_an_error_that_says_so(data_set, tmp_path):
-    from training.worker import run_training
-
     folder = tmp_path / "debug_cpu"
 
     def take_over() -> None:

@@ -7,7 +7,6 @@ import io
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import matplotlib
 import numpy as np
 from PIL import Image, ImageOps
 
@@ -20,6 +19,8 @@ def draw_similarity(similarity: list[list[float | None]]) -> Image.Image:
 
     Colours span the range of the map itself: CLIP's cosines lie close together, and their order is what counts.
     """
+    import matplotlib  # takes a tenth of a worker's start, and few runs draw maps
+
     cells = np.array([[np.nan if value is None else value for value in row] for row in similarity])
     finite = cells[np.isfinite(cells)]
     low, high = (finite.min(), finite.max()) if len(finite) else (0.0, 1.0)
