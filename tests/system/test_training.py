@@ -65,7 +65,8 @@ def test_two_workers_have_the_same_samples_and_the_same_loss_at_every_step(one_p
     torch.testing.assert_close(losses(two_workers), losses(one_process), rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.soak), pytest.param(3, marks=pytest.mark.soak), 4])
+@pytest.mark.soak
+@pytest.mark.parametrize("workers", [1, 3, 4])
 def test_any_number_of_workers_has_the_same_samples_and_the_same_loss_at_every_step(data_set, tmp_path, one_process, workers):
     run_training(config_of(data_set, tmp_path, f"cluster.num_workers={workers}"))
     assert samples(tmp_path) == samples(one_process)
