@@ -172,8 +172,54 @@ WITHOUT_KEY: dict[str, str] = {
     "distributor": "Ray distributes the work",
     "incremental_mode": "ingestion is always incremental, row by row",
     "compute_hash": "sha256 is always computed",
+    "csv_separator": "the file's ending says it: commas in .csv, tabs in .tsv",
+    "log_local": "rank 0 writes the record; Ray keeps every worker's output",
+    "lock_image_freeze_bn_stats": "a frozen encoder's statistics are frozen too",
+    "force_custom_text": "such state dicts load as well",
+    "copy_codebase": "jobs/submit.py --working-dir . runs a copy",
+    "ddp_static_graph": "micro-batches and checkpointing work without it",
+    "no_set_device_rank": "Ray gives each worker its device",
+    "lock_text_freeze_layer_norm": "an encoder is frozen as a whole",
+    "remote_sync_frequency": "checkpoints are written to their final place",
+    "remote_sync_protocol": "s3:// or a folder",
+    "loss_dist_impl": "one implementation, exact at any number of ranks",
+    "extract_exif": "EXIF is always column of the sidecar",
+    "save_additional_columns": "all columns of the table go into the sidecar",
+    "enable_wandb": "the job's option --wandb",
+    "oom_shard_count": "shards are named by their content",
+    "max_shard_retry": "the next run does unfinished shards",
 }
 """Names of other programs that need no key here, and why."""
+
+WITHOUT_EQUIVALENT: dict[str, str] = {
+    "lr_cooldown_end": "the cooldown ends at zero",
+    "lr_cooldown_power": "the cooldown is linear",
+    "pretrained_image": "model.weights takes only weights of a whole CLIP",
+    "lock_image_unlocked_groups": "an encoder is frozen as a whole",
+    "image_mean": "always CLIP's own",
+    "image_std": "always CLIP's own",
+    "image_interpolation": "always bicubic",
+    "image_resize_mode": "always the shortest side, then centre crop",
+    "force_context_length": "always 77; batches are cut to their longest caption without loss",
+    "torchscript": "train.compile compiles the model",
+    "trace": "train.compile compiles the model",
+    "wandb_notes": "the run's record holds its configuration",
+    "debug": "train.log_every_steps=1 is the default",
+    "horovod": "training uses PyTorch's DDP on Ray",
+    "lock_text_unlocked_layers": "an encoder is frozen as a whole",
+    "coca_caption_loss_weight": "there is no CoCa",
+    "coca_contrastive_loss_weight": "there is no CoCa",
+    "distill_model": "there is no distillation",
+    "distill_pretrained": "there is no distillation",
+    "use_bnb_linear": "float32 weights, bfloat16 or float32 arithmetic",
+    "upscale_interpolation": "Lanczos, as theirs by default",
+    "downscale_interpolation": "an area filter that agrees with theirs to 40 dB",
+    "bbox_col": "nothing is blurred",
+    "verify_hash": "the sidecar holds the sha256 of the fetched image, to compare with the table's",
+    "disable_all_reencoding": "an image is always checked; ingest.image.resize_mode=no and keep_bytes keep its bytes",
+    "disallowed_header_directives": "noai, noimageai, noindex, noimageindex, noml and none are always respected",
+}
+"""Names of other programs for something that this one does not do, and what it does instead."""
 
 
 def suggest(dotted: str, keys: Sequence[str], used: Collection[str] = ()) -> str:
@@ -190,6 +236,8 @@ def suggest(dotted: str, keys: Sequence[str], used: Collection[str] = ()) -> str
         return f"write {'.'.join(parts)}=VALUE"
     if name in WITHOUT_KEY:
         return f"not needed: {WITHOUT_KEY[name]}"
+    if name in WITHOUT_EQUIVALENT:
+        return f"no equivalent: {WITHOUT_EQUIVALENT[name]}"
     same_name = [key for key in keys if key.rpartition(".")[2] == name]
     for found in (FOREIGN[name] if name in FOREIGN else (), same_name, _near(section, name, keys)):
         if found:

@@ -7,7 +7,7 @@ import pytest
 
 from jobs.cli.config import key_names
 from jobs.cli.job_keys import JOBS
-from jobs.cli.suggestions import FOREIGN, WITHOUT_KEY, suggest
+from jobs.cli.suggestions import FOREIGN, WITHOUT_EQUIVALENT, WITHOUT_KEY, suggest
 
 KEYS = list(key_names(inside_lists=True))
 PAGE = (Path(__file__).parents[4] / "docs" / "coming-from.md").read_text(encoding="utf-8")
@@ -21,9 +21,10 @@ def rows_with_keys():
             yield option.replace("-", "_"), keys
 
 
-def test_every_key_of_the_table_exists_and_no_name_is_in_both_tables():
+def test_every_key_of_the_table_exists_and_no_name_is_in_two_tables():
     assert {key for keys in FOREIGN.values() for key in keys} <= set(KEYS)
-    assert not set(FOREIGN) & set(WITHOUT_KEY)
+    names = [*FOREIGN, *WITHOUT_KEY, *WITHOUT_EQUIVALENT]
+    assert len(names) == len(set(names))
 
 
 def test_the_table_holds_every_option_that_the_page_translates():
@@ -35,6 +36,12 @@ def test_the_table_holds_every_option_that_the_page_translates():
             FOREIGN[option] if option in FOREIGN else [key for key in KEYS if option in exact and key.endswith(f".{option}")]
         )
         assert set(keys) & set(known), option
+
+
+def test_every_option_of_the_page_is_answered():
+    options = re.findall(r"`(?:--)?([a-z0-9_-]+)`", "\n".join(re.findall(r"^\| (`[^|]+) \|", PAGE, flags=re.MULTILINE)))
+    assert len(options) > 120
+    assert [option for option in options if suggest(option, KEYS).startswith("the sections are")] == []
 
 
 @pytest.mark.parametrize(
