@@ -148,6 +148,9 @@ class TrainConfig(Section):
     float32 on CUDA keeps PyTorch's default, by which convolutions round their inputs to TF32."""
     loss: Literal["contrastive", "sigmoid"] = "contrastive"
     """contrastive: the paper's softmax over rows and columns. sigmoid: SigLIP's, each pair on its own, with a bias."""
+    repeated_captions: Literal["negatives", "positives"] = "negatives"
+    """Pairs of an image with the caption of another sample, where the two samples' captions are the same: negatives of each
+    other as in the paper, or positives. Metric repeated_caption_share tells how many repeat."""
     micro_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
     """Samples that a rank embeds at a time. A larger slice is accumulated exactly, at the cost of a second forward pass.
     None: the whole slice. auto: as many as memory holds, determined at the start."""
