@@ -67,8 +67,8 @@ LARGE_CASES = {
     "large, cached": Case(2001, 512, micro=33),
     "large, sigmoid, cached": Case(2001, 100, "sigmoid", micro=64),
     "large, frozen text tower": Case(2001, 1024, frozen="text"),
-    "large, repeated captions": Case(2001, 128, captions="abcdabcaba" * 200 + "z"),
-    "large, repeated captions, sigmoid": Case(2001, 1024, "sigmoid", captions="abcdabcaba" * 200 + "z"),
+    "large, repeated captions": Case(2001, 128, captions="abcdefghijklmnopqrst" * 100 + "z"),
+    "large, repeated captions, sigmoid": Case(2001, 1024, "sigmoid", captions="abcdefghijklmnopqrst" * 100 + "z"),
 }
 
 
