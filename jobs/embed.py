@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 from jobs.cli.command_line import connect_ray, parser, run
 from jobs.cli.config import Config
+from jobs.cli.embed_config import EmbedConfig
 from jobs.cli.job_parser import JobParser
 from jobs.cli.open_model import add_weights_options, open_run, open_weights
 from pipeline.errors import ConfigError, InputError
-from training.config import EmbedConfig, TrainConfig, TrainingConfig, refuse_auto_on_an_empty_cluster
+from training.config import TrainConfig, TrainingConfig, refuse_auto_on_an_empty_cluster
 from training.errors import RunError
 from training.ray_internals import quieten_ray_data
 

@@ -148,6 +148,9 @@ class TrainConfig(Section):
     float32 on CUDA keeps PyTorch's default, by which convolutions round their inputs to TF32."""
     loss: Literal["contrastive", "sigmoid"] = "contrastive"
     """contrastive: the paper's softmax over rows and columns. sigmoid: SigLIP's, each pair on its own, with a bias."""
+    repeated_captions: Literal["negatives", "positives"] = "negatives"
+    """Pairs of an image with the caption of another sample, where the two samples' captions are the same: negatives of each
+    other as in the paper, or positives. Metric repeated_caption_share tells how many repeat."""
     micro_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
     """Samples that a rank embeds at a time. A larger slice is accumulated exactly, at the cost of a second forward pass.
     None: the whole slice. auto: as many as memory holds, determined at the start."""
@@ -347,43 +350,19 @@ class ClusterConfig(Section):
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
 
 
-def refuse_auto_on_an_empty_cluster(name: str, section: ClusterConfig | EmbedConfig, resources: Mapping[str, float]) -> None:
-    """Raises ConfigError where `auto` depends on nodes that have not joined yet; `resources` are the cluster's now."""
+def refuse_auto_on_an_empty_cluster(name: str, section: Section, resources: Mapping[str, float]) -> None:
+    """Raises ConfigError where `auto` depends on nodes that have not joined yet.
+
+    Args:
+        section: cluster.* or embed.*, which have the same keys.
+        resources: of the cluster, now.
+    """
     keys = [key for key in ("use_gpu", "cpus_per_worker") if getattr(section, key) == "auto"]
     if keys and not any(resources[kind] for kind in ("CPU", "GPU") if kind in resources):
         raise ConfigError(
             f"{name}.{keys[0]}=auto: the cluster has no worker node yet; give the value, "
             f"e.g. {name}.use_gpu=true {name}.cpus_per_worker=11"
         )
-
-
-class EmbedConfig(Section):
-    """`embed.*`: features of a data set's images and captions. Captions come from `data.captions`; `data.on_damage` applies."""
-
-    data: str = ""
-    """Root of the data set: a local folder or s3://bucket/prefix."""
-    version: int | Literal["latest"] = "latest"
-    """Version of the data set."""
-    output: str = ""
-    """Folder for the features of one model: a local one that every node sees, or s3://bucket/prefix."""
-    dtype: Literal["float16", "float32"] = "float16"
-    """Type of the stored features."""
-    batch_size: int = Field(256, ge=1)
-    """Samples that one worker embeds at a time."""
-    num_workers: _Workers | tuple[_Workers, _Workers] | None = None
-    """Ray actors that hold the model, or [min, max]. None: from one to as many as the cluster has room for."""
-    cpus_per_worker: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """CPUs of a worker. auto: one; with GPUs the cluster's CPUs divided by its GPUs."""
-    use_gpu: bool | Literal["auto"] = "auto"
-    """Give each worker one GPU. auto: where the cluster has any."""
-    decode_threads: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Threads of one worker that decode. auto: one less than its CPUs, and at least one."""
-
-    @model_validator(mode="after")
-    def _least_before_most(self) -> EmbedConfig:
-        if isinstance(self.num_workers, tuple) and self.num_workers[0] > self.num_workers[1]:
-            raise ValueError(f"num_workers={list(self.num_workers)}: is [min, max]; give the smaller first")
-        return self
 
 
 class TrainingConfig(Section):

@@ -9,6 +9,10 @@ tensor larger than B x tile exists (after Inf-CL, arXiv 2410.17243). Loss: paper
 
 `sigmoid_loss` is SigLIP's (arXiv 2303.15343): each pair on its own, so that rows suffice, and a bias beside the temperature.
 
+Where the captions' numbers are given, all samples with the same caption are positives of each other, and none of them is a
+negative of another one (docs/decisions/0024-repeated-captions.md): the mean over a row's positives of the cross-entropy between
+that positive and the negatives (SINCERE, arXiv 2309.14277), in both directions; for the sigmoid loss, the label 1.
+
 Shape suffixes: B samples on this rank, G global batch, E embed_dim, T columns of a tile.
 """
 
@@ -33,8 +37,8 @@ class ContrastiveResult:
         loss: with gradient; weighted so that the mean over ranks is the global loss.
         loss_image_to_text, loss_text_to_image: this rank's share; their sum over ranks is the global mean. No gradient.
         accuracy_image_to_text, accuracy_text_to_image: this rank's share of the in-batch accuracy, likewise. A sample is
-            correct if it is the argmax of its candidates; ties go to the lowest column. NaN for text_to_image of the sigmoid
-            loss, which has no columns.
+            correct if the argmax of its candidates is a positive; ties go to the lowest column. NaN for text_to_image of the
+            sigmoid loss, which has no columns.
     """
 
     loss: Tensor
@@ -51,6 +55,7 @@ def contrastive_loss(
     world: World,
     global_batch_size: int,
     tile_size: int,
+    caption_G: Tensor | None = None,
 ) -> ContrastiveResult:
     """The symmetric cross-entropy of the full G x G matrix, of which this rank computes B rows and B columns.
 
@@ -59,14 +64,21 @@ def contrastive_loss(
             float32, or in float64 where they are.
         logit_scale_exp: scalar, exp(logit_scale).
         tile_size: columns that exist at a time.
+        caption_G: int64, a number below G for each sample's caption, on every rank: samples with the same number are positives
+            of each other. None: a sample's only positive is its own pair.
     """
     first = _check_slice(image_features_BE, text_features_BE, world, global_batch_size)
     with torch.autocast(image_features_BE.device.type, enabled=False):
         image_BE, text_BE, scale = _at_full_precision(image_features_BE, text_features_BE, logit_scale_exp)
         image_GE = gather_features(image_BE, global_batch_size, world)
         text_GE = gather_features(text_BE, global_batch_size, world)
-        image_sum, image_correct = _TiledCrossEntropy.apply(image_BE, text_GE, scale, first, tile_size)
-        text_sum, text_correct = _TiledCrossEntropy.apply(text_BE, image_GE, scale, first, tile_size)
+        if caption_G is None:
+            image_sum, image_correct = _TiledCrossEntropy.apply(image_BE, text_GE, scale, first, tile_size)
+            text_sum, text_correct = _TiledCrossEntropy.apply(text_BE, image_GE, scale, first, tile_size)
+        else:
+            shared = _SharedCaptions(caption_G, first, image_BE)
+            image_sum, image_correct = _TiledPositives.apply(image_BE, text_GE, scale, shared, tile_size)
+            text_sum, text_correct = _TiledPositives.apply(text_BE, image_GE, scale, shared, tile_size)
         # The mean over ranks of (sum over own samples) * W / G is the global mean, for slices of any size.
         loss = (image_sum + text_sum) / 2 * (world.world_size / global_batch_size)
     return ContrastiveResult(
@@ -86,15 +98,21 @@ def sigmoid_loss(
     world: World,
     global_batch_size: int,
     tile_size: int,
+    caption_G: Tensor | None = None,
 ) -> ContrastiveResult:
     """SigLIP's loss: the sum over all G x G pairs of -log sigmoid(y * (scale * similarity + bias)), over G; y is 1 for a
-    sample's own pair and -1 for others. Arguments as for `contrastive_loss`; logit_bias is a scalar.
+    sample's positives and -1 for others. Arguments as for `contrastive_loss`; logit_bias is a scalar.
     """
     first = _check_slice(image_features_BE, text_features_BE, world, global_batch_size)
     with torch.autocast(image_features_BE.device.type, enabled=False):
         image_BE, text_BE, scale = _at_full_precision(image_features_BE, text_features_BE, logit_scale_exp)
         text_GE = gather_features(text_BE, global_batch_size, world)
-        total, num_correct = _TiledSigmoid.apply(image_BE, text_GE, scale, logit_bias.to(scale.dtype), first, tile_size)
+        bias = logit_bias.to(scale.dtype)
+        if caption_G is None:
+            total, num_correct = _TiledSigmoid.apply(image_BE, text_GE, scale, bias, first, tile_size)
+        else:
+            shared = _SharedCaptions(caption_G, first, image_BE)
+            total, num_correct = _TiledSigmoidPositives.apply(image_BE, text_GE, scale, bias, shared, tile_size)
         loss = total * (world.world_size / global_batch_size)
     share = total.detach() / global_batch_size
     nothing = torch.full_like(share, torch.nan)
@@ -139,6 +157,24 @@ class _Best:
         return (self.column_B == own_B).sum().to(self.score_B.dtype)
 
 
+class _SharedCaptions:
+    """Positive pairs of a rank's queries: those with keys that have the query's caption."""
+
+    def __init__(self, caption_G: Tensor, first: int, query_BE: Tensor) -> None:
+        self._caption_G, self._caption_B = caption_G, caption_G[first : first + len(query_BE)]
+        ones_G = query_BE.new_ones(len(caption_G))
+        self.number_B = torch.zeros_like(ones_G).index_add_(0, caption_G, ones_G)[self._caption_B]
+        """Positives of each query."""
+
+    def positive(self, start: int, similarity_BT: Tensor) -> Tensor:
+        """The tile's positive pairs: bool (B, T)."""
+        return self._caption_B[:, None] == self._caption_G[start : start + similarity_BT.shape[1]]
+
+    def num_correct(self, best: _Best) -> Tensor:
+        """Number of rows whose first maximum is a positive."""
+        return (self._caption_G[best.column_B] == self._caption_B).sum().to(self.number_B.dtype)
+
+
 class _TiledCrossEntropy(torch.autograd.Function):
     """Sum over queries of the cross-entropy of scale * query @ keys^T; query i's label is column first + i.
 
@@ -168,11 +204,11 @@ class _TiledCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         query_BE, key_GE, scale, log_sum_exp_B, label_B = ctx.saved_tensors
 
-        def probability(logits_BT: Tensor) -> Tensor:
+        def probability(logits_BT: Tensor, _start: int) -> Tensor:
             return logits_BT.sub_(log_sum_exp_B[:, None]).exp_()
 
         found = _backward_in_tiles(
-            query_BE, key_GE, scale, label_B, ctx.first, ctx.tile_size, probability, ctx.needs_input_grad[1]
+            query_BE, key_GE, scale, ctx.tile_size, probability, ctx.needs_input_grad[1], (label_B, ctx.first)
         )
         query, key, scale_gradient, _ = (None if one is None else one.mul_(gradients[0]) for one in found)
         return query, key, scale_gradient, None, None
@@ -204,14 +240,93 @@ class _TiledSigmoid(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         query_BE, key_GE, scale, bias, label_B = ctx.saved_tensors
 
-        def probability(logits_BT: Tensor) -> Tensor:
+        def probability(logits_BT: Tensor, _start: int) -> Tensor:
             return logits_BT.add_(bias).sigmoid_()
 
         *found, total = _backward_in_tiles(
-            query_BE, key_GE, scale, label_B, ctx.first, ctx.tile_size, probability, ctx.needs_input_grad[1]
+            query_BE, key_GE, scale, ctx.tile_size, probability, ctx.needs_input_grad[1], (label_B, ctx.first)
         )
         query, key, scale_gradient = (None if one is None else one.mul_(gradients[0]) for one in found)
         return query, key, scale_gradient, (total - len(query_BE)) * gradients[0], None, None
+
+
+class _TiledPositives(torch.autograd.Function):
+    """Sum over queries of the mean over their positives of the cross-entropy between that positive and the negatives.
+
+    With S = scale * query . key, and N the log-sum-exp of S over a query's negatives, a positive's term is log(1 + exp(N - S)).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, query_BE: Tensor, key_GE: Tensor, scale: Tensor, shared: _SharedCaptions, tile_size: int
+    ) -> tuple[Tensor, Tensor]:
+        best = _Best(query_BE)
+        # Finite, so that the difference of two maxima is a number where there has been no negative yet.
+        largest_B = query_BE.new_full((len(query_BE),), torch.finfo(query_BE.dtype).min)
+        total_B = torch.zeros_like(largest_B)
+        for start, similarity_BT in _tiles(query_BE, key_GE, tile_size):
+            best.update(similarity_BT, start)
+            logits_BT = similarity_BT.mul_(scale).masked_fill_(shared.positive(start, similarity_BT), -torch.inf)
+            new_largest_B = torch.maximum(largest_B, logits_BT.max(1).values)
+            total_B = total_B * (largest_B - new_largest_B).exp() + logits_BT.sub_(new_largest_B[:, None]).exp_().sum(1)
+            largest_B = new_largest_B
+        negatives_B = largest_B + total_B.log()  # N; -inf without negatives, which makes loss and gradients zero
+        loss_B, weight_B = torch.zeros_like(total_B), torch.zeros_like(total_B)
+        for start, similarity_BT in _tiles(query_BE, key_GE, tile_size):
+            log_probability_BT = F.logsigmoid(similarity_BT.mul_(scale).sub_(negatives_B[:, None]))
+            log_probability_BT.masked_fill_(~shared.positive(start, similarity_BT), 0)
+            loss_B -= log_probability_BT.sum(1)
+            weight_B -= log_probability_BT.expm1_().sum(1)
+        num_correct = shared.num_correct(best)
+        ctx.save_for_backward(query_BE, key_GE, scale, negatives_B, weight_B / shared.number_B)
+        ctx.shared, ctx.tile_size = shared, tile_size
+        ctx.mark_non_differentiable(num_correct)
+        return (loss_B / shared.number_B).sum(), num_correct
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        query_BE, key_GE, scale, negatives_B, weight_B = ctx.saved_tensors
+        number_B1, negatives_B1, weight_B1 = (one[:, None] for one in (ctx.shared.number_B, negatives_B, weight_B))
+
+        def gradient(logits_BT: Tensor, start: int) -> Tensor:
+            pull_BT = torch.sigmoid(negatives_B1 - logits_BT).div_(-number_B1)
+            push_BT = logits_BT.sub_(negatives_B1).exp_().mul_(weight_B1)
+            return torch.where(ctx.shared.positive(start, pull_BT), pull_BT, push_BT)
+
+        found = _backward_in_tiles(query_BE, key_GE, scale, ctx.tile_size, gradient, ctx.needs_input_grad[1])
+        query, key, scale_gradient, _ = (None if one is None else one.mul_(gradients[0]) for one in found)
+        return query, key, scale_gradient, None, None
+
+
+class _TiledSigmoidPositives(torch.autograd.Function):
+    """Like `_TiledSigmoid`, where a query may have several positives."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query_BE: Tensor, key_GE: Tensor, scale: Tensor, bias: Tensor, shared: _SharedCaptions, tile_size: int
+    ) -> tuple[Tensor, Tensor]:
+        total, best = torch.zeros_like(scale), _Best(query_BE)
+        for start, similarity_BT in _tiles(query_BE, key_GE, tile_size):
+            best.update(similarity_BT, start)
+            logits_BT = similarity_BT.mul_(scale).add_(bias)
+            positive_BT = shared.positive(start, logits_BT)
+            total = total + F.softplus(logits_BT).sum() - logits_BT.masked_fill_(~positive_BT, 0).sum()
+        num_correct = shared.num_correct(best)
+        ctx.save_for_backward(query_BE, key_GE, scale, bias)
+        ctx.shared, ctx.tile_size = shared, tile_size
+        ctx.mark_non_differentiable(num_correct)
+        return total, num_correct
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        query_BE, key_GE, scale, bias = ctx.saved_tensors
+
+        def gradient(logits_BT: Tensor, start: int) -> Tensor:
+            return logits_BT.add_(bias).sigmoid_().sub_(ctx.shared.positive(start, logits_BT).to(logits_BT.dtype))
+
+        found = _backward_in_tiles(query_BE, key_GE, scale, ctx.tile_size, gradient, ctx.needs_input_grad[1])
+        query, key, scale_gradient, total = (None if one is None else one.mul_(gradients[0]) for one in found)
+        return query, key, scale_gradient, total, None, None
 
 
 def _tiles(query_BE: Tensor, key_GE: Tensor, tile_size: int) -> Iterator[tuple[int, Tensor]]:
@@ -228,37 +343,39 @@ def _backward_in_tiles(
     query_BE: Tensor,
     key_GE: Tensor,
     scale: Tensor,
-    label_B: Tensor,
-    first: int,
     tile_size: int,
-    probability: Callable[[Tensor], Tensor],
+    probability: Callable[[Tensor, int], Tensor],
     key_requires_grad: bool,
+    own: tuple[Tensor, int] | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """Gradients of query, key and scale, and the sum of all p.
 
     With s = query . key, p = probability(scale * s), and onehot = 1 in a query's own column, else 0:
-    dloss/ds = scale * (p - onehot), dloss/dscale = sum(p * s) - sum(label).
+    dloss/ds = scale * (p - onehot), dloss/dscale = sum(p * s) - sum(label). Without `own`, onehot and label are 0.
 
     Args:
-        label_B: s of each query with its own key.
-        probability: softmax or sigmoid of scale * s, which it may overwrite.
+        probability: of a tile of scale * s, which it may overwrite, and the tile's first column.
         key_requires_grad: compute the keys' gradient; those of a locked encoder have none.
+        own: s of each query with its own key, and the first query's own column.
     """
-    batch = len(query_BE)
     query_gradient_BE = torch.zeros_like(query_BE)
     key_gradient_GE = torch.empty_like(key_GE) if key_requires_grad else None
     total = torch.zeros_like(scale)
     for start, similarity_BT in _tiles(query_BE, key_GE, tile_size):
-        probability_BT = probability(similarity_BT.mul_(scale))
+        probability_BT = probability(similarity_BT.mul_(scale), start)
         stop = start + probability_BT.shape[1]
         total = total + probability_BT.sum()
         query_gradient_BE.addmm_(probability_BT, key_GE[start:stop])
         if key_gradient_GE is not None:
             torch.mm(probability_BT.T, query_BE, out=key_gradient_GE[start:stop])
     # s is query . key, so sum(p * s) is query . (p @ key), which is computed already.
-    scale_gradient = torch.dot(query_BE.flatten(), query_gradient_BE.flatten()) - label_B.sum()
-    query_gradient_BE -= key_GE[first : first + batch]
+    scale_gradient = torch.dot(query_BE.flatten(), query_gradient_BE.flatten())
+    if own is not None:
+        label_B, first = own
+        scale_gradient = scale_gradient - label_B.sum()
+        query_gradient_BE -= key_GE[first : first + len(query_BE)]
+        if key_gradient_GE is not None:
+            key_gradient_GE[first : first + len(query_BE)] -= query_BE
     if key_gradient_GE is not None:
-        key_gradient_GE[first : first + batch] -= query_BE
         key_gradient_GE.mul_(scale)
     return query_gradient_BE.mul_(scale), key_gradient_GE, scale_gradient, total

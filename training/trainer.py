@@ -17,6 +17,7 @@ Checkpoints are written while training continues (training/checkpoint/writer.py)
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import math
@@ -50,6 +51,7 @@ from training.step.micro_batch import resolve_micro_batch_size
 from training.step.model_setup import autocast, prepare_model
 from training.step.non_finite import DivergedError, Guard
 from training.step.patch_dropout import kept_patches
+from training.step.repeated_captions import number_captions, repeated_share
 from training.step.step_metrics import StepMetrics, gather_totals, rank_shares
 from training.watchdog import LONGER_AT_FIRST, Watchdog
 
@@ -193,7 +195,9 @@ class Trainer:
 
         self.optimizer.zero_grad(set_to_none=True)
         buffers = self.guard.copies(self.clip) if config.on_non_finite == "skip" else []
-        result = compute_gradients(self.model, self._inputs(batch), self._loss, self.micro_batch_size, self._autocast)
+        positives = self._caption_numbers(batch) if config.repeated_captions == "positives" else None
+        loss = functools.partial(self._loss, positives)
+        result = compute_gradients(self.model, self._inputs(batch), loss, self.micro_batch_size, self._autocast)
         self.world.communication.backward_ended()
         logit_scale_exp = self.clip.logit_scale.detach().exp()
         norms = limit_gradients_(self.clip, self.config.optimizer.max_grad_norm)
@@ -208,7 +212,8 @@ class Trainer:
         self._metrics = {}
         if logged:
             self._check_for_skip()
-            self._log(batch, loader, result, logit_scale_exp, norms, rate)
+            captions = self._caption_numbers(batch) if positives is None else positives
+            self._log(batch, loader, result, captions, logit_scale_exp, norms, rate)
 
     def _check_for_skip(self) -> None:
         """Checks whether the last step was skipped for a non-finite gradient. Raises DivergedError."""
@@ -238,11 +243,14 @@ class Trainer:
         kept = kept_patches(batch.seeds, (row.image_size_px // row.patch_size_px) ** 2, dropout)
         return batch.images, batch.texts, to_device(kept, self.world.device)
 
-    def _loss(self, *features: torch.Tensor) -> ContrastiveResult:
+    def _caption_numbers(self, batch: Batch) -> torch.Tensor:
+        return number_captions(batch.texts, self.config.train.global_batch_size, self.world)
+
+    def _loss(self, positives: torch.Tensor | None, *features: torch.Tensor) -> ContrastiveResult:
         config = self.config.train
         self.guard.note_bad_samples(*features[:2])
         loss: Callable[..., ContrastiveResult] = sigmoid_loss if config.loss == "sigmoid" else contrastive_loss
-        return loss(*features, self.world, config.global_batch_size, config.loss_tile_size)
+        return loss(*features, self.world, config.global_batch_size, config.loss_tile_size, positives)
 
     def _after_step(self) -> None:
         """Evaluates before saving, so that the record of everything a checkpoint covers is complete."""
@@ -340,6 +348,7 @@ class Trainer:
         batch: Batch,
         loader: TrainLoader,
         result: ContrastiveResult,
+        captions: torch.Tensor,
         logit_scale_exp: torch.Tensor,
         norms: GradientNorms,
         rate: float,
@@ -370,6 +379,7 @@ class Trainer:
             grad_norm_logit_scale=norm_scale,
             batch_accuracy_image_to_text=totals.batch_accuracy_image_to_text,
             batch_accuracy_text_to_image=None if self.config.train.loss == "sigmoid" else totals.batch_accuracy_text_to_image,
+            repeated_caption_share=repeated_share(captions),
             samples_per_s=lap.samples_per_s,
             data_wait_share=totals.data_wait_s / lap.step_s,
             data_wait_s=totals.data_wait_s,

@@ -120,9 +120,10 @@ def run(setting: Setting, repeats: int) -> str:
 
 def _job_s(setting: Setting, clip: Any, data: str, output: str) -> tuple[float, float]:
     """(seconds from the start of the first shard to the end of the last, share of them spent in the model), one worker."""
+    from jobs.cli.embed_config import EmbedConfig
     from jobs.embed import Work, embed_shards
     from pipeline.storage.address import open_storage
-    from training.config import EmbedConfig, TrainConfig
+    from training.config import TrainConfig
 
     open_storage(output).check_writable()
     embed = EmbedConfig(

@@ -4,7 +4,7 @@ In: the name or path of a recipe and the overrides of a command line. Out: a fro
 every problem with its dotted path. Imports neither torch nor Ray, so that a misspelled key is reported at once.
 
 Precedence, later wins:
-    1. the defaults of the sections (pipeline/config.py, training/config.py)
+    1. the defaults of the sections (pipeline/config.py, training/config.py, jobs/cli/embed_config.py)
     2. the recipe
     3. the overrides, left to right
 """
@@ -19,12 +19,13 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from jobs.cli import job_keys, runtime_env
+from jobs.cli.embed_config import EmbedConfig
 from jobs.cli.suggestions import suggest
 from model.config import get_architecture
 from pipeline.config import CurateConfig, IndexConfig, IngestConfig
 from pipeline.errors import ConfigError
 from pipeline.storage.url_credentials import has_userinfo, refusal
-from training.config import EmbedConfig, TrainingConfig
+from training.config import TrainingConfig
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 LOCATIONS = (

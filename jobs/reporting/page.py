@@ -126,6 +126,7 @@ STEP_CHARTS: tuple[tuple[str, dict[str, str], dict[str, Any]], ...] = (
         {"batch_accuracy_image_to_text": "image to text", "batch_accuracy_text_to_image": "text to image"},
         {"form": "0%", "scale": "from zero"},
     ),
+    ("repeated_captions", {"repeated_caption_share": "repeated captions"}, {"form": "0%", "scale": "from zero"}),
 )  # fmt: skip
 """Name, keys of the record with their labels, and options of the chart."""
 

@@ -295,4 +295,4 @@ def _commonest_size(samples: pa.Table) -> str:
 def _count_tokens(captions: Sequence[str]) -> NDArray[np.int64]:
     from model.tokenizer import token_ids
 
-    return np.asarray((token_ids(list(captions), MOST_TOKENS) != 0).sum(axis=1), dtype=np.int64)
+    return np.asarray(token_ids(list(captions), MOST_TOKENS).argmax(axis=1) + 1, dtype=np.int64)  # end-of-text is the largest

@@ -61,6 +61,10 @@ def test_the_loss_on_the_gpu_equals_the_cpus(world):
     expected = contrastive_loss(images, texts, scale, alone, 64, 16).loss
     found = contrastive_loss(images.cuda(), texts.cuda(), scale.cuda(), world, 64, 16).loss
     torch.testing.assert_close(found.cpu(), expected, rtol=1e-10, atol=0)
+    captions = torch.arange(64) % 10
+    expected = contrastive_loss(images, texts, scale, alone, 64, 16, captions).loss
+    found = contrastive_loss(images.cuda(), texts.cuda(), scale.cuda(), world, 64, 16, captions.cuda()).loss
+    torch.testing.assert_close(found.cpu(), expected, rtol=1e-10, atol=0)
 
 
 def test_bfloat16_and_float32_runs_learn_alike(data_set, tmp_path, world):
@@ -84,8 +88,9 @@ def test_a_run_resumes_from_its_checkpoint_on_the_gpu(data_set, tmp_path, world)
     torch.testing.assert_close(losses(tmp_path / "halves"), losses(tmp_path / "whole"), rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize("repeats", ["negatives", "positives"])
 @pytest.mark.parametrize("name", ["debug-vit", "debug-rn"])
-def test_a_step_that_is_not_logged_never_waits_for_the_device(data_set, tmp_path, world, monkeypatch, name):
+def test_a_step_that_is_not_logged_never_waits_for_the_device(data_set, tmp_path, world, monkeypatch, name, repeats):
     step = Trainer._step
 
     def watched(self, batch, loader):
@@ -98,6 +103,7 @@ def test_a_step_that_is_not_logged_never_waits_for_the_device(data_set, tmp_path
     monkeypatch.setattr(Trainer, "_step", watched)
     dropout = "train.patch_dropout=0.5" if name == "debug-vit" else "train.patch_dropout=0"
     overrides = (f"model.name={name}", "train.log_every_steps=10", "train.ema_decay=0.9", dropout, "optimizer.max_grad_norm=1")
+    overrides = (*overrides, f"train.repeated_captions={repeats}")
     assert train(config_of(data_set, tmp_path, *overrides, "train.max_steps=10"), world).step == 10
 
 

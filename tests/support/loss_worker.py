@@ -19,19 +19,22 @@ from tests.support.forked_ranks import run_ranks
 from training import distributed
 from training.loss import contrastive_loss, sigmoid_loss
 from training.step.gradients import compute_gradients
+from training.step.repeated_captions import number_captions, repeated_share
 
 WORLD_SIZES = (1, 2, 3, 4)
 
 
 @dataclass(frozen=True)
 class Case:
-    """`micro` is the number of samples embedded at a time; `frozen` names a tower without gradient."""
+    """`micro` is the number of samples embedded at a time; `frozen` names a tower without gradient; `captions` that are the
+    same are positives of each other, a letter for each sample."""
 
     size: int
     tile: int
     loss: str = "contrastive"
     micro: int | None = None
     frozen: str = ""
+    captions: str = ""
 
 
 CASES = {
@@ -48,6 +51,15 @@ CASES = {
     "frozen image tower": Case(8, 3, frozen="image"),
     "cached, frozen image tower": Case(11, 4, micro=2, frozen="image"),
     "cached, frozen text tower, sigmoid": Case(11, 4, "sigmoid", micro=2, frozen="text"),
+    "no caption repeats": Case(7, 3, captions="abcdefg"),
+    "some captions repeat": Case(11, 4, captions="abacdaefbag"),
+    "all captions are the same": Case(8, 3, captions="aaaaaaaa"),
+    "some captions repeat, cached": Case(11, 4, micro=2, captions="abacdaefbag"),
+    "some captions repeat, frozen text tower": Case(7, 100, frozen="text", captions="aabbbcd"),
+    "no caption repeats, sigmoid": Case(7, 3, "sigmoid", captions="abcdefg"),
+    "some captions repeat, sigmoid": Case(11, 4, "sigmoid", captions="abacdaefbag"),
+    "all captions are the same, sigmoid": Case(8, 3, "sigmoid", captions="aaaaaaaa"),
+    "some captions repeat, sigmoid, cached": Case(11, 1, "sigmoid", micro=2, captions="abacdaefbag"),
 }
 
 LARGE_CASES = {
@@ -55,6 +67,8 @@ LARGE_CASES = {
     "large, cached": Case(2001, 512, micro=33),
     "large, sigmoid, cached": Case(2001, 100, "sigmoid", micro=64),
     "large, frozen text tower": Case(2001, 1024, frozen="text"),
+    "large, repeated captions": Case(2001, 128, captions="abcdefghijklmnopqrst" * 100 + "z"),
+    "large, repeated captions, sigmoid": Case(2001, 1024, "sigmoid", captions="abcdefghijklmnopqrst" * 100 + "z"),
 }
 
 
@@ -85,6 +99,12 @@ def batch(size: int) -> tuple[torch.Tensor, torch.Tensor]:
         torch.randn(size, 6, generator=generator, dtype=torch.float64),
         torch.randn(size, 5, generator=generator, dtype=torch.float64),
     )
+
+
+def tokens_of(captions: str) -> torch.Tensor:
+    """Token ids of a rank's captions, cut to its longest: a caption's length is its letter's place in the alphabet."""
+    rows = [torch.tensor([49406, *[ord(letter)] * (ord(letter) - 96), 49407]) for letter in captions]
+    return nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
 
 @contextlib.contextmanager
@@ -135,9 +155,11 @@ def main(rank: int, world_size: int, folder: Path, cases: dict[str, Case]) -> No
         first, stop = distributed.slice_bounds(case.size, rank, world_size)
         images, texts = (rows[first:stop] for rows in batch(case.size))
 
-        def loss(*features, case=case):
+        numbers = number_captions(tokens_of(case.captions[first:stop]), case.size, world) if case.captions else None
+
+        def loss(*features, case=case, numbers=numbers):
             function = sigmoid_loss if case.loss == "sigmoid" else contrastive_loss
-            return function(*features, world, case.size, case.tile)
+            return function(*features, world, case.size, case.tile, numbers)
 
         with counted_traffic() as traffic:
             result = compute_gradients(averaged, (images, texts), loss, case.micro)
@@ -150,6 +172,7 @@ def main(rank: int, world_size: int, folder: Path, cases: dict[str, Case]) -> No
             "gradients": {key: one.grad for key, one in model.named_parameters() if one.requires_grad},
             "features": distributed.gather_rows(image_features, case.size, world),
             "traffic": dict(traffic),
+            "repeated": repeated_share(numbers) if numbers is not None else None,
         }
     results["scatters"] = [scattered(size, world) for size in (8, 11)]
     if world.is_main:

@@ -25,8 +25,8 @@ print("finished" if result.finished else "not finished")
 ALONE = World(rank=0, world_size=1, device=torch.device("cpu"))
 EXACT = ("step", "samples_seen", "epoch", "loss", "loss_image_to_text", "loss_text_to_image", "logit_scale", "temperature",
          "learning_rate", "grad_norm", "grad_norm_image", "grad_norm_text", "grad_norm_logit_scale",
-         "batch_accuracy_image_to_text", "batch_accuracy_text_to_image", "skipped_samples", "skipped_steps",
-         "batch_fingerprint")  # fmt: skip
+         "batch_accuracy_image_to_text", "batch_accuracy_text_to_image", "repeated_caption_share", "skipped_samples",
+         "skipped_steps", "batch_fingerprint")  # fmt: skip
 
 
 def config_of(data_set: str, folder, *overrides: str) -> Config:

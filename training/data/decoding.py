@@ -209,7 +209,9 @@ def stack_texts(parts: Sequence[NDArray[np.uint16]]) -> NDArray[np.uint16]:
 
 def cut_to_longest(texts: NDArray[np.uint16]) -> NDArray[np.uint16]:
     """Drops the columns that are padding in every row; exact, since the text tower is causal."""
-    return texts[:, : int((texts != 0).sum(axis=1).max(initial=1))]
+    # Zero is a token too, the "!" of "$!$": a caption ends at its last token that is not zero, which is end-of-text.
+    used = np.flatnonzero((texts != 0).any(axis=0))
+    return texts[:, : int(used[-1]) + 1 if len(used) else 1]
 
 
 # ------------------------------------------------------------------------------------------------------------ in a worker

@@ -25,6 +25,7 @@ class StepMetrics:
         logit_scale, temperature: before the step; temperature is 1 / exp(logit_scale).
         grad_norm: before gradients are clipped; of one encoder 0 where it is locked.
         batch_accuracy_text_to_image: None for a loss without columns.
+        repeated_caption_share: share of the global batch whose caption an earlier sample of it has too.
         samples_per_s: over all ranks, since the last logged row, without evaluation and checkpoints.
         data_wait_share: share of a step that is waiting for data.
         data_wait_s, compute_s, communication_s: seconds of a step, mean over ranks.
@@ -49,6 +50,7 @@ class StepMetrics:
     grad_norm_logit_scale: float
     batch_accuracy_image_to_text: float
     batch_accuracy_text_to_image: float | None
+    repeated_caption_share: float
     samples_per_s: float
     data_wait_share: float
     data_wait_s: float

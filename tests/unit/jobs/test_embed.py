@@ -10,6 +10,7 @@ import torch
 
 from jobs import embed
 from jobs.cli.command_line import EXIT_BAD_INPUT, run
+from jobs.cli.embed_config import EmbedConfig
 from jobs.embed import Done, embed_shard, follow, plan_pool
 from model.clip import build_clip
 from model.weights import save_weights
@@ -17,7 +18,7 @@ from pipeline.dataset.features import feature_path
 from pipeline.dataset.manifest import read_manifest, read_samples
 from pipeline.errors import InputError
 from pipeline.storage.address import open_storage
-from training.config import EmbedConfig, TrainConfig
+from training.config import TrainConfig
 from training.data.shard_reader import ShardReader
 from training.errors import RunError
 from training.shard_embedder import ShardEmbedder

@@ -64,6 +64,7 @@ def test_a_finished_run_has_every_section_every_chart_and_its_numbers(finished, 
     for section in SECTIONS:
         assert f"<h2>{section}</h2>" in page
     steps = {"loss", "temperature", "learning_rate", "grad_norm", "samples_per_s", "step_time", "goodput", "batch_accuracy"}
+    steps.add("repeated_captions")
     evaluations = {f"evaluation/{name}" for name in ("image_to_text", "text_to_image", "zero_shot", "median_rank")}
     others = {"spent", "similarity/first", "similarity/last", "sides/0", "tokens/0"}
     assert set(charts_of(page)) == steps | evaluations | others

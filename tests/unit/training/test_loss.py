@@ -4,6 +4,7 @@ import importlib.util
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,18 +23,36 @@ loss_worker = importlib.util.module_from_spec(specification)
 specification.loader.exec_module(loss_worker)
 
 
-def full_matrix_sigmoid_loss(image_features, text_features, scale, bias):
+def positive_pairs(size, captions=""):
+    """The matrix of positive pairs, 1 or 0: own pairs, or pairs of samples whose captions are the same letter."""
+    numbers = torch.tensor([ord(letter) for letter in captions]) if captions else torch.arange(size)
+    return (numbers[:, None] == numbers).double()
+
+
+def full_matrix_sigmoid_loss(image_features, text_features, scale, bias, captions=""):
     """SigLIP's pseudo-code, on all pairs at once."""
     logits = scale * image_features @ text_features.T + bias
-    labels = 2 * torch.eye(len(logits), dtype=logits.dtype) - 1
+    labels = 2 * positive_pairs(len(logits), captions) - 1
     return -F.logsigmoid(labels * logits).sum() / len(logits)
 
 
-def full_matrix_loss(image_features, text_features, scale):
-    """The paper's pseudo-code, on all pairs at once."""
+def full_matrix_loss(image_features, text_features, scale, captions=""):
+    """The paper's pseudo-code, on all pairs at once; with captions, a term for each positive among the negatives."""
     logits = scale * image_features @ text_features.T
-    labels = torch.arange(len(logits))
-    return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+    if not captions:
+        labels = torch.arange(len(logits))
+        return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+    positives = positive_pairs(len(logits), captions).bool()
+    return (mean_over_positives(logits, positives) + mean_over_positives(logits.T, positives)) / 2
+
+
+def mean_over_positives(logits, positives):
+    """For each row and each of its positives, the cross-entropy between that positive and the row's negatives."""
+    if positives.all():  # no row has a negative
+        return 0 * logits.sum()
+    negatives = logits.masked_fill(positives, -torch.inf).logsumexp(1, keepdim=True)
+    terms = torch.logaddexp(logits, negatives) - logits
+    return ((terms * positives).sum(1) / positives.sum(1)).mean()
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +85,9 @@ def check_against_one_process(asked, found):
     model = loss_worker.Towers(asked.loss, asked.frozen)
     image_features, text_features, scale, *_ = model(*loss_worker.batch(asked.size))
     if asked.loss == "sigmoid":
-        expected = full_matrix_sigmoid_loss(image_features, text_features, scale, model.logit_bias)
+        expected = full_matrix_sigmoid_loss(image_features, text_features, scale, model.logit_bias, asked.captions)
     else:
-        expected = full_matrix_loss(image_features, text_features, scale)
+        expected = full_matrix_loss(image_features, text_features, scale, asked.captions)
     expected.backward()
     torch.testing.assert_close(found["loss"], expected.detach(), rtol=0, atol=1e-12)
     torch.testing.assert_close(found["mean of the ranks' losses"], expected.detach(), rtol=0, atol=1e-12)
@@ -76,7 +95,8 @@ def check_against_one_process(asked, found):
     names = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert set(found["gradients"]) == set(names)
     for name, parameter in names.items():
-        assert float(parameter.grad.abs().max()) > 1e-6, f"{name} has a gradient to compare"
+        without_negatives = asked.loss == "contrastive" and len(set(asked.captions)) == 1
+        assert (float(parameter.grad.abs().max()) > 1e-6) != without_negatives, f"{name} has a gradient to compare"
         torch.testing.assert_close(found["gradients"][name], parameter.grad, rtol=0, atol=1e-10)
 
 
@@ -102,13 +122,93 @@ def test_both_ways_to_scatter_gradients_sum_over_ranks(results, world_size):
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
-def test_in_batch_accuracy_is_that_of_the_full_matrix(results, world_size):
-    model = loss_worker.Towers()
-    image_features, text_features, _ = model(*loss_worker.batch(8))
-    similarity = image_features @ text_features.T
-    labels = torch.arange(8)
-    expected = torch.stack([(similarity.argmax(1) == labels).double().mean(), (similarity.argmax(0) == labels).double().mean()])
-    torch.testing.assert_close(results[world_size]["even"]["accuracy"], expected)
+@pytest.mark.parametrize("case", ["even", "some captions repeat", "all captions are the same"])
+def test_in_batch_accuracy_is_the_share_of_rows_and_columns_whose_maximum_is_a_positive(results, world_size, case):
+    asked = loss_worker.CASES[case]
+    image_features, text_features, _ = loss_worker.Towers()(*loss_worker.batch(asked.size))
+    similarity, positives = image_features @ text_features.T, positive_pairs(asked.size, asked.captions)
+    each = torch.arange(asked.size)
+    expected = torch.stack([positives[each, similarity.argmax(1)].mean(), positives[similarity.argmax(0), each].mean()])
+    torch.testing.assert_close(results[world_size][case]["accuracy"], expected)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+@pytest.mark.parametrize("loss", ["", ", sigmoid"])
+def test_without_repeats_the_option_is_the_ordinary_loss(results, world_size, loss):
+    found = results[world_size][f"no caption repeats{loss}"]
+    asked = loss_worker.CASES[f"no caption repeats{loss}"]
+    check_against_one_process(replace(asked, captions=""), found)
+    assert found["repeated"] == 0
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_the_share_of_repeats_is_that_of_the_global_batch_at_any_world_size(results, world_size):
+    assert results[world_size]["some captions repeat"]["repeated"] == 4 / 11
+    assert results[world_size]["all captions are the same"]["repeated"] == 7 / 8
+
+
+@pytest.mark.parametrize("captions", ["abcde", "abacb", "aaaaa"])
+def test_gradients_pass_the_numerical_check(captions):
+    generator = torch.Generator().manual_seed(0)
+    images, texts = (torch.randn(5, 3, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(2))
+    scale, bias = (torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (1.5, -0.5))
+    numbers = torch.tensor([ord(letter) - ord("a") for letter in captions])
+    assert torch.autograd.gradcheck(
+        lambda *values: contrastive_loss(*values, ALONE, 5, 2, numbers).loss, (images, texts, scale)
+    )
+    assert torch.autograd.gradcheck(
+        lambda *values: sigmoid_loss(*values, ALONE, 5, 2, numbers).loss, (images, texts, scale, bias)
+    )
+
+
+REPEATS = torch.tensor([0, 1, 0, 2, 0])
+
+
+def test_a_perfect_model_reaches_loss_zero_and_accuracy_one_only_where_repeats_are_positives():
+    features = torch.eye(3, dtype=torch.float64)[REPEATS]
+    scale = torch.tensor(100.0, dtype=torch.float64)
+    apart = contrastive_loss(features, features, scale, ALONE, 5, 2)
+    assert float(apart.accuracy_image_to_text) == float(apart.accuracy_text_to_image) == 3 / 5, "the first of three wins"
+    assert float(apart.loss) == pytest.approx(3 * math.log(3) / 5, abs=1e-12)
+    together = contrastive_loss(features, features, scale, ALONE, 5, 2, REPEATS)
+    assert float(together.accuracy_image_to_text) == float(together.accuracy_text_to_image) == 1
+    assert float(together.loss) == pytest.approx(0, abs=1e-12)
+
+
+def images_that_share_a_caption():
+    """(images, texts, scale): equal texts for equal captions, and images at different distances from them."""
+    generator = torch.Generator().manual_seed(3)
+    texts = torch.eye(3, dtype=torch.float64)[REPEATS].requires_grad_()
+    images = F.normalize(texts.detach() + 0.5 * torch.randn(5, 3, generator=generator, dtype=torch.float64), dim=-1)
+    return images.requires_grad_(), texts, torch.tensor(5.0, dtype=torch.float64, requires_grad=True)
+
+
+def test_a_uniform_target_over_exact_repeats_would_change_nothing():
+    images, texts, scale = images_that_share_a_caption()
+    target = (REPEATS[:, None] == REPEATS).double()
+    target /= target.sum(1, keepdim=True)
+    logits = scale * images @ texts.T
+    uniform = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    ordinary = contrastive_loss(images, texts, scale, ALONE, 5, 2).loss
+    torch.testing.assert_close(uniform, ordinary)
+    by_uniform, by_ordinary = (torch.autograd.grad(one, (images, texts, scale)) for one in (uniform, ordinary))
+    torch.testing.assert_close(by_uniform[0], by_ordinary[0])
+    torch.testing.assert_close(by_uniform[2], by_ordinary[2])
+    of_captions = [
+        torch.zeros(3, 3, dtype=torch.float64).index_add(0, REPEATS, found[1]) for found in (by_uniform, by_ordinary)
+    ]
+    torch.testing.assert_close(*of_captions)
+
+
+def test_no_image_is_pushed_away_from_a_caption_that_it_shares():
+    images, texts, scale = images_that_share_a_caption()
+    pushed = {}
+    for name, numbers in (("negatives", None), ("positives", REPEATS)):
+        loss = contrastive_loss(images, texts, scale, ALONE, 5, 2, numbers).loss
+        (gradient,) = torch.autograd.grad(loss, images)
+        pushed[name] = [bool(along > 0) for along in (gradient * texts).sum(1).detach()]
+    assert any(pushed["negatives"]), "the nearest image of a caption is held back"
+    assert not any(pushed["positives"])
 
 
 @pytest.mark.parametrize("size", [2, 7, 64])
@@ -178,11 +278,12 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-def test_no_tensor_larger_than_a_tile_or_the_features_ever_exists():
+@pytest.mark.parametrize("captions", [None, torch.arange(256) % 100])
+def test_no_tensor_larger_than_a_tile_or_the_features_ever_exists(captions):
     size, width, tile = 256, 8, 16
     images, texts = (F.normalize(torch.randn(size, width), dim=-1).requires_grad_() for _ in range(2))
     with LargestTensor() as largest:
-        contrastive_loss(images, texts, torch.tensor(14.3, requires_grad=True), ALONE, size, tile).loss.backward()
+        contrastive_loss(images, texts, torch.tensor(14.3, requires_grad=True), ALONE, size, tile, captions).loss.backward()
     assert largest.elements <= size * max(tile, width)
     with LargestTensor() as whole:
         full_matrix_loss(images, texts, 14.3)

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training.data.decoding import DecodeError, Decoder, Encoded, Transform
+from model.tokenizer import END_OF_TEXT, token_ids
+from training.data.decoding import DecodeError, Decoder, Encoded, Transform, cut_to_longest
 
 TRANSFORM = Transform(image_size_px=32, context_length=77, crop_scale_min=0.9)
 
@@ -38,6 +39,15 @@ def test_workers_give_what_a_thread_gives(samples, workers):
         assert found.texts.shape[1] == max(int((row != 0).sum()) for row in expected.texts)
         assert not found.problems
     thread.close()
+
+
+def test_the_token_zero_within_the_longest_caption_does_not_cost_its_end():
+    texts = token_ids(["a disc", "$!$ sale"])
+    assert 0 in texts[1, : texts[1].argmax()].tolist(), "the tokenizer still makes a zero of this exclamation mark"
+    cut = cut_to_longest(texts)
+    assert cut.shape[1] == int(texts.argmax(axis=1).max()) + 1
+    assert (cut.max(axis=1) == END_OF_TEXT).all()
+    assert cut_to_longest(texts[:0]).shape == (0, 1)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
