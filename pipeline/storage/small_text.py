@@ -98,17 +98,17 @@ def read_text(storage: Storage, path: str, subject: str = "") -> str | None:
     return decode_text(data, subject)
 
 
-def read_named_text(key: str, address: str) -> str:
+def read_named_text(key: str, address: str, may_be_empty: bool = False) -> str:
     """Reads the text file at the address that a key holds.
 
     Raises:
-        ConfigError: there is no such file, or it is no text, or holds nothing.
+        ConfigError: there is no such file, or it is no text, or holds nothing and may not be empty.
     """
     folder, slash, name = address.rpartition("/")
     text = read_text(open_storage(folder or slash or "."), name, f"{key}={address}") if name else None
     if text is None:
         raise ConfigError(f"{key}={address}: there is no such file; correct the address")
-    if not "".join(split_lines(text)):
+    if not may_be_empty and not split_lines(text):
         raise ConfigError(f"{key}={address}: is empty; write what it should hold, or unset {key}")
     return text
 

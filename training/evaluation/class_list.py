@@ -32,7 +32,7 @@ HEADER_WORDS = frozenset(
 MOST_CHARACTERS = 2000
 _LITERAL = re.compile(r"\s*(?:[\[{(]|\w+\s*=\s*[\[{(])")
 _QUOTED = re.compile(r"""(["'])(.+)\1,?""")
-_CODE = re.compile(r"lambda\b.*:|(?:from|import)\s+\w+|def\s+\w+\(")
+_CODE = re.compile(r"lambda\b.*:|(?:from|import)\s+\w+|def\s+\w+\(|\w+\s*=\s*\S*[\[({]")
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def parse_class_list(text: str, subject: str) -> ClassList:
 
 def parse_prompts(text: str, subject: str) -> tuple[str, ...]:
     """Parses a file of prompts: one a line, or a list in JSON or Python. Raises ConfigError for other forms."""
-    if re.match(r"\s*(?:\[|\w+\s*=\s*[\[(])", text):
+    if re.match(r"""\s*(?:\[|\{\s*["']|\w+\s*=\s*[\[({])""", text):
         value = _unwrapped(_literal(text, subject))
         if not isinstance(value, list) or not all(isinstance(one, str) and one.strip() for one in value):
             raise ConfigError(f"{subject}: must be a list of prompts; write one prompt a line")

@@ -12,7 +12,6 @@ In: such a folder, or one split of it. Out: an `ImageSet`. Each rank indexes som
 
 from __future__ import annotations
 
-import re
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,7 +34,6 @@ EXTENSIONS = ("webp", "png", "jpg", "jpeg")
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 BUFFER_BYTES = 4 << 20
 BLOCK = tarfile.BLOCKSIZE
-_META = re.compile(r"__[^/]*__($|/)")
 
 
 @dataclass(frozen=True)
@@ -207,10 +205,10 @@ def _check_end(file: Any, address: str, last: tarfile.TarInfo | None) -> None:
 
 
 def _split(name: str) -> tuple[str, str] | None:
-    """Returns (key, extension); None for names that webdataset skips too: hidden, without an extension, `__meta__`."""
+    """Returns (key, extension); None for names that webdataset skips too: hidden, or without an extension."""
     folder, slash, base = name.removeprefix("./").rpartition("/")
     stem, _, extension = base.partition(".")
-    if not stem or not extension or not is_data(f"{folder}{slash}{base}") or _META.match(name):
+    if not stem or not extension or not is_data(f"{folder}{slash}{base}"):
         return None
     return f"{folder}{slash}{stem}", extension.lower()
 

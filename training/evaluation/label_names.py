@@ -85,7 +85,7 @@ def normalize(label: str) -> str:
     if INTEGER.fullmatch(label.strip()):
         return str(as_integer(label))
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", label).casefold())
-    return re.sub(r"[\s_-]+", " ", text).strip()
+    return re.sub(r"[\s_-]+", "", text)
 
 
 def as_integer(label: str) -> int:
