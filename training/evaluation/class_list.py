@@ -31,7 +31,7 @@ HEADER_WORDS = frozenset(
 )
 MOST_CHARACTERS = 2000
 _LITERAL = re.compile(r"\s*(?:[\[{(]|\w+\s*=\s*[\[{(])")
-_QUOTED = re.compile(r"""(["'])(.+)\1,?""")
+_QUOTED = re.compile(r"""(["'])((?:(?!\1).)+)\1,?""")
 _CODE = re.compile(r"lambda\b.*:|(?:from|import)\s+\w+|def\s+\w+\(|\w+\s*=\s*\S*[\[({]")
 
 

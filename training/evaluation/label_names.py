@@ -50,16 +50,21 @@ def name_labels(given: ClassList, labels: Sequence[str], kind: Kind, subject: st
         ConfigError: labels and names do not fit together.
     """
     by_key = _keys_of(labels)
-    for pairs in _readings(given, labels, by_key):
-        return Naming(_from_pairs(pairs, by_key, labels, given.subject))
+    found = [_from_pairs(pairs, by_key, labels, given.subject) for pairs in _readings(given, labels, by_key)]
+    if found:
+        one = next((label for label in labels if len({names[label] for names in found}) > 1), None)
+        if one is not None:
+            both = " or ".join(sorted({repr(names[one]) for names in found}))
+            raise ConfigError(f"{given.subject}: may call {one} {both}; write lines of the label, a tab and the name alone")
+        return Naming(found[0])
     if given.explicit:
         return Naming(_from_pairs(given.readings[0], by_key, labels, given.subject) if given.readings[0] else _two_names(given))
     names = given.names
     if kind != "number":
         if set(labels) <= set(names):
             return Naming({name: name for name in names})
-        found = {key: label for key, label in by_key.items() if label}
-        own = {found[normalize(name)]: name for name in names if normalize(name) in found}
+        clear_keys = {key: label for key, label in by_key.items() if label}
+        own = {clear_keys[normalize(name)]: name for name in names if normalize(name) in clear_keys}
         clear = max(Counter(map(normalize, names)).values()) == 1
         if clear and set(labels) <= set(own):
             back = {name: label for label, name in own.items()}
