@@ -95,7 +95,7 @@ def flatten(figures: Iterable[Figure]) -> dict[str, Any]:
             if getattr(figure, bound) is not None:
                 row[f"{BOUNDS}{figure.name}_{bound}"] = getattr(figure, bound)
         if figure.notes:
-            row[f"{NOTES}{figure.name}"] = "; ".join(figure.notes)
+            row[f"{NOTES}{figure.name}"] = " ".join("; ".join(figure.notes).split())
     return row
 
 

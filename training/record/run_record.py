@@ -166,7 +166,7 @@ class RunRecord:
         starred = {name for names in notes.values() for name in names}
         shown = "  ".join(f"{name} {value:.3f}{'*' * (name in starred)}" for name, value in headline(values).items())
         print(f"evaluation at step {step:,}: {shown}", flush=True)
-        for note in notes.keys() - self._said:
+        for note in sorted(notes.keys() - self._said):
             print(f"  * {note}", flush=True)
         self._said |= notes.keys()
 
