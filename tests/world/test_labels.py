@@ -275,7 +275,7 @@ def test_what_is_left_out_of_class_folders_is_said(tmp_path):
     )
     assert names_of(uri) == ["cat", "cat", "dog"]
     notes = notes_of(uri)
-    assert "3 files in class folders are no images by their names, and are left out" in notes
+    assert "3 files in class folders are no images by their names, and are skipped" in notes
     assert "1 images lie beside the class folders" in notes
 
 

@@ -1,6 +1,6 @@
 """Finds the images in a folder that holds a folder for each class.
 
-In: the paths of all files at an address. Out: `ClassFolders`: the images, classes without one, and what was left out; or a
+In: the paths of all files at an address. Out: `ClassFolders`: the images, classes without one, and what was skipped; or a
 ConfigError where the folders are not classes. What torchvision's ImageFolder takes is taken, with two exceptions: hidden
 folders and files, and those that systems make (`__MACOSX`, `@eaDir`), are no data; and more formats are read than it knows.
 """
@@ -39,7 +39,7 @@ class ClassFolders:
     Attributes:
         images: their paths, by class and then by path.
         empty: class folders without an image.
-        notes: what was left out, or looks as if it was meant otherwise; a sentence each.
+        notes: what was skipped, or looks as if it was meant otherwise; a sentence each.
     """
 
     images: list[str]
@@ -144,10 +144,10 @@ def _notes(paths: Sequence[str], images: Sequence[str]) -> Iterator[str]:
     others = Counter(PurePosixPath(path).suffix.lower() or "no suffix" for path in paths if "/" in path and path not in taken)
     if others:
         shown = ", ".join(f"{suffix}: {count:,}" for suffix, count in others.most_common(3))
-        yield f"{others.total():,} files in class folders are no images by their names, and are left out ({shown})"
+        yield f"{others.total():,} files in class folders are no images by their names, and are skipped ({shown})"
     beside = sum("/" not in path and _is_image(path) for path in paths)
     if beside:
-        yield f"{beside:,} images lie beside the class folders, and are left out"
+        yield f"{beside:,} images lie beside the class folders, and are skipped"
     nested = sorted({path.rpartition("/")[0] for path in images if path.count("/") > 1})
     if nested:
         yield f"images in folders inside of a class folder ({some(nested)}) count for the class of the outer folder"

@@ -183,7 +183,7 @@ def _sample(tar: tarfile.TarFile, address: str, path: str, key: str, group: Sequ
 
 
 def _check_end(file: Any, address: str, last: tarfile.TarInfo | None) -> None:
-    """Raises ConfigError if a tar stops without its end, or goes on behind it: then samples are missing here."""
+    """Raises ConfigError if a tar stops without its end, or continues behind it: then samples are missing here."""
     if last is None:
         return
     file.seek(last.offset_data + -(-last.size // BLOCK) * BLOCK if not last.issparse() else last.offset_data)
@@ -198,7 +198,7 @@ def _check_end(file: Any, address: str, last: tarfile.TarInfo | None) -> None:
     while first:
         if first.strip(b"\0"):
             raise ConfigError(
-                f"{address}: goes on behind the end of its last readable member ({last.name}), as damaged and joined tars do; "
+                f"{address}: continues behind the end of its last readable member ({last.name}), as damaged and joined tars do; "
                 "fetch it again, or join tars with tar --concatenate"
             )
         first = file.read(BUFFER_BYTES)

@@ -51,12 +51,12 @@ class LinearProbeData:
 
     @property
     def notes(self) -> list[str]:
-        """What the figures depend on besides the model, a sentence each."""
+        """Notes on what the figures depend on besides the model, a sentence each."""
         found = []
         for part in (self.train, self.test, self.validation):
             if part is not None:
                 empty = part.images.empty_classes
-                left = [f"folders without an image are left out ({some(empty)})"] if empty else []
+                left = [f"folders without an image are skipped ({some(empty)})"] if empty else []
                 found += [f"{part.images.subject}: {note}" for note in (*part.images.notes, *left)]
         return found
 

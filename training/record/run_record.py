@@ -99,7 +99,7 @@ class RunRecord:
         except StorageError as error:  # failing to tidy up must not stop a run
             logger.warning("unfinished files of a killed run were not removed: %s", error)
         if plan.start.step < plan.total_steps:
-            self._run.delete(RESULT)  # of the run before it was extended: it would say "finished" while this one goes on
+            self._run.delete(RESULT)  # of the run before it was extended: it would say "finished" while this one continues
         self._run.write_if_absent("run.json", json.dumps({"id": f"{self._name}-{secrets.token_hex(4)}"}).encode())
         resolved = plan.config.model_dump(mode="json")
         self._run.write("config.yaml", yaml.safe_dump(resolved, sort_keys=False).encode())
