@@ -419,7 +419,7 @@ def test_members_without_a_key_are_skipped_as_webdataset_does(tmp_path, junk):
         ),
         (
             tar_bytes([("0.png", png()), ("0.cls", b"0")]) + tar_bytes([("1.png", png()), ("1.cls", b"1")]),
-            "as damaged and joined tars do",
+            "as cut and joined tars do",
         ),
     ],
 )

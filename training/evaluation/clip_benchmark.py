@@ -198,7 +198,7 @@ def _check_end(file: Any, address: str, last: tarfile.TarInfo | None) -> None:
     while first:
         if first.strip(b"\0"):
             raise ConfigError(
-                f"{address}: continues behind the end of its last readable member ({last.name}), as damaged and joined tars do; "
+                f"{address}: continues behind the end of its last readable member ({last.name}), as cut and joined tars do; "
                 "fetch it again, or join tars with tar --concatenate"
             )
         first = file.read(BUFFER_BYTES)
