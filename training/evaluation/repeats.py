@@ -26,13 +26,13 @@ def key_of(values: NDArray[np.generic]) -> bytes:
     return hashlib.blake2b(np.ascontiguousarray(values).data, digest_size=KEY_BYTES).digest()
 
 
-def share_features(features_NE: Tensor, keys: Sequence[bytes], world: World) -> tuple[Tensor, int]:
-    """Returns the features, and how many inputs of all ranks occur more than once. Every rank calls it."""
+def share_features(features_NE: Tensor, keys: Sequence[bytes], world: World) -> Tensor:
+    """Returns the features, equal ones for equal keys of all ranks. Every rank calls it."""
     parts: list[Sequence[bytes]] = gather_objects(list(keys), world)
     every = [key for part in parts for key in part]
     repeated = {key: place for place, key in enumerate(key for key, count in Counter(every).items() if count > 1)}
     if not repeated:
-        return features_NE, 0
+        return features_NE
     before = sum(map(len, parts[: world.rank]))
     firsts = first_of_each(every)
     shared_RE = features_NE.new_zeros(len(repeated), features_NE.shape[1])
@@ -45,7 +45,7 @@ def share_features(features_NE: Tensor, keys: Sequence[bytes], world: World) -> 
     if places:
         rows = torch.tensor([repeated[keys[own]] for own in places], device=features_NE.device)
         features_NE[torch.tensor(places, device=features_NE.device)] = shared_RE[rows]
-    return features_NE, sum(key in repeated for key in every)
+    return features_NE
 
 
 def first_of_each(keys: Sequence[Hashable]) -> list[int]:

@@ -116,18 +116,12 @@ def _measure_retrieval(encoder: _Encoder, image_set: ImageSet) -> list[Figure]:
         image_keys += batch.keys
         texts += encoder.encode_captions([caption for sample in batch.samples for caption in sample.captions], text_keys)
         num_captions += [len(sample.captions) for sample in batch.samples]
-    images_NE, same_images = share_features(torch.cat(images), image_keys, world)
-    texts_ME, same_texts = share_features(torch.cat(texts), text_keys, world)
+    images_NE = share_features(torch.cat(images), image_keys, world)
+    texts_ME = share_features(torch.cat(texts), text_keys, world)
     counts = torch.tensor(num_captions, dtype=torch.int64, device=world.device)
     image_of_text_M = torch.arange(len(counts), device=world.device).repeat_interleave(counts)
     ranks = rank_pairs(images_NE, texts_ME, image_of_text_M, world)
-    notes = list(image_set.notes)
-    if same_images or same_texts:
-        notes.append(
-            f"{same_texts:,} of {len(ranks.text_to_image_M):,} captions and {same_images:,} of {len(ranks.image_to_text_N):,} "
-            "images occur more than once; equal answers tie, and a tie counts as a miss"
-        )
-    return _with_notes(retrieval_figures(ranks), notes)
+    return _with_notes(retrieval_figures(ranks), image_set.notes)
 
 
 def _measure_zero_shot(encoder: _Encoder, data: ZeroShotData) -> list[Figure]:
