@@ -28,6 +28,9 @@ from training.distributed import World, gather_objects
 from training.evaluation.runner import check_evaluation
 from training.optimizer import Schedule
 
+RATE_TOLERANCE = 0.01
+"""Relative difference of learning rates that is not worth a line."""
+
 
 @dataclass(frozen=True)
 class RunPlan:
@@ -38,6 +41,7 @@ class RunPlan:
         run: the run's own folder: checkpoints, metrics.jsonl, config.yaml.
         start: position that the run resumes from; step 0 for a new one.
         changes: settings that differ from the checkpoint's, one line each, as run.allow_config_changes allows.
+        rate_change: what they do to the learning rate at the step that the run resumes from; empty if nothing.
         schedule: learning rate by step; its total_steps are the run's.
     """
 
@@ -51,6 +55,7 @@ class RunPlan:
     start: Position
     schedule: Schedule
     changes: tuple[str, ...]
+    rate_change: str
 
     @property
     def total_steps(self) -> int:
@@ -154,12 +159,14 @@ def fit_together(opened: OpenedRun) -> RunPlan:
     largest_slice = math.ceil(config.train.global_batch_size / config.cluster.min_workers)
     check_prefetch(config.data, order, mean_sample_bytes(data_sets, order), largest_slice)
     changes: tuple[str, ...] = ()
+    rate_change = ""
     if checkpoint is not None:
         before = TrainingConfig.model_validate(checkpoint.config)
         rows = (opened.architecture, architecture_of(before))
         check_continues(checkpoint, config, before, rows, order, [one.manifest.identity for one in data_sets])
         changes = changed_settings(config, before, checkpoint.address)
         _check_steps_are_left(config, schedule.total_steps, checkpoint.position.step)
+        rate_change = describe_rate_change(plan_schedule(before, order.steps_per_epoch), schedule, checkpoint.position.step)
     return RunPlan(
         config=config,
         architecture=opened.architecture,
@@ -171,6 +178,24 @@ def fit_together(opened: OpenedRun) -> RunPlan:
         start=checkpoint.position if checkpoint is not None else Position(step=0, samples_seen=0),
         schedule=schedule,
         changes=changes,
+        rate_change=rate_change,
+    )
+
+
+def describe_rate_change(before: Schedule, now: Schedule, step: int) -> str:
+    """Says how the learning rate differs from that of the schedule so far, at the step that a run resumes from.
+
+    Args:
+        step: steps that have been done.
+    """
+    if step >= now.total_steps:
+        return ""
+    last, planned, rate = before.rate(max(0, step - 1)), before.rate(step), now.rate(step)
+    if math.isclose(rate, planned, rel_tol=RATE_TOLERANCE) or math.isclose(rate, last, rel_tol=RATE_TOLERANCE):
+        return ""
+    steps = f", since the run has {now.total_steps:,} steps instead of {before.total_steps:,}"
+    return f"learning rate: {last:.3g} at step {step:,} -> {rate:.3g} at step {step + 1:,}" + (
+        steps if now.total_steps != before.total_steps else ""
     )
 
 

@@ -24,6 +24,7 @@ from jobs.cli.suggestions import suggest
 from model.config import get_architecture
 from pipeline.config import CurateConfig, IndexConfig, IngestConfig
 from pipeline.errors import ConfigError
+from pipeline.storage.small_text import decode_text
 from pipeline.storage.url_credentials import has_userinfo, refusal
 from training.config import TrainingConfig
 
@@ -117,8 +118,8 @@ def read_recipe(recipe: str) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"--config={recipe}: there is no such recipe; give a path or one of {', '.join(recipe_names())}")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        tree = yaml.load(decode_text(path.read_bytes(), f"--config={recipe}"), _Recipe)
+    except yaml.YAMLError as error:
         raise ConfigError(f"--config={recipe}: not YAML: {' '.join(str(error).split())}; correct the file") from None
     if tree is None:
         return {}
@@ -127,6 +128,19 @@ def read_recipe(recipe: str) -> dict[str, Any]:
             f"--config={recipe}: a recipe is a mapping of sections, not a {type(tree).__name__}; correct the file"
         )
     return tree
+
+
+class _Recipe(yaml.SafeLoader):
+    """Reads YAML, and refuses a key that occurs twice, of which YAML's own loader would keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"the key {key.value} occurs twice", key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def recipe_names() -> list[str]:

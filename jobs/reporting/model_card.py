@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from model.clip import CLIP
+from training.evaluation.figures import NOTES, notes_of
 
 OWN_PACKAGES = ("rayclip", "torch", "safetensors", "instant-clip-tokenizer", "ftfy")
 
@@ -37,7 +38,7 @@ class Origin:
     samples_seen: int | None = None
     is_average: bool = False
     data_sets: tuple[dict[str, Any], ...] = ()
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] | None = None
     packages: dict[str, str] = field(default_factory=dict)
 
@@ -98,8 +99,9 @@ def _data(origin: Origin) -> str:
 def _results(origin: Origin) -> str:
     if not origin.metrics:
         return "## Results\nNo metrics were measured at this step.\n"
-    rows = [(name, f"{value:.4f}") for name, value in origin.metrics.items()]
-    return f"## Results\nMeasured at step {origin.step:,}.\n\n" + _table(("metric", "value"), rows)
+    rows = [(name, f"{value:.4f}") for name, value in origin.metrics.items() if not name.startswith(NOTES)]
+    notes = "".join(f"\n{', '.join(names)}: {note}.\n" for note, names in notes_of(origin.metrics).items())
+    return f"## Results\nMeasured at step {origin.step:,}.\n\n" + _table(("metric", "value"), rows) + notes
 
 
 def _loading(clip: CLIP, notices: list[str]) -> str:

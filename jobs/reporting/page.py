@@ -34,6 +34,7 @@ from jobs.reporting.charts import (
     thin,
 )
 from jobs.reporting.run_data import RunReport
+from training.evaluation.figures import notes_of
 
 TEMPLATES = Path(__file__).parent / "assets"
 EVALUATIONS_SHOWN = 40
@@ -79,6 +80,7 @@ def render(report: RunReport) -> str:
         state=_state(report),
         thinned=_thinned(report),
         figures=figures_of(report),
+        notes=notes_of(report.evaluations[-1] if report.evaluations else {}),
         evaluations=_evaluation_table(report),
         gallery=list(_gallery(report)),
         settings=list(_flat(_settings(report))),

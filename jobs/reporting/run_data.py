@@ -28,10 +28,10 @@ from pipeline.storage.address import open_storage
 from pipeline.storage.base import Storage
 from training.evaluation.watched_pairs import evenly, pairs_id
 from training.record.goodput import Spent, stopped_s
-from training.record.run_record import STARTS
+from training.record.run_record import RESULT, STARTS
 from training.record.tracking import METRICS, PAIR_SIMILARITIES, WATCHED_PAIRS, parse_metrics
 
-CONFIG, RESULT = "config.yaml", "result.json"
+CONFIG = "config.yaml"
 SHARDS_READ, CAPTIONS_COUNTED, MOST_TOKENS = 8, 4000, 256
 Numbers = NDArray[np.float64]
 SECTIONS_OF_DATA = 4

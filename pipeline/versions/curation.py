@@ -10,7 +10,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
@@ -22,6 +21,7 @@ from pipeline.dataset.manifest import Selection, ShardRecord, read_samples, read
 from pipeline.errors import InputError
 from pipeline.storage.address import open_storage
 from pipeline.storage.base import Storage
+from pipeline.storage.small_text import read_named_text, split_lines
 
 DUPLICATE, REMOVED = "duplicate", "removed"
 
@@ -61,11 +61,7 @@ def read_rules(config: CurateConfig, remove: str | None = None) -> Rules:
 
 
 def _lines(path: str, key: str) -> frozenset[str]:
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{key}={path}: cannot be read ({error}); name a text file with one entry per line") from None
-    return frozenset(line.strip() for line in text.splitlines() if line.strip())
+    return frozenset(line for line in split_lines(read_named_text(key, path, may_be_empty=True)) if line)
 
 
 def judge(storage: Storage, shard: ShardRecord, rules: Rules) -> tuple[list[str], list[str]]:

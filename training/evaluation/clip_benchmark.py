@@ -17,17 +17,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
+from typing import Any
 
 from pipeline.errors import ConfigError
 from pipeline.storage.address import open_storage
 from pipeline.storage.base import Storage
+from pipeline.storage.small_text import decode_text, read_text, split_lines
 from training.data.shard_reader import RawSample
 from training.distributed import World, gather_objects
-from training.evaluation.image_sets import CLASS_NAMES, TEMPLATES, ImageSet, read_lines, read_several
+from training.evaluation.class_folders import is_data
+from training.evaluation.image_sets import CLASS_NAMES, TEMPLATES, ImageSet, read_several
+from training.evaluation.label_names import INTEGER, as_integer
 
 EXTENSIONS = ("webp", "png", "jpg", "jpeg")
 """Extensions of images; if a sample has several, the first one here counts."""
+COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 BUFFER_BYTES = 4 << 20
+BLOCK = tarfile.BLOCKSIZE
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ class _Member:
 class TarImageSet(ImageSet):
     """One split."""
 
-    numbered_classes = True
+    needs_names = True
 
     def __init__(self, subject: str, storage: Storage, split: str, paths: Sequence[str], captions: bool, world: World) -> None:
         """Args:
@@ -56,7 +62,7 @@ class TarImageSet(ImageSet):
         self.subject, self._storage, self._captions = subject, storage, captions
         folders = _text_folders(storage, split)
         self._check_type(folders)
-        self.class_names, self.templates = (_first_lines(folders, name) for name in (CLASS_NAMES, TEMPLATES))
+        self.class_names, self.templates = (_first_text(folders, name) for name in (CLASS_NAMES, TEMPLATES))
         tars = self._tars(f"{split}/" if split else "", paths)
         own = [_index_tar(storage.uri, tar, storage.etag(tar)) for tar in tars[world.rank :: world.world_size]]
         shared = gather_objects(own, world)
@@ -73,14 +79,10 @@ class TarImageSet(ImageSet):
         return [RawSample(one.key, image, one.captions) for one, image in zip(members, images, strict=True)]
 
     def labels(self) -> list[str]:
-        return [str(member.label) for member in self._members]
-
-    def match_names(self, labels: Sequence[str], names: Sequence[str]) -> dict[str, str]:
-        """A label is the number of its class, whether or not every class has images."""
-        return {str(number): name for number, name in enumerate(names)}
+        return [str(as_integer(str(member.label))) for member in self._members]
 
     def _check_type(self, folders: Sequence[Storage]) -> None:
-        kind = (_first_lines(folders, "dataset_type.txt") or ("classification",))[0].lower()
+        kind = " ".join(split_lines(_first_text(folders, "dataset_type.txt") or "classification")).lower()
         if kind == "retrieval" and not self._captions:
             raise ConfigError(f"{self.subject}: is for retrieval (dataset_type.txt); name it in evaluation.retrieval_uri")
         if kind not in ("retrieval", "classification"):
@@ -91,15 +93,22 @@ class TarImageSet(ImageSet):
 
     def _tars(self, folder: str, paths: Sequence[str]) -> list[str]:
         """Returns the tars in order of their numbers. Raises ConfigError if one that nshards.txt counts is missing."""
-        found = [path for path in paths if path.startswith(folder) and path.endswith(".tar") and "/" not in path[len(folder) :]]
-        lines = read_lines(self._storage, f"{folder}nshards.txt")
-        if not lines:
+        here = [path for path in paths if path.startswith(folder) and "/" not in path[len(folder) :]]
+        packed = [path for path in here if path.lower().endswith(COMPRESSED)]
+        if packed:
+            raise ConfigError(f"{self.subject}: {packed[0]} is compressed, and images are read in place; decompress it")
+        found = [path for path in here if path.lower().endswith(".tar")]
+        text = read_text(self._storage, f"{folder}nshards.txt")
+        if text is None or not text.strip():
             return sorted(found, key=lambda path: (len(path), path))
-        promised = [f"{folder}{number}.tar" for number in range(int(lines[0]))] if lines[0].isdigit() else []
-        missing = [tar for tar in promised if tar not in found]
-        if missing or not promised:
-            rule = f"but {missing[0]} is missing" if missing else "and must say how many tars there are"
-            raise ConfigError(f"{self.subject}: {folder}nshards.txt says {lines[0]}, {rule}; fetch the data set again")
+        told = " ".join(split_lines(text))
+        promised = [f"{folder}{number}.tar" for number in range(as_integer(told))] if INTEGER.fullmatch(told) else []
+        missing, more = [tar for tar in promised if tar not in found], [tar for tar in found if tar not in promised]
+        if missing or more or not promised:
+            rule = f"but {(missing or more)[0]} is {'missing' if missing else 'there too'}"
+            rule = rule if promised else "and must say how many tars there are"
+            remedy = "remove it, or correct nshards.txt" if promised and more and not missing else "fetch the data set again"
+            raise ConfigError(f"{self.subject}: {folder}nshards.txt says {told}, {rule}; {remedy}")
         return promised
 
     def _check(self, member: _Member) -> None:
@@ -108,7 +117,7 @@ class TarImageSet(ImageSet):
             raise ConfigError(f"{subject} has no image (.webp, .png, .jpg, .jpeg); remove it from the tar")
         if self._captions and not member.captions:
             raise ConfigError(f"{subject} has no captions (.txt, one per line); remove it from the tar, or write some")
-        if not self._captions and (member.label is None or not member.label.isdigit()):
+        if not self._captions and (member.label is None or not INTEGER.fullmatch(member.label) or as_integer(member.label) < 0):
             raise ConfigError(
                 f"{subject} has the label {member.label!r}, but .cls must hold the number of a class; fix the tar"
             )
@@ -121,8 +130,8 @@ def _text_folders(storage: Storage, split: str) -> list[Storage]:
     return [storage, *above]
 
 
-def _first_lines(storages: Sequence[Storage], name: str) -> tuple[str, ...]:
-    return next((lines for storage in storages if (lines := read_lines(storage, name))), ())
+def _first_text(storages: Sequence[Storage], name: str) -> str | None:
+    return next((text for storage in storages if (text := read_text(storage, name)) is not None), None)
 
 
 @lru_cache(maxsize=4096)
@@ -135,32 +144,76 @@ def _index_tar(uri: str, path: str, etag: str) -> list[_Member]:
         ConfigError: the file is not a complete tar.
     """
     storage = open_storage(uri)
-    members, whole = [], storage.size(path) or 0
+    address, whole, members = storage.address(path), storage.size(path) or 0, []
     try:
-        with tarfile.open(fileobj=storage.open(path, BUFFER_BYTES), mode="r:") as tar:
-            files = ((*_split(member.name), member) for member in tar if member.isfile())
+        with storage.open(path, BUFFER_BYTES) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            everything = list(tar)
+            files = [(*split, one) for one in everything if one.isfile() and (split := _split(one.name)) is not None]
             for key, group in groupby(files, key=lambda item: item[0]):
-                found = {extension: member for _, extension, member in group}
-                image = next((found[extension] for extension in EXTENSIONS if extension in found), None)
-                offset, size = (image.offset_data, image.size) if image is not None else (0, 0)
-                label = _text(tar, found["cls"]).strip() if "cls" in found else None
-                lines = _text(tar, found["txt"]).splitlines() if "txt" in found else []
-                captions = tuple(line.strip() for line in lines if line.strip())
-                if offset + size > whole:
+                members.append(_sample(tar, address, path, key, [item[1:] for item in group]))
+                if members[-1].offset + members[-1].size > whole:
                     raise EOFError(f"it ends at byte {whole:,}, inside sample {key}")
-                members.append(_Member(key, path, offset, size, label, captions))
-    except (tarfile.TarError, EOFError, ValueError) as error:
-        raise ConfigError(f"{storage.address(path)}: is not a complete tar ({error}); fetch it again") from None
+            _check_end(file, address, everything[-1] if everything else None)
+    except (tarfile.TarError, EOFError) as error:
+        raise ConfigError(f"{address}: is not a complete tar ({error}); fetch it again") from None
     return members
 
 
-def _split(name: str) -> tuple[str, str]:
-    folder, slash, base = name.rpartition("/")
+def _sample(tar: tarfile.TarFile, address: str, path: str, key: str, group: Sequence[tuple[str, tarfile.TarInfo]]) -> _Member:
+    """Returns the sample of neighbouring members with one key. Raises ConfigError if two members have the same name."""
+    found: dict[str, tarfile.TarInfo] = {}
+    for extension, member in group:
+        if extension in found:
+            raise ConfigError(
+                f"{address}: sample {key} has two members .{extension}, of one of which nothing would be left; fix the tar"
+            )
+        found[extension] = member
+    image = next((found[extension] for extension in EXTENSIONS if extension in found), None)
+    if image is not None and image.issparse():
+        raise ConfigError(f"{address}: the image of sample {key} is stored as a sparse file; write the tar without --sparse")
+    offset, size = (image.offset_data, image.size) if image is not None else (0, 0)
+    texts = {
+        extension: _text(tar, found[extension], f"{address}: sample {key}: .{extension}")
+        for extension in ("cls", "txt")
+        if extension in found
+    }
+    captions = tuple(line for line in split_lines(texts["txt"]) if line) if "txt" in texts else ()
+    label = texts["cls"].strip().strip("\"'") if "cls" in texts else None
+    return _Member(key, path, offset, size, label, captions)
+
+
+def _check_end(file: Any, address: str, last: tarfile.TarInfo | None) -> None:
+    """Raises ConfigError if a tar stops without its end, or continues behind it: then samples are missing here."""
+    if last is None:
+        return
+    file.seek(last.offset_data + -(-last.size // BLOCK) * BLOCK if not last.issparse() else last.offset_data)
+    if last.issparse():
+        return
+    first = file.read(BLOCK)
+    if len(first) < BLOCK:
+        raise ConfigError(
+            f"{address}: is a tar without its end, as one that was cut is; fetch it again, or if it is known to be whole, "
+            "append 1024 zero bytes"
+        )
+    while first:
+        if first.strip(b"\0"):
+            raise ConfigError(
+                f"{address}: continues behind the end of its last readable member ({last.name}), as cut and joined tars do; "
+                "fetch it again, or join tars with tar --concatenate"
+            )
+        first = file.read(BUFFER_BYTES)
+
+
+def _split(name: str) -> tuple[str, str] | None:
+    """Returns (key, extension); None for names that webdataset skips too: hidden, or without an extension."""
+    folder, slash, base = name.removeprefix("./").rpartition("/")
     stem, _, extension = base.partition(".")
+    if not stem or not extension or not is_data(f"{folder}{slash}{base}"):
+        return None
     return f"{folder}{slash}{stem}", extension.lower()
 
 
-def _text(tar: tarfile.TarFile, member: tarfile.TarInfo) -> str:
+def _text(tar: tarfile.TarFile, member: tarfile.TarInfo, subject: str) -> str:
     file = tar.extractfile(member)
     assert file is not None  # `member` is a file
-    return file.read().decode("utf-8", "replace")
+    return decode_text(file.read(), subject)

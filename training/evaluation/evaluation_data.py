@@ -7,16 +7,18 @@ anything is computed.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 from pipeline.dataset.manifest import list_versions, read_manifest
 from pipeline.errors import ConfigError
 from pipeline.storage.address import open_storage
+from pipeline.storage.base import Storage
 from training.config import EvaluationConfig, LinearProbeConfig, ZeroShotConfig
 from training.distributed import World, gather_objects
+from training.evaluation.class_folders import find_class_folders, list_paths
 from training.evaluation.class_names import Classes, number_labels, read_classes, read_templates
-from training.evaluation.clip_benchmark import TarImageSet
-from training.evaluation.image_sets import IMAGE_SUFFIXES, FolderImageSet, ImageSet, ManifestImageSet
+from training.evaluation.clip_benchmark import COMPRESSED, TarImageSet
+from training.evaluation.image_sets import FolderImageSet, ImageSet, ManifestImageSet
+from training.evaluation.label_names import some
 
 SPLIT = "test"
 """Split of clip-benchmark tars that is used if the address names none."""
@@ -46,6 +48,17 @@ class LinearProbeData:
     train: LabeledImages
     test: LabeledImages
     validation: LabeledImages | None
+
+    @property
+    def notes(self) -> list[str]:
+        """Notes on what the figures depend on besides the model, a sentence each."""
+        found = []
+        for part in (self.train, self.test, self.validation):
+            if part is not None:
+                empty = part.images.empty_classes
+                left = [f"folders without an image are skipped ({some(empty)})"] if empty else []
+                found += [f"{part.images.subject}: {note}" for note in (*part.images.notes, *left)]
+        return found
 
 
 @dataclass(frozen=True)
@@ -108,22 +121,38 @@ def open_image_set(key: str, uri: str, world: World, captions: tuple[str, ...] =
     if versions:
         images = ManifestImageSet(subject, storage, read_manifest(storage, versions[-1]), captions, label_column)
     else:
-        paths = [item.path for item in storage.list("") if not any(part.startswith(".") for part in item.path.split("/"))]
-        tars = {path.rpartition("/")[0] for path in paths if path.endswith(".tar")}
-        in_folders = [path for path in paths if "/" in path and PurePosixPath(path).suffix.lower() in IMAGE_SUFFIXES]
-        if "" in tars or SPLIT in tars:
-            images = TarImageSet(subject, storage, "" if "" in tars else SPLIT, paths, bool(captions), world)
-        elif tars:
-            raise ConfigError(f"{subject}: holds tars in {', '.join(sorted(tars))}, none in {SPLIT}; name {uri}/{min(tars)}")
-        elif in_folders and captions:
-            raise ConfigError(f"{subject}: holds images in folders, without captions; name a data set that has captions")
-        elif in_folders:
-            images = FolderImageSet(subject, storage, in_folders)
-        else:
-            raise ConfigError(
-                f"{subject}: holds no data set of ours (manifests/), no tars (0.tar, or {SPLIT}/0.tar) and no folders of "
-                "images (CLASS/NAME.jpg); correct the address, or make a data set with jobs/ingest.py"
-            )
+        images = _open_foreign(subject, storage, world, bool(captions))
     if images.num_samples == 0:
         raise ConfigError(f"{subject}: the data set holds no samples; name one that does")
     return images
+
+
+def _open_foreign(subject: str, storage: Storage, world: World, captions: bool) -> ImageSet:
+    """Opens tars or folders of images."""
+    paths, uri = list_paths(storage, subject), storage.uri
+    folders = find_class_folders(subject, storage, paths)
+    tars = {path.rpartition("/")[0] for path in paths if path.lower().endswith(".tar")}
+    if tars and folders is not None:
+        one = next(path for path in paths if path.lower().endswith(".tar"))
+        raise ConfigError(
+            f"{subject}: holds both tars ({one}) and folders of images ({folders.images[0]}); move one of them away"
+        )
+    if "" in tars and SPLIT in tars:
+        raise ConfigError(
+            f"{subject}: holds tars, and more of them in {SPLIT}; name {uri}/{SPLIT}, or move those that are not meant away"
+        )
+    if "" in tars or SPLIT in tars:
+        return TarImageSet(subject, storage, "" if "" in tars else SPLIT, paths, captions, world)
+    if tars:
+        raise ConfigError(f"{subject}: holds tars in {', '.join(sorted(tars))}, none in {SPLIT}; name {uri}/{min(tars)}")
+    if folders is None:
+        packed = next((path for path in paths if path.lower().endswith(COMPRESSED)), None)
+        raise ConfigError(
+            f"{subject}: holds no data set of ours (manifests/), no tars (0.tar, or {SPLIT}/0.tar) and no folders of "
+            "images (CLASS/NAME.jpg); "
+            + (f"decompress {packed}" if packed else "correct the address")
+            + ", or make a data set with jobs/ingest.py"
+        )
+    if captions:
+        raise ConfigError(f"{subject}: holds images in folders, without captions; name a data set that has captions")
+    return FolderImageSet(subject, storage, folders)

@@ -1,7 +1,8 @@
 """Figures of an evaluation, each with its value at chance and a 95% confidence interval.
 
 In: counts of right answers, or ranks. Out: `Figure`s, a table of them, and the flat dictionary that metrics.jsonl and W&B hold:
-`evaluation/NAME`, and separately `evaluation_bounds/NAME_{low,high,chance}`.
+`evaluation/NAME`, and separately `evaluation_bounds/NAME_{low,high,chance}`, and `evaluation_notes/NAME` for figures that rest
+on a guess, or depend on more than the model.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 Z_95 = 1.959963984540054
 """The 97.5% quantile of the normal distribution."""
-VALUES, BOUNDS = "evaluation/", "evaluation_bounds/"
+VALUES, BOUNDS, NOTES = "evaluation/", "evaluation_bounds/", "evaluation_notes/"
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class Figure:
         chance: the value that random answers would get; None if the number is not a result.
         low, high: a 95% confidence interval, for queries that are a sample of all possible ones.
         num_queries: number of queries.
+        notes: what it rests on besides the model, a sentence each: guesses about the data, answers that cannot be told apart.
     """
 
     name: str
@@ -31,6 +34,7 @@ class Figure:
     low: float | None
     high: float | None
     num_queries: int
+    notes: tuple[str, ...] = ()
 
 
 def share(name: str, hits: int, num_queries: int, chance: float) -> Figure:
@@ -82,29 +86,40 @@ def _order_statistic(n: int) -> int:
     return int((chances.cumsum(0) <= 0.025).sum())
 
 
-def flatten(figures: Iterable[Figure]) -> dict[str, float]:
-    """Returns figures as a row of metrics.jsonl holds them."""
-    row = {}
+def flatten(figures: Iterable[Figure]) -> dict[str, Any]:
+    """Returns figures as a row of metrics.jsonl holds them: numbers, and the notes as text."""
+    row: dict[str, Any] = {}
     for figure in figures:
         row[f"{VALUES}{figure.name}"] = figure.value
         for bound in ("low", "high", "chance"):
             if getattr(figure, bound) is not None:
                 row[f"{BOUNDS}{figure.name}_{bound}"] = getattr(figure, bound)
+        if figure.notes:
+            row[f"{NOTES}{figure.name}"] = " ".join("; ".join(figure.notes).split())
     return row
 
 
-def headline(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Returns NAME -> value of a row that `flatten` made, without the bounds."""
+def headline(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Returns NAME -> value of a row that `flatten` made, without the bounds and notes."""
     return {name.removeprefix(VALUES): value for name, value in metrics.items() if name.startswith(VALUES)}
 
 
-def table(metrics: Mapping[str, float]) -> str:
-    """Formats such a row for people, one figure per line."""
+def notes_of(metrics: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Returns note -> names of the figures that it is about, of a row that `flatten` made."""
+    found: dict[str, list[str]] = {}
+    for name, note in metrics.items():
+        if name.startswith(NOTES):
+            found.setdefault(note, []).append(name.removeprefix(NOTES))
+    return found
+
+
+def table(metrics: Mapping[str, Any]) -> str:
+    """Formats such a row for people, one figure per line; a star marks figures that a note below is about."""
     lines = [f"{'':32} {'':6}  {'chance':>10}   95% interval"]
     for name, value in headline(metrics).items():
         line = f"{name:32} {value:.4f}"
         if f"{BOUNDS}{name}_low" in metrics:
             low, high, chance = (metrics[f"{BOUNDS}{name}_{bound}"] for bound in ("low", "high", "chance"))
             line = f"{line:39}  {chance:10.4f}   {low:.4f} to {high:.4f}"
-        lines.append(line)
-    return "\n".join(lines)
+        lines.append(f"{line} *" if f"{NOTES}{name}" in metrics else line)
+    return "\n".join([*lines, *(f"* {', '.join(names)}: {note}" for note, names in notes_of(metrics).items())])

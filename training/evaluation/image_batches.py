@@ -20,6 +20,7 @@ from pipeline.dataset.manifest import ManifestError
 from training.data.shard_reader import RawSample
 from training.distributed import World, slice_bounds
 from training.evaluation.image_sets import ImageSet
+from training.evaluation.repeats import key_of
 
 BATCHES_AHEAD = 2
 """Batches that are read and decoded while the model works."""
@@ -32,14 +33,18 @@ class ImageBatch:
     Attributes:
         first: index of the first sample.
         images: uint8 (B, 3, H, W), centre crop, on the CPU.
+        keys: of each image's pixels, if they were asked for.
     """
 
     first: int
     samples: list[RawSample]
     images: Tensor
+    keys: list[bytes]
 
 
-def read_batches(image_set: ImageSet, batch_size: int, image_size_px: int, world: World) -> Iterator[ImageBatch]:
+def read_batches(
+    image_set: ImageSet, batch_size: int, image_size_px: int, world: World, with_keys: bool = False
+) -> Iterator[ImageBatch]:
     """Yields a rank's contiguous slice of all samples, once, in order of their index.
 
     Raises:
@@ -58,8 +63,10 @@ def read_batches(image_set: ImageSet, batch_size: int, image_size_px: int, world
 
         def load(first: int) -> ImageBatch:
             samples = image_set.read(first, min(first + batch_size, stop))
-            pixels = torch.from_numpy(np.stack(list(decoders.map(decoded, samples))))
-            return ImageBatch(first, samples, pixels.permute(0, 3, 1, 2))  # (B, H, W, 3) -> (B, 3, H, W)
+            images = list(decoders.map(decoded, samples))
+            keys = list(decoders.map(key_of, images)) if with_keys else []
+            pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)  # (B, H, W, 3) -> (B, 3, H, W)
+            return ImageBatch(first, samples, pixels, keys)
 
         yield from _load_ahead(reader, load, range(start, stop, batch_size))
 

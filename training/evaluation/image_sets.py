@@ -12,12 +12,17 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from pipeline.dataset.manifest import Manifest
 from pipeline.errors import ConfigError
 from pipeline.storage.base import Storage
+from pipeline.storage.small_text import read_text
 from training.data.shard_reader import RawSample, ShardReader
+from training.evaluation.class_folders import ClassFolders
+from training.evaluation.label_names import INTEGER, Kind
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 CLASS_NAMES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"
 READ_THREADS = 8
 T = TypeVar("T")
@@ -29,15 +34,19 @@ class ImageSet(ABC):
     Attributes:
         subject: KEY=ADDRESS, with which messages begin.
         num_samples: samples of all ranks together.
-        class_names, templates: lines of the files beside the images; empty if there is no such file.
-        numbered_classes: labels are numbers, which only class names give a meaning.
+        class_names, templates: texts of the files beside the images; None if there is no such file.
+        needs_names: only class names give the labels a meaning.
+        empty_classes: labels without a sample.
+        notes: what figures of these images depend on, beside the model; a sentence each.
     """
 
     subject: str
     num_samples: int
-    class_names: tuple[str, ...] = ()
-    templates: tuple[str, ...] = ()
-    numbered_classes = False
+    class_names: str | None = None
+    templates: str | None = None
+    needs_names = False
+    empty_classes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @abstractmethod
     def read(self, first: int, stop: int) -> list[RawSample]:
@@ -47,16 +56,9 @@ class ImageSet(ABC):
     def labels(self) -> list[str]:
         """Returns the label of each sample, as it is stored. Raises ConfigError if one has none."""
 
-    def match_names(self, labels: Sequence[str], names: Sequence[str]) -> dict[str, str]:
-        """Returns label -> class name for the names of a file; by default a name is the label itself.
-
-        Args:
-            labels: the labels that occur, sorted.
-
-        Raises:
-            ConfigError: labels and names do not fit together.
-        """
-        return {name: name for name in names}
+    def label_kind(self, labels: Sequence[str]) -> Kind:
+        """Returns what the labels are: numbers of classes, folders, or texts."""
+        return "number" if all(map(INTEGER.fullmatch, labels)) else "text"
 
 
 class ManifestImageSet(ImageSet):
@@ -90,13 +92,38 @@ class ManifestImageSet(ImageSet):
         for shard, record in enumerate(self._manifest.shards):
             if record.num_samples:
                 column = self._reader.columns(shard, [self._label_column])[self._label_column]
-                if column.null_count:
-                    raise ConfigError(
-                        f"{self.subject}: {column.null_count} samples of {record.name} have no {self._label_column}; remove "
-                        "them with jobs/curate.py, or name another column"
-                    )
-                labels += [str(value) for value in column.to_pylist()]
+                labels += self._as_labels(column, record.name)
         return labels
+
+    def _as_labels(self, column: pa.ChunkedArray, shard: str) -> list[str]:
+        """Returns a column's labels as text; whole numbers without a fraction. Raises ConfigError if one is missing."""
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        kind, subject = column.type, f"{self.subject}: the column {self._label_column} of {shard}"
+        remedy = "name a column that holds one class for each sample"
+        if pa.types.is_floating(kind):
+            column = pc.if_else(pc.is_nan(column), pa.scalar(None, kind), column)
+        if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+            column = pc.if_else(pc.equal(pc.utf8_trim_whitespace(column), ""), pa.scalar(None, kind), column)
+        if column.null_count:
+            raise ConfigError(
+                f"{self.subject}: {column.null_count} samples of {shard} have no {self._label_column}; remove "
+                "them with jobs/curate.py, or name another column"
+            )
+        if pa.types.is_nested(kind):
+            raise ConfigError(f"{subject} holds lists or structures; {remedy}")
+        if pa.types.is_floating(kind):
+            broken = next((value for value in column.to_pylist() if not float(value).is_integer()), None)
+            if broken is not None:
+                raise ConfigError(f"{subject} holds {broken}, which is not the number of a class; {remedy}")
+            return [str(int(value)) for value in column.to_pylist()]
+        values = column.to_pylist()
+        if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+            try:
+                values = [value.decode("utf-8") for value in values]
+            except UnicodeDecodeError:
+                raise ConfigError(f"{subject} holds bytes that are not UTF-8; {remedy}") from None
+        return [str(value).strip() for value in values]
 
     def _parts(self, first: int, stop: int) -> Iterator[tuple[int, int, int]]:
         """Yields (shard, begin, end) of the shards that hold samples [first, stop)."""
@@ -111,11 +138,12 @@ class ManifestImageSet(ImageSet):
 class FolderImageSet(ImageSet):
     """A folder of images for each class, like torchvision's ImageFolder: classes and files in alphabetical order."""
 
-    def __init__(self, subject: str, storage: Storage, paths: list[str]) -> None:
+    def __init__(self, subject: str, storage: Storage, folders: ClassFolders) -> None:
         self.subject, self._storage = subject, storage
-        self._paths = sorted(paths, key=lambda path: (path.partition("/")[0], path))
+        self._paths = folders.images
         self.num_samples = len(self._paths)
-        self.class_names, self.templates = (read_lines(storage, name) for name in (CLASS_NAMES, TEMPLATES))
+        self.empty_classes, self.notes = folders.empty, folders.notes
+        self.class_names, self.templates = (read_text(storage, name) for name in (CLASS_NAMES, TEMPLATES))
 
     def read(self, first: int, stop: int) -> list[RawSample]:
         paths = self._paths[first:stop]
@@ -124,32 +152,8 @@ class FolderImageSet(ImageSet):
     def labels(self) -> list[str]:
         return [path.partition("/")[0] for path in self._paths]
 
-    def match_names(self, labels: Sequence[str], names: Sequence[str]) -> dict[str, str]:
-        """Names are the folders' own, or one for each folder in alphabetical order of the folders."""
-        if set(labels) <= set(names):
-            return super().match_names(labels, names)
-        if len(names) != len(labels):
-            raise ConfigError(
-                f"{self.subject}: holds {len(labels):,} folders of images, but {len(names):,} class names were given; give one "
-                "for each, in alphabetical order of the folders, or lines of FOLDER, a tab and the name"
-            )
-        return dict(zip(labels, names, strict=True))
-
-
-def read_lines(storage: Storage, path: str) -> tuple[str, ...]:
-    """Returns the stripped lines of a text file, without blank ones at its end; empty if there is no such file.
-
-    Raises:
-        ConfigError: a line in between is blank, so the line number of a later one might be wrong.
-    """
-    try:
-        lines = storage.read(path).decode("utf-8").rstrip().splitlines()
-    except FileNotFoundError:
-        return ()
-    blank = [number for number, line in enumerate(lines, start=1) if not line.strip()]
-    if blank:
-        raise ConfigError(f"{storage.address(path)}: line {blank[0]} is blank; write what belongs there, or remove the line")
-    return tuple(line.strip() for line in lines)
+    def label_kind(self, labels: Sequence[str]) -> Kind:
+        return "folder"
 
 
 def read_several(read: Callable[[T], bytes], items: Sequence[T]) -> list[bytes]:

@@ -6,8 +6,8 @@ the linear probe learns from, and counts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from model.clip import CLIP
 from model.preprocess import normalize_images
-from model.tokenizer import tokenize
+from model.tokenizer import clean, tokenize
 from pipeline.dataset.manifest import read_manifest
 from pipeline.storage.address import open_storage
 from training.config import EvaluationConfig
@@ -26,6 +26,7 @@ from training.evaluation.figures import Figure, flatten
 from training.evaluation.image_batches import ImageBatch, read_batches
 from training.evaluation.image_sets import ImageSet, ManifestImageSet
 from training.evaluation.linear_probe import Features, Labels, probe_figures
+from training.evaluation.repeats import first_of_each, key_of, share_features
 from training.evaluation.retrieval import rank_pairs, retrieval_figures
 from training.evaluation.zero_shot import build_classifier, count_right, zero_shot_figures
 
@@ -34,8 +35,8 @@ def _do_nothing() -> None:
     pass
 
 
-def evaluate(clip: CLIP, config: EvaluationConfig, world: World, alive: Callable[[], None] = _do_nothing) -> dict[str, float]:
-    """Returns what `measure` finds as a row of metrics.jsonl: `evaluation/NAME`, `evaluation_bounds/NAME_{low,high,chance}`."""
+def evaluate(clip: CLIP, config: EvaluationConfig, world: World, alive: Callable[[], None] = _do_nothing) -> dict[str, Any]:
+    """Returns what `measure` finds as a row of metrics.jsonl (`figures.flatten`)."""
     return flatten(measure(clip, config, world, alive))
 
 
@@ -75,9 +76,9 @@ class _Encoder:
     world: World
     alive: Callable[[], None]
 
-    def read(self, image_set: ImageSet) -> Iterator[tuple[ImageBatch, Tensor]]:
+    def read(self, image_set: ImageSet, with_keys: bool = False) -> Iterator[tuple[ImageBatch, Tensor]]:
         """Yields this rank's batches, and their images on its device as the model takes them."""
-        for batch in read_batches(image_set, self.batch_size, self.clip.architecture.image_size_px, self.world):
+        for batch in read_batches(image_set, self.batch_size, self.clip.architecture.image_size_px, self.world, with_keys):
             self.alive()
             yield batch, normalize_images(batch.images.to(self.world.device))
 
@@ -91,9 +92,15 @@ class _Encoder:
     def tokenize(self, texts: list[str]) -> Tensor:
         return tokenize(texts, self.clip.architecture.context_length)
 
-    def encode_captions(self, captions: list[str]) -> list[Tensor]:
-        starts = range(0, len(captions), self.batch_size)
-        return [self.encode_texts(self.tokenize(captions[start : start + self.batch_size])) for start in starts]
+    def encode_captions(self, captions: list[str], keys: list[bytes] | None = None) -> list[Tensor]:
+        """Encodes captions, and appends a key of each one's tokens to `keys`."""
+        found = []
+        for start in range(0, len(captions), self.batch_size):
+            tokens = self.tokenize(captions[start : start + self.batch_size])
+            if keys is not None:
+                keys += map(key_of, tokens.numpy())
+            found.append(self.encode_texts(tokens))
+        return found
 
     def no_features(self, width: int) -> Tensor:
         """Returns (0, width): a rank without samples takes part in every exchange."""
@@ -103,32 +110,43 @@ class _Encoder:
 def _measure_retrieval(encoder: _Encoder, image_set: ImageSet) -> list[Figure]:
     world, embed_dim = encoder.world, encoder.clip.architecture.embed_dim
     images, texts = [encoder.no_features(embed_dim)], [encoder.no_features(embed_dim)]
-    num_captions: list[int] = []
-    for batch, pixels in encoder.read(image_set):
+    image_keys, text_keys, num_captions = list[bytes](), list[bytes](), list[int]()
+    for batch, pixels in encoder.read(image_set, with_keys=True):
         images.append(encoder.encode_images(pixels))
-        texts += encoder.encode_captions([caption for sample in batch.samples for caption in sample.captions])
+        image_keys += batch.keys
+        texts += encoder.encode_captions([caption for sample in batch.samples for caption in sample.captions], text_keys)
         num_captions += [len(sample.captions) for sample in batch.samples]
+    images_NE = share_features(torch.cat(images), image_keys, world)
+    texts_ME = share_features(torch.cat(texts), text_keys, world)
     counts = torch.tensor(num_captions, dtype=torch.int64, device=world.device)
     image_of_text_M = torch.arange(len(counts), device=world.device).repeat_interleave(counts)
-    return retrieval_figures(rank_pairs(torch.cat(images), torch.cat(texts), image_of_text_M, world))
+    ranks = rank_pairs(images_NE, texts_ME, image_of_text_M, world)
+    return _with_notes(retrieval_figures(ranks), image_set.notes)
 
 
 def _measure_zero_shot(encoder: _Encoder, data: ZeroShotData) -> list[Figure]:
     world, names = encoder.world, data.classes.names
     classifier_CE = build_classifier(encoder.encode_texts, encoder.tokenize, names, data.templates, world, encoder.batch_size)
+    firsts = first_of_each([clean(name) for name in names])
+    first_C = torch.tensor(firsts, device=world.device) if len({*firsts}) < len(names) else None
     labels_N = torch.tensor(data.classes.labels, device=world.device)
     hits_KC = torch.zeros(2, len(names), dtype=torch.int64, device=world.device)
     for batch, pixels in encoder.read(data.images):
         own_N = labels_N[batch.first : batch.first + len(pixels)]
-        hits_KC += count_right(encoder.encode_images(pixels), classifier_CE, own_N, (1, 5))
+        hits_KC += count_right(encoder.encode_images(pixels), classifier_CE, own_N, (1, 5), first_C)
     counts_C = torch.bincount(labels_N, minlength=len(names))
-    return zero_shot_figures(sum_over_ranks(hits_KC, world), counts_C)
+    figures = zero_shot_figures(sum_over_ranks(hits_KC, world), counts_C)
+    return _with_notes(figures, [*data.classes.notes, *data.images.notes])
 
 
 def _measure_linear_probe(encoder: _Encoder, data: LinearProbeData) -> list[Figure]:
     validation = None if data.validation is None else _encode_trunk(encoder, data.validation)
     train, test = _encode_trunk(encoder, data.train), _encode_trunk(encoder, data.test)
-    return probe_figures(train, test, validation, encoder.world, encoder.alive)
+    return _with_notes(probe_figures(train, test, validation, encoder.world, encoder.alive), data.notes)
+
+
+def _with_notes(figures: list[Figure], notes: Sequence[str]) -> list[Figure]:
+    return [replace(figure, notes=tuple(notes)) for figure in figures]
 
 
 def _encode_trunk(encoder: _Encoder, data: LabeledImages) -> tuple[Features, Labels]:

@@ -50,13 +50,20 @@ def build_classifier(
     return gather_rows(own_CE[: stop - first], len(class_names), world)
 
 
-def count_right(image_features_NE: Tensor, classifier_CE: Tensor, labels_N: Tensor, ks: Sequence[int]) -> Tensor:
+def count_right(
+    image_features_NE: Tensor, classifier_CE: Tensor, labels_N: Tensor, ks: Sequence[int], first_C: Tensor | None = None
+) -> Tensor:
     """Counts the images of each class whose class is among the k that score highest: (K, C), int64.
 
     A tie counts as a miss, and a NaN score is never right.
+
+    Args:
+        first_C: for each class, the first one with the same prompts; equal classes then tie exactly. None: all differ.
     """
     with torch.autocast(image_features_NE.device.type, enabled=False):  # bfloat16 would create ties
         scores = image_features_NE @ classifier_CE.T
+    if first_C is not None:
+        scores = scores[:, first_C]
     right = scores.gather(1, labels_N[:, None])
     # `not lower` instead of `at least as high`, so that a NaN score counts as a miss.
     ranks = (~(scores < right)).sum(dim=1)

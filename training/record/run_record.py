@@ -37,7 +37,7 @@ import yaml
 
 from pipeline.errors import StorageError
 from training.checkpoint.writer import RunTakenError
-from training.evaluation.figures import headline
+from training.evaluation.figures import headline, notes_of
 from training.evaluation.watched_pairs import PairSimilarities, WatchedPairs
 from training.record.goodput import Launch, Ledger, Spent
 from training.record.tracking import METRICS, PAIR_SIMILARITIES, WATCHED_PAIRS, Tracker, only_a_warning, read_metrics
@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 
 PROGRESS_EVERY_S = (5.0, 60.0)
 """Pause between lines of progress: 5 s at first, growing to 60 s (elapsed / 12)."""
-STARTS = "starts.jsonl"
+STARTS, RESULT = "starts.jsonl", "result.json"
 RECORDS = (METRICS, STARTS, PAIR_SIMILARITIES, WATCHED_PAIRS)
 PACKAGES = ("rayclip", "torch", "ray", "numpy", "pillow", "simplejpeg", "opencv-python-headless", "safetensors", "wandb")
 """Packages whose versions are recorded at each start."""
@@ -98,6 +98,8 @@ class RunRecord:
             plan.checkpoints.remove_unfinished(after_step=plan.start.step)
         except StorageError as error:  # failing to tidy up must not stop a run
             logger.warning("unfinished files of a killed run were not removed: %s", error)
+        if plan.start.step < plan.total_steps:
+            self._run.delete(RESULT)  # of the run before it was extended: it would say "finished" while this one continues
         self._run.write_if_absent("run.json", json.dumps({"id": f"{self._name}-{secrets.token_hex(4)}"}).encode())
         resolved = plan.config.model_dump(mode="json")
         self._run.write("config.yaml", yaml.safe_dump(resolved, sort_keys=False).encode())
@@ -106,6 +108,7 @@ class RunRecord:
         self._tracker = Tracker(plan.config.tracking, self._name, run_id, self._folder, resolved, plan.start.step, data_sets)
         self._ledger = Ledger(launch, starts, self._tracker.metrics.kept, self._tracker.metrics.cut, began)
         self._spoke = self._began = -math.inf
+        self._said: set[str] = set()
 
     def announce(self, caveat: str) -> None:
         """Prints the first lines of a start. `caveat`: what the result depends on because of batch norm, or empty."""
@@ -118,6 +121,8 @@ class RunRecord:
             print(f"run {self._name!r} resumes from {where}, {plan.start.samples_seen:,} samples seen")
             for line in plan.changes:
                 print(f"  changed: {line}")
+            if plan.rate_change:
+                print(f"  {plan.rate_change}")
         else:
             print(f"run {self._name!r} starts")
         print(
@@ -154,10 +159,16 @@ class RunRecord:
                 flush=True,
             )
 
-    def log_evaluation(self, step: int, values: dict[str, float]) -> None:
+    def log_evaluation(self, step: int, values: dict[str, Any]) -> None:
+        """Records the figures of an evaluation, and prints them; a note on them is printed once."""
         self._log({"step": step, **values})
-        shown = "  ".join(f"{name} {value:.3f}" for name, value in headline(values).items())
+        notes = notes_of(values)
+        starred = {name for names in notes.values() for name in names}
+        shown = "  ".join(f"{name} {value:.3f}{'*' * (name in starred)}" for name, value in headline(values).items())
         print(f"evaluation at step {step:,}: {shown}", flush=True)
+        for note in sorted(notes.keys() - self._said):
+            print(f"  * {note}", flush=True)
+        self._said |= notes.keys()
 
     def log_watched_pairs(self, step: int, watched: WatchedPairs | None, similarities: PairSimilarities | None) -> None:
         """Records the similarities of the watched pairs. A failure to write them is only a warning."""

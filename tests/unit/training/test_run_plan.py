@@ -6,7 +6,8 @@ import torch
 from pipeline.dataset.manifest import ManifestError
 from pipeline.errors import ConfigError
 from tests.support.runs import ALONE, config_of
-from training.run_plan import check_config, fit_together, open_run, plan_run
+from training.optimizer import Schedule
+from training.run_plan import check_config, describe_rate_change, fit_together, open_run, plan_run
 from training.trainer import train
 
 
@@ -173,3 +174,14 @@ def test_what_is_opened_is_pinned_and_fits_together_as_the_plan(data_set, tmp_pa
     assert plan.order.identity() == plan_run(config).order.identity()
     assert (plan.total_steps, plan.start.step, plan.changes) == (12, 0, ())
     assert not (tmp_path / "debug_cpu").exists(), "a plan writes nothing"
+
+
+def test_a_jump_of_the_learning_rate_is_described_and_a_schedule_that_continues_is_not():
+    short, longer = (Schedule(1e-3, "cosine", total, warmup_steps=0) for total in (30, 60))
+    told = describe_rate_change(short, longer, 30)
+    assert told == "learning rate: 2.74e-06 at step 30 -> 0.0005 at step 31, since the run has 60 steps instead of 30"
+    assert describe_rate_change(short, short, 12) == ""
+    assert describe_rate_change(short, longer, 60) == "", "no step is left"
+    assert describe_rate_change(Schedule(1e-3, "constant", 30, 0), Schedule(1e-3, "constant", 60, 0), 30) == ""
+    told = describe_rate_change(Schedule(1e-3, "constant", 30, 0), Schedule(5e-4, "constant", 30, 0), 10)
+    assert told == "learning rate: 0.001 at step 10 -> 0.0005 at step 11"

@@ -27,3 +27,11 @@ def test_a_run_has_its_data_metrics_and_recipe_on_the_card():
     assert "3 steps, 96 samples seen" in text
     assert yaml.safe_load(text.split("```yaml\n")[1].split("```")[0]) == {"train": {"seed": 7}}
     assert all(f"{name} {version}" in text for name, version in package_versions().items())
+
+
+def test_what_a_figure_rests_on_is_said_below_the_results():
+    metrics = {"evaluation/zero_shot_top1": 0.5, "evaluation_notes/zero_shot_top1": "names by position"}
+    text = card(build_clip("debug-vit"), Origin("run", "runs/run", step=3, samples_seen=9, metrics=metrics), [])
+    assert "| evaluation/zero_shot_top1 | 0.5000 |" in text
+    assert "\nzero_shot_top1: names by position.\n" in text
+    assert "evaluation_notes" not in text

@@ -40,6 +40,15 @@ def test_whatever_was_evaluated_is_shown_with_its_interval_and_oddities_are_left
     assert "chance 0.016" in page
 
 
+def test_what_a_figure_rests_on_stands_beside_it():
+    row = {"step": 3, "evaluation/zero_shot_top1": 0.5, "evaluation_notes/zero_shot_top1": "names by <position>"}
+    page = render(report_of(evaluations=[row]))
+    assert "* zero_shot_top1: names by &lt;position&gt;" in page
+    assert "top1 *" in page
+    del row["evaluation_notes/zero_shot_top1"]
+    assert "top1 *" not in render(report_of(evaluations=[row]))
+
+
 def test_a_hundred_thousand_steps_are_a_small_page_that_says_what_a_point_is():
     keys = ("loss", "loss_image_to_text", "loss_text_to_image", "temperature", "learning_rate", "grad_norm", "grad_norm_image")
     keys += (

@@ -62,7 +62,7 @@ def as_folders(data_set, tmp_path):
 
 @pytest.fixture
 def one_thread():
-    """Features to the last bit: the number of threads changes how a batch is rounded, and so whether equal captions tie."""
+    """Features to the last bit: the number of threads changes how a batch is rounded."""
     with threads(1):
         yield
 

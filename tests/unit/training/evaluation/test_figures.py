@@ -1,8 +1,10 @@
 """Intervals have the values of the literature, and rows and tables hold every figure with its bounds."""
 
+from dataclasses import replace
+
 import pytest
 
-from training.evaluation.figures import flatten, mean_of_shares, median, share, table, wilson
+from training.evaluation.figures import flatten, headline, mean_of_shares, median, notes_of, share, table, wilson
 
 
 def test_wilsons_interval_has_the_known_values():
@@ -41,3 +43,10 @@ def test_the_table_and_the_row_hold_every_figure_with_its_bounds():
         *(f"evaluation_bounds/zero_shot_top1_{one}" for one in ("low", "high", "chance")),
     }
     assert table(row).splitlines()[1].split() == ["zero_shot_top1", "0.3080", "0.2500", "0.2553", "to", "0.3662"]
+
+
+def test_notes_are_of_the_figures_that_share_them_and_are_no_figures():
+    row = flatten([replace(share(name, 1, 4, 0.25), notes=("a\nguess",)) for name in ("top1", "top5")])
+    assert notes_of(row) == {"a guess": ["top1", "top5"]}
+    assert headline(row) == {"top1": 0.25, "top5": 0.25}
+    assert table(row).splitlines()[-1] == "* top1, top5: a guess"

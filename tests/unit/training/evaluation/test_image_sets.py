@@ -1,12 +1,14 @@
 """Image sets give samples by their index, with captions or labels, from manifests and from folders."""
 
+import pyarrow as pa
 import pytest
 
 from pipeline.dataset.manifest import read_manifest
 from pipeline.errors import ConfigError
 from pipeline.storage.address import open_storage
 from tests.support.loaders import keys_of
-from training.evaluation.image_sets import FolderImageSet, ManifestImageSet, read_lines, read_several
+from training.evaluation.class_folders import find_class_folders
+from training.evaluation.image_sets import FolderImageSet, ManifestImageSet, read_several
 
 
 def manifest_set(uri, captions=("caption",), label_column="") -> ManifestImageSet:
@@ -33,23 +35,39 @@ def test_folders_are_classes_in_alphabetical_order(tmp_path):
     for path, content in {"b/1.png": b"b1", "a/2.png": b"a2", "a/10.png": b"a10"}.items():
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_bytes(content)
-    images = FolderImageSet("key=address", open_storage(str(tmp_path)), ["b/1.png", "a/2.png", "a/10.png"])
-    assert images.labels() == ["a", "a", "b"]
-    assert [sample.image for sample in images.read(0, 3)] == [b"a10", b"a2", b"b1"]
-    assert images.match_names(["a", "b"], ["cat", "dog"]) == {"a": "cat", "b": "dog"}
-    assert images.match_names(["a", "b"], ["b", "a"]) == {"b": "b", "a": "a"}
-    with pytest.raises(ConfigError, match="holds 2 folders of images, but 3 class names were given"):
-        images.match_names(["a", "b"], ["cat", "dog", "cow"])
-
-
-def test_lines_are_stripped_and_a_blank_one_in_between_is_refused(tmp_path):
     storage = open_storage(str(tmp_path))
-    (tmp_path / "names.txt").write_text(" cat \ndog\n\n\n")
-    assert read_lines(storage, "names.txt") == ("cat", "dog")
-    assert read_lines(storage, "none.txt") == ()
-    (tmp_path / "names.txt").write_text("cat\n\ndog\n")
-    with pytest.raises(ConfigError, match=r"names\.txt: line 2 is blank"):
-        read_lines(storage, "names.txt")
+    folders = find_class_folders("key=address", storage, ["b/1.png", "a/2.png", "a/10.png"])
+    images = FolderImageSet("key=address", storage, folders)
+    assert images.labels() == ["a", "a", "b"]
+    assert images.label_kind(["a", "b"]) == "folder"
+    assert [sample.image for sample in images.read(0, 3)] == [b"a10", b"a2", b"b1"]
+
+
+def test_labels_of_a_column_are_text_and_whole_numbers_have_no_fraction(data_set, monkeypatch):
+    def labels_of(*values, kind=None):
+        column = pa.chunked_array([pa.array(values, kind)])
+        monkeypatch.setattr("training.evaluation.image_sets.ShardReader.columns", lambda *_: {"class": column})
+        images = manifest_set(data_set, label_column="class")
+        found = images.labels()[: len(values)]
+        return images.label_kind(found), found
+
+    assert labels_of(3, 0) == ("number", ["3", "0"])
+    assert labels_of(3.0, 0.0) == ("number", ["3", "0"])
+    assert labels_of("3", "0") == ("number", ["3", "0"])
+    assert labels_of("3", "cat") == ("text", ["3", "cat"])
+    assert labels_of("cat\r", " dog") == ("text", ["cat", "dog"])
+    assert labels_of(b"cat", b"caf\xc3\xa9") == ("text", ["cat", "café"])
+    assert labels_of("cat", "dog", kind=pa.dictionary(pa.int8(), pa.string())) == ("text", ["cat", "dog"])
+    for values, message in {
+        (1.5, 0.0): "holds 1.5, which is not the number of a class",
+        (float("nan"), 0.0): "1 samples of .* have no class",
+        (None, "cat"): "1 samples of .* have no class",
+        (" ", "cat"): "1 samples of .* have no class",
+        (("cat",), ("dog",)): "holds lists or structures",
+        (b"caf\xe9", b"cat"): "not UTF-8",
+    }.items():
+        with pytest.raises(ConfigError, match=message):
+            labels_of(*values)
 
 
 def test_several_reads_keep_their_order():

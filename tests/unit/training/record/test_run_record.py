@@ -46,6 +46,18 @@ def day(data_set, tmp_path, monkeypatch, capsys):
     return capsys.readouterr().out.splitlines()
 
 
+def test_a_note_on_a_figure_is_marked_at_each_evaluation_and_printed_once(data_set, tmp_path, monkeypatch, capsys):
+    run = RunRecord(plan_run(config_of(data_set, tmp_path)), Launch(), 0.0, 1, "cpu")
+    monkeypatch.setattr(run, "_tracker", Silent())
+    for step in (5, 10):
+        run.log_evaluation(step, {"evaluation/top1": 0.5, "evaluation/r1": 0.25, "evaluation_notes/top1": "names by position"})
+    assert capsys.readouterr().out.splitlines() == [
+        "evaluation at step 5: top1 0.500*  r1 0.250",
+        "  * names by position",
+        "evaluation at step 10: top1 0.500*  r1 0.250",
+    ]
+
+
 class Silent:
     def log(self, row):
         pass

@@ -1,0 +1,44 @@
+"""Equal inputs get one feature, over all ranks, and other features stay as they are to the last bit."""
+
+import numpy as np
+import torch
+
+from tests.support.runs import ALONE
+from training.distributed import World
+from training.evaluation import repeats
+from training.evaluation.repeats import first_of_each, key_of, share_features
+
+
+def test_features_without_repeats_are_not_touched():
+    features = torch.randn(4, 3)
+    assert share_features(features, [b"a", b"b", b"c", b"d"], ALONE) is features
+    assert share_features(torch.zeros(0, 3), [], ALONE).shape == (0, 3)
+
+
+def test_equal_inputs_get_the_features_of_the_first():
+    features = torch.arange(10.0).reshape(5, 2)
+    shared = share_features(features, [b"a", b"b", b"a", b"c", b"b"], ALONE)
+    assert shared.tolist() == [[0, 1], [2, 3], [0, 1], [6, 7], [2, 3]]
+    assert features[2].tolist() == [4, 5], "the argument is not changed"
+
+
+def test_equal_inputs_of_several_ranks_get_the_features_of_the_first_rank(monkeypatch):
+    keys = [[b"a", b"b"], [b"b", b"c"], [b"c", b"a"]]
+    features = [torch.full((2, 1), 10.0 * rank) + torch.tensor([[1.0], [2.0]]) for rank in range(3)]
+    tables = []
+    monkeypatch.setattr(repeats, "gather_objects", lambda *_: keys)
+    monkeypatch.setattr(repeats, "sum_over_ranks", lambda table, _: tables.append(table) or table)
+    worlds = [World(rank=rank, world_size=3, device=torch.device("cpu")) for rank in range(3)]
+    for world in worlds:
+        share_features(features[world.rank], keys[world.rank], world)
+    total = sum(tables)
+    monkeypatch.setattr(repeats, "sum_over_ranks", lambda *_: total)
+    found = [share_features(features[world.rank], keys[world.rank], world) for world in worlds]
+    assert [shared.flatten().tolist() for shared in found] == [[1, 2], [2, 12], [12, 1]]
+
+
+def test_keys_are_of_the_content():
+    pixels = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    assert key_of(pixels) == key_of(pixels.copy()) == key_of(np.asfortranarray(pixels))
+    assert key_of(pixels) != key_of(pixels + 1)
+    assert first_of_each(["a", "b", "a", "c", "b"]) == [0, 1, 0, 3, 1]

@@ -1,0 +1,230 @@
+"""Parses a file of class names or prompts, in any of the forms that people keep them in.
+
+    tench                    a name a line, with or without quotes
+    n01440764<TAB>tench      or a comma, a semicolon, a colon or a space: a label and its name; with or without a header
+    ["tench", "goldfish"]    JSON or Python: a list, also as the only list of a Python file
+    {"0": "tench"}           JSON or Python: label to name, name to number, or number to [label, name]
+
+In: the text of a file. Out: a `ClassList`, which keeps every reading that the text allows; the labels decide between them
+(training/evaluation/label_names.py). A form that nothing here reads is refused, so that its syntax never becomes a name.
+"""
+
+from __future__ import annotations
+
+import ast
+import csv
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.errors import ConfigError
+from pipeline.storage.small_text import parse_json, split_lines
+
+Pairs = tuple[tuple[str, str], ...]
+HEADER_WORDS = frozenset(
+    [
+        *("category", "class", "class_id", "class_idx", "class_index", "class_label", "class_name", "classes", "classid"),
+        *("classname", "classnames", "code", "description", "folder", "id", "idx", "index", "key", "label", "label_id"),
+        *("label_name", "labels", "name", "names", "number", "synset", "synset_id", "title", "wnid", "words"),
+    ]
+)
+MOST_CHARACTERS = 2000
+_LITERAL = re.compile(r"\s*(?:[\[{(]|\w+\s*=\s*[\[{(])")
+_QUOTED = re.compile(r"""(["'])((?:(?!\1).)+)\1,?""")
+_CODE = re.compile(r"lambda\b.*:|(?:from|import)\s+\w+|def\s+\w+\(|\w+\s*=\s*\S*[\[({]")
+
+
+@dataclass(frozen=True)
+class ClassList:
+    """The content of a names file.
+
+    Attributes:
+        subject: begins messages; it names the file.
+        names: one per class, in order; empty if the file can only be read as pairs.
+        readings: every way to read it as (label, name) pairs, the likeliest first.
+        explicit: the pairs are written as such (a tab, JSON), so the names stand for nothing else.
+        spaced: (label, name) if a space separates them, which may as well be part of a name.
+    """
+
+    subject: str
+    names: tuple[str, ...]
+    readings: tuple[Pairs, ...] = ()
+    explicit: bool = False
+    spaced: Pairs = ()
+
+
+def parse_class_list(text: str, subject: str) -> ClassList:
+    """Parses a file of class names. Raises ConfigError for a form that is none of those above."""
+    if _LITERAL.match(text):
+        return _of_literal(_literal(text, subject), subject)
+    lines = plain_lines(text, subject)
+    tabbed = all("\t" in line for line in lines)
+    if tabbed and any(line.count("\t") > 1 for line in lines):
+        raise ConfigError(f"{subject}: holds more than two columns; keep the label and the name, with a tab between them")
+    readings: list[Pairs] = []
+    for separator in "\t" if tabbed else (",", ";", ":", "="):
+        split = [_split(line, separator) for line in lines]
+        if all(all(pair) for pair in split):
+            _refuse_several_columns(lines, separator, subject)
+            readings += _both_ways(split)
+    spaced = [tuple(line.split(None, 1)) for line in lines]
+    pairs = tuple((pair[0], pair[1]) for pair in spaced if len(pair) == 2)
+    return ClassList(
+        subject=subject,
+        names=() if tabbed else lines,
+        readings=tuple(_refuse_repeated(pairs) for pairs in readings),
+        explicit=tabbed,
+        spaced=pairs if len(pairs) == len(lines) and not tabbed else (),
+    )
+
+
+def parse_prompts(text: str, subject: str) -> tuple[str, ...]:
+    """Parses a file of prompts: one a line, or a list in JSON or Python. Raises ConfigError for other forms."""
+    if re.match(r"""\s*(?:\[|\{\s*["']|\w+\s*=\s*[\[({])""", text):
+        value = _unwrapped(_literal(text, subject))
+        if not isinstance(value, list) or not all(isinstance(one, str) and one.strip() for one in value):
+            raise ConfigError(f"{subject}: must be a list of prompts; write one prompt a line")
+        return tuple(value)
+    return plain_lines(text, subject)
+
+
+def plain_lines(text: str, subject: str) -> tuple[str, ...]:
+    """Returns the lines, without quotes that are around all of them.
+
+    Raises:
+        ConfigError: a line in between is blank, so that a later one may be counted wrong; or the lines are not plain text.
+    """
+    lines = split_lines(text)
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            raise ConfigError(f"{subject}: line {number} is blank; write what belongs there, or remove the line")
+        if "\ufffd" in line:
+            raise ConfigError(
+                f"{subject}: line {number} holds U+FFFD, in place of a character that a conversion lost; write it again"
+            )
+        if len(line) > MOST_CHARACTERS:
+            raise ConfigError(f"{subject}: line {number} has {len(line):,} characters; write one entry a line")
+        if _CODE.match(line):
+            raise ConfigError(f"{subject}: line {number} is code ({line[:60]}); write only the text, one entry a line")
+        if line.startswith("#"):
+            raise ConfigError(
+                f"{subject}: line {number} begins with #, as comments do; remove it, or write a JSON list if it is an entry"
+            )
+    if len(lines) > 1 and all(line.startswith("- ") for line in lines):
+        raise ConfigError(f"{subject}: is a YAML list; write one entry a line, without the hyphens")
+    quoted = [_QUOTED.fullmatch(line) for line in lines]
+    if lines and all(quoted):
+        return tuple(match[2] for match in quoted if match)
+    return tuple(lines)
+
+
+def _split(line: str, separator: str) -> tuple[str, str]:
+    """Splits at the first separator outside of quotes."""
+    fields = next(csv.reader([line], delimiter=separator, skipinitialspace=True), [])
+    if len(fields) == 2:
+        return fields[0].strip(), fields[1].strip()
+    key, _, name = line.partition(separator)
+    return key.strip(), name.strip()
+
+
+def _refuse_several_columns(lines: Sequence[str], separator: str, subject: str) -> None:
+    counts = {len(next(csv.reader([line], delimiter=separator, skipinitialspace=True))) for line in lines}
+    if len(lines) > 1 and len(counts) == 1 and counts.pop() > 2:
+        raise ConfigError(
+            f"{subject}: holds more than two columns with {separator!r} between them; keep the label and the name, or write "
+            "a JSON list if these are names"
+        )
+
+
+def _both_ways(pairs: Sequence[tuple[str, str]]) -> Iterator[Pairs]:
+    """Yields the pairs as label and name, then as name and label; without a header."""
+    body = list(pairs[1:] if len(pairs) > 1 and is_header(*pairs[0]) else pairs)
+    yield tuple(body)
+    yield tuple((second, first) for first, second in body)
+
+
+def is_header(*fields: str) -> bool:
+    """Returns True for words that name columns, not classes."""
+    return all(re.sub(r"[\s-]+", "_", field.strip().lower()) in HEADER_WORDS for field in fields)
+
+
+def _refuse_repeated(pairs: Pairs) -> Pairs:
+    """Returns the pairs, or none if a label has two names: then it is no label."""
+    found: dict[str, str] = {}
+    for label, name in pairs:
+        if found.setdefault(label, name) != name:
+            return ()
+    return pairs
+
+
+def _literal(text: str, subject: str) -> Any:
+    """Returns the list or mapping that a text spells in JSON or Python."""
+    try:
+        return parse_json(text, subject)
+    except ConfigError as error:
+        if "twice" in str(error):
+            raise
+        as_json = error
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError):
+        raise as_json from None
+    found = []
+    for statement in tree.body:
+        if isinstance(statement, ast.Assign | ast.AnnAssign | ast.Expr) and statement.value is not None:
+            try:
+                value = ast.literal_eval(statement.value)
+            except (ValueError, TypeError, SyntaxError, RecursionError):
+                continue
+            if isinstance(value, list | tuple | dict):
+                _refuse_repeated_keys(statement.value, subject)
+                found.append(value)
+    if len(found) != 1:
+        raise ConfigError(f"{subject}: is Python code with {len(found)} lists of plain text, not one; write one entry a line")
+    return list(found[0]) if isinstance(found[0], tuple) else found[0]
+
+
+def _refuse_repeated_keys(node: ast.expr, subject: str) -> None:
+    keys = [ast.literal_eval(key) for key in node.keys if key is not None] if isinstance(node, ast.Dict) else []
+    repeated = next((key for place, key in enumerate(keys) if key in keys[:place]), None)
+    if repeated is not None:
+        raise ConfigError(f"{subject}: holds the key {repeated!r} twice; remove one")
+
+
+def _unwrapped(value: Any) -> Any:
+    """Returns what is inside of {"classnames": [...]}, or of the id2label of a Hugging Face configuration."""
+    if isinstance(value, dict):
+        if isinstance(value.get("id2label"), dict):
+            return value["id2label"]
+        if len(value) == 1 and isinstance(inner := next(iter(value.values())), list | dict):
+            both_text = isinstance(inner, list) and len(inner) == 2 and next(iter(value)) in ("0", 0)
+            return value if both_text else inner
+    return value
+
+
+def _of_literal(value: Any, subject: str) -> ClassList:
+    value = _unwrapped(value)
+    if isinstance(value, list):
+        if not value or not all(isinstance(name, str) and name.strip() for name in value):
+            raise ConfigError(f"{subject}: a list of class names must hold text alone, and no empty name; correct it")
+        return ClassList(subject, tuple(name.strip() for name in value))
+    if not value:
+        raise ConfigError(f"{subject}: is empty; write a name for each class")
+    rows = [(_key(key), one) for key, one in value.items()]
+    if all(isinstance(one, str) and one.strip() for _, one in rows):
+        readings = [tuple((key, one.strip()) for key, one in rows)]
+        readings.append(tuple((name, key) for key, name in readings[0]))
+    elif all(isinstance(one, int) and not isinstance(one, bool) for _, one in rows):
+        readings = [tuple((str(one), key) for key, one in rows)]
+    elif all(isinstance(one, list) and len(one) == 2 and all(isinstance(part, str) for part in one) for _, one in rows):
+        readings = [tuple((key, one[1]) for key, one in rows), tuple((one[0], one[1]) for _, one in rows)]
+    else:
+        raise ConfigError(
+            f"{subject}: must be a list of names or map each label to its name, as text; it holds other values; correct it"
+        )
+    return ClassList(subject, (), tuple(_refuse_repeated(pairs) for pairs in readings), explicit=True)
+
+
+def _key(key: Any) -> str:
+    return str(key).strip()

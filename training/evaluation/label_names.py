@@ -1,0 +1,222 @@
+"""Finds the class name of each label.
+
+In: the labels of an image set, and a `ClassList`. Out: a `Naming`: label to name, and what is a guess in it; or a ConfigError.
+In this order: pairs of label and name; names that are the labels themselves; the order of the classes. The order is a rule for
+labels that are numbers, and a guess for folders, which is said beside the figures. Text labels of a column have no order.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.errors import ConfigError
+from training.evaluation.class_list import ClassList, Pairs, is_header
+
+Kind = Literal["number", "folder", "text"]
+INTEGER = re.compile(r"[+-]?[0-9]+(?:\.0*)?")
+"""A number of a class, as tables and json files spell it."""
+_IDENTIFIER = re.compile(r"(?=.*\d)\S+")
+_WORDNET = re.compile(r"n\d{8}")
+_NUMBERED = re.compile(r"(\d+)\s*[\t,;:.)\]=\s]\s*\S")
+SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Naming:
+    """Class names.
+
+    Attributes:
+        names: label -> name. A name of the file without a label of its own is its own label.
+        guess: what is guessed, as a sentence; empty if nothing is.
+    """
+
+    names: dict[str, str]
+    guess: str = ""
+
+
+def name_labels(given: ClassList, labels: Sequence[str], kind: Kind, subject: str) -> Naming:
+    """Matches labels and names. Labels for which it finds no name are missing from the result.
+
+    Args:
+        labels: those that occur, and folders without images; sorted.
+        subject: the image set, for messages.
+
+    Raises:
+        ConfigError: labels and names do not fit together.
+    """
+    by_key = _keys_of(labels)
+    found = [_from_pairs(pairs, by_key, labels, given.subject) for pairs in _readings(given, labels, by_key)]
+    if found:
+        one = next((label for label in labels if len({names[label] for names in found}) > 1), None)
+        if one is not None:
+            both = " or ".join(sorted({repr(names[one]) for names in found}))
+            raise ConfigError(f"{given.subject}: may call {one} {both}; write lines of the label, a tab and the name alone")
+        return Naming(found[0])
+    if given.explicit:
+        return Naming(_from_pairs(given.readings[0], by_key, labels, given.subject) if given.readings[0] else _two_names(given))
+    names = given.names
+    if kind != "number":
+        if set(labels) <= set(names):
+            return Naming({name: name for name in names})
+        clear_keys = {key: label for key, label in by_key.items() if label}
+        own = {clear_keys[normalize(name)]: name for name in names if normalize(name) in clear_keys}
+        clear = max(Counter(map(normalize, names)).values()) == 1
+        if clear and set(labels) <= set(own):
+            back = {name: label for label, name in own.items()}
+            return Naming({back[name] if name in back else name: name for name in names})
+        if kind == "text":
+            return Naming(
+                {label: own[label] for label in labels if label in own} | {n: n for n in names if n not in own.values()}
+            )
+    _refuse_what_is_no_list(given, labels, by_key)
+    return _by_number(given, labels, subject) if kind == "number" else _by_position(given, labels, subject)
+
+
+def identifiers(labels: Sequence[str]) -> str:
+    """Returns what labels are that say nothing as class names: numbers or WordNet ids; empty for others."""
+    for kind, form in (("numbers", INTEGER), ("WordNet ids", _WORDNET)):
+        if all(form.fullmatch(label) for label in labels):
+            return kind
+    return ""
+
+
+def normalize(label: str) -> str:
+    """Returns the form in which labels and names are compared: case, `_`, `-`, spaces, Unicode form and leading zeros aside."""
+    if INTEGER.fullmatch(label.strip()):
+        return str(as_integer(label))
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", label).casefold())
+    return re.sub(r"[\s_-]+", "", text)
+
+
+def as_integer(label: str) -> int:
+    """Returns the number that a label of the form `INTEGER` spells."""
+    return int(label.strip().partition(".")[0])
+
+
+def some(names: Sequence[str]) -> str:
+    """Returns the first few, for messages."""
+    rest = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {rest:,} more" if rest > 0 else "")
+
+
+def _keys_of(labels: Sequence[str]) -> dict[str, str]:
+    """Returns normal form -> label; "" where several labels have one normal form."""
+    found: dict[str, str] = {}
+    for label in labels:
+        key = normalize(label)
+        found[key] = "" if key in found else label
+    return found
+
+
+def _readings(given: ClassList, labels: Sequence[str], by_key: dict[str, str]) -> list[Pairs]:
+    """Returns the readings as pairs that name every label, the likeliest first."""
+    readings = list(given.readings)
+    if given.spaced and all(_IDENTIFIER.fullmatch(label) for label in labels):
+        readings += [given.spaced, tuple((label.rstrip(":.)"), name) for label, name in given.spaced)]
+    found = []
+    for pairs in readings:
+        keys = {label for label, _ in pairs}
+        forms = set(map(normalize, keys))
+        if all(label in keys or (by_key[normalize(label)] and normalize(label) in forms) for label in labels):
+            found.append(pairs)
+    return found
+
+
+def _from_pairs(pairs: Pairs, by_key: dict[str, str], labels: Sequence[str], subject: str) -> dict[str, str]:
+    """Returns label -> name of all pairs, also of those whose label does not occur."""
+    exact, names = set(labels), dict[str, str]()
+    for key, name in pairs:
+        label = key if key in exact else by_key[normalize(key)] if by_key.get(normalize(key)) else key
+        if names.setdefault(label, name) != name:
+            raise ConfigError(f"{subject}: names {label} twice, {names[label]!r} and {name!r}; remove one")
+    if not all(map(INTEGER.fullmatch, labels)) and all(map(INTEGER.fullmatch, names.values())):
+        raise ConfigError(
+            f"{subject}: gives numbers as names ({some([f'{label}: {name}' for label, name in names.items()])}); write lines "
+            "of the label, a tab and the name"
+        )
+    return names
+
+
+def _two_names(given: ClassList) -> dict[str, str]:
+    raise ConfigError(f"{given.subject}: gives one label several names; keep one of them")
+
+
+def _refuse_what_is_no_list(given: ClassList, labels: Sequence[str], by_key: dict[str, str]) -> None:
+    """Raises ConfigError if the lines hold more than names: what is beside the name would get into the prompts."""
+    numbers = [match and int(match[1]) for match in map(_NUMBERED.match, given.names)]
+    if len(numbers) > 1 and numbers in ([*range(len(numbers))], [*range(1, len(numbers) + 1)]):
+        raise ConfigError(
+            f"{given.subject}: its lines are numbered from {numbers[0]}, but these numbers are not the labels "
+            f"({some(labels)}); write lines of the label, a tab and the name"
+        )
+    begin = {normalize(label) for label, _ in given.spaced}
+    for pairs in given.readings:
+        begin |= {normalize(label) for label, _ in pairs}
+    if set(by_key) <= begin:
+        raise ConfigError(
+            f"{given.subject}: its lines begin with the labels ({some(labels)}), and it is not clear where the names begin; "
+            "write lines of the label, a tab and the name"
+        )
+
+
+def _by_number(given: ClassList, labels: Sequence[str], subject: str) -> Naming:
+    """Label n has the name in line n, counted from 0."""
+    numbers = {label: as_integer(label) for label in labels}
+    low, high, count = min(numbers.values()), max(numbers.values()), len(given.names)
+    if low < 0:
+        raise ConfigError(
+            f"{subject}: holds the label {low}, but labels that count lines begin at 0; write lines of the label, a tab and "
+            f"the name in {given.subject}, or remove those samples"
+        )
+    if is_header(given.names[0]) and count == high + 2:
+        raise ConfigError(f"{given.subject}: line 1 looks like a header ({given.names[0]}), and would name class 0; remove it")
+    in_lines = [normalize(name) for name in given.names]
+    if all(INTEGER.fullmatch(name) for name in given.names) and in_lines != sorted(in_lines, key=int):
+        raise ConfigError(
+            f"{given.subject}: the names are numbers in another order than the labels; write lines of the label, a tab and the "
+            "name"
+        )
+    if low == 1 and (high == count or high == len(numbers) == count - 1):
+        raise ConfigError(
+            f"{subject}: its labels begin at 1, and line 1 of {given.subject} is the name of label 0 ({count:,} names, labels "
+            f"{low:,} to {high:,}); write lines of the label, a tab and the name"
+        )
+    own = {number: label for label, number in numbers.items()}
+    return Naming({own[number] if number in own else str(number): name for number, name in enumerate(given.names)})
+
+
+def _by_position(given: ClassList, labels: Sequence[str], subject: str) -> Naming:
+    """The folders in alphabetical order have the names in the order of the file, which is a guess."""
+    names, forms = given.names, [normalize(label) for label in labels]
+    remedy = "or lines of FOLDER, a tab and the name"
+    if len(names) != len(labels):
+        header = " (line 1 looks like a header)" if is_header(names[0]) else ""
+        raise ConfigError(
+            f"{subject}: holds {len(labels):,} folders of images, but {len(names):,} class names were given{header}; give one "
+            f"for each, in alphabetical order of the folders, {remedy}"
+        )
+    elsewhere = [name for place, name in enumerate(names) if normalize(name) in forms and forms[place] != normalize(name)]
+    if elsewhere:
+        missing = sorted(
+            set(labels) - {label for label, form in zip(labels, forms, strict=True) if form in map(normalize, names)}
+        )
+        raise ConfigError(
+            f"{given.subject}: some names are those of folders, in another order ({some(elsewhere)}), but there is none for "
+            f"{some(missing or list(labels))}; name every folder as it is called, {remedy}"
+        )
+    numbers = [int(form) for form in forms if INTEGER.fullmatch(form)]
+    if len(numbers) == len(labels) and numbers != sorted(numbers):
+        raise ConfigError(
+            f"{given.subject}: the folders of {subject} are numbers, whose alphabetical order ({some(labels)}) is not that "
+            "of the numbers; write lines of FOLDER, a tab and the name"
+        )
+    first, last = f"{labels[0]} is {names[0]!r}", f"{labels[-1]} is {names[-1]!r}"
+    return Naming(
+        dict(zip(labels, names, strict=True)),
+        f"class names were matched with the folders by position: {first}, ..., {last}",
+    )

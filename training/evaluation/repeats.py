@@ -1,0 +1,54 @@
+"""Gives inputs that are equal one feature, so that they tie exactly.
+
+In: each rank's features and a key for what each was computed from. Out: the same features, where those of equal keys are those
+of the first, over all ranks. Otherwise a matrix product rounds equal inputs differently in different batches, and whether they
+tie would depend on the batch size, the number of ranks and that of threads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from training.distributed import World, gather_objects, sum_over_ranks
+
+KEY_BYTES = 16
+
+
+def key_of(values: NDArray[np.generic]) -> bytes:
+    """Returns a key of an array's bytes: pixels, or the token ids of a caption."""
+    return hashlib.blake2b(np.ascontiguousarray(values).data, digest_size=KEY_BYTES).digest()
+
+
+def share_features(features_NE: Tensor, keys: Sequence[bytes], world: World) -> Tensor:
+    """Returns the features, equal ones for equal keys of all ranks. Every rank calls it."""
+    parts: list[Sequence[bytes]] = gather_objects(list(keys), world)
+    every = [key for part in parts for key in part]
+    repeated = {key: place for place, key in enumerate(key for key, count in Counter(every).items() if count > 1)}
+    if not repeated:
+        return features_NE
+    before = sum(map(len, parts[: world.rank]))
+    firsts = first_of_each(every)
+    shared_RE = features_NE.new_zeros(len(repeated), features_NE.shape[1])
+    for own, key in enumerate(keys):
+        if key in repeated and firsts[before + own] == before + own:
+            shared_RE[repeated[key]] = features_NE[own]
+    shared_RE = sum_over_ranks(shared_RE, world)  # all other ranks add zeros
+    places = [own for own, key in enumerate(keys) if key in repeated]
+    features_NE = features_NE.clone()
+    if places:
+        rows = torch.tensor([repeated[keys[own]] for own in places], device=features_NE.device)
+        features_NE[torch.tensor(places, device=features_NE.device)] = shared_RE[rows]
+    return features_NE
+
+
+def first_of_each(keys: Sequence[Hashable]) -> list[int]:
+    """Returns, for each key, the index of the first equal one."""
+    found: dict[Hashable, int] = {}
+    return [found.setdefault(key, place) for place, key in enumerate(keys)]
