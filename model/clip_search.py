@@ -100,8 +100,8 @@ def find_clip(content: Any) -> Found:
     """
     leaves = list(_walk(content, (), ()))
     tensors = [leaf for leaf in leaves if isinstance(leaf.value, Tensor)]
-    if not tensors:
-        raise ValueError(_holds_no_tensors(content))
+    if not tensors or isinstance(content, Tensor):
+        raise ValueError(_holds_no_tensors(content, leaves))
     image, text = _prefixes(tensors, _IMAGE), _prefixes(tensors, _TEXT)
     text |= {prefix.removesuffix("text.") for prefix in text if prefix.endswith("text.")}
     prefixes = sorted(image & text, key=lambda prefix: (prefix.count("."), prefix))
@@ -109,6 +109,8 @@ def find_clip(content: Any) -> Found:
     if named is not None and (not prefixes or named.even_in_a_clip):
         raise ValueError(f"holds {named.name}; {named.remedy}")
     if not prefixes:
+        if any(hasattr(leaf.value, "named") for leaf in leaves):
+            raise ValueError(_holds_no_tensors(content, leaves))
         return Found(_as_state(tensors, ""), ())
     prefix, notices = _choose(prefixes, tensors)
     inside, beside = _split(prefix, prefixes, leaves)
@@ -216,16 +218,15 @@ def _same(one: Tensor, other: Tensor) -> bool:
     return one is other or (one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other))
 
 
-def _holds_no_tensors(content: Any) -> str:
+def _holds_no_tensors(content: Any, leaves: list[_Leaf]) -> str:
     if isinstance(content, Tensor):
         return "holds a single tensor, no state dict; give a mapping of names to tensors"
-    named = getattr(content, "named", None)
-    if named is not None:
-        return f"is not a plain state dict: it is a pickle of a whole {named}, which is not loaded; in the program that wrote it, {_SAVE}"
-    if isinstance(content, Mapping):
-        objects = [f"{key} is a {value.named}" for key, value in content.items() if hasattr(value, "named")]
-        if objects:
-            return f"is not a plain state dict: {objects[0]}, a pickled object, which is not loaded; {_SAVE}"
-        if any(_NOT_WEIGHTS.search(str(key)) for key in content):
-            return "holds the state of an optimizer, no weights; give the file of the model's weights, which its run saved beside it"
+    pickled = next((leaf for leaf in leaves if hasattr(leaf.value, "named")), None)
+    if pickled is not None:
+        where = f"{pickled.full} is a pickled" if pickled.path else "it is a pickle of a whole"
+        return (
+            f"is not a plain state dict: {where} {pickled.value.named}, which is not loaded; in the program that wrote it, {_SAVE}"
+        )
+    if any(_NOT_WEIGHTS.search(part) for leaf in leaves for part in leaf.path):
+        return "holds the state of an optimizer, no weights; give the file of the model's weights, which its run saved beside it"
     return "holds no state dict; give a mapping of names to tensors"

@@ -53,8 +53,9 @@ def read_torch(path: Path) -> Any:
             _add(name, classes)
     while True:
         try:
-            with torch.serialization.safe_globals([(stand_in, name) for name, stand_in in classes.items()]):
-                return torch.load(path, map_location="cpu", weights_only=True)
+            stand_ins: list[Any] = [(stand_in, name) for name, stand_in in classes.items()]
+            with torch.serialization.safe_globals(stand_ins), path.open("rb") as file:  # by its path, the suffix would matter
+                return torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:
             if not _learn(str(error), classes):
                 raise ValueError(_refusal(error)) from None
