@@ -1,14 +1,14 @@
 """Finds the one CLIP in what a file holds, wherever it lies, and names what else the file is if it holds none.
 
-In: what a file holds: a state dict, or dicts, lists and tuples around one. Out: the tensors of the CLIP under the keys of its own
-state dict, and a line for everything that was decided.
+In: what a file holds: a state dict, or dicts, lists and tuples around one. Out: the tensors of the CLIP under the keys of its
+own state dict, and a line for everything that was decided.
 
 Rules, in order:
 1. Dicts, lists and tuples are walked; a tensor's full name is its path, with dots (`state_dict.module.visual.proj`). Names of
    optimizers and gradients are not walked: their entries have the names of weights.
 2. Segments that wrap a module (`module`, `_orig_mod`, FSDP's and activation checkpointing's) are removed, wherever they are.
-3. A CLIP is a prefix under which there are weights of both encoders, with the published names, with open_clip's `text.`, or with
-   those of Hugging Face's CLIPModel.
+3. A CLIP is a prefix under which there are weights of both encoders, with the published names, with open_clip's `text.`, or
+   with those of Hugging Face's CLIPModel.
 4. One CLIP is loaded. Of several, the one whose prefix names a moving average, as for a run of our own; otherwise none is.
 5. Tensors beside it in the same state dict must be known (losses, counters): an unknown one may belong to the model.
 """
@@ -23,10 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.other_models import name_of_model
+from model.other_models import OPTIMIZER, name_of_model
 
 _WRAPPERS = {
-    "module", "_orig_mod", "_orig_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module", "_ddp_module",
+    "module", "_orig_mod", "_orig_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module",
 }  # fmt: skip
 _NOT_WEIGHTS = re.compile(
     r"(^|_)(optim|optimizer|optimizers|opt|scheduler|schedulers|scaler|grad|grads|gradients|exp_avg|exp_avg_sq)(_|$)"
@@ -43,8 +43,8 @@ _TEXT = re.compile(
     r"|text_model\.(?:embeddings\.token_embedding\.weight|final_layer_norm\.weight))$"
 )
 _OWN = {
-    "visual", "transformer", "token_embedding", "positional_embedding", "ln_final", "text_projection", "logit_scale", "logit_bias",
-    "text", "vision_model", "text_model", "visual_projection", "attn_mask",
+    "visual", "transformer", "token_embedding", "positional_embedding", "ln_final", "text_projection", "logit_scale",
+    "logit_bias", "text", "vision_model", "text_model", "visual_projection", "attn_mask",
 }  # fmt: skip
 """First segments of a CLIP's own names."""
 _NUMBERS = ("input_resolution", "context_length", "vocab_size")
@@ -105,7 +105,7 @@ def find_clip(content: Any) -> Found:
     image, text = _prefixes(tensors, _IMAGE), _prefixes(tensors, _TEXT)
     text |= {prefix.removesuffix("text.") for prefix in text if prefix.endswith("text.")}
     prefixes = sorted(image & text, key=lambda prefix: (prefix.count("."), prefix))
-    named = name_of_model({leaf.name: leaf.value for leaf in tensors}, bool(image), bool(text))
+    named = name_of_model([leaf.name for leaf in tensors], bool(image), bool(text))
     if named is not None and (not prefixes or named.even_in_a_clip):
         raise ValueError(f"holds {named.name}; {named.remedy}")
     if not prefixes:
@@ -148,8 +148,8 @@ def _choose(prefixes: list[str], tensors: list[_Leaf]) -> tuple[str, tuple[str, 
     shown = " and ".join(_shown(prefix) for prefix in prefixes)
     if len(averages) == 1:
         return averages[0], (
-            f"holds {len(prefixes)} CLIPs, {shown}: the moving average, {_shown(averages[0])}, is loaded; for another one, save "
-            "it alone",
+            f"holds {len(prefixes)} CLIPs, {shown}: the moving average, {_shown(averages[0])}, is loaded; for another one, "
+            "save it alone",
         )
     raise ValueError(f"holds {len(prefixes)} CLIPs, {shown}, and does not say which one to use; {_SAVE}")
 
@@ -182,7 +182,8 @@ def _check_beside(prefix: str, inside: list[_Leaf], beside: list[_Leaf]) -> tupl
         if leaf.name.removeprefix(prefix) in _NUMBERS:
             continue
         in_same_dict = leaf.parent in parents and isinstance(leaf.value, Tensor)
-        if in_same_dict and not any(_BESIDE.match(part) for part in leaf.name.split(".")):
+        known = any(_BESIDE.match(part) or _NOT_WEIGHTS.search(part) for part in leaf.name.split("."))
+        if in_same_dict and not known:
             raise ValueError(f"holds {leaf.full} beside {_shown(prefix)}, which is none of a CLIP's weights; {_SAVE}")
         ignored[_first_difference(leaf.path, inside[0].parent)] = None
     if not ignored:
@@ -224,9 +225,8 @@ def _holds_no_tensors(content: Any, leaves: list[_Leaf]) -> str:
     pickled = next((leaf for leaf in leaves if hasattr(leaf.value, "named")), None)
     if pickled is not None:
         where = f"{pickled.full} is a pickled" if pickled.path else "it is a pickle of a whole"
-        return (
-            f"is not a plain state dict: {where} {pickled.value.named}, which is not loaded; in the program that wrote it, {_SAVE}"
-        )
+        what = f"{where} {pickled.value.named}"
+        return f"is not a plain state dict: {what}, which is not loaded; in the program that wrote it, {_SAVE}"
     if any(_NOT_WEIGHTS.search(part) for leaf in leaves for part in leaf.path):
-        return "holds the state of an optimizer, no weights; give the file of the model's weights, which its run saved beside it"
+        return f"holds {OPTIMIZER.name}; {OPTIMIZER.remedy}"
     return "holds no state dict; give a mapping of names to tensors"

@@ -166,7 +166,7 @@ def _format_of_text(path: Path, head: bytes, named_safetensors: bool) -> Format:
             "download the file itself"
         )
     if lowered.startswith("<"):
-        raise ValueError("is an XML document, as a server sends for an error; read it to see why, then download the file itself")
+        raise ValueError("is an XML document, as a server sends for an error; read it, then download the file itself")
     if lowered.startswith(("{", "[")):
         return _format_of_json(path)
     first = text.splitlines()[0][:60] if text else ""
@@ -208,7 +208,9 @@ def _binary(head: bytes, tail: bytes, named_safetensors: bool) -> str:
     if _is_msgpack(head):
         return f"is a msgpack file, as flax writes; {_CONVERT}"
     kind = "is not a complete safetensors file" if named_safetensors else "is in none of the formats that are read"
-    return f"{kind}: it begins with the bytes {head[:8].hex(' ')}; give a state dict as safetensors or of torch.save, or {_AGAIN}"
+    return (
+        f"{kind}: it begins with the bytes {head[:8].hex(' ')}; give a state dict as safetensors or of torch.save, or {_AGAIN}"
+    )
 
 
 def _is_onnx(head: bytes) -> bool:

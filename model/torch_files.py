@@ -1,8 +1,8 @@
 """Reads what torch.save and TorchScript wrote, without running anything that a file names.
 
-In: a path. Out: what was saved, with tensors on the CPU; an object of any class but tensors, containers and plain values becomes
-a `Placeholder`, which keeps nothing but the name of its class. So checkpoints load that hold an argparse.Namespace or a NumPy
-number beside the weights, and `weights_only` is always True.
+In: a path. Out: what was saved, with tensors on the CPU; an object of any class but tensors, containers and plain values
+becomes a `Placeholder`, which keeps nothing but the name of its class. So checkpoints load that hold an argparse.Namespace or
+a NumPy number beside the weights, and `weights_only` is always True.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ _MAX_CLASSES = 200
 _UNKNOWN = re.compile(r"Unsupported global: GLOBAL (\S+) was not an allowed global")
 _BLOCKED = re.compile(r"unsupported GLOBAL (\S+) whose module")
 _FILLED = re.compile(r"Can only (SETITEMS?|APPENDS?|append|extend).*but got <class '\S*?Placeholder_(\w+)'>")
+_DAMAGED = re.compile(r"corrupt|unexpected|Unsupported operand|too long", re.IGNORECASE)
 _SAVE = "in the program that wrote it, save the model's state_dict, best as safetensors"
 _DISTRIBUTED = "torch.distributed."
 
@@ -58,7 +59,7 @@ def read_torch(path: Path) -> Any:
                 return torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:
             if not _learn(str(error), classes):
-                raise ValueError(_refusal(error)) from None
+                raise ValueError(_refusal(error, classes)) from None
 
 
 def _learn(message: str, classes: dict[str, type]) -> bool:
@@ -100,7 +101,7 @@ class _ListPlaceholder:
         return []
 
 
-def _refusal(error: Exception) -> str:
+def _refusal(error: Exception, classes: dict[str, type]) -> str:
     message = str(error)
     blocked = _BLOCKED.search(message)
     if blocked is not None:
@@ -117,10 +118,11 @@ def _refusal(error: Exception) -> str:
         return f"is not a plain state dict: it is a pickle of a whole module, which is not loaded; {_SAVE}"
     if "legacy .tar format" in message:
         return "is in the tar format of PyTorch before 0.4; load it with that version, and save its state_dict with a newer one"
-    truncated = isinstance(error, EOFError | OSError) or "corrupt" in message.lower() or "unexpected" in message.lower()
-    if truncated or not isinstance(error, pickle.UnpicklingError):
-        return "is not a plain state dict: it is cut or damaged; download or export it again"
-    return f"is not a plain state dict: it holds pickled objects, which are not loaded; {_SAVE}"
+    if classes:
+        return f"is not a plain state dict: it holds pickled objects, {', '.join(sorted(classes)[:3])}; {_SAVE}"
+    if isinstance(error, pickle.UnpicklingError) and not _DAMAGED.search(message):
+        return f"is not a plain state dict: it holds pickled objects, which are not loaded; {_SAVE}"
+    return "is not a plain state dict: it is cut or damaged; download or export it again"
 
 
 def read_torchscript(path: Path) -> tuple[dict[str, Tensor], str | None]:

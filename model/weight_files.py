@@ -3,7 +3,8 @@
 In: a path. Out: a state dict with the published keys, and the facts that are stated about it. Only tensors are unpickled; a
 TorchScript archive, the format of OpenAI's published weights, is a program and is loaded only if that is allowed.
 
-model/weight_folders.py chooses the files, model/file_formats.py tells their formats, model/clip_search.py finds the CLIP in them.
+model/weight_folders.py chooses the files, model/file_formats.py tells their formats, model/clip_search.py finds the CLIP in
+them.
 """
 
 from __future__ import annotations
@@ -89,8 +90,8 @@ def _read_weights(path: Path, allow_torchscript: bool) -> Weights:
         raise ValueError(f"{names[0]} {error}" if path.is_dir() else str(error)) from None
     if stated is not None and activation is not None and activation != stated.activation:
         raise ValueError(
-            f"{names[0]} says that it was trained with {activation}, but {stated.source} says {stated.activation}; correct the one "
-            "that is wrong"
+            f"{names[0]} says that it was trained with {activation}, but {stated.source} says {stated.activation}; correct the "
+            "one that is wrong"
         )
     notices = tuple(f"{names[0]} {notice}" for notice in found.notices)
     if names[1:] == (CHECKPOINT_RECORD,) or "/" in names[0]:
@@ -98,8 +99,8 @@ def _read_weights(path: Path, allow_torchscript: bool) -> Weights:
     unstated = ""
     if path.is_dir() and stated is None and activation is None:
         unstated = (
-            f"has no {OPEN_CLIP_CONFIG} or {HUGGING_FACE_CONFIG}, which states how {names[0]} was trained; restore it, or give the "
-            "activation: quick_gelu or gelu"
+            f"has no {OPEN_CLIP_CONFIG} or {HUGGING_FACE_CONFIG}, which states how {names[0]} was trained; restore it, or give "
+            "the activation: quick_gelu or gelu"
         )
     return Weights(state, activation if stated is None else stated.activation, stated, notices, unstated)
 
@@ -185,8 +186,10 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
         state = load_file(path)
-    except (SafetensorError, KeyError) as error:
-        raise ValueError(f"is not a complete safetensors file ({error}); download or export it again") from None
+    except (SafetensorError, KeyError):  # its size is right (model/file_formats.py)
+        raise ValueError(
+            "is not a complete safetensors file (its header is damaged or has unknown dtypes); download or export it again"
+        ) from None
     if "format" in metadata and metadata["format"] in ("tf", "flax", "jax", "mlx"):
         raise ValueError(f"holds weights of {metadata['format']}, whose layouts differ; use the file for PyTorch")
     return state, metadata["activation"] if "activation" in metadata else None
@@ -222,8 +225,6 @@ def _published(state: dict[str, Tensor], names: tuple[str, ...]) -> dict[str, Te
         return from_hugging_face(state)
     if HUGGING_FACE_CONFIG in names:
         raise ValueError(
-            f"lacks the keys of a CLIPModel, which {HUGGING_FACE_CONFIG} promises; give a copy of the file in a folder of its own"
+            f"lacks the keys of a CLIPModel, which {HUGGING_FACE_CONFIG} promises; give a copy of the file in another folder"
         )
     return state
-
-

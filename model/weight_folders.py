@@ -36,6 +36,7 @@ _PAIRS = ((OPEN_CLIP_CONFIG, _OPEN_CLIPS), (HUGGING_FACE_CONFIG, _ANYBODYS), (OP
 _VARIANT = re.compile(r"(model\.[\w-]+\.safetensors|pytorch_model\.[\w-]+\.bin)")
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.")
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+_FOREIGN_SUFFIXES = (".pkl", ".pickle", ".npz", ".msgpack", ".onnx", ".gguf", ".h5", ".keras", ".pt2", ".tflite")
 _NO_MODEL = re.compile(r"(training_args|optimizer|optim|scheduler|scaler|rng_state|random_states|state)([-_]?\d+)*\.\w+")
 """Files that trainers write beside the weights."""
 _CHECKPOINT = re.compile(rf"(checkpoints/)?step_\d+/{re.escape(CHECKPOINT_RECORD)}")
@@ -78,6 +79,9 @@ def _choose_alone(paths: Collection[str], names: set[str]) -> tuple[str, ...]:
     variants = [name for name in weights if _VARIANT.fullmatch(name)]
     indices = [name for name in names if name.endswith(INDEX_SUFFIX)]
     shards = [name for name in weights if _SHARD.search(name)]
+    foreign = [name for name in sorted(names) if name.endswith(_FOREIGN_SUFFIXES)]
+    if len(foreign) == 1 and not weights and not indices:
+        return (foreign[0],)  # its content tells what it is
     if shards and not indices:
         raise ValueError(f"holds {shards[0]}, one of several shards, but no {INDEX_SUFFIX} that lists them; download that too")
     whole = [*indices, *(name for name in weights if name not in shards)]
@@ -93,12 +97,12 @@ def _choose_alone(paths: Collection[str], names: set[str]) -> tuple[str, ...]:
         raise ValueError(f"holds several files of weights, {', '.join(whole[:4])}; give the path of one of them")
     inner = _folders_with_weights(paths)
     give = (
-        f"the folder {' or '.join(inner[-3:])} in it, which does"
-        if inner
-        else "the folder of an export, of a checkpoint or a run, of open_clip, or of a Hugging Face CLIPModel, or the path of a state "
-        "dict"
+        "give the folder of an export, of a checkpoint or a run, of open_clip, or of a Hugging Face CLIPModel, or the path of "
+        "a state dict"
     )
-    raise ValueError(f"holds no weights beside an {OPEN_CLIP_CONFIG} or {HUGGING_FACE_CONFIG}; give {give}")
+    if inner:
+        give = f"give the folder {' or '.join(inner[-3:])} in it, which does"
+    raise ValueError(f"holds no weights beside an {OPEN_CLIP_CONFIG} or {HUGGING_FACE_CONFIG}; {give}")
 
 
 def _refuse_other_layouts(paths: Collection[str], names: set[str]) -> None:
@@ -110,13 +114,16 @@ def _refuse_other_layouts(paths: Collection[str], names: set[str]) -> None:
         )
     if "zero_to_fp32.py" in names or any("zero_pp_rank" in path for path in paths):
         raise ValueError("is a checkpoint of DeepSpeed; make a file of it: python zero_to_fp32.py . FOLDER, in this folder")
-    foreign = ("saved_model.pb", "tf_model.h5", "flax_model.msgpack", "model.onnx", "checkpoint")
-    weights = any(name.endswith((*_SUFFIXES, INDEX_SUFFIX)) for name in names)
-    found = [name for name in names if name in foreign or name.endswith((".gguf", ".onnx", ".mlpackage", ".ckpt.index"))]
-    if found and not weights:
+    if any(PurePosixPath(path).name == "data.pkl" for path in paths):
         raise ValueError(
-            f"holds {sorted(found)[0]}, weights of another framework, and none of PyTorch; convert them with the tool that wrote them"
+            "is an unpacked file of torch.save; pack it again, with its outer folder: python -m zipfile -c w.pt FOLDER, or "
+            "download it with a program that does not unpack it"
         )
+    foreign = ("saved_model.pb", "checkpoint")
+    weights = any(name.endswith((*_SUFFIXES, INDEX_SUFFIX)) for name in names)
+    found = [name for name in names if name in foreign or name.endswith((".ckpt.index", ".mlpackage"))]
+    if found and not weights:
+        raise ValueError(f"holds {min(found)}, weights of another framework, and none of PyTorch; convert them with its tools")
 
 
 def _folders_with_weights(paths: Collection[str]) -> list[str]:
@@ -133,7 +140,9 @@ def files_of(file: str, names: Collection[str]) -> tuple[str, ...]:
     """
     shard = _SHARD.search(file)
     if shard is not None and int(shard.group(2)) > 1:
-        raise ValueError(f"is shard {int(shard.group(1))} of {int(shard.group(2))}; give the folder, or its {INDEX_SUFFIX} file")
+        raise ValueError(
+            f"is shard {int(shard.group(1))} of {int(shard.group(2))}; give the folder, or its {INDEX_SUFFIX} file"
+        )
     if CHECKPOINT_RECORD in names and file in (*_CHECKPOINT_WEIGHTS, "state.safetensors"):
         return (file, CHECKPOINT_RECORD)
     plain = file.removesuffix(INDEX_SUFFIX)

@@ -34,15 +34,15 @@ def checked_values(state: dict[str, Tensor]) -> dict[str, Tensor]:
     scale = plain["logit_scale"] if "logit_scale" in plain else None
     if scale is not None and scale.ndim == 0 and float(scale) > _MAX_LOGIT_SCALE:
         raise ValueError(
-            f"logit_scale is {float(scale):.4g}, but it is the logarithm of the factor of the logits, which is 100 at most (4.6): "
-            "this is probably the factor itself; store its logarithm"
+            f"logit_scale is {float(scale):.4g}, but it is the logarithm of the factor of the logits, which is 100 at most "
+            "(4.6): this is probably the factor itself; store its logarithm"
         )
     return plain
 
 
 def _check_kind(key: str, value: Tensor) -> None:
     if value.is_meta:
-        raise ValueError(f"{key} is on the meta device, so its values were not saved; save the state_dict of a model with weights")
+        raise ValueError(f"{key} is on the meta device, so its values were not saved; save a model that has its weights")
     if type(value) not in (Tensor, nn.Parameter):
         raise ValueError(f"{key} is a {type(value).__name__}, not a plain tensor; save a whole, unquantised state_dict")
     if value.layout is not torch.strided:

@@ -1,4 +1,4 @@
-"""Weights where people keep them: a run's own folders, object storage, a folder of shards; and the plan of a run that names them."""
+"""Weights where people keep them: a run's own folders and object storage; and the plan of a run that names them."""
 
 import json
 import lzma
@@ -16,8 +16,8 @@ from pipeline.errors import ConfigError
 from pipeline.storage.address import open_storage
 from tests.support.models import random_clip, randomise
 from tests.support.runs import ROOT, config_of
+from tests.support.weights import POINTER, STATE, TINY, as_safetensors, same, saved, write_hugging_face
 from tests.unit.jobs.cli.test_open_model import options
-from tests.world.test_weights import POINTER, STATE, TINY, as_safetensors, same, saved, write_hugging_face
 from training.checkpoint.initial_weights import load_initial_weights
 from training.checkpoint.snapshot import Position, Stager
 from training.checkpoint.store import CheckpointStore
@@ -70,7 +70,14 @@ def opened(uri: str) -> CLIP:
 def test_a_runs_own_folder_and_its_checkpoints_are_weights(root, caplog):
     run = f"{root}/runs/mine"
     first, last = write_checkpoint(run, 9, seed=1), write_checkpoint(run, 10, seed=2)
-    for uri, seed in ((first, 1), (last, 2), (run, 2), (f"{run}/checkpoints", 2), (f"{first}/model.safetensors", 1), (f"{run}/", 2)):
+    for uri, seed in (
+        (first, 1),
+        (last, 2),
+        (run, 2),
+        (f"{run}/checkpoints", 2),
+        (f"{first}/model.safetensors", 1),
+        (f"{run}/", 2),
+    ):
         assert same(load(uri).state_dict(), clip_of(seed).state_dict()), uri
         assert same(opened(uri).state_dict(), clip_of(seed).state_dict()), uri
     assert f"weights={run}: reads checkpoints/step_00000010/model.safetensors" in caplog.text
@@ -93,7 +100,9 @@ def test_a_damaged_checkpoint_and_its_other_files_are_named(root):
     data = place.read("model.safetensors")
     place.write("model.safetensors", data[:-1] + bytes([data[-1] ^ 1]))
     for uri in (folder, f"{root}/run", f"{folder}/model.safetensors"):
-        with pytest.raises(ConfigError, match=r"does not match the sha256 in \S*checkpoint\.json, so it is damaged; give another"):
+        with pytest.raises(
+            ConfigError, match=r"does not match the sha256 in \S*checkpoint\.json, so it is damaged; give another"
+        ):
             load(uri)
 
 
@@ -106,7 +115,9 @@ def test_shards_and_files_are_weights_wherever_they_lie(root, tmp_path):
         assert same(load(uri).state_dict())
         assert same(opened(uri).state_dict())
     place.delete("model-00003-of-00003.safetensors")
-    with pytest.raises(ConfigError, match=rf"^model\.weights={root}/hub: .*names model-00003-of-00003\.safetensors, which is missing"):
+    with pytest.raises(
+        ConfigError, match=rf"^model\.weights={root}/hub: .*names model-00003-of-00003\.safetensors, which is missing"
+    ):
         load(f"{root}/hub")
     place.write("w.ckpt", saved({"state_dict": {f"model.{key}": value for key, value in STATE.items()}}))
     assert same(load(f"{root}/hub/w.ckpt", activation="gelu").state_dict())
