@@ -5,6 +5,7 @@ In: a path. Out: one of the formats that are read, or a ValueError that says wha
 
 from __future__ import annotations
 
+import codecs
 import json
 import struct
 import zipfile
@@ -20,6 +21,7 @@ _MAX_HEADER_BYTES = 100_000_000
 """Limit of safetensors itself."""
 _TORCH_LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """The number that torch.save wrote first, before its files were zip archives."""
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _AGAIN = "download or export it again"
 _CONVERT = "convert it to PyTorch with the tool that wrote it, and save its state_dict as safetensors"
 _UNPACK = "unpack it, and give the path of the file or folder in it"
@@ -142,19 +144,17 @@ def _check_sums(archive: zipfile.ZipFile) -> None:
 
 
 def _is_text(head: bytes) -> bool:
-    if b"\x00" in head and not head.startswith((b"\xff\xfe", b"\xfe\xff")):
+    """True for printable UTF-8, or UTF-16 with its mark; the last character may be cut."""
+    encoding = "utf-16" if head.startswith(_UTF_16) else "utf-8-sig"
+    try:
+        text = codecs.getincrementaldecoder(encoding)().decode(head, final=len(head) < _HEAD_BYTES)
+    except UnicodeDecodeError:
         return False
-    for encoding in ("utf-8-sig", "utf-16") if head.startswith((b"\xff\xfe", b"\xfe\xff")) else ("utf-8-sig",):
-        try:
-            text = head[:-4].decode(encoding) if len(head) == _HEAD_BYTES else head.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-        return all(char.isprintable() or char in "\r\n\t\f" for char in text)
-    return False
+    return all(char.isprintable() or char in "\r\n\t\f" for char in text)
 
 
 def _format_of_text(path: Path, head: bytes, named_safetensors: bool) -> Format:
-    text = head.decode("utf-16" if head.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig", errors="replace").strip()
+    text = head.decode("utf-16" if head.startswith(_UTF_16) else "utf-8-sig", errors="replace").strip()
     lowered = text.lower()
     if lowered.startswith("version https://git-lfs.github.com/spec/"):
         raise ValueError(

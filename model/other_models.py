@@ -98,7 +98,7 @@ _MODELS: tuple[tuple[str, bool, tuple[str, ...]], ...] = (
     (
         "a ViT of Hugging Face",
         False,
-        (r"embeddings\.patch_embeddings\.projection\.weight$", r"attention\.attention\.query\.weight$"),
+        (r"embeddings\.patch_embeddings\.projection\.weight$", r"attention\.(attention\.query|q_proj)\.weight$"),
     ),
     ("a ResNet of torchvision or timm", False, (r"(^|\.)layer1\.0\.conv1\.weight$", r"(^|\.)fc\.weight$")),
     ("a ConvNeXt", False, (r"(^|\.)stages\.0\.(blocks\.0\.conv_dw|layers\.0\.dwconv)\.",)),
