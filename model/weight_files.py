@@ -165,7 +165,7 @@ def _check_digest(folder: Path, names: tuple[str, ...]) -> None:
 
 
 def _read_content(path: Path, allow_torchscript: bool) -> tuple[Any, str | None]:
-    """What a file holds, and the activation that it states."""
+    """Content of a file, and the activation that it states."""
     kind = format_of(path)
     if kind == "index":
         return _read_shards(path)
