@@ -24,7 +24,7 @@ _BLOCKED = re.compile(r"unsupported GLOBAL (\S+) whose module")
 _FILLED = re.compile(r"Can only (SETITEMS?|APPENDS?|append|extend).*but got <class '\S*?Placeholder_(\w+)'>")
 _DAMAGED = re.compile(r"corrupt|unexpected|Unsupported operand|too long", re.IGNORECASE)
 _SAVE = "in the program that wrote it, save the model's state_dict, best as safetensors"
-_DISTRIBUTED = "torch.distributed."
+_DISTRIBUTED = "distributed.tensor"
 
 
 class Placeholder:
@@ -78,7 +78,7 @@ def _learn(message: str, classes: dict[str, type]) -> bool:
 
 def _add(name: str, classes: dict[str, type]) -> bool:
     """Adds a placeholder. Returns False if there is one already, or for a distributed tensor, which has its own message."""
-    if name in classes or (name.startswith(_DISTRIBUTED) and "tensor" in name):
+    if name in classes or _DISTRIBUTED in name:
         return False
     stand_in = type(f"Placeholder_{len(classes)}", (Placeholder,), {"named": name})
     classes[name] = _DictPlaceholder if name == "collections.defaultdict" else stand_in

@@ -109,8 +109,8 @@ def _refuse_other_layouts(paths: Collection[str], names: set[str]) -> None:
     """Raises ValueError for folders of other tools, whose files are no state dicts."""
     if any(path.endswith(".distcp") for path in paths):
         raise ValueError(
-            "is a distributed checkpoint of PyTorch; make a file of it: python -m torch.distributed.checkpoint.format_utils "
-            "dcp_to_torch FOLDER FILE, where FOLDER is the one with the .distcp files"
+            "is a distributed checkpoint of PyTorch; make a file of it: python -m torch"
+            ".distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE, where FOLDER is the one with the .distcp files"
         )
     if "zero_to_fp32.py" in names or any("zero_pp_rank" in path for path in paths):
         raise ValueError("is a checkpoint of DeepSpeed; make a file of it: python zero_to_fp32.py . FOLDER, in this folder")
