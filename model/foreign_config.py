@@ -157,6 +157,18 @@ _OPEN_CLIP_TEXT_FIXED = {
     "qk_norm": False, "scaled_cosine_attn": False, "scale_heads": False, "scale_attn_inner": False, "scale_attn": False,
     "scale_fc": False, "hf_model_name": None, "hf_tokenizer_name": None, "tokenizer_mode": None, "tokenizer_kwargs": None,
 }  # fmt: skip
+# Keys of open_clip's that change nothing in the paper's CLIP, or only with a key above that is fixed.
+_OPEN_CLIP_MODEL_FREE = (
+    "embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "custom_text", "cast_dtype", "output_dict", "init_logit_scale",
+    "init_logit_bias", "nonscalar_logit_scale",
+)  # fmt: skip
+_OPEN_CLIP_VISION_FREE = (
+    "image_size", "patch_dropout", "attn_pooler_queries", "attn_pooler_heads", "output_tokens", "block_type",
+    "timm_model_pretrained", "timm_pool", "timm_proj", "timm_proj_bias", "timm_drop", "timm_drop_path",
+)  # fmt: skip
+_OPEN_CLIP_TEXT_FREE = (
+    "pad_id", "eos_id", "output_tokens", "block_type", "hf_model_pretrained", "hf_proj_type", "hf_pooler_type",
+)  # fmt: skip
 _HUGGING_FACE_VISION: dict[str, Any] = {
     "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "patch_size": 32, "intermediate_size": 3072,
     "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
@@ -179,6 +191,9 @@ def stated_by_open_clip(config: dict[str, Any]) -> Stated:
     vision, text = _OPEN_CLIP_VISION | model["vision_cfg"], _OPEN_CLIP_TEXT | model["text_cfg"]
     _check_fixed("vision_cfg", vision, _OPEN_CLIP_VISION_FIXED)
     _check_fixed("text_cfg", text, _OPEN_CLIP_TEXT_FIXED)
+    _check_known("model_cfg", model, _OPEN_CLIP_MODEL_FREE)
+    _check_known("vision_cfg", vision, (*_OPEN_CLIP_VISION, *_OPEN_CLIP_VISION_FIXED, *_OPEN_CLIP_VISION_FREE))
+    _check_known("text_cfg", text, (*_OPEN_CLIP_TEXT, *_OPEN_CLIP_TEXT_FIXED, *_OPEN_CLIP_TEXT_FREE))
     if "preprocess_cfg" in config:
         _check_fixed("preprocess_cfg", config["preprocess_cfg"], {"mean": MEAN, "std": STD, **_OPEN_CLIP_PREPROCESS})
     is_resnet = isinstance(vision["layers"], list)
@@ -270,6 +285,16 @@ def _check_fixed(section: str, given: dict[str, Any], wanted: dict[str, Any]) ->
         if key in given and not _equal(given[key], value):
             raise ValueError(
                 f"{section}.{key}={given[key]!r}: differs from {value!r}, as in the paper's CLIP; use other weights, or, "
+                "to train these weights nevertheless, give a copy of their file without its configuration, and their activation"
+            )
+
+
+def _check_known(section: str, given: dict[str, Any], known: tuple[str, ...]) -> None:
+    """Raises ValueError for a feature that later versions may have added, unless it is switched off."""
+    for key, value in given.items():
+        if key not in known and value not in (None, False, {}, [], 0):
+            raise ValueError(
+                f"{section}.{key}={value!r}: is not known here and may change what the model computes; use other weights, or, "
                 "to train these weights nevertheless, give a copy of their file without its configuration, and their activation"
             )
 

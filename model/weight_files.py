@@ -1,46 +1,44 @@
-"""Reads weights written by other tools: one file, or a folder with weights and their configuration.
+"""Reads weights: a file of any format that is recognised by its content, or a folder with weights and what describes them.
 
-In: a path. Out: a state dict with the published keys, and the facts that its configuration states. Only tensors are unpickled;
-a TorchScript archive, the format of OpenAI's published weights, is a program and is loaded only if that is allowed.
+In: a path. Out: a state dict with the published keys, and the facts that are stated about it. Only tensors are unpickled; a
+TorchScript archive, the format of OpenAI's published weights, is a program and is loaded only if that is allowed.
 
-Files that are read from a folder, in order of precedence:
-    open_clip_config.json    open_clip_model.safetensors, open_clip_pytorch_model.{safetensors,bin,pth}
-    config.json              model.safetensors, pytorch_model.bin (Hugging Face's CLIPModel)
-    open_clip_config.json    model.safetensors, pytorch_model.bin
-A file with one of these names is also read with the configuration beside it; any other file is read alone.
+model/weight_folders.py chooses the files, model/file_formats.py tells their formats, model/clip_search.py finds the CLIP in
+them.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import zipfile
-from collections.abc import Collection
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from model.foreign_config import (
-    HUGGING_FACE_CONFIG,
-    HUGGING_FACE_PREPROCESSORS,
-    OPEN_CLIP_CONFIG,
-    Stated,
-    stated_by_hugging_face,
-    stated_by_open_clip,
-)
+from model.clip_search import find_clip
+from model.file_formats import format_of
+from model.foreign_config import HUGGING_FACE_CONFIG, OPEN_CLIP_CONFIG, Stated, stated_by_hugging_face, stated_by_open_clip
 from model.state_dict_keys import from_hugging_face, is_hugging_face
+from model.torch_files import read_torch, read_torchscript
+from model.weight_folders import (
+    CHECKPOINT_RECORD,
+    HUGGING_FACE_WEIGHTS,
+    OPEN_CLIP_WEIGHTS,
+    choose_files,
+    files_of,
+    shards_of,
+)
+from model.weight_values import checked_values
 
-OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
-HUGGING_FACE_WEIGHTS = "model.safetensors"
-_OPEN_CLIPS = (OPEN_CLIP_WEIGHTS, *(f"open_clip_pytorch_model.{suffix}" for suffix in ("safetensors", "bin", "pth")))
-_ANYBODYS = (HUGGING_FACE_WEIGHTS, "pytorch_model.bin")
-_PAIRS = ((OPEN_CLIP_CONFIG, _OPEN_CLIPS), (HUGGING_FACE_CONFIG, _ANYBODYS), (OPEN_CLIP_CONFIG, _ANYBODYS))
-_NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
-"""Numbers that OpenAI's files hold besides the weights."""
+__all__ = ["HUGGING_FACE_WEIGHTS", "OPEN_CLIP_WEIGHTS", "Weights", "choose_files", "files_of", "read_weights"]
+_MAX_PATHS, _MAX_DEPTH = 10_000, 4
+_NAME_ELSEWHERE = re.compile(r"(hf-hub:)?[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -50,90 +48,101 @@ class Weights:
     Attributes:
         activation: the activation that its file, or the configuration beside it, states; None if neither does.
         stated: facts of the configuration; None if there is none.
+        notices: lines about what was chosen among several, and what was ignored.
+        unstated: why the activation is unknown, for a folder without a configuration; otherwise empty.
     """
 
     state: dict[str, Tensor]
     activation: str | None
     stated: Stated | None
-
-
-def choose_files(names: Collection[str]) -> tuple[str, ...]:
-    """Names of the files to read from a folder with these names: the weights first, then their configurations.
-
-    Raises:
-        ValueError: it is neither an export nor a folder of open_clip or Hugging Face.
-    """
-    for config, files in _PAIRS:
-        for file in files:
-            if config in names and file in names:
-                return files_of(file, names)
-    weights = sorted(name for name in names if Path(name).suffix in (".safetensors", ".bin", ".pt", ".pth"))
-    if weights and not {OPEN_CLIP_CONFIG, HUGGING_FACE_CONFIG} & set(names):
-        raise ValueError(
-            f"has no {OPEN_CLIP_CONFIG} or {HUGGING_FACE_CONFIG}, which states how {weights[0]} was trained; restore it, "
-            "or give the path of the file and its activation"
-        )
-    raise ValueError(
-        f"holds no weights beside an {OPEN_CLIP_CONFIG} or {HUGGING_FACE_CONFIG}; give the folder of an export, of open_clip, "
-        "or of a Hugging Face CLIPModel in one file, or the path of a state dict"
-    )
-
-
-def files_of(file: str, names: Collection[str]) -> tuple[str, ...]:
-    """Names of the files to read for one weight file in a folder with these names: itself, then its configurations."""
-    config = next((config for config, files in _PAIRS if config in names and file in files), None)
-    if config is None:
-        return (file,)
-    if config == OPEN_CLIP_CONFIG:
-        return (file, config)
-    return (file, config, *[name for name in HUGGING_FACE_PREPROCESSORS if name in names][:1])
+    notices: tuple[str, ...] = ()
+    unstated: str = ""
 
 
 def read_weights(path: Path, allow_torchscript: bool = False) -> Weights:
     """Reads the weights of a file or a folder, and the facts that are stated about them.
 
-    Reads .safetensors, and PyTorch files with only tensors (weights_only), at the top level or under `state_dict`, with or
-    without DDP's `module.` and open_clip's `text.` prefixes, with the published keys or Hugging Face's.
-
     Raises:
         ValueError: there are no readable weights, or their configuration describes a CLIP that is not supported.
     """
     try:
-        if path.is_dir():
-            folder, names = path, choose_files([item.name for item in path.iterdir()])
-        elif path.is_file():
-            folder, names = path.parent, files_of(path.name, [item.name for item in path.parent.iterdir()])
-        else:
-            raise ValueError("there is no such file; give the path of a state dict, or of a folder that holds one")
-        stated = _read_stated(folder, names[1:])
-        state, activation = _read_file(folder / names[0], allow_torchscript)
-        state = _published(state, names)
+        return _read_weights(path.expanduser(), allow_torchscript)
+    except OSError as error:
+        raise ValueError(f"weights={path}: cannot be read ({error.strerror}); make it readable, or give another one") from None
     except ValueError as error:
         raise ValueError(f"weights={path}: {error}") from None
+
+
+def _read_weights(path: Path, allow_torchscript: bool) -> Weights:
+    if path.is_dir():
+        folder, names = path, choose_files(_paths(path))
+    elif path.is_file():
+        folder, names = path.parent, files_of(path.name, [item.name for item in path.parent.iterdir()])
+    else:
+        raise ValueError(_no_such_file(path))
+    stated = _read_stated(folder, names[1:])
+    try:
+        _check_digest(folder, names)
+        content, activation = _read_content(folder / names[0], allow_torchscript)
+        found = find_clip(content)
+        state = checked_values(_published(found.state, names))
+    except ValueError as error:
+        raise ValueError(f"{names[0]} {error}" if path.is_dir() else str(error)) from None
     if stated is not None and activation is not None and activation != stated.activation:
         raise ValueError(
-            f"weights={path}: {names[0]} says that it was trained with {activation}, but {stated.source} says "
-            f"{stated.activation}; correct the one that is wrong"
+            f"{names[0]} says that it was trained with {activation}, but {stated.source} says {stated.activation}; correct the "
+            "one that is wrong"
         )
-    return Weights(state, activation if stated is None else stated.activation, stated)
+    notices = tuple(f"{names[0]} {notice}" for notice in found.notices)
+    if names[1:] == (CHECKPOINT_RECORD,) or "/" in names[0]:
+        notices = (f"reads {names[0]}", *notices)
+    unstated = ""
+    if path.is_dir() and stated is None and activation is None:
+        unstated = (
+            f"has no {OPEN_CLIP_CONFIG} or {HUGGING_FACE_CONFIG}, which states how {names[0]} was trained; restore it, or give "
+            "the activation: quick_gelu or gelu"
+        )
+    return Weights(state, activation if stated is None else stated.activation, stated, notices, unstated)
 
 
-def _read_stated(folder: Path, configs: tuple[str, ...]) -> Stated | None:
+def _no_such_file(path: Path) -> str:
+    if _NAME_ELSEWHERE.fullmatch(str(path)) and not path.suffix and not path.parent.exists():
+        repository = str(path).removeprefix("hf-hub:")
+        return f"there is no such file, and names are not looked up; download it: hf download {repository} --local-dir FOLDER"
+    return "there is no such file; give the path of a state dict, or of a folder that holds one"
+
+
+def _paths(folder: Path) -> list[str]:
+    """Paths of the files in a folder and a few levels below it, relative to it."""
+    found: list[str] = []
+    for parent, folders, files in os.walk(folder):
+        inner = Path(parent).relative_to(folder)
+        if len(inner.parts) >= _MAX_DEPTH:
+            folders.clear()
+        found += [(inner / file).as_posix() for file in files]
+        if len(found) > _MAX_PATHS:
+            break
+    return found
+
+
+def _read_stated(folder: Path, descriptions: tuple[str, ...]) -> Stated | None:
     """The facts that a folder's configurations state."""
-    contents = [_read_json(folder / name) for name in configs]
-    if not contents:
+    if not descriptions or descriptions[0].endswith(CHECKPOINT_RECORD):
         return None
+    contents = [_read_json(folder / name) for name in descriptions]
     try:
-        return stated_by_open_clip(contents[0]) if configs[0] == OPEN_CLIP_CONFIG else stated_by_hugging_face(*contents)
+        if descriptions[0] == OPEN_CLIP_CONFIG:
+            return stated_by_open_clip(contents[0])
+        return stated_by_hugging_face(*contents)
     except ValueError as error:
-        raise ValueError(f"{configs[0]}: {error}") from None
-    except (TypeError, KeyError):
-        raise ValueError(f"{configs[0]}: is not the configuration of a CLIP; restore the published file") from None
+        raise ValueError(f"{descriptions[0]}: {error}") from None
+    except (TypeError, KeyError, AttributeError):
+        raise ValueError(f"{descriptions[0]}: is not the configuration of a CLIP; restore the published file") from None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{path.name}: is not JSON ({error}); download or export it again") from None
     if not isinstance(content, dict):
@@ -141,63 +150,81 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read_file(path: Path, allow_torchscript: bool) -> tuple[dict[str, Tensor], str | None]:
-    """A state dict with the file's own keys, and the activation that our own metadata states."""
-    if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-            return load_file(path), metadata["activation"] if "activation" in metadata else None
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"is not a complete safetensors file ({error}); download or export it again") from None
-    if _is_torchscript(path):
-        return _read_torchscript(path, allow_torchscript), None
+def _check_digest(folder: Path, names: tuple[str, ...]) -> None:
+    """Raises ValueError if a file of a checkpoint of ours is not the one that was written."""
+    if not names[1:] or not names[1].endswith(CHECKPOINT_RECORD):
+        return
+    record = _read_json(folder / names[1])
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"is not a plain state dict ({first}); pickled objects are not loaded: save its state_dict, best as safetensors"
-        ) from None
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError("holds no state dict; give a mapping of names to tensors")
-    return content, None
+        expected = record["files"][Path(names[0]).name]["sha256"]
+    except (KeyError, TypeError):
+        raise ValueError(f"is not listed in {names[1]}, which is damaged; give another checkpoint") from None
+    with (folder / names[0]).open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != expected:
+            raise ValueError(f"does not match the sha256 in {names[1]}, so it is damaged; give another checkpoint")
 
 
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any("/code/" in name for name in archive.namelist())
-
-
-def _read_torchscript(path: Path, allowed: bool) -> dict[str, Tensor]:
-    """Reads the weights of an archive, as float32: OpenAI's are float16."""
-    if not allowed:
+def _read_content(path: Path, allow_torchscript: bool) -> tuple[Any, str | None]:
+    """Content of a file, and the activation that it states."""
+    kind = format_of(path)
+    if kind == "index":
+        return _read_shards(path)
+    if kind == "safetensors":
+        return _read_safetensors(path)
+    if kind == "torch":
+        return read_torch(path), None
+    if not allow_torchscript:
         raise ValueError(
             "is a TorchScript archive, which is a program and is loaded only if that is allowed; if you trust its "
             "origin (OpenAI's published files have this format), set model.allow_torchscript=true, or give --allow-torchscript"
         )
+    return read_torchscript(path)
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
     try:
-        state = torch.jit.load(str(path), map_location="cpu").state_dict()
-    except RuntimeError as error:
-        raise ValueError(f"is not a complete TorchScript archive ({str(error).splitlines()[0]}); download it again") from None
-    return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        state = load_file(path)
+    except (SafetensorError, KeyError):  # its size is right (model/file_formats.py)
+        raise ValueError(
+            "is not a complete safetensors file (its header is damaged or has unknown dtypes); download or export it again"
+        ) from None
+    if "format" in metadata and metadata["format"] in ("tf", "flax", "jax", "mlx"):
+        raise ValueError(f"holds weights of {metadata['format']}, whose layouts differ; use the file for PyTorch")
+    return state, metadata["activation"] if "activation" in metadata else None
+
+
+def _read_shards(index: Path) -> tuple[dict[str, Tensor], str | None]:
+    """The tensors of all shards that an index names."""
+    state: dict[str, Tensor] = {}
+    activation = None
+    for shard, keys in shards_of(index).items():
+        file = index.parent / shard
+        if not file.is_file():
+            raise ValueError(f"names {shard}, which is missing; download it too")
+        try:
+            if format_of(file) not in ("safetensors", "torch"):
+                raise ValueError("is no file of tensors; download it again")
+            content, activation = _read_content(file, False)
+        except ValueError as error:
+            raise ValueError(f"names {shard}, which {error}") from None
+        if not isinstance(content, dict) or not all(key in content for key in keys):
+            missing = next((key for key in keys if not isinstance(content, dict) or key not in content), "")
+            raise ValueError(f"says that {shard} holds {missing}, which it does not; download both again")
+        twice = next((key for key in content if key in state), None)
+        if twice is not None:
+            raise ValueError(f"names {shard}, which holds {twice} again, as another shard does; download them again")
+        state |= content
+    return state, activation
 
 
 def _published(state: dict[str, Tensor], names: tuple[str, ...]) -> dict[str, Tensor]:
-    """Renames to the published keys, and drops entries that are not weights."""
-    plain = {key.removeprefix("module.").removeprefix("text."): value for key, value in state.items()}
-    plain = {key: value for key, value in plain.items() if key not in _NO_WEIGHTS}
-    if is_hugging_face(plain):
-        plain = from_hugging_face(plain)
-    elif HUGGING_FACE_CONFIG in names:
+    """Renames to the published keys."""
+    if is_hugging_face(state):
+        return from_hugging_face(state)
+    if HUGGING_FACE_CONFIG in names:
         raise ValueError(
-            f"{names[0]} lacks the keys of a CLIPModel, which {HUGGING_FACE_CONFIG} promises; give the path of the file alone"
+            f"lacks the keys of a CLIPModel, which {HUGGING_FACE_CONFIG} promises; give a copy of the file in another folder"
         )
-    for scalar in ("logit_scale", "logit_bias"):  # open_clip can store them with shape (1,)
-        if scalar in plain and plain[scalar].shape == (1,):
-            plain[scalar] = plain[scalar].reshape(())
-    return plain
+    return state

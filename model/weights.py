@@ -7,6 +7,7 @@ only if its activation is known: from metadata in a safetensors file, from a con
 from __future__ import annotations
 
 import functools
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,10 +20,13 @@ from torch import Tensor
 
 from model.clip import CLIP
 from model.config import Activation, Architecture, get_architecture
+from model.fitting_architectures import fitting_architectures
 from model.foreign_config import check_stated
 from model.preprocess import Preprocess
 from model.tokenizer import tokenize
-from model.weight_files import read_weights
+from model.weight_files import Weights, read_weights
+
+logger = logging.getLogger(__name__)
 
 Tokenize = Callable[..., Tensor]
 _POSITIONS = ("visual.positional_embedding", "visual.attnpool.positional_embedding")
@@ -34,6 +38,7 @@ def load_clip(
     activation: Activation | None = None,
     image_size_px: int | None = None,
     allow_torchscript: bool = False,
+    address: str = "",
 ) -> tuple[CLIP, Preprocess, Tokenize]:
     """Loads a model with its matching preprocess and tokenizer.
 
@@ -43,6 +48,7 @@ def load_clip(
             configuration of open_clip or Hugging Face is stored beside the weights.
         image_size_px: size to interpolate learned positions to; None: the size of the weights, or the architecture's.
         allow_torchscript: load a TorchScript archive, which is a program; only for archives from a trusted origin.
+        address: where the weights came from, for log lines about what was chosen in them; empty: `weights`.
 
     Raises:
         ValueError: the weights cannot be read or do not fit the architecture, or their activation is unknown or differs.
@@ -51,11 +57,13 @@ def load_clip(
     state = None
     if weights is not None:
         found = read_weights(Path(weights), allow_torchscript)
+        for notice in found.notices:
+            logger.warning("weights=%s: %s", address or weights, notice)
         state = found.state
         check_stated(architecture, found.stated, str(weights))
         architecture = replace(
             architecture,
-            activation=settle_activation(str(weights), activation, found.activation),
+            activation=activation_of(found, architecture, str(weights), activation),
             image_size_px=_image_size_px(state, architecture),
             has_logit_bias="logit_bias" in state,
         )
@@ -92,9 +100,17 @@ def weights_metadata(row: Architecture) -> dict[str, str]:
 def _image_size_px(state: dict[str, Tensor], architecture: Architecture) -> int:
     """Image size that the weights' learned positions are for; the architecture's if they do not tell."""
     for key in _POSITIONS:
-        if key in state and state[key].ndim == 2 and len(state[key]) > 1:
-            return math.isqrt(len(state[key]) - 1) * architecture.image_step_px
+        if key in state and _side(state[key]) > 0:
+            return _side(state[key]) * architecture.image_step_px
     return architecture.image_size_px
+
+
+def _side(positions_PD: Tensor) -> int:
+    """Side of the square grid that learned positions are for; 0 if they are of another kind."""
+    if positions_PD.ndim != 2:
+        return 0
+    side = math.isqrt(max(0, len(positions_PD) - 1))
+    return side if side * side + 1 == len(positions_PD) else 0
 
 
 def resize_positions(clip: CLIP, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -102,10 +118,9 @@ def resize_positions(clip: CLIP, state: dict[str, Tensor]) -> dict[str, Tensor]:
     own = clip.state_dict()
     resized = dict(state)
     for key in _POSITIONS:
-        if key not in own or key not in state or own[key].shape == state[key].shape or state[key].ndim != 2:
+        if key not in own or key not in state or own[key].shape == state[key].shape or not _side(state[key]):
             continue
-        (old, width), (new, _) = state[key].shape, own[key].shape
-        old_side, new_side = math.isqrt(old - 1), math.isqrt(new - 1)
+        old_side, new_side, width = _side(state[key]), _side(own[key]), state[key].shape[1]
         # The first position is the class token's, or the mean's. (H * W, D) -> (1, D, H, W) and back
         grid = state[key][1:].float().T.reshape(1, width, old_side, old_side)
         grid = F.interpolate(grid, size=(new_side, new_side), mode="bicubic", antialias=True, align_corners=False)
@@ -146,7 +161,31 @@ def check_state(clip: CLIP, state: dict[str, Tensor], source: str) -> None:
     ]
     if problems:
         shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
-        raise ValueError(f"weights={source}: does not fit {clip.architecture.name}: {shown}; name its architecture")
+        name, fitting = clip.architecture.name, fitting_architectures(state)
+        if name in fitting:
+            remedy = "the rest is a whole one's: save the state_dict of the whole model, and nothing else, again"
+        elif fitting:
+            remedy = f"its model.name is {' or '.join(fitting)}"
+        else:
+            remedy = "no row of model/config.py has these shapes: name the architecture of the weights, or give others"
+        raise ValueError(f"weights={source}: does not fit {name}: {shown}; {remedy}")
+
+
+def activation_of(found: Weights, row: Architecture, source: str, told: Activation | None) -> Activation:
+    """The activation of weights that were read, as `settle_activation`; weights that fit no such model are refused first.
+
+    Raises:
+        ValueError: the activation is unknown, or the one that is told differs.
+    """
+    try:
+        return settle_activation(source, told, found.activation)
+    except ValueError:
+        with torch.device("meta"):
+            clip = CLIP(replace(row, has_logit_bias="logit_bias" in found.state))
+        check_state(clip, resize_positions(clip, found.state), source)
+        if told is None and found.unstated:
+            raise ValueError(f"weights={source}: {found.unstated}") from None
+        raise
 
 
 def settle_activation(path: str, told: Activation | None, found: str | None) -> Activation:

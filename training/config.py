@@ -45,7 +45,7 @@ class ModelConfig(Section):
     name: str = "ViT-B/32"
     """Architecture, one of those in model/config.py."""
     weights: str = ""
-    """Initial weights: a state dict, or a folder of an export, open_clip or Hugging Face. Empty: the paper's initialisation."""
+    """Initial weights: a state dict, a run, or a folder of an export, open_clip or Hugging Face. Empty: the paper's own."""
     allow_torchscript: bool = False
     """Load weights from a TorchScript archive, as OpenAI's are. It is a program: allow only one whose origin you trust."""
     activation: Literal["quick_gelu", "gelu"] | None = None

@@ -58,7 +58,8 @@ def open_weights(config: Config, options: argparse.Namespace) -> CLIP:
     try:
         with local_weights(options.weights) as path:
             try:
-                clip, _, _ = load_clip(model.name, path, options.activation or model.activation, model.image_size_px, allowed)
+                told = options.activation or model.activation
+                clip, _, _ = load_clip(model.name, path, told, model.image_size_px, allowed, address=options.weights)
             except ValueError as error:
                 raise ConfigError(str(error).replace(str(path), options.weights)) from None
     except ValueError as error:
@@ -71,7 +72,7 @@ def add_weights_options(result: argparse.ArgumentParser) -> None:
     result.add_argument(
         "--weights",
         metavar="PATH",
-        help="a state dict (.safetensors, .pt), or a folder with one: an export, open_clip's, Hugging Face's",
+        help="a state dict (.safetensors, .pt), a checkpoint or run, or a folder: an export, open_clip's, Hugging Face's",
     )
     result.add_argument("--activation", choices=("quick_gelu", "gelu"), help="activation that the weights were trained with")
     result.add_argument(

@@ -4,28 +4,36 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
+import logging
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from model.clip import CLIP
-from model.config import Activation, Architecture
-from model.foreign_config import CONFIGS, check_stated
-from model.weight_files import Weights, choose_files, files_of, read_weights
-from model.weights import check_state, load_state, resize_positions, settle_activation
-from pipeline.errors import ConfigError
+from model.config import Activation, Architecture, get_architecture
+from model.file_formats import INDEX_SUFFIX
+from model.foreign_config import check_stated
+from model.weight_files import Weights, read_weights
+from model.weight_folders import DESCRIPTIONS, choose_files, files_of, shards_of
+from model.weights import activation_of, check_state, load_state, resize_positions
+from pipeline.errors import ConfigError, InputError
 from pipeline.storage.address import open_storage
 from pipeline.storage.base import Storage
 from training.config import ModelConfig
+
+logger = logging.getLogger(__name__)
+_MAX_OBJECTS = 10_000
+"""Objects of a folder's listing in which weights are looked for."""
 
 
 def initial_activation(config: ModelConfig) -> Activation:
     """The activation that the weights were trained with. Raises ConfigError if it is unknown or the weights cannot be read."""
     with _as_config_error():
-        return settle_activation(config.weights, config.activation, _read(config).activation)
+        return activation_of(_read(config), get_architecture(config.name), config.weights, config.activation)
 
 
 def check_initial_weights(architecture: Architecture, config: ModelConfig) -> None:
@@ -34,6 +42,8 @@ def check_initial_weights(architecture: Architecture, config: ModelConfig) -> No
         clip = CLIP(architecture)
     with _as_config_error():
         check_state(clip, _fitted(clip, config), config.weights)
+    for notice in _read(config).notices:
+        logger.warning("model.weights=%s: %s", config.weights, notice)
 
 
 def load_initial_weights(clip: CLIP, config: ModelConfig) -> None:
@@ -92,28 +102,41 @@ def local_weights(uri: str) -> Iterator[Path]:
         ValueError: the address holds nothing, or no weights.
     """
     if "://" not in uri:
-        yield Path(uri)
+        yield Path(uri).expanduser()
         return
-    parent, _, name = uri.rstrip("/").rpartition("/")
-    beside = open_storage(parent)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        if beside.exists(name):
-            _fetch(beside, files_of(name, [name, *filter(beside.exists, CONFIGS)]), folder)
-            yield folder / name
-            return
-        place = open_storage(uri.rstrip("/"))
-        names = [item.path for item in place.list("") if "/" not in item.path]
-        if not names:
-            raise ValueError(f"weights={uri}: there is no such object; give the address of a state dict, or of a folder of one")
         try:
-            files = choose_files(names)
+            path = _fetched(uri.rstrip("/"), Path(temporary))
+        except InputError:
+            raise
         except ValueError as error:
             raise ValueError(f"weights={uri}: {error}") from None
-        _fetch(place, files, folder)
-        yield folder
+        yield path
 
 
-def _fetch(place: Storage, names: Iterable[str], folder: Path) -> None:
+def _fetched(uri: str, folder: Path) -> Path:
+    """Copies the files at an address that are read into a folder. Returns the path of the file, or the folder."""
+    parent, _, name = uri.rpartition("/")
+    beside = None if parent.endswith("/") else open_storage(parent)  # without one, the address is a bucket's
+    if beside is not None and beside.exists(name):
+        _fetch(beside, files_of(name, [name, *filter(beside.exists, DESCRIPTIONS)]), folder)
+        return folder / name
+    place = open_storage(uri)
+    names = [item.path for item in itertools.islice(place.list(""), _MAX_OBJECTS)]
+    if not names:
+        raise ValueError("there is no such object; give the address of a state dict, or of a folder of one")
+    _fetch(place, choose_files(names), folder)
+    return folder
+
+
+def _fetch(place: Storage, names: Sequence[str], folder: Path) -> None:
+    """Copies files, and the shards that the first of them names, if it is an index."""
     for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(place.read(name))
+    if names[0].endswith(INDEX_SUFFIX):
+        parent = names[0].rpartition("/")[0]
+        for shard in shards_of(folder / names[0]):
+            path = f"{parent}/{shard}" if parent else shard
+            if place.exists(path):  # reading names one that is missing
+                (folder / path).write_bytes(place.read(path))

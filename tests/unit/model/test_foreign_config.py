@@ -1,5 +1,7 @@
 """The facts that open_clip's and Hugging Face's configurations state, and their defaults."""
 
+import pytest
+
 from model.weight_files import choose_files
 
 
@@ -45,3 +47,30 @@ def test_the_defaults_are_those_of_the_installed_tools():
         ({"projection_dim": 512}, CLIPConfig()),
     ):
         assert ours == {key: getattr(theirs, key) for key in ours}
+
+
+def test_every_key_of_the_installed_open_clip_is_known():
+    from dataclasses import fields
+    from inspect import signature
+
+    from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+
+    from model import foreign_config
+
+    for cfg, ours in (
+        (CLIPVisionCfg, ("VISION", "VISION_FIXED", "VISION_FREE")),
+        (CLIPTextCfg, ("TEXT", "TEXT_FIXED", "TEXT_FREE")),
+    ):
+        known = {key for name in ours for key in getattr(foreign_config, f"_OPEN_CLIP_{name}")}
+        assert {field.name for field in fields(cfg)} == known
+    assert set(signature(CLIP.__init__).parameters) - {"self"} <= {*foreign_config._OPEN_CLIP_MODEL_FREE}
+
+
+def test_a_feature_that_is_not_known_is_refused_unless_it_is_off():
+    from model.foreign_config import stated_by_open_clip
+
+    config = {"embed_dim": 512, "vision_cfg": {"rotary": False}, "text_cfg": {"new": None}}
+    assert stated_by_open_clip(config).activation == "gelu"
+    for changed in ({"vision_cfg": {"rotary": True}}, {"text_cfg": {"window": 3}}, {"multimodal_cfg": {"layers": 12}}):
+        with pytest.raises(ValueError, match="is not known here and may change what the model computes"):
+            stated_by_open_clip(config | changed)

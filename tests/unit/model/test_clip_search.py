@@ -1,0 +1,39 @@
+"""A CLIP is found by the names of both encoders, under any prefix; tests/world/test_weights.py has what people wrap it in."""
+
+import pytest
+import torch
+
+from model.clip_search import find_clip
+
+CLIP = {"visual.proj": torch.ones(2), "text_projection": torch.ones(3), "logit_scale": torch.ones(())}
+
+
+def test_the_names_of_the_clip_are_those_without_what_wraps_it():
+    found = find_clip({"state_dict": {f"module.model.{key}": value for key, value in CLIP.items()}})
+    assert found.state.keys() == CLIP.keys()
+    assert found.notices == ()
+
+
+def test_tensors_without_a_clip_are_returned_whole():
+    assert find_clip({"weight": torch.ones(2), "module.bias": torch.ones(2)}).state.keys() == {"weight", "bias"}
+
+
+def test_what_is_ignored_is_listed_to_the_sixth():
+    (notice,) = find_clip({"model": CLIP, **{f"extra_{index}": index for index in range(8)}}).notices
+    assert notice == "ignores what it holds beside the weights: " + ", ".join(f"extra_{n}" for n in range(6)) + " and 2 more"
+
+
+def test_an_own_name_that_is_no_tensor_is_refused():
+    with pytest.raises(ValueError, match=r"visual\.conv1\.weight is a float, not a tensor"):
+        find_clip(CLIP | {"visual.conv1.weight": 0.5})
+
+
+@pytest.mark.parametrize("name", ["loss.t", "criterion.scale", "val_loss", "epoch", "n_averaged", "optimizer.exp_avg"])
+def test_known_tensors_beside_the_clip_are_ignored(name):
+    assert find_clip(CLIP | {name: torch.ones(1)}).notices == (f"ignores what it holds beside the weights: {name}",)
+
+
+@pytest.mark.parametrize("name", ["queue", "head.bias", "lossy.weight"])
+def test_unknown_tensors_beside_the_clip_are_refused(name):
+    with pytest.raises(ValueError, match=f"holds {name} beside the CLIP at its top"):
+        find_clip(CLIP | {name: torch.ones(1)})

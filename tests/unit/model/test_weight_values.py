@@ -1,0 +1,37 @@
+"""Values are checked before a model converts them in silence; tests/world/test_weights_mistaken.py has more of them."""
+
+import pytest
+import torch
+
+from model.weight_values import checked_values
+
+
+def test_values_come_back_without_gradients_and_as_scalars():
+    state = {"a": torch.nn.Parameter(torch.ones(2)), "logit_scale": torch.tensor([2.0]), "logit_bias": torch.tensor([-10.0])}
+    checked = checked_values(state)
+    assert not checked["a"].requires_grad
+    assert checked["logit_scale"].shape == checked["logit_bias"].shape == ()
+
+
+def test_a_sum_that_overflows_is_no_infinite_value():
+    for dtype in (torch.float16, torch.float32):
+        large = torch.full((4,), torch.finfo(dtype).max, dtype=dtype)
+        assert torch.equal(checked_values({"a": large})["a"], large)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.float16])
+def test_the_counters_of_batch_norm_may_have_any_real_type(dtype):
+    assert checked_values({"bn.num_batches_tracked": torch.tensor(3).to(dtype)})
+
+
+def test_every_damaged_tensor_is_counted_and_three_are_named():
+    state = {name: torch.tensor([1.0, float("nan"), float("inf")]) for name in "abcd"}
+    with pytest.raises(ValueError, match=r"in a \(2\), b \(2\), c \(2\) and 1 more tensors; the run diverged"):
+        checked_values(state)
+
+
+@pytest.mark.parametrize("mask", [torch.full((4, 4), float("-inf")).triu(1), torch.ones(4, 4, dtype=torch.bool).triu(1)])
+def test_a_causal_mask_is_dropped(mask):
+    assert checked_values({"attn_mask": mask}) == {}
+    with pytest.raises(ValueError, match="is not the causal mask"):
+        checked_values({"attn_mask": mask.T})
