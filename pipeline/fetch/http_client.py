@@ -140,7 +140,7 @@ class Fetcher:
                 outcome = await self._ask(target, target.target, "*/*", claim, deadline)
             if not isinstance(outcome, str):
                 return outcome
-            target = parse_url(outcome, base=target)
+            target = _redirect(parse_url(outcome, base=target))
         return download_failure("too_many_redirects", f"more than {self.config.max_redirects} redirects")
 
     async def _ask(
@@ -293,6 +293,14 @@ class _Deadline:
         self._timeout.reschedule(None)
         yield
         self._timeout.reschedule(until + loop.time() - began)
+
+
+def _redirect(target: WebURL | Failure) -> WebURL | Failure:
+    """The target of a redirect; a bad one is the server's fault, not the table's."""
+    if isinstance(target, WebURL):
+        return target
+    reason = "bad_answer" if target.reason == "bad_url" else target.reason
+    return download_failure(reason, f"the Location of a redirect: {target.message}")
 
 
 def opt_out(values: list[str]) -> str | None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
+from aiohttp.http_exceptions import HttpProcessingError
 
 MAX_HEAD_BYTES = 256 << 10
 """Longest head of an answer, as in Chromium."""
@@ -167,7 +168,11 @@ class TolerantProtocol(ResponseHandler):
                 self.start_timeout()  # of the silence after these bytes
                 return
             held, self._head = bytes(self._head), None
-            head = None if end is None or end.start() > MAX_HEAD_BYTES else clean_head(held[: end.start()])
+            if len(held) > MAX_HEAD_BYTES and (end is None or end.start() > MAX_HEAD_BYTES):
+                self.set_exception(HttpProcessingError(message=f"its head has more than {MAX_HEAD_BYTES} bytes"))
+                self._surplus(ended=True)
+                return
+            head = None if end is None else clean_head(held[: end.start()])
             if head is None or end is None:
                 super().data_received(held)  # the parser says what is wrong
                 return

@@ -2,9 +2,9 @@
 
 In: the text of a table's row, or of a `Location` header. Out: a WebURL, or the reason why it is none.
 
-Host and port follow the standard, so that every spelling that a browser opens is opened. Path and query are kept byte for byte,
-since servers sign and compare them: only what would break the request line (spaces, control characters, non-ASCII) is
-percent-encoded. Browsers also rewrite dot segments, backslashes and a few characters: `WebURL.browser_target` is their spelling.
+Host and port follow the standard, so that every spelling that a browser opens is opened. Path and query are kept byte for
+byte, since servers sign and compare them: only what would break the request line (spaces, control characters, non-ASCII) is
+percent-encoded. Browsers also rewrite dot segments, backslashes and a few characters: `browser_target` is their spelling.
 """
 
 from __future__ import annotations
