@@ -81,12 +81,32 @@ def _inflate(body: bytes, limit_bytes: int) -> bytes:
 
 
 def _run(stream: zlib._Decompress, body: bytes, limit_bytes: int) -> bytes:
+    begin = stream.copy()
     try:
         data = stream.decompress(body, limit_bytes + 1)
     except zlib.error as error:
-        raise BrokenBodyError(f"the compressed body is damaged: {error}") from None
+        data = _up_to_damage(begin, body, limit_bytes)
+        if not is_whole_image(data):
+            raise BrokenBodyError(f"the compressed body is damaged: {error}") from None
+        return data
     if len(data) > limit_bytes:
         raise TooLargeError
     if not stream.eof and not is_whole_image(data):
         raise BrokenBodyError("the compressed body ends early")
     return data
+
+
+def _up_to_damage(stream: zlib._Decompress, body: bytes, limit_bytes: int) -> bytes:
+    """What can be decompressed. Often only the checksum at the end is wrong, which browsers do not compare."""
+    data = bytearray()
+    size, at = 1 << 16, 0
+    while at < len(body) and len(data) <= limit_bytes:
+        before = stream.copy()
+        try:
+            data += stream.decompress(body[at : at + size], limit_bytes + 1 - len(data))
+            at += size
+        except zlib.error:
+            if size == 1:
+                break
+            stream, size = before, size // 16
+    return bytes(data)

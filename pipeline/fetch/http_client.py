@@ -321,7 +321,7 @@ def _retry_after(response: aiohttp.ClientResponse) -> float | None:
     value = response.headers.getall("Retry-After", [""])[0]
     with contextlib.suppress(ValueError):
         return max(0.0, float(value))
-    with contextlib.suppress(ValueError, TypeError):
+    with contextlib.suppress(ValueError, TypeError, OverflowError):
         return max(0.0, (parsedate_to_datetime(value).astimezone(UTC) - datetime.now(UTC)).total_seconds())
     return None
 
