@@ -7,6 +7,9 @@ import re
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """Accepted formats in Pillow's names, recognised by their magic bytes; the Content-Type is ignored."""
 
+SHORTEST_BYTES = 32
+"""No image is as short as this."""
+
 _READ = {
     b"\xff\xd8\xff": "JPEG",
     b"\x89PNG\r\n\x1a\n": "PNG",
@@ -52,7 +55,7 @@ def refusal(data: bytes) -> tuple[str, str]:
     begin = data[:512]
     for magic, name in _READ.items():
         if begin.startswith(magic):
-            return "not_an_image", f"the data begins like {_article(name)} image, but its header cannot be read"
+            return _damaged(name, begin)
     if begin[4:8] == b"ftyp":
         return _of_brand(begin)
     for magic, name in _OTHER_IMAGES.items():
@@ -62,8 +65,7 @@ def refusal(data: bytes) -> tuple[str, str]:
         if begin.startswith(magic):
             return "not_an_image", f"{name}, not an image"
     if begin.startswith(b"RIFF"):
-        name = "begins like a WebP image, but its header cannot be read" if begin[8:12] == b"WEBP" else "is a sound or a film"
-        return "not_an_image", f"the data {name}"
+        return _damaged("WebP", begin) if begin[8:12] == b"WEBP" else ("not_an_image", "a sound or a film, not an image")
     return _of_text(begin)
 
 
@@ -75,7 +77,7 @@ def _of_brand(begin: bytes) -> tuple[str, str]:
     if name is None:
         return "not_an_image", "an MP4 or QuickTime film, not an image"
     if name == "AVIF":
-        return "not_an_image", "the data begins like an AVIF image, but its header cannot be read"
+        return _damaged(name, begin)
     return _unsupported(name)
 
 
@@ -99,5 +101,7 @@ def _unsupported(name: str) -> tuple[str, str]:
     return "unsupported_format", f"{name} image, a format that is not supported"
 
 
-def _article(name: str) -> str:
-    return f"an {name}" if name == "AVIF" else f"a {name}"
+def _damaged(name: str, begin: bytes) -> tuple[str, str]:
+    article = "an" if name == "AVIF" else "a"
+    reason = "decode" if len(begin) > SHORTEST_BYTES else "not_an_image"
+    return reason, f"{article} {name} image that is cut short or damaged"

@@ -42,7 +42,12 @@ class RawServer:
     @property
     def targets(self) -> list[str]:
         """Request targets as they came over the wire."""
-        return [request.split(b"\r\n")[0].split(b" ", 1)[1].rpartition(b" ")[0].decode("latin-1") for request in self.requests]
+        return [_target(request) for request in self.requests]
+
+
+def _target(head: bytes) -> str:
+    """The target of a request, as it came over the wire."""
+    return head.split(b"\r\n")[0].split(b" ", 1)[1].rpartition(b" ")[0].decode("latin-1")
 
 
 @contextmanager
@@ -61,7 +66,7 @@ def raw_server() -> Iterator[RawServer]:
                         return
                     head += line
                 site.requests.append(head)
-                target = site.targets[-1]
+                target = _target(head)
                 answer = site.answers.get(target, site.otherwise)
                 self.wfile.write(answer(head) if callable(answer) else answer)
                 if target in site.reset:

@@ -331,9 +331,9 @@ def test_a_compressed_bomb_is_refused_at_the_limit(site):
         (b"%PDF-1.7", "not_an_image", "a PDF document"),
         (b"PK\x03\x04", "not_an_image", "a ZIP archive"),
         (b"version https://git-lfs.github.com/spec/v1", "not_an_image", "a Git LFS pointer"),
-        (PNG[:12], "not_an_image", "begins like a PNG image"),
-        (AVIF[:40], "not_an_image", "begins like an AVIF image"),
-        (b"RIFF\0\0\0\0WAVE", "not_an_image", "is a sound or a film"),
+        (PNG[:12], "not_an_image", "a PNG image that is cut short or damaged"),
+        (AVIF[:40], "decode", "an AVIF image that is cut short or damaged"),
+        (b"RIFF\0\0\0\0WAVE", "not_an_image", "a sound or a film"),
         (bytes(50), "not_an_image", "match no supported image format"),
     ],
 )
