@@ -91,8 +91,9 @@ def _may_stay(image: Image.Image, size: tuple[int, int], orientation: int, confi
     """True if the fetched bytes can be stored unchanged: encoding again would only cost quality."""
     stored = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}[config.format]
     plain = image.format == stored and image.mode == "RGB" and orientation == 1 and not image.has_transparency_data
-    still = getattr(image, "n_frames", 1) == 1
-    return config.keep_bytes and plain and still and config.resize_only_if_bigger and target_size(*size, config) == size
+    fits = config.resize_only_if_bigger and target_size(*size, config) == size
+    # Frames last: they are counted by reading them, which fails where a GIF is cut after its first one.
+    return config.keep_bytes and plain and fits and getattr(image, "n_frames", 1) == 1
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
