@@ -12,7 +12,7 @@ from __future__ import annotations
 import io
 import math
 import random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -24,7 +24,7 @@ MARGIN = 2
 """A JPEG is decoded at a reduced scale only while both sides stay at least this many times the target."""
 Pixels = NDArray[np.uint8]
 """(H, W, 3), RGB."""
-_TURNS = {
+_TURNS: dict[Any, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,

@@ -44,9 +44,10 @@ _OTHERS = {
 }
 _BRANDS = {
     **dict.fromkeys((b"avif", b"avis"), "AVIF"),
-    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "a HEIC"),
+    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"), "a HEIC"),
     **dict.fromkeys((b"jp2 ", b"jpx "), "a JPEG 2000"),
     b"crx ": "a Canon raw (CR3)",
+    **dict.fromkeys((b"mif1", b"msf1"), "a HEIF"),  # last, since files of the other formats name it too
 }
 
 
@@ -70,10 +71,10 @@ def refusal(data: bytes) -> tuple[str, str]:
 
 
 def _of_brand(begin: bytes) -> tuple[str, str]:
-    """The name of an ISO media file, by its main brand and then by the compatible ones."""
+    """The name of an ISO media file, by its main and its compatible brands."""
     size = min(len(begin), int.from_bytes(begin[:4], "big"))
     brands = [begin[8:12], *(begin[at : at + 4] for at in range(16, size - 3, 4))]
-    name = next((_BRANDS[brand] for brand in brands if brand in _BRANDS), None)
+    name = next((name for brand, name in _BRANDS.items() if brand in brands), None)
     if name is None:
         return "not_an_image", "an MP4 or QuickTime film, not an image"
     if name == "AVIF":
@@ -93,7 +94,7 @@ def _of_text(begin: bytes) -> tuple[str, str]:
     if text.startswith((b"{", b"[")):
         return "not_an_image", "JSON, not an image"
     if text and not re.search(rb"[^\t\n\r\x20-\x7e]", text):
-        return "not_an_image", f"text, not an image: {text[:60].decode()!r}"
+        return "not_an_image", f"text, not an image: {begin.decode('ascii', 'ignore').strip()[:60]!r}"
     return "not_an_image", "the magic bytes match no supported image format"
 
 

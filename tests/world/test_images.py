@@ -93,8 +93,7 @@ def check_upright(data: bytes) -> None:
     assert (picture.width, picture.height) == (picture.original_width, picture.original_height) == (64, 48)
     assert is_upright(np.asarray(Image.open(io.BytesIO(picture.data))))
     assert is_upright(load_eval_image(data, 40))
-    stored = prepare(data, format="jpg")
-    assert is_upright(load_eval_image(stored.data, 40)), "and what ingestion stored is not turned again"
+    assert is_upright(load_eval_image(prepare(data, format="jpg").data, 40)), "what ingestion stored is not turned again"
 
 
 FORMATS = [
