@@ -9,6 +9,7 @@ Augmentation takes its random numbers from the caller, so that a sample's crop c
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import random
@@ -115,10 +116,11 @@ class _Opened:
     def __init__(self, data: bytes | memoryview) -> None:
         self._data, self._pixels = data, None
         if data[:2] == b"\xff\xd8" and not _has_exif(data):
-            with _said_as_value_error():
+            # libjpeg-turbo's interface has no name for some rare subsamplings: Pillow reads those.
+            with contextlib.suppress(ValueError):
                 self.height, self.width, colours, _ = simplejpeg.decode_jpeg_header(data)
-            if colours in ("YCbCr", "Gray", "RGB"):
-                return
+                if colours in ("YCbCr", "Gray", "RGB"):
+                    return
         with _said_as_value_error():
             image: Image.Image = Image.open(io.BytesIO(data))
             self._pixels = np.array(to_rgb(_upright(image)))

@@ -183,13 +183,13 @@ def check_image(data: bytes) -> None:
 
 
 def check_cut(data: bytes, rng: random.Random) -> None:
-    """A cut image is a reason, or whole: where Pillow reads it, so do we, to the same pixels."""
+    """A cut image is a reason, or has all its pixels; and what Pillow reads of it, we read."""
     cut = data[: rng.randrange(len(data))]
     outcome = ours(cut)
     try:
         expected = reference(cut)
-    except Exception:
-        assert isinstance(outcome, Failure), "Pillow refuses this"
+    except Exception:  # Pillow also refuses a PNG that is cut in a text after its pixels
+        assert isinstance(outcome, Failure) or np.array_equal(outcome, ours(data)), "a part of an image was taken for all of it"
         return
     assert not isinstance(outcome, Failure), outcome
     assert np.abs(outcome.astype(int) - expected).max() <= 1
