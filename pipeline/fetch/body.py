@@ -97,7 +97,7 @@ def _run(stream: zlib._Decompress, body: bytes, limit_bytes: int) -> bytes:
 
 
 def _up_to_damage(stream: zlib._Decompress, body: bytes, limit_bytes: int) -> bytes:
-    """What can be decompressed. Often only the checksum at the end is wrong, which browsers do not compare."""
+    """Decompresses up to the damage. Often only the checksum at the end is wrong, which browsers do not compare."""
     data = bytearray()
     size, at = 1 << 16, 0
     while at < len(body) and len(data) <= limit_bytes:

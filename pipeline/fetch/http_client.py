@@ -165,7 +165,7 @@ class Fetcher:
         outcome: Failure | _Retry
         answered = False
         headers = {"Host": url.authority, "Accept": accept}
-        # yarl would quote anew, and drops an empty query: so the query is given to it as a part of the path, already quoted.
+        # yarl would quote it again and drop an empty query: so the query is given to it as a part of the path, quoted already.
         address = URL.build(scheme=url.scheme, authority=url.authority, path=target, encoded=True)
         try:
             async with deadline, self._session.get(address, headers=headers, allow_redirects=False) as response:

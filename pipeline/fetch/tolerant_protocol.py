@@ -3,8 +3,7 @@
 In: the bytes of a connection. Out: the same answer in aiohttp's parser, with a well-formed head and no bytes behind its end.
 
 llhttp refuses many heads that every browser and curl accept: lines without a colon, a space before the colon, a repeated
-Content-Length, Content-Length beside chunks, bytes after the stated length. The rules here are those of Chromium
-(net/http/http_response_headers.cc, http_stream_parser.cc), read in November 2026.
+Content-Length, Content-Length beside chunks, bytes after the stated length.
 """
 
 from __future__ import annotations

@@ -125,7 +125,7 @@ def _check_header(width: int, height: int, config: ImageConfig) -> Failure | Non
 
 
 def _exif(image: Image.Image) -> dict[int, Any]:
-    """The Exif tags; none if they cannot be read: they are no part of the picture."""
+    """The Exif tags; none if they cannot be read: the pixels do not depend on them."""
     try:
         exif = image.getexif()
         return {number: exif[number] for number in exif}

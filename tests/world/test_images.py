@@ -248,7 +248,7 @@ def test_png_is_stored_without_a_warning_and_without_loss(capfd):
 
 @pytest.mark.parametrize("quality", [10, 95, 100])
 def test_a_png_level_beyond_nine_is_refused_with_a_remedy(quality):
-    with pytest.raises(ValidationError, match=f"quality={quality} is over 9.*leave ingest.image.quality out"):
+    with pytest.raises(ValidationError, match=f"quality={quality} is over 9.*omit ingest.image.quality"):
         ImageConfig(format="png", quality=quality)
     assert ImageConfig(format="png").encoder_quality == 3
 

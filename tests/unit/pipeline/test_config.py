@@ -32,7 +32,7 @@ def test_the_default_quality_depends_on_the_format():
 
 @pytest.mark.parametrize("quality", [10, 95])
 def test_a_png_level_that_does_not_exist_is_refused(quality):
-    with pytest.raises(ValidationError, match=r"leave ingest\.image\.quality out"):
+    with pytest.raises(ValidationError, match=r"omit ingest\.image\.quality"):
         ImageConfig(format="png", quality=quality)
 
 
