@@ -12,6 +12,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from urllib.parse import unquote_to_bytes
 
 import idna
@@ -162,6 +163,7 @@ def _without_dots(path: str) -> str:
     return "/".join(kept)
 
 
+@lru_cache(maxsize=10_000)  # a table has few hosts for its rows
 def _host(written: str) -> str:
     """The host in ASCII: a name as the DNS holds it, or an address in its usual form."""
     if written.startswith("["):
