@@ -9,21 +9,32 @@ Augmentation takes its random numbers from the caller, so that a sample's crop c
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import simplejpeg
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 MARGIN = 2
 """A JPEG is decoded at a reduced scale only while both sides stay at least this many times the target."""
 Pixels = NDArray[np.uint8]
 """(H, W, 3), RGB."""
+_TURNS: dict[Any, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""Exif orientation -> the transposition that undoes it."""
 
 
 class _Box(NamedTuple):
@@ -105,13 +116,14 @@ class _Opened:
     def __init__(self, data: bytes | memoryview) -> None:
         self._data, self._pixels = data, None
         if data[:2] == b"\xff\xd8" and not _has_exif(data):
-            with _said_as_value_error():
+            # libjpeg-turbo's interface has no name for some rare subsamplings: Pillow reads those.
+            with contextlib.suppress(ValueError):
                 self.height, self.width, colours, _ = simplejpeg.decode_jpeg_header(data)
-            if colours in ("YCbCr", "Gray", "RGB"):
-                return
+                if colours in ("YCbCr", "Gray", "RGB"):
+                    return
         with _said_as_value_error():
             image: Image.Image = Image.open(io.BytesIO(data))
-            self._pixels = np.array(to_rgb(ImageOps.exif_transpose(image)))
+            self._pixels = np.array(to_rgb(_upright(image)))
         self.height, self.width = self._pixels.shape[:2]
 
     def divisor(self, side: int, size_px: int) -> int:
@@ -139,10 +151,24 @@ class _said_as_value_error:  # noqa: N801 (read as a statement)
             raise ValueError(f"the image cannot be decoded: {' '.join(str(error).split())}") from error
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    """Undoes the orientation that Exif states. Exif data that cannot be read states none."""
+    image.load()  # Pillow turns a TIFF here, and drops its orientation
+    try:
+        # Not ImageOps.exif_transpose: it also writes the Exif data again, which fails for odd tags.
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # SyntaxError, struct.error, ...
+        return image
+    return image if turn is None else image.transpose(turn)
+
+
 def _has_exif(data: bytes | memoryview) -> bool:
     """True if a JPEG has an Exif segment, which may state a rotation."""
     at = 2
     while at + 10 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
+        if data[at + 1] == 0xFF:  # a fill byte
+            at += 1
+            continue
         if data[at + 1] == 0xE1 and data[at + 4 : at + 8] == b"Exif":
             return True
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")

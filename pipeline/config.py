@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+DEFAULT_QUALITY, DEFAULT_PNG_LEVEL, MAX_PNG_LEVEL = 95, 3, 9
 
 
 class Section(BaseModel):
@@ -66,8 +68,8 @@ class ImageConfig(Section):
     """Keep the size of images that are not larger than size_px."""
     format: Literal["jpg", "png", "webp"] = "jpg"
     """Format of stored images."""
-    quality: int = Field(95, ge=0, le=100)
-    """JPEG and WebP: quality; PNG: compression level 0 to 9."""
+    quality: int | None = Field(None, ge=0, le=100)
+    """JPEG and WebP: quality, 95 if None. PNG: compression level 0 to 9, 3 if None; PNG loses nothing at any level."""
     keep_bytes: bool = True
     """Store the fetched bytes of an image that is already in the stored format, upright, RGB and small enough."""
     max_pixels: int = Field(64_000_000, ge=1)
@@ -81,6 +83,26 @@ class ImageConfig(Section):
     @classmethod
     def _yaml_reads_no_as_false(cls, value: Any) -> Any:
         return "no" if value is False else value
+
+    @model_validator(mode="after")
+    def _png_has_levels(self) -> Self:
+        if self.format == "png" and self.quality is not None and self.quality > MAX_PNG_LEVEL:
+            raise ValueError(
+                f"quality={self.quality} is over {MAX_PNG_LEVEL}: for png it is the level of a lossless compression, 0 to "
+                f"{MAX_PNG_LEVEL}; omit ingest.image.quality, also to grow a data set that was made with quality=95"
+            )
+        return self
+
+    @property
+    def encoder_quality(self) -> int:
+        """The quality or level to encode with."""
+        if self.quality is not None:
+            return self.quality
+        return DEFAULT_PNG_LEVEL if self.format == "png" else DEFAULT_QUALITY
+
+    def fingerprint_options(self) -> dict[str, Any]:
+        """The options that change the bytes of a shard, as every release has named them: an absent quality is 95."""
+        return self.model_dump() | {"quality": DEFAULT_QUALITY if self.quality is None else self.quality}
 
 
 class IngestConfig(Section):

@@ -2,7 +2,7 @@
 
 It uses aiohttp, with the address guard in its connector, a deadline for the whole URL and one for each read, and a limit on the
 decompressed body. Redirects are followed one by one, so that each is checked and waits for its host's turn. Only failures that
-may be temporary are retried.
+may be temporary are retried. It is as tolerant as browsers: docs/decisions/0020-urls-and-images.md has the rules.
 """
 
 from __future__ import annotations
@@ -12,8 +12,12 @@ import contextlib
 import itertools
 import random
 import re
+import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from functools import cache
 from types import TracebackType
 
 import aiohttp
@@ -22,19 +26,29 @@ from yarl import URL
 from pipeline.config import FetchConfig
 from pipeline.errors import Failure
 from pipeline.fetch.address_guard import REFUSED, GuardedSocketFactory, parse_networks
+from pipeline.fetch.body import ACCEPT_ENCODING, BrokenBodyError, TooLargeError, decompress, is_whole_image
 from pipeline.fetch.dns_cache import CachingResolver
 from pipeline.fetch.host_limits import Host, Hosts
 from pipeline.fetch.memory_budget import Claim
+from pipeline.fetch.tolerant_protocol import MAX_HEAD_BYTES, BrokenAnswerError, TolerantConnector
+from pipeline.fetch.web_url import WebURL, parse_url
 
 AGENT = "rayclip"
 FIRST_DELAY_S = 0.5
 RETRY_AFTER_CAP_S = 10.0
+ACCEPT = "image/avif, image/webp, image/png, image/jpeg, image/gif, image/bmp, image/tiff"
+"""The formats that pipeline/transform/image.py decodes. No wildcard, or servers send others."""
 
 _OPT_OUT = {"noai", "noimageai", "noindex", "noimageindex", "noml", "none"}
 _DIRECTIVES_WITH_VALUE = {"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"}
+_OP_LEGACY_SERVER_CONNECT = 0x4  # ssl.OP_LEGACY_SERVER_CONNECT, from Python 3.12 on
 _REDIRECTS = {301, 302, 303, 307, 308}
+_WITHOUT_BODY = {204, 205}
+_TEMPORARY = {408, 425, 429}
+_SPELLING_REFUSED = {"http_400", "http_403", "http_404", "http_410"}
+"""Reasons after which a URL is asked for again as browsers spell it, if that differs."""
 _NO_ANSWER = {"timeout", "dns", "connect", "connection_lost"}
-"""Reasons that concern the host rather than the URL."""
+"""Reasons that concern the host rather than the URL, unless the head of an answer had arrived."""
 
 
 @dataclass(frozen=True)
@@ -59,20 +73,25 @@ class Fetcher:
         self.config = config
         self._allowed = parse_networks(config.allow_addresses)
         contact = f" (+{config.user_agent_contact})" if config.user_agent_contact else ""
-        self._headers = {"User-Agent": f"{AGENT}/0.1{contact}", "Accept": "image/*;q=1.0, */*;q=0.1"}
+        self._headers = {"User-Agent": f"{AGENT}/0.1{contact}", "Accept-Encoding": ACCEPT_ENCODING}
 
     async def __aenter__(self) -> Fetcher:
-        connector = aiohttp.TCPConnector(
+        connector = TolerantConnector(
             limit=0,  # limited by our own semaphores: waiting for them does not count against a URL's deadline
             socket_factory=GuardedSocketFactory(self._allowed),
             resolver=CachingResolver(),
             use_dns_cache=False,
+            ssl=_tls(),
         )
         self._session = aiohttp.ClientSession(
             connector=connector,
             headers=self._headers,
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=False,  # a proxy would connect for us, past the guard
+            auto_decompress=False,  # aiohttp gives up on wrong labels, and on encodings that are applied twice
+            max_line_size=MAX_HEAD_BYTES,
+            max_field_size=MAX_HEAD_BYTES,
+            max_headers=MAX_HEAD_BYTES,
             timeout=aiohttp.ClientTimeout(
                 total=None, sock_connect=self.config.read_timeout_s, sock_read=self.config.read_timeout_s
             ),
@@ -110,33 +129,51 @@ class Fetcher:
 
     async def _once(self, url: str, claim: Claim | None, deadline: _Deadline) -> Fetched | Failure | _Retry:
         """One attempt: follows redirects, then reads the body."""
-        target: URL | Failure = parse_url(url)
+        target: WebURL | Failure = parse_url(url)
         for _ in range(self.config.max_redirects + 1):
             if isinstance(target, Failure):
                 return target
-            host = self._hosts.host(f"{target.host}:{target.port}")
-            async with host.turns:
-                refusal = await host.wait_until_allowed()
-                if refusal is not None:
-                    return refusal
-                async with self._connections:
-                    outcome = await self._ask(target, host, claim, deadline)
+            outcome = await self._ask(target, target.target, ACCEPT, claim, deadline)
+            if _reason(outcome) in _SPELLING_REFUSED and target.browser_target != target.target:
+                outcome = await self._ask(target, target.browser_target, ACCEPT, claim, deadline)
+            elif _reason(outcome) == "http_406":  # some servers compare Accept with a type that is none of an image
+                outcome = await self._ask(target, target.target, "*/*", claim, deadline)
             if not isinstance(outcome, str):
                 return outcome
-            target = parse_url(outcome, base=target)
+            target = _redirect(parse_url(outcome, base=target))
         return download_failure("too_many_redirects", f"more than {self.config.max_redirects} redirects")
 
-    async def _ask(self, target: URL, host: Host, claim: Claim | None, deadline: _Deadline) -> Fetched | Failure | _Retry | str:
-        """One request; for a redirect returns the value of its Location header."""
+    async def _ask(
+        self, url: WebURL, target: str, accept: str, claim: Claim | None, deadline: _Deadline
+    ) -> Fetched | Failure | _Retry | str:
+        """One request, once its host and a connection are free; for a redirect returns the value of its Location header.
+
+        Args:
+            target: path and query as they are sent.
+        """
+        host = self._hosts.host(f"{url.host}:{url.port}")
+        async with host.turns:
+            refusal = await host.wait_until_allowed()
+            if refusal is not None:
+                return refusal
+            async with self._connections:
+                return await self._request(url, target, accept, host, claim, deadline)
+
+    async def _request(
+        self, url: WebURL, target: str, accept: str, host: Host, claim: Claim | None, deadline: _Deadline
+    ) -> Fetched | Failure | _Retry | str:
         outcome: Failure | _Retry
+        answered = False
+        headers = {"Host": url.authority, "Accept": accept}
+        # yarl would quote it again and drop an empty query: so the query is given to it as a part of the path, quoted already.
+        address = URL.build(scheme=url.scheme, authority=url.authority, path=target, encoded=True)
         try:
-            async with deadline, self._session.get(target, allow_redirects=False) as response:
-                if response.status in _REDIRECTS and "Location" in response.headers:
-                    host.answered()
-                    return response.headers["Location"]
-                answer = await self._read(response, host, claim, deadline)
+            async with deadline, self._session.get(address, headers=headers, allow_redirects=False) as response:
+                answered = True
                 host.answered()
-                return answer
+                if response.status in _REDIRECTS and "Location" in response.headers:
+                    return response.headers["Location"]
+                return await self._read(response, host, claim, deadline)
         except TimeoutError as error:
             if deadline.left_s <= 0:
                 outcome = download_failure("timeout", f"no complete answer within {self.config.total_timeout_s:g} s")
@@ -146,7 +183,7 @@ class Fetcher:
                 )
         except Exception as error:  # whatever one answer provokes in the client must not fail the other rows
             outcome = _explain(error)
-        if _reason(outcome) in _NO_ANSWER:
+        if not answered and _reason(outcome) in _NO_ANSWER:
             self._hosts.no_answer(host)
         return outcome
 
@@ -154,31 +191,79 @@ class Fetcher:
         self, response: aiohttp.ClientResponse, host: Host, claim: Claim | None, deadline: _Deadline
     ) -> Fetched | Failure | _Retry:
         """Checks status and headers, then reads the body up to the limit."""
-        if response.status != 200:
-            failure = download_failure(f"http_{response.status}", f"HTTP status {response.status}")
-            if response.status == 429 or response.status >= 500:
-                pause_s = _retry_after(response)
-                if pause_s is not None:
-                    host.wants_pause(min(pause_s, RETRY_AFTER_CAP_S))
-                return _Retry(failure, pause_s)
-            return failure
+        refusal = _check_status(response, host)
+        if refusal is not None:
+            return refusal
         directive = opt_out(response.headers.getall("X-Robots-Tag", []))
         if directive is not None:
             return download_failure("robots", f"X-Robots-Tag: {directive}")
         limit = self.config.max_bytes
         if response.content_length is not None and response.content_length > limit:
             return download_failure("too_large", f"Content-Length {response.content_length} is over {limit} bytes")
-        body = bytearray()
-        while chunk := await response.content.readany():
-            if claim is not None and not claim.try_grow(len(chunk)):
-                with deadline.stopped():
-                    await claim.grow(len(chunk))
-            body += chunk
-            if len(body) > limit:
-                return download_failure("too_large", f"the body is over {limit} bytes")
-        if not body:
+        body, broken = bytearray(), None
+        try:
+            while chunk := await response.content.readany():
+                await _grow(claim, len(chunk), deadline)
+                body += chunk
+                if len(body) > limit:
+                    return download_failure("too_large", f"the body is over {limit} bytes")
+        except (aiohttp.ClientError, OSError) as error:
+            if isinstance(error, TimeoutError):
+                raise
+            broken = error
+        try:
+            whole = decompress(bytes(body), response.headers.getall("Content-Encoding", []), limit)
+        except TooLargeError:
+            return download_failure("too_large", f"the decompressed body is over {limit} bytes")
+        except BrokenBodyError as error:
+            return download_failure("bad_answer", str(error)) if broken is None else _explain(broken)
+        if broken is not None and not is_whole_image(whole):
+            return _explain(broken)
+        if not whole:
             return download_failure("empty_body", "the answer has no body")
-        return Fetched(bytes(body))
+        await _grow(claim, max(0, len(whole) - len(body)), deadline)
+        return Fetched(whole)
+
+
+async def _grow(claim: Claim | None, count: int, deadline: _Deadline) -> None:
+    """Adds bytes to a claim; the deadline stands still while it has to wait."""
+    if claim is not None and not claim.try_grow(count):
+        with deadline.stopped():
+            await claim.grow(count)
+
+
+def _check_status(response: aiohttp.ClientResponse, host: Host) -> Failure | _Retry | None:
+    """Returns None if the body may be an image: for every 2xx that has a whole body."""
+    status = response.status
+    part = status == 206 and not _covers_all(response.headers.getall("Content-Range", [""])[0])
+    if 200 <= status < 300 and status not in _WITHOUT_BODY and not part:
+        return None
+    failure = download_failure(f"http_{status}", f"HTTP status {status}")
+    if status in _TEMPORARY or status >= 500:
+        pause_s = _retry_after(response)
+        if pause_s is not None:
+            host.wants_pause(min(pause_s, RETRY_AFTER_CAP_S))
+        return _Retry(failure, pause_s)
+    return failure
+
+
+def _covers_all(content_range: str) -> bool:
+    """True if a Content-Range is missing, or states the whole: `bytes 0-99/100`."""
+    found = re.fullmatch(r"\s*bytes\s+0-(\d{1,18})/(\d{1,18})\s*", content_range, re.IGNORECASE)
+    return not content_range or (found is not None and int(found[1]) + 1 == int(found[2]))
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    """Verifies certificates, and connects to every server that browsers connect to.
+
+    OpenSSL refuses servers that cannot renegotiate securely, Python also those without forward secrecy; browsers do neither.
+    Many servers close connections without TLS's farewell.
+    """
+    context = ssl.create_default_context()
+    context.set_ciphers("DEFAULT")
+    context.options |= _OP_LEGACY_SERVER_CONNECT | ssl.OP_IGNORE_UNEXPECTED_EOF
+    return context
 
 
 class _Deadline:
@@ -210,25 +295,12 @@ class _Deadline:
         self._timeout.reschedule(until + loop.time() - began)
 
 
-def parse_url(url: str, base: URL | None = None) -> URL | Failure:
-    """Parses an absolute http or https URL, or returns the reason why it is not one."""
-    if re.search(r"[\x00-\x20\\\x7f]", url.strip()):
-        return download_failure("bad_url", "the URL holds a control character, a space or a backslash")
-    try:
-        parsed = URL(url.strip()) if base is None else base.join(URL(url.strip()))
-        host = parsed.host
-        parsed.port  # noqa: B018 (raises for an invalid port)
-    except (ValueError, TypeError, UnicodeError) as error:
-        return download_failure("bad_url", f"not a URL: {error}")
-    if not parsed.scheme:
-        return download_failure("bad_url", "the URL has no scheme")
-    if parsed.scheme not in ("http", "https"):
-        return download_failure("unknown_scheme", f"{parsed.scheme}: is not fetched; only http and https are")
-    if not host:
-        return download_failure("bad_url", "the URL has no host")
-    if parsed.user is not None or parsed.password is not None:
-        return download_failure("bad_url", "the URL holds a user name or a password")
-    return parsed
+def _redirect(target: WebURL | Failure) -> WebURL | Failure:
+    """The target of a redirect; a bad one is the server's fault, not the table's."""
+    if isinstance(target, WebURL):
+        return target
+    reason = "bad_answer" if target.reason == "bad_url" else target.reason
+    return download_failure(reason, f"the Location of a redirect: {target.message}")
 
 
 def opt_out(values: list[str]) -> str | None:
@@ -245,9 +317,12 @@ def opt_out(values: list[str]) -> str | None:
 
 
 def _retry_after(response: aiohttp.ClientResponse) -> float | None:
-    """Seconds of a Retry-After header; None, for the default back-off, if it is missing or a date."""
-    with contextlib.suppress(KeyError, ValueError):
-        return max(0.0, float(response.headers["Retry-After"]))
+    """Seconds of a Retry-After header, which may also be a date; None, for the default back-off, if it is neither."""
+    value = response.headers.getall("Retry-After", [""])[0]
+    with contextlib.suppress(ValueError):
+        return max(0.0, float(value))
+    with contextlib.suppress(ValueError, TypeError, OverflowError):
+        return max(0.0, (parsedate_to_datetime(value).astimezone(UTC) - datetime.now(UTC)).total_seconds())
     return None
 
 
@@ -256,8 +331,10 @@ def download_failure(reason: str, message: str) -> Failure:
     return Failure("failed_to_download", reason, message.encode("utf-8", "replace").decode())
 
 
-def _reason(outcome: Failure | _Retry) -> str:
-    return outcome.reason if isinstance(outcome, Failure) else outcome.failure.reason
+def _reason(outcome: object) -> str:
+    """The reason of a failure; empty for any other outcome."""
+    failure = outcome.failure if isinstance(outcome, _Retry) else outcome
+    return failure.reason if isinstance(failure, Failure) else ""
 
 
 def _explain(error: Exception) -> Failure | _Retry:
@@ -276,7 +353,11 @@ def _explain(error: Exception) -> Failure | _Retry:
     if isinstance(error, aiohttp.ClientConnectorError):
         return download_failure("connect", text)
     if isinstance(error, aiohttp.ClientResponseError):
+        return download_failure("bad_answer", f"not an HTTP answer: {' '.join(error.message.split())[:200]}")
+    if isinstance(error, BrokenAnswerError):
         return download_failure("bad_answer", text)
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return _Retry(download_failure("connection_lost", "the connection ended before the body did"))
     if isinstance(error, aiohttp.ClientError | OSError):
         return _Retry(download_failure("connection_lost", text))
     if isinstance(error, ValueError):

@@ -7,6 +7,7 @@ the configuration allows: a table written by somebody else must not reach everyt
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +23,8 @@ from pipeline.storage.address import open_storage
 
 READERS = 16
 """Threads that read objects and files."""
+_WEB = re.compile(r"\s*https?:", re.IGNORECASE)
+"""Begins a web address, also one that is written `http:/host/path`."""
 
 
 class ImageSource:
@@ -49,7 +52,7 @@ class ImageSource:
         """Returns the image's bytes. A bad URL or answer never raises."""
         if self._s3 and url.startswith("s3://"):
             return await self._read(lambda: self._object(url), claim)
-        if self._folders and (url.startswith("file://") or "://" not in url):
+        if self._folders and (url.startswith("file://") or ("://" not in url and not _WEB.match(url))):
             return await self._read(lambda: self._file(url), claim)
         return await self._web.fetch(url, claim)
 

@@ -147,7 +147,7 @@ def plan_ingest(config: IngestConfig, dry_run: bool = False) -> IngestPlan:
 def options_fingerprint(config: IngestConfig) -> str:
     """16 hex digits over the options that change the bytes of a shard."""
     columns = [config.url_column, config.caption_column, config.bytes_column]
-    options = {"columns": columns, "image": config.image.model_dump(), "caption": config.caption.model_dump()}
+    options = {"columns": columns, "image": config.image.fingerprint_options(), "caption": config.caption.model_dump()}
     return short_hash(options)
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 
-USERINFO = r"^(\s*[A-Za-z][A-Za-z0-9+.-]*://)[^/?#]*@"
-"""Also valid in RE2's syntax, which pyarrow uses."""
+USERINFO = r"^(\s*(?:[A-Za-z][A-Za-z0-9+.-]*://|[Hh][Tt][Tt][Pp][Ss]?:[/\\]*))[^/?#\\]*@"
+"""Also valid in RE2's syntax, which pyarrow uses. Browsers also read `http:/host` and `http:\\\\host`."""
 HIDDEN = r"\1***@"
 
 

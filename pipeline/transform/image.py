@@ -18,10 +18,9 @@ from PIL import ExifTags, Image
 from pipeline.config import ImageConfig
 from pipeline.dataset.shard import StoredImage
 from pipeline.errors import Failure
+from pipeline.transform.content_names import FORMATS, refusal
 from pipeline.transform.resize import Pixels, encode, resize, target_size
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-"""Accepted formats, recognised by their magic bytes; the Content-Type is ignored."""
 EXIF_LIMIT_CHARACTERS = 4096
 ORIENTATION = 0x0112
 
@@ -35,9 +34,10 @@ def prepare_image(data: bytes, config: ImageConfig) -> StoredImage | Failure:
         failure = _check_header(image.width, image.height, config)
         if failure is not None:
             return failure
-        exif = image.getexif()
-        orientation = exif[ORIENTATION] if ORIENTATION in exif else 1
-        pixels_HWC = _upright(_decode(image, data, config), orientation)
+        exif_json = _exif_json(image)
+        pixels_HWC = _decode(image, data, config)
+        orientation = _orientation(image)  # not before decoding: Pillow turns TIFFs while it decodes them, and says so then
+        pixels_HWC = _upright(pixels_HWC, orientation)
         original = image.size if orientation not in (5, 6, 7, 8) else image.size[::-1]
         if _may_stay(image, original, orientation, config):
             stored, (width, height) = data, original
@@ -45,10 +45,10 @@ def prepare_image(data: bytes, config: ImageConfig) -> StoredImage | Failure:
             resized_HWC = resize(pixels_HWC, config, original)
             stored, width, height = encode(resized_HWC, config), resized_HWC.shape[1], resized_HWC.shape[0]
     except Image.UnidentifiedImageError:
-        return Failure("failed_to_resize", "not_an_image", "the magic bytes match no supported image format")
+        return Failure("failed_to_resize", *refusal(data))
     except Exception as error:  # decoders raise anything on broken data: OSError, ValueError, SyntaxError, struct.error
         return Failure("failed_to_resize", "decode", " ".join(f"{type(error).__name__}: {error}".split())[:200])
-    return StoredImage(stored, width, height, *original, _exif_json(exif), hashlib.sha256(data).hexdigest())
+    return StoredImage(stored, width, height, *original, exif_json, hashlib.sha256(data).hexdigest())
 
 
 def _decode(image: Image.Image, data: bytes, config: ImageConfig) -> Pixels:
@@ -91,8 +91,9 @@ def _may_stay(image: Image.Image, size: tuple[int, int], orientation: int, confi
     """True if the fetched bytes can be stored unchanged: encoding again would only cost quality."""
     stored = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}[config.format]
     plain = image.format == stored and image.mode == "RGB" and orientation == 1 and not image.has_transparency_data
-    still = getattr(image, "n_frames", 1) == 1
-    return config.keep_bytes and plain and still and config.resize_only_if_bigger and target_size(*size, config) == size
+    fits = config.resize_only_if_bigger and target_size(*size, config) == size
+    # Frames last: they are counted by reading them, which fails where a GIF is cut after its first one.
+    return config.keep_bytes and plain and fits and getattr(image, "n_frames", 1) == 1
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -123,9 +124,23 @@ def _check_header(width: int, height: int, config: ImageConfig) -> Failure | Non
     return None
 
 
-def _exif_json(exif: Image.Exif) -> str:
+def _exif(image: Image.Image) -> dict[int, Any]:
+    """The Exif tags; none if they cannot be read: the pixels do not depend on them."""
+    try:
+        exif = image.getexif()
+        return {number: exif[number] for number in exif}
+    except Exception:  # SyntaxError, struct.error, ...
+        return {}
+
+
+def _orientation(image: Image.Image) -> Any:
+    exif = _exif(image)
+    return exif[ORIENTATION] if ORIENTATION in exif else 1
+
+
+def _exif_json(image: Image.Image) -> str:
     tags: dict[str, Any] = {}
-    for number, value in exif.items():
+    for number, value in _exif(image).items():
         if isinstance(value, str | int | float):
             tags[ExifTags.TAGS[number] if number in ExifTags.TAGS else str(number)] = value
     text = json.dumps(tags)

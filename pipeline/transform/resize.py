@@ -59,7 +59,7 @@ def encode(pixels_HWC: Pixels, config: ImageConfig) -> bytes:
         "webp": cv2.IMWRITE_WEBP_QUALITY,
     }
     done, data = cv2.imencode(
-        f".{config.format}", cv2.cvtColor(pixels_HWC, cv2.COLOR_RGB2BGR), [quality[config.format], config.quality]
+        f".{config.format}", cv2.cvtColor(pixels_HWC, cv2.COLOR_RGB2BGR), [quality[config.format], config.encoder_quality]
     )
     if not done:
         raise ValueError(f"OpenCV cannot encode {pixels_HWC.shape} as {config.format}")

@@ -24,6 +24,18 @@ def test_yamls_no_is_a_resize_mode():
     assert ImageConfig(resize_mode=False).resize_mode == "no"
 
 
+def test_the_default_quality_depends_on_the_format():
+    assert [ImageConfig(format=format).encoder_quality for format in ("jpg", "webp", "png")] == [95, 95, 3]
+    assert ImageConfig(format="png", quality=9).encoder_quality == 9
+    assert ImageConfig(quality=10).encoder_quality == 10
+
+
+@pytest.mark.parametrize("quality", [10, 95])
+def test_a_png_level_that_does_not_exist_is_refused(quality):
+    with pytest.raises(ValidationError, match=r"omit ingest\.image\.quality"):
+        ImageConfig(format="png", quality=quality)
+
+
 def test_every_key_has_a_line_that_explains_it():
     tree = ast.parse(Path(pipeline.config.__file__).read_text())
     silent = []

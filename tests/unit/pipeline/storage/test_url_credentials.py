@@ -7,7 +7,8 @@ import pytest
 from pipeline.storage.url_credentials import HIDDEN, USERINFO, has_userinfo, refusal, without_userinfo
 
 HOLDERS = ["http://me:secret@host/x", "s3://secret@bucket/p", " HTTPS://a:secret@b@host/x"]
-OTHERS = ["http://host/x@y", "s3://bucket/a@b", "/path/me@host", "http://host?q=a@b", ""]
+HOLDERS += ["http:/me:secret@host/x", "https:me:secret@host/x", "http:\\\\me:secret@host/x"]
+OTHERS = ["http://host/x@y", "http://host\\x@y", "http:/host/x@y", "s3://bucket/a@b", "/path/me@host", "http://host?q=a@b", ""]
 
 
 @pytest.mark.parametrize("address", HOLDERS)

@@ -1,0 +1,268 @@
+"""Images with the orientations, metadata and modes that cameras and programs really write."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import ValidationError
+
+from model.image_loading import load_eval_image
+from pipeline.config import ImageConfig, IngestConfig
+from pipeline.dataset.shard import StoredImage
+from pipeline.ingest.plan import options_fingerprint
+from pipeline.transform.image import prepare_image
+
+CORNERS = ((220, 40, 40), (40, 200, 60), (40, 60, 220), (235, 220, 60))
+"""Colours of the upright image: top left, top right, bottom left, bottom right."""
+STORED_AS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+"""How a camera stores an upright image, so that the orientation turns it back."""
+
+
+def upright() -> Image.Image:
+    image = Image.new("RGB", (64, 48))
+    for number, colour in enumerate(CORNERS):
+        image.paste(colour, (32 * (number % 2), 24 * (number // 2), 32 * (number % 2) + 32, 24 * (number // 2) + 24))
+    return image
+
+
+def stored_as(orientation: int) -> Image.Image:
+    return upright().transpose(STORED_AS[orientation]) if orientation in STORED_AS else upright()
+
+
+def encode(image: Image.Image, format: str, **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+def exif_of(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+def tiff_directory(entries: list[tuple[int, int, int, bytes]], order: str = "<") -> bytes:
+    """Exif data by hand: (tag, type, count, four bytes of value or offset)."""
+    data = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}IH", 8, len(entries))
+    return data + b"".join(struct.pack(f"{order}HHI", *entry[:3]) + entry[3] for entry in entries) + bytes(4)
+
+
+def jpeg_with(segments: bytes, image: Image.Image) -> bytes:
+    data = encode(image, "JPEG", quality=95, subsampling=0)
+    return data[:2] + segments + data[2:]
+
+
+def app1(payload: bytes) -> bytes:
+    return b"\xff\xe1" + struct.pack(">H", len(payload) + 2) + payload
+
+
+def png_chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def prepare(data: bytes, **options) -> StoredImage:
+    outcome = prepare_image(data, ImageConfig(**({"size_px": 48, "format": "png"} | options)))
+    assert isinstance(outcome, StoredImage), outcome
+    return outcome
+
+
+def is_upright(pixels: NDArray[np.uint8], image: Image.Image | None = None) -> bool:
+    """True if the four corners have their colours (of `image`, if it is given)."""
+    corners = CORNERS if image is None else [image.convert("RGB").getpixel(at) for at in ((4, 4), (59, 4), (4, 43), (59, 43))]
+    places = ((4, 4), (4, -5), (-5, 4), (-5, -5))
+    return all(
+        np.abs(pixels[at].astype(int) - colour).max() < 40 for at, colour in zip(places, corners, strict=True)
+    )  # lossy formats shift colours
+
+
+def check_upright(data: bytes) -> None:
+    """Checks that the image is turned once by ingestion, and once by training, where tars of others hold such images."""
+    picture = prepare(data)
+    assert (picture.width, picture.height) == (picture.original_width, picture.original_height) == (64, 48)
+    assert is_upright(np.asarray(Image.open(io.BytesIO(picture.data))))
+    assert is_upright(load_eval_image(data, 40))
+    assert is_upright(load_eval_image(prepare(data, format="jpg").data, 40)), "what ingestion stored is not turned again"
+
+
+FORMATS = [
+    *[
+        ("JPEG", {"quality": 95, "subsampling": 0}),
+        ("PNG", {}),
+        ("WEBP", {"quality": 95}),
+        ("AVIF", {"quality": 95}),
+        ("TIFF", {}),
+    ],
+    *[("TIFF", {"compression": name}) for name in ("tiff_lzw", "tiff_deflate", "packbits", "jpeg")],
+    ("MPO", {"quality": 95, "save_all": True, "append_images": [Image.new("RGB", (64, 48), "gray")]}),
+]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(("format", "options"), FORMATS)
+def test_orientation_is_applied_once_in_every_format(format, options, orientation):
+    check_upright(encode(stored_as(orientation), format, exif=exif_of(orientation), **options))
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("kind", [3, 4])
+def test_orientation_is_read_in_either_byte_order_as_a_short_or_a_long(orientation, order, kind):
+    value = struct.pack(f"{order}HH", orientation, 0) if kind == 3 else struct.pack(f"{order}I", orientation)
+    exif = tiff_directory([(0x0112, kind, 1, value)], order)
+    check_upright(jpeg_with(app1(b"Exif\0\0" + exif), stored_as(orientation)))
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        *[(0x0112, 3, 1, struct.pack("<HH", value, 0)) for value in (0, 9, 255, 65535)],
+        (0x0112, 2, 2, b"6\0\0\0"),  # as a text
+        (0x0112, 7, 1, b"\x06\0\0\0"),  # as bytes
+        (0x0112, 3, 0, bytes(4)),  # none at all
+        (0x0112, 5, 1, struct.pack("<I", 9999)),  # outside of the data
+        (0x0112, 99, 1, b"\x06\0\0\0"),  # of no type
+    ],
+)
+def test_an_orientation_that_is_none_turns_nothing(entry):
+    check_upright(jpeg_with(app1(b"Exif\0\0" + tiff_directory([entry])), upright()))
+
+
+BROKEN_EXIF = {
+    "empty [Pillow 6123]": b"Exif\0\0",
+    "no header [Pillow 4852]": b"Exif\0\0garbage that is no TIFF",
+    "half a header": b"Exif\0\0II*\0\x08",
+    "an offset to nowhere": b"Exif\0\0II*\0\xff\xff\xff\x7f",
+    "more entries than data": b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01\x03\0",
+    "an endless directory": b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\xff\xff\xff\xff\0\0\0\0",
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_EXIF)
+def test_broken_exif_costs_no_image(name):
+    check_upright(jpeg_with(app1(BROKEN_EXIF[name]), upright()))
+
+
+def test_exif_with_a_doubled_header_is_read():
+    exif = b"Exif\0\0Exif\0\0" + tiff_directory([(0x0112, 3, 1, struct.pack("<HH", 6, 0))])
+    check_upright(jpeg_with(app1(exif), stored_as(6)))  # python-pillow/Pillow 8348
+
+
+def test_exif_that_pillow_cannot_write_again_still_turns_the_image():
+    # A resolution that is a whole number where a fraction belongs, with two values [Pillow 3973, 7839].
+    entries = [(0x0112, 3, 1, struct.pack("<HH", 8, 0)), (0x011A, 3, 2, struct.pack("<HH", 72, 1)), (0x9C9B, 5, 1, bytes(4))]
+    check_upright(jpeg_with(app1(b"Exif\0\0" + tiff_directory(entries)), stored_as(8)))
+
+
+def test_exif_after_fill_bytes_and_other_segments_is_read():
+    exif = app1(b"Exif\0\0" + tiff_directory([(0x0112, 3, 1, struct.pack("<HH", 6, 0))]))
+    comment = b"\xff\xfe\x00\x07hello"
+    check_upright(jpeg_with(comment + b"\xff\xff\xff" + exif, stored_as(6)))
+    check_upright(jpeg_with(app1(b"http://ns.adobe.com/xap/1.0/\0<x/>") + exif, stored_as(6)))
+
+
+def test_exif_of_a_png_is_read_before_and_after_the_pixels_and_as_a_text():
+    plain = encode(stored_as(6), "PNG")
+    exif = tiff_directory([(0x0112, 3, 1, struct.pack("<HH", 6, 0))])
+    after_header, before_end = 33, len(plain) - 12
+    for at in (after_header, before_end):
+        check_upright(plain[:at] + png_chunk(b"eXIf", exif) + plain[at:])  # opencv/opencv 16579
+    text = f"\nexif\n{len(exif) + 6:8}\n{(b'Exif' + bytes(2) + exif).hex()}\n".encode()
+    raw_profile = png_chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(text))
+    check_upright(plain[:after_header] + raw_profile + plain[after_header:])
+    for broken in (b"\0\x08\0\x02\x01\x12\0\x03", b"", b"Exif\0\0"):  # python-pillow/Pillow 5528
+        level = encode(upright(), "PNG")
+        check_upright(level[:after_header] + png_chunk(b"eXIf", broken) + level[after_header:])
+    broken_text = png_chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(b"\nexif\n  4\nno hex\n"))
+    check_upright(encode(upright(), "PNG")[:after_header] + broken_text + encode(upright(), "PNG")[after_header:])
+
+
+def test_exif_of_an_avif_turns_nothing_that_its_own_properties_do_not():
+    data = encode(upright(), "AVIF", quality=95, exif=exif_of(1))
+    check_upright(data.replace(b"\x12\x01\x03\0\x01\0\0\0\x01", b"\x12\x01\x03\0\x01\0\0\0\x06"))
+    check_upright(encode(stored_as(6), "AVIF", quality=95, exif=exif_of(6)))  # python-pillow/Pillow PR 8866
+
+
+@pytest.mark.parametrize(
+    ("format", "options"), [("JPEG", {"quality": 95}), ("PNG", {}), ("WEBP", {"quality": 95}), ("JPEG", {"progressive": True})]
+)
+def test_the_bytes_of_a_turned_image_are_not_kept(format, options):
+    name = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}[format]
+    level = encode(upright(), format, exif=exif_of(1), **options)
+    turned = encode(stored_as(6), format, exif=exif_of(6), **options)
+    assert prepare(level, format=name).data == level
+    assert prepare(turned, format=name).data != turned
+
+
+@pytest.mark.parametrize("format", ["WEBP", "GIF", "AVIF", "PNG", "TIFF"])
+def test_the_first_frame_of_an_animation_is_taken(format):
+    options = {"quality": 95} if format in ("WEBP", "AVIF") else {}
+    frames = [Image.new("RGB", (64, 48), "gray")] * 2
+    data = encode(upright(), format, save_all=True, append_images=frames, **options)
+    assert is_upright(np.asarray(Image.open(io.BytesIO(prepare(data).data))))
+    assert is_upright(load_eval_image(data, 40))
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I"])
+def test_sixteen_bits_of_grey_become_eight(mode):
+    # pytorch/vision 2218 and python-pillow/Pillow 5991: white images
+    grey = np.asarray(upright().convert("L")).astype(np.uint16) * 257
+    image = Image.fromarray(grey.astype(">u2") if mode == "I;16B" else grey.astype(np.int32) if mode == "I" else grey)
+    data = encode(image, "PNG" if mode == "I;16" else "TIFF")
+    assert is_upright(np.asarray(Image.open(io.BytesIO(prepare(data).data))), upright().convert("L"))
+    assert is_upright(load_eval_image(data, 40), upright().convert("L"))
+
+
+@pytest.mark.parametrize(
+    ("mode", "format"), [("CMYK", "JPEG"), ("CMYK", "TIFF"), ("P", "GIF"), ("P", "PNG"), ("1", "PNG"), ("LA", "PNG")]
+)
+def test_every_mode_keeps_its_colours(mode, format):
+    # haraldk/TwelveMonkeys 147: inverted CMYK
+    image = upright().quantize(16, dither=0) if mode == "P" else upright().convert(mode, dither=Image.Dither.NONE)
+    data = encode(image, format, **({"quality": 95, "subsampling": 0} if format == "JPEG" else {}))
+    assert is_upright(np.asarray(Image.open(io.BytesIO(prepare(data).data))), image)
+    assert is_upright(load_eval_image(data, 40), image)
+
+
+def test_png_is_stored_without_a_warning_and_without_loss(capfd):
+    data = encode(upright(), "BMP")
+    stored = {quality: prepare(data, quality=quality).data for quality in (None, 0, 3, 9)}
+    assert stored[None] == stored[3]
+    assert len(stored[9]) <= len(stored[3]) < len(stored[0])
+    for image in stored.values():
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(image))), np.asarray(upright()))
+    captured = capfd.readouterr()
+    assert captured.err + captured.out == ""
+
+
+@pytest.mark.parametrize("quality", [10, 95, 100])
+def test_a_png_level_beyond_nine_is_refused_with_a_remedy(quality):
+    with pytest.raises(ValidationError, match=f"quality={quality} is over 9.*omit ingest.image.quality"):
+        ImageConfig(format="png", quality=quality)
+    assert ImageConfig(format="png").encoder_quality == 3
+
+
+def test_data_sets_that_exist_keep_their_options():
+    """The fingerprints that version 0.1 gave these options."""
+    known = {
+        "": "76ef900bd1fdd6c6",
+        "quality=95": "76ef900bd1fdd6c6",
+        "quality=80": "019301b052f458e0",
+        "format=webp": "6a9e59263644d7fd",
+        "format=png": "fddc43d8d895ce46",
+        "format=png,quality=4": "26c65b9cca3bb1c2",
+    }
+    for options, fingerprint in known.items():
+        values = dict(option.split("=") for option in options.split(",") if option)
+        assert options_fingerprint(IngestConfig(image=ImageConfig(**values))) == fingerprint, options
