@@ -24,7 +24,7 @@ from pipeline.dataset.manifest import (
 )
 from pipeline.dataset.shard import IMAGE_EXTENSIONS, ShardWriter, publish
 from pipeline.storage.base import Storage
-from pipeline.versions.tar_members import Group, group_members
+from pipeline.versions.tar_members import Group, Header, group_members
 from pipeline.versions.whole_tar import READ_BYTES
 
 
@@ -127,5 +127,5 @@ def _iter_groups(storage: Storage, shard: ShardRecord, scratch: Path) -> Iterato
     with scratch.open("wb") as file:
         for start in range(0, shard.tar_size_bytes, READ_BYTES):
             file.write(tar_storage.read_range(path, start, READ_BYTES))
-    with tarfile.open(scratch, "r:", encoding="utf-8", errors="surrogateescape") as tar:
+    with tarfile.open(scratch, "r:", tarinfo=Header, encoding="utf-8", errors="surrogateescape") as tar:
         yield from group_members(tar, lambda *_: True)

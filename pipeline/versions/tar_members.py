@@ -11,6 +11,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Self
 
 _SYSTEM_FOLDER = re.compile(r"__MACOSX|PaxHeaders?(\.\w+)?")
 """Folders that programs for archives leave behind."""
@@ -59,6 +60,20 @@ class Skipped:
     def add(self, kind: str, name: str) -> None:
         self.counts[kind] += 1
         self.first.setdefault(kind, name)
+
+
+class Header(tarfile.TarInfo):
+    """A header whose name is read as it was written.
+
+    GNU's own format has times where POSIX has the first part of a long name; Python's tarfile makes folders of them.
+    """
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        info = super().frombuf(buf, encoding, errors)
+        if buf[257:265] == b"ustar  \0" and info.isreg():
+            info.name = buf[:100].partition(b"\0")[0].decode(encoding, errors)
+        return info
 
 
 def group_members(

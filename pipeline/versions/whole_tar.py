@@ -15,6 +15,7 @@ from contextlib import contextmanager
 
 from pipeline.errors import InputError
 from pipeline.storage.base import Storage
+from pipeline.versions.tar_members import Header
 
 READ_BYTES = 8 << 20
 BLOCK_BYTES = tarfile.BLOCKSIZE
@@ -40,6 +41,7 @@ class HashedTar(io.RawIOBase):
     def __init__(self, storage: Storage, path: str) -> None:
         self.size_bytes = 0
         self._storage, self._path, self._digest = storage, path, hashlib.sha256()
+        self._ended = False
 
     @property
     def sha256(self) -> str:
@@ -49,14 +51,17 @@ class HashedTar(io.RawIOBase):
         return True
 
     def read(self, count: int = -1) -> bytes:
+        if self._ended:  # tarfile skips a member of 2^60 bytes by reading, and does not notice the end
+            raise tarfile.ReadError("unexpected end of data")
         data = self._storage.read_range(self._path, self.size_bytes, READ_BYTES if count < 0 else count)
         self.size_bytes += len(data)
         self._digest.update(data)
+        self._ended = not data
         return data
 
     def read_rest(self) -> None:
-        while self.read():
-            pass
+        while not self._ended:
+            self.read()
 
     def peek(self, start: int, length: int) -> bytes:
         """Reads a range without hashing it."""
@@ -74,7 +79,9 @@ def open_whole(stream: HashedTar, address: str) -> Iterator[tarfile.TarFile]:
     name = shlex.quote(address.rpartition("/")[2])
     _check_kind(stream.peek(0, BLOCK_BYTES), subject, name)
     try:
-        with tarfile.open(fileobj=stream, mode="r|", bufsize=READ_BYTES, encoding="utf-8", errors="surrogateescape") as tar:
+        with tarfile.open(
+            fileobj=stream, mode="r|", bufsize=READ_BYTES, tarinfo=Header, encoding="utf-8", errors="surrogateescape"
+        ) as tar:
             yield tar
     except (tarfile.TarError, EOFError) as error:
         raise InputError(f"{subject}: is not a complete tar ({error}); restore it or remove it") from None
