@@ -122,16 +122,10 @@ def read_tar(address: str, config: IndexConfig) -> IndexedTar:
     """`index_tar`, with what there is to say about the tar."""
     folder, _, name = address.rpartition("/")
     stream, skipped = HashedTar(open_storage(folder), name), Skipped()
-    rows = []
     try:
-        with open_whole(stream, address) as tar:
-            for group in group_members(tar, is_read, skipped):
-                rows.append(row_of(group, config))
-                if group.number:
-                    mark_repeated(rows[-1])
+        rows = read_rows(stream, address, config, skipped)
     except OSError as error:
         raise InputError(f"index.input={address}: cannot be read ({error}); restore it or remove it") from None
-    mark_scattered(rows)
     partition = short_hash([address, stream.size_bytes, stream.sha256])
     counts = Counter(row["reason"] for row in rows)
     shard = _put_sidecar(open_storage(config.output), rows, f"{partition}-000-{stream.sha256[:12]}")
@@ -155,6 +149,18 @@ def read_tar(address: str, config: IndexConfig) -> IndexedTar:
         ),
     )
     return IndexedTar(record=record, reasons=_examples(rows), skipped=_skipped(skipped))
+
+
+def read_rows(stream: HashedTar, address: str, config: IndexConfig, skipped: Skipped) -> list[dict[str, Any]]:
+    """Reads the sidecar's rows from a tar. Raises InputError as `index_tar` does."""
+    rows = []
+    with open_whole(stream, address) as tar:
+        for group in group_members(tar, is_read, skipped):
+            rows.append(row_of(group, config))
+            if group.number:
+                mark_repeated(rows[-1])
+    mark_scattered(rows)
+    return rows
 
 
 def _examples(rows: Sequence[dict[str, Any]]) -> dict[str, Example]:
