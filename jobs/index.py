@@ -40,7 +40,8 @@ def job(config: Config, options: argparse.Namespace) -> None:
     if tars:
         storage.check_writable()
         connect_ray(config.cluster)
-        _index(storage, tars, index, problems, away)
+        refused, away = _index(storage, tars, index)
+        problems += refused
     elif not problems:
         print(f"nothing to do: {storage.uri} holds all these tars")
     if away:
@@ -49,12 +50,10 @@ def job(config: Config, options: argparse.Namespace) -> None:
         raise InputError("\n".join(problems))
 
 
-def _index(storage: Storage, tars: list[str], index: IndexConfig, problems: list[str], away: list[str]) -> None:
+def _index(storage: Storage, tars: list[str], index: IndexConfig) -> tuple[list[str], list[str]]:
     """Indexes tars on Ray and commits those that are whole, also if the run is stopped.
 
-    Args:
-        problems: messages about tars that are refused are added here.
-        away: messages about tars whose storage did not respond are added here.
+    Returns messages about tars that are refused, and about tars whose storage did not respond.
     """
     import ray
 
@@ -75,6 +74,8 @@ def _index(storage: Storage, tars: list[str], index: IndexConfig, problems: list
     quieten_ray_data()
     stream = ray.data.from_items([{"tar": tar} for tar in tars], override_num_blocks=len(tars)).map(indexed)
     done: list[IndexedTar] = []
+    problems: list[str] = []
+    away: list[str] = []
     try:
         with Progress(len(tars), "tars", "index") as progress:
             for row in stream.iter_rows():
@@ -90,7 +91,7 @@ def _index(storage: Storage, tars: list[str], index: IndexConfig, problems: list
             )
             for line in describe(done):
                 print(line, file=sys.stderr)
-    problems.sort()
+    return sorted(problems), sorted(away)
 
 
 def arguments() -> JobParser:

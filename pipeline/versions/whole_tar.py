@@ -18,6 +18,8 @@ from pipeline.storage.base import Storage
 from pipeline.versions.tar_members import Header
 
 READ_BYTES = 8 << 20
+BUFFER_BYTES = 64 << 10
+"""tarfile copies its whole buffer for each header and each member: with 8 MiB, that took most of the time."""
 BLOCK_BYTES = tarfile.BLOCKSIZE
 MAX_PADDING_BYTES = 1 << 20
 """Programs fill the last record with empty blocks. More of them are a download that stopped, in a file of the full size."""
@@ -40,7 +42,9 @@ class HashedTar(io.RawIOBase):
 
     def __init__(self, storage: Storage, path: str) -> None:
         self.size_bytes = 0
+        """Bytes that were fetched so far; at the end, the tar's size."""
         self._storage, self._path, self._digest = storage, path, hashlib.sha256()
+        self._chunk, self._at = b"", 0
         self._ended = False
 
     @property
@@ -51,17 +55,25 @@ class HashedTar(io.RawIOBase):
         return True
 
     def read(self, count: int = -1) -> bytes:
-        if self._ended:  # tarfile skips a member of 2^60 bytes by reading, and does not notice the end
-            raise tarfile.ReadError("unexpected end of data")
-        data = self._storage.read_range(self._path, self.size_bytes, READ_BYTES if count < 0 else count)
-        self.size_bytes += len(data)
-        self._digest.update(data)
-        self._ended = not data
+        """Reads at most `count` bytes; none, once, at the end."""
+        if self._at == len(self._chunk):
+            if self._ended:  # tarfile skips a member of 2^60 bytes by reading, and does not notice the end
+                raise tarfile.ReadError("unexpected end of data")
+            self._fetch()
+        stop = len(self._chunk) if count < 0 else self._at + count
+        data = self._chunk[self._at : stop]
+        self._at += len(data)
         return data
 
     def read_rest(self) -> None:
         while not self._ended:
-            self.read()
+            self._fetch()
+
+    def _fetch(self) -> None:
+        self._chunk, self._at = self._storage.read_range(self._path, self.size_bytes, READ_BYTES), 0
+        self.size_bytes += len(self._chunk)
+        self._digest.update(self._chunk)
+        self._ended = not self._chunk
 
     def peek(self, start: int, length: int) -> bytes:
         """Reads a range without hashing it."""
@@ -80,7 +92,7 @@ def open_whole(stream: HashedTar, address: str) -> Iterator[tarfile.TarFile]:
     _check_kind(stream.peek(0, BLOCK_BYTES), subject, name)
     try:
         with tarfile.open(
-            fileobj=stream, mode="r|", bufsize=READ_BYTES, tarinfo=Header, encoding="utf-8", errors="surrogateescape"
+            fileobj=stream, mode="r|", bufsize=BUFFER_BYTES, tarinfo=Header, encoding="utf-8", errors="surrogateescape"
         ) as tar:
             yield tar
     except (tarfile.TarError, EOFError) as error:
