@@ -98,7 +98,7 @@ def _rows(storage: Storage, shard: ShardRecord, scratch: Path) -> Iterator[tuple
 
 
 def _is_at(record: dict[str, Any], group: Group) -> bool:
-    """Whether a group holds the image of a sidecar's row."""
+    """Returns whether a group holds the image of a sidecar's row."""
     return record["key"] == group.key and any(member.offset == record["jpg_offset"] for member in group.members.values())
 
 
@@ -112,7 +112,8 @@ def _members(record: dict[str, Any], group: Group) -> dict[str, bytes]:
         found = {extension: content for extension, content in found.items() if extension in right or extension not in images}
     if "txt" in found and record["txt_offset"] != group.members["txt"].offset:  # the caption comes from elsewhere
         found["source.txt"] = found["txt"]
-        found["txt"] = record["caption"].encode()
+        captions = [record["caption"]] if isinstance(record["caption"], str) else record["caption"]
+        found["txt"] = captions[0].encode()
     return found
 
 

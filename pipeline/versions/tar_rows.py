@@ -100,7 +100,13 @@ def _drop(row: dict[str, Any], reason: str, message: str) -> None:
 
 def table_of(rows: Sequence[dict[str, Any]]) -> pa.Table:
     """The sidecar's table: our columns, then the other values of the json members, each column with one type or as JSON."""
-    table = sidecar_table([{name: row[name] for name in COLUMNS.names} for row in rows])
+    captions = [row["caption"] for row in rows]
+    table = sidecar_table([{name: row[name] for name in COLUMNS.names} | {"caption": ""} for row in rows])
+    if any(isinstance(caption, list) for caption in captions):
+        listed = [caption if isinstance(caption, list) else [caption] if caption else [] for caption in captions]
+        table = table.set_column(COLUMNS.names.index("caption"), "caption", pa.array(listed, pa.list_(pa.string())))
+    else:
+        table = table.set_column(COLUMNS.names.index("caption"), "caption", pa.array(captions, pa.string()))
     others: dict[str, list[Any]] = {}
     for number, row in enumerate(rows):
         for name in row.keys() - set(COLUMNS.names) if len(others) < MAX_COLUMNS else row.keys() & others.keys():
@@ -119,7 +125,7 @@ def _column(values: list[Any]) -> pa.Array:
     return pa.array([None if value is None else json.dumps(value) for value in values])
 
 
-def _judged(group: Group, image: Member | None, caption: str | Failure) -> Failure | dict[str, Any]:
+def _judged(group: Group, image: Member | None, caption: str | list[str] | Failure) -> Failure | dict[str, Any]:
     """The image's size and hash, or the reason why the group is no sample."""
     if image is None:
         names = ", ".join(f".{name}" for name in [*group.members][:5])
@@ -139,8 +145,8 @@ def _judged(group: Group, image: Member | None, caption: str | Failure) -> Failu
     return {"width": width, "height": height, "sha256": hashlib.sha256(image.content).hexdigest()}
 
 
-def _caption(group: Group, metadata: dict[str, Any], config: IndexConfig) -> str | Failure:
-    """The caption: of the txt member, or of the json member if a key is configured or there is no txt member."""
+def _caption(group: Group, metadata: dict[str, Any], config: IndexConfig) -> str | list[str] | Failure:
+    """The caption, or several: of the txt member, or of the json member if a key is configured or there is no txt member."""
     text = group.members.get("txt")
     if text is not None and not config.caption_key:
         if text.is_sparse:
@@ -155,8 +161,11 @@ def _caption(group: Group, metadata: dict[str, Any], config: IndexConfig) -> str
         names = ", ".join([*metadata][:10]) or "no values that can be read"
         return _no_caption(f"the json member has no {key}; it has {names}")
     value = metadata[key]
-    if isinstance(value, list):  # the others are there for training as data.captions=[json.KEY]
-        value = next((text for text in value if isinstance(text, str) and text.strip()), None)
+    if isinstance(value, list):
+        texts = [text for text in value if isinstance(text, str) and text.strip()]
+        if len(texts) > 1:
+            return texts
+        value = texts[0] if texts else None
     if isinstance(value, bool | dict):
         return Failure("dropped", "bad_caption", f"the value of {key} in the json member is neither text nor a list of texts")
     caption = "" if value is None or value != value else value if isinstance(value, str) else json.dumps(value)
@@ -209,7 +218,7 @@ def _others(metadata: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fits(name: str, value: object) -> bool:
-    """Whether a value of the json has the type of our column."""
+    """Returns whether a value of the json has the type of our column."""
     if str(COLUMNS.field(name).type) == "string":
         return isinstance(value, str)
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31

@@ -339,7 +339,7 @@ def test_an_image_without_a_caption_is_a_row_with_its_reason(indexed, image, mem
     assert message in row["error_message"]
 
 
-@pytest.mark.parametrize(("value", "caption"), [('"a dog"', "a dog"), ('["", "a dog", "two"]', "a dog"), ("7", "7")])
+@pytest.mark.parametrize(("value", "caption"), [('"a dog"', "a dog"), ('["", "a dog", null, 7]', "a dog"), ("7", "7")])
 def test_a_caption_in_the_json_member_is_text(indexed, image, value, caption):
     assert indexed(packed([("0.jpg", image), ("0.json", b'{"alt": %s}' % value.encode())]), caption_key="alt").samples() == [
         ("0", (caption,), image)
@@ -347,9 +347,10 @@ def test_a_caption_in_the_json_member_is_text(indexed, image, value, caption):
 
 
 def test_a_list_of_captions_is_several_captions_for_training(indexed, image):
-    data_set = indexed(packed([("0.jpg", image), ("0.json", b'{"alts": ["a dog", "two"]}')]), caption_key="alts")
-    for place in ("alts", "json.alts"):
-        assert data_set.samples((place,)) == [("0", ("a dog", "two"), image)]
+    members = [("0.jpg", image), ("0.json", b'{"alts": ["a dog", "two"]}'), ("1.jpg", image), ("1.json", b'{"alts": "one"}')]
+    data_set = indexed(packed([*members, ("2.jpg", image)]), caption_key="alts")
+    for place in ("caption", "json.alts"):
+        assert data_set.samples((place,)) == [("0", ("a dog", "two"), image), ("1", ("one",), image)]
 
 
 @pytest.mark.parametrize("value", [b'{"en": "a dog"}', b"true"])

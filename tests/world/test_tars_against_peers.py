@@ -48,7 +48,15 @@ KEYS = [
 EXTENSIONS = ["jpg", "JPG", "jpeg", "png", "webp", "txt", "json", "cls", "seg.png", "x.txt", "npy", ""]
 LEFTOVERS = ["._0.jpg", ".DS_Store", "a/._0.jpg", "__MACOSX/0.jpg", "README", "__meta__/0.jpg", "__x__", "PaxHeaders.7/0.jpg"]
 CAPTIONS = [b"a dog", b"", b" \n", "狗".encode(), b"caf\xe9", b"two\r\nlines"]
-VALUES = [{"caption": "from json"}, {"caption": ""}, {}, [1], {"caption": ["", "second"]}, {"caption": None, "hash": 2**64 - 1}]
+VALUES = [
+    {"caption": "from json"},
+    {"caption": ""},
+    {},
+    [1],
+    {"caption": ["", "second"]},
+    {"caption": ["first", "second"]},
+    {"caption": None, "hash": 2**64 - 1},
+]
 PROGRAMS = ["tarfile", "tarfile", "webdataset"]
 
 
@@ -206,9 +214,10 @@ def samples_of_ours(content):
         assert (row["status"] == "success") == (row["jpg_offset"] is not None)
         if row["status"] == "success":
             assert row["key"] not in found
-            found[row["key"]] = (content[row["jpg_offset"] :][: row["jpg_size"]], row["caption"])
+            caption = row["caption"] if isinstance(row["caption"], str) else row["caption"][0]
+            found[row["key"]] = (content[row["jpg_offset"] :][: row["jpg_size"]], caption)
             if row["txt_offset"] is not None:
-                assert content[row["txt_offset"] :][: row["txt_size"]].decode("utf-8", "replace") == row["caption"]
+                assert content[row["txt_offset"] :][: row["txt_size"]].decode("utf-8", "replace") == caption
     return found
 
 
