@@ -29,13 +29,16 @@ def job(config: Config, options: argparse.Namespace) -> None:
     from pipeline.dataset.manifest import list_versions, read_manifest
     from pipeline.storage.address import open_storage
     from pipeline.versions.foreign_tars import find_replaced, plan_index
+    from pipeline.versions.whole_tar import find_compressed
 
     index = config.index
     storage = open_storage(index.output) if index.output else None
     manifest = read_manifest(storage) if storage is not None and list_versions(storage) else None
     tars = plan_index(index, manifest)
     assert storage is not None  # plan_index refuses an empty one
-    problems = find_replaced(index, manifest) if manifest else []
+    compressed = find_compressed(tars)
+    tars = [tar for tar in tars if tar not in compressed]
+    problems = [*compressed.values(), *(find_replaced(index, manifest) if manifest else [])]
     away: list[str] = []
     if tars:
         storage.check_writable()

@@ -25,13 +25,13 @@ from pipeline.storage.address import open_storage
 from pipeline.storage.base import Storage
 from pipeline.versions.tar_members import Skipped, group_members
 from pipeline.versions.tar_rows import is_read, mark_repeated, mark_scattered, row_of, table_of
-from pipeline.versions.whole_tar import HashedTar, open_whole
+from pipeline.versions.whole_tar import COMPRESSED_SUFFIXES, HashedTar, open_whole
 
 logger = logging.getLogger(__name__)
 
 SUFFIXES = (".tar",)
-REFUSED_SUFFIXES = (".TAR", ".Tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".tar.lz4")
-"""Suffixes of tars that are read as well, to say what they are; compressed ones are refused."""
+OTHER_SUFFIXES = (".TAR", ".Tar", *COMPRESSED_SUFFIXES, *(suffix.upper() for suffix in COMPRESSED_SUFFIXES))
+"""Suffixes of tars that are listed as well; compressed ones are refused by name."""
 FINGERPRINT = "indexed"
 MOST_LINES = 20
 """Tars without a sample that are named one by one."""
@@ -69,7 +69,7 @@ def plan_index(config: IndexConfig, manifest: Manifest | None) -> list[str]:
 def _list_tars(config: IndexConfig) -> list[str]:
     """Addresses of the input's tars, without hidden ones (`._x.tar`) and those of the data set itself."""
     try:
-        found = list_files(config.input, (*SUFFIXES, *REFUSED_SUFFIXES), "index.input")
+        found = list_files(config.input, (*SUFFIXES, *OTHER_SUFFIXES), "index.input")
     except InputError:
         found = list_files(config.input, SUFFIXES, "index.input")  # raises the message with the suffixes to use
     wild = re.search(r"[*?\[]", config.input)

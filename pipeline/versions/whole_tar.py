@@ -10,7 +10,7 @@ import hashlib
 import io
 import shlex
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from pipeline.errors import InputError
@@ -29,6 +29,17 @@ _DECOMPRESSORS = {
     b"\xfd7zXZ\x00": "xz",
     b"\x28\xb5\x2f\xfd": "zstd",
     b"\x04\x22\x4d\x18": "lz4",
+}
+COMPRESSED_SUFFIXES = {
+    ".tar.gz": "gzip",
+    ".tgz": "gzip",
+    ".tar.bz2": "bzip2",
+    ".tbz2": "bzip2",
+    ".tar.xz": "xz",
+    ".txz": "xz",
+    ".tar.zst": "zstd",
+    ".tzst": "zstd",
+    ".tar.lz4": "lz4",
 }
 _OTHERS = {
     b"PK\x03\x04": "a zip file; pack its files into a tar",
@@ -101,6 +112,21 @@ def open_whole(stream: HashedTar, address: str) -> Iterator[tarfile.TarFile]:
     _check_end(stream, tar.offset, subject, name)
 
 
+def find_compressed(addresses: Iterable[str]) -> dict[str, str]:
+    """Messages about tars that are compressed by their names, by address."""
+    return {
+        address: _compressed(f"index.input={address}", program, shlex.quote(address.rpartition("/")[2]))
+        for address in addresses
+        for suffix, program in COMPRESSED_SUFFIXES.items()
+        if address.lower().endswith(suffix)
+    }
+
+
+def _compressed(subject: str, program: str, name: str) -> str:
+    rule = f"is compressed with {program}, so that training cannot read its images by range"
+    return f"{subject}: {rule}; decompress it: {program} -dc {name} > NEW.tar"
+
+
 def _check_kind(head: bytes, subject: str, name: str) -> None:
     """Raises InputError if the first bytes are those of a compressed tar, or of no tar at all."""
     if not head:
@@ -112,10 +138,7 @@ def _check_kind(head: bytes, subject: str, name: str) -> None:
         pass
     for magic, program in _DECOMPRESSORS.items():
         if head.startswith(magic):
-            raise InputError(
-                f"{subject}: is compressed with {program}, so that training cannot read its images by range; decompress it: "
-                f"{program} -dc {name} > NEW.tar"
-            )
+            raise InputError(_compressed(subject, program, name))
     for magic, description in _OTHERS.items():
         if head.lstrip().startswith(magic):
             raise InputError(f"{subject}: is not a complete tar (it is {description})")

@@ -26,6 +26,14 @@ def test_bad_input_costs_no_cluster(tmp_path, capsys):
         assert message in capsys.readouterr().err, arguments
 
 
+@pytest.mark.parametrize(("name", "program"), [("a.tar.gz", "gzip"), ("a.TGZ", "gzip"), ("a.tar.zst", "zstd")])
+def test_a_compressed_tar_costs_no_cluster(tmp_path, capsys, name, program):
+    (tmp_path / name).write_bytes(b"x")
+    for given in (tmp_path, tmp_path / name):
+        assert run(index.arguments(), index.job, [f"index.input={given}", f"index.output={tmp_path / 'out'}"]) == EXIT_BAD_INPUT
+        assert f"{program} -dc {name} > NEW.tar" in capsys.readouterr().err
+
+
 def test_tars_that_the_data_set_holds_are_not_read_again(make_data_set, tmp_path, capsys):
     from jobs.benchmarks.stored_tars import index as index_here
     from jobs.benchmarks.stored_tars import write_tars
