@@ -199,8 +199,8 @@ def _storable(value: Any) -> Any:
 def _others(metadata: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
     """The json member's text, numbers and lists of text for columns of their own.
 
-    Objects and other lists stay in the tar. A value under the name of one of our columns that differs from ours gets the prefix
-    `source_`.
+    Objects and other lists stay in the tar. A value under the name of one of our columns that differs from ours is called
+    `source_NAME`.
     """
     found = {}
     for name, value in metadata.items():
@@ -210,10 +210,8 @@ def _others(metadata: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
         if name not in row:
             found[name] = value
         elif value != row[name]:
-            free = f"source_{name}"
-            while free in metadata or free in row:
-                free = f"source_{free}"
-            found[free] = value
+            names = [f"source_{name}", *(f"source_{name}_{number}" for number in range(2, len(metadata) + 3))]
+            found[next(free for free in names if free not in metadata)] = value
     return found
 
 

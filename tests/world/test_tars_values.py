@@ -70,7 +70,7 @@ def test_values_under_our_names_are_kept_beside_ours(indexed, image):
     values = b'{"key": "0", "sha256": "of the original", "width": 9999, "source_sha256": "theirs", "caption": "another"}'
     (row,) = indexed(packed([*pairs(image, "0"), ("0.json", values)])).rows
     assert (row["source_width"], row["source_caption"]) == (9999, "another")
-    assert (row["source_sha256"], row["source_source_sha256"]) == ("theirs", "of the original")
+    assert (row["source_sha256"], row["source_sha256_2"]) == ("theirs", "of the original")
     assert "source_key" not in row
 
 
