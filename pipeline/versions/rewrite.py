@@ -82,6 +82,8 @@ def _rows(storage: Storage, shard: ShardRecord, scratch: Path) -> Iterator[tuple
     position = 0
     for record in read_sidecar(storage, shard).to_pylist():
         members: dict[str, bytes] = {}
+        if record["status"] != "success":  # an index of an earlier version has the places of members for these too
+            record |= _NO_PLACES
         if record["status"] == "success":
             group = next((group for group in groups if _is_at(record, group)), None)
             if group is None:
@@ -92,8 +94,6 @@ def _rows(storage: Storage, shard: ShardRecord, scratch: Path) -> Iterator[tuple
             if chosen is None or position in chosen:
                 members = _members(record, group)
             position += 1
-        else:
-            record = record | _NO_PLACES
         yield record, members
 
 
@@ -110,10 +110,9 @@ def _members(record: dict[str, Any], group: Group) -> dict[str, bytes]:
         right = [name for name in images if hashlib.sha256(found[name]).hexdigest() == record["sha256"]]
         right = right or [name for name in images if group.members[name].offset == record["jpg_offset"]]
         found = {extension: content for extension, content in found.items() if extension in right or extension not in images}
-    if "txt" in found and record["txt_offset"] != group.members["txt"].offset:  # the caption comes from elsewhere
-        found["source.txt"] = found["txt"]
-        captions = [record["caption"]] if isinstance(record["caption"], str) else record["caption"]
-        found["txt"] = captions[0].encode()
+    first = record["caption"] if isinstance(record["caption"], str) else record["caption"][0]
+    if "txt" in found and record["txt_offset"] != group.members["txt"].offset and found["txt"] != first.encode():
+        found |= {"source.txt": found["txt"], "txt": first.encode()}  # the caption comes from elsewhere
     return found
 
 
