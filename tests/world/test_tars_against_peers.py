@@ -152,7 +152,7 @@ def written_by_a_program(program, members, random_numbers):
         (Path(folder) / "names").write_text("".join(f"{name}\0" for name in names))
         kinds = ["ustar", "pax"] + ["gnu", "v7", "oldgnu"] * (program == "tar")
         kind = random_numbers.choice(kinds if all(len(name) < 90 for name in names) else ["pax"])
-        options = ["--sparse"] * (program == "tar" and random_numbers.random() < 0.3)
+        options = ["--sparse"] * (program == "tar" and kind in ("gnu", "oldgnu", "pax") and random_numbers.random() < 0.3)
         (Path(folder) / "files").mkdir(exist_ok=True)
         command = [program, "-cf", "../t.tar", f"--format={kind}", *options, "--null", "-T", "../names"]
         subprocess.run(command, cwd=Path(folder) / "files", check=True, capture_output=True)
