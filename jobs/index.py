@@ -5,53 +5,96 @@
     python jobs/train.py --config vit_b_32 data.uri=data/laion
 
 Each tar is read once; training then reads the images where they are. Run it again when there are new tars: the others are
-skipped.
+skipped. A tar that is not whole or that is compressed is named, with exit code 2; the others are indexed.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs.cli.command_line import connect_ray, parser, run
 from jobs.cli.config import Config
 from jobs.cli.job_parser import JobParser
+from pipeline.errors import InputError, StorageAwayError
 from training.ray_internals import quieten_ray_data
+
+if TYPE_CHECKING:
+    from pipeline.config import IndexConfig
+    from pipeline.storage.base import Storage
 
 
 def job(config: Config, options: argparse.Namespace) -> None:
-    from pipeline.dataset.manifest import PartitionRecord, commit, list_versions, read_manifest
-    from pipeline.ingest.progress import Progress
+    from pipeline.dataset.manifest import list_versions, read_manifest
     from pipeline.storage.address import open_storage
-    from pipeline.versions.foreign_tars import plan_index
+    from pipeline.versions.foreign_tars import find_replaced, plan_index
+    from pipeline.versions.whole_tar import find_compressed
 
     index = config.index
     storage = open_storage(index.output) if index.output else None
     manifest = read_manifest(storage) if storage is not None and list_versions(storage) else None
     tars = plan_index(index, manifest)
     assert storage is not None  # plan_index refuses an empty one
-    if not tars:
+    compressed = find_compressed(tars)
+    tars = [tar for tar in tars if tar not in compressed]
+    problems = [*compressed.values(), *(find_replaced(index, manifest) if manifest else [])]
+    away: list[str] = []
+    if tars:
+        storage.check_writable()
+        connect_ray(config.cluster)
+        refused, away = _index(storage, tars, index)
+        problems += refused
+    elif not problems:
         print(f"nothing to do: {storage.uri} holds all these tars")
-        return
-    storage.check_writable()
-    connect_ray(config.cluster)
+    if away:
+        raise StorageAwayError("\n".join([*problems, *away]))
+    if problems:
+        raise InputError("\n".join(problems))
+
+
+def _index(storage: Storage, tars: list[str], index: IndexConfig) -> tuple[list[str], list[str]]:
+    """Indexes tars on Ray and commits those that are whole, also if the run is stopped.
+
+    Returns messages about tars that are refused, and about tars whose storage did not respond.
+    """
     import ray
 
-    def indexed(row: dict[str, Any]) -> dict[str, Any]:
-        from pipeline.versions.foreign_tars import index_tar
+    from pipeline.dataset.manifest import commit
+    from pipeline.ingest.progress import Progress
+    from pipeline.versions.foreign_tars import IndexedTar, describe
 
-        return {"record": index_tar(row["tar"], index).model_dump_json()}
+    def indexed(row: dict[str, Any]) -> dict[str, Any]:
+        from pipeline.versions.foreign_tars import read_tar
+
+        try:
+            return {"done": read_tar(row["tar"], index).model_dump_json(), "problem": "", "away": ""}
+        except StorageAwayError as error:
+            return {"done": "", "problem": "", "away": str(error)}
+        except InputError as error:
+            return {"done": "", "problem": str(error), "away": ""}
 
     quieten_ray_data()
     stream = ray.data.from_items([{"tar": tar} for tar in tars], override_num_blocks=len(tars)).map(indexed)
-    records = []
-    with Progress(len(tars), "tars", "index") as progress:
-        for row in stream.iter_rows():
-            records.append(PartitionRecord.model_validate_json(row["record"]))
-            progress.update(1)
-    manifest = commit(storage, records)
-    print(f"{storage.uri} version {manifest.version}: {manifest.num_samples:,} samples in {len(manifest.shards):,} tars")
+    done: list[IndexedTar] = []
+    problems: list[str] = []
+    away: list[str] = []
+    try:
+        with Progress(len(tars), "tars", "index") as progress:
+            for row in stream.iter_rows():
+                done += [IndexedTar.model_validate_json(row["done"])] if row["done"] else []
+                problems += [row["problem"]] if row["problem"] else []
+                away += [row["away"]] if row["away"] else []
+                progress.update(1)
+    finally:
+        if done:
+            manifest = commit(storage, [one.record for one in done])
+            print(
+                f"{storage.uri} version {manifest.version}: {manifest.num_samples:,} samples in {len(manifest.shards):,} tars"
+            )
+            for line in describe(done):
+                print(line, file=sys.stderr)
+    return sorted(problems), sorted(away)
 
 
 def arguments() -> JobParser:

@@ -168,8 +168,9 @@ class IndexConfig(Section):
     """`index.*`: WebDataset tars written by other tools -> a data set that reads them in place."""
 
     input: str = ""
-    """Tar, folder or glob of tars; local or s3://."""
+    """Tar, folder or glob of tars, not compressed; local or s3://."""
     output: str = ""
     """Root of the data set: sidecars and manifests, but no images."""
     caption_key: str = ""
-    """Key of the caption in the json member; "": use the txt member, or the json's `caption` if there is no txt member."""
+    """Key of the caption in the json member; "": use the txt member, or the json's `caption` if there is no txt member. A
+    list of texts is several captions."""

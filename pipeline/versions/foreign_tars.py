@@ -7,29 +7,55 @@ the tar's address. Training reads the tar there, by range, like our own.
 from __future__ import annotations
 
 import hashlib
-import io
-import json
-import tarfile
+import logging
+import re
 import tempfile
 from collections import Counter
-from itertools import groupby
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from PIL import Image
 
 from pipeline.config import IndexConfig
-from pipeline.dataset.manifest import Manifest, PartitionRecord, ShardRecord, short_hash
-from pipeline.dataset.shard import COLUMNS, IMAGE_EXTENSIONS, member_place, sidecar_table
+from pipeline.dataset.manifest import Manifest, PartitionRecord, Record, ShardRecord, short_hash
 from pipeline.errors import InputError
 from pipeline.ingest.tables import list_files
 from pipeline.storage.address import open_storage
 from pipeline.storage.base import Storage
-from pipeline.versions.rewrite import READ_BYTES, member_content, split_key
+from pipeline.versions.tar_members import Skipped, group_members
+from pipeline.versions.tar_rows import is_read, mark_repeated, mark_scattered, row_of, table_of
+from pipeline.versions.whole_tar import COMPRESSED_SUFFIXES, HashedTar, open_whole
+
+logger = logging.getLogger(__name__)
 
 SUFFIXES = (".tar",)
+OTHER_SUFFIXES = (".TAR", ".Tar", *COMPRESSED_SUFFIXES, *(suffix.upper() for suffix in COMPRESSED_SUFFIXES))
+"""Suffixes of tars that are listed as well; compressed ones are refused by name."""
 FINGERPRINT = "indexed"
+MOST_LINES = 20
+"""Tars without a sample that are named one by one."""
+
+
+class Example(Record):
+    """Rows or members with one reason: their number, and the first of them with its message."""
+
+    count: int
+    first: str
+    message: str = ""
+
+
+class IndexedTar(Record):
+    """The result of reading a tar.
+
+    Attributes:
+        reasons: rows that are no samples, by reason.
+        skipped: members that belong to no row, by kind.
+    """
+
+    record: PartitionRecord
+    reasons: dict[str, Example]
+    skipped: dict[str, Example]
 
 
 def plan_index(config: IndexConfig, manifest: Manifest | None) -> list[str]:
@@ -37,32 +63,73 @@ def plan_index(config: IndexConfig, manifest: Manifest | None) -> list[str]:
     if not config.output:
         raise InputError("index.output: is empty; name the folder or the s3://bucket/prefix of the data set")
     held = {record.input_path for record in manifest.partitions} if manifest else set()
-    return [tar for tar in list_files(config.input, SUFFIXES, "index.input") if tar not in held]
+    return [tar for tar in _list_tars(config) if tar not in held]
+
+
+def _list_tars(config: IndexConfig) -> list[str]:
+    """Addresses of the input's tars, without hidden ones (`._x.tar`) and those of the data set itself."""
+    try:
+        found = list_files(config.input, (*SUFFIXES, *OTHER_SUFFIXES), "index.input")
+    except InputError:
+        found = list_files(config.input, SUFFIXES, "index.input")  # raises the message with the suffixes to use
+    wild = re.search(r"[*?\[]", config.input)
+    root = open_storage(config.input if wild is None else config.input[: wild.start()].rpartition("/")[0] or ".").uri
+    own = f"{open_storage(config.output).uri}/shards/"
+    tars = [tar for tar in found if not tar.startswith(own) and "/." not in f"/{tar.removeprefix(root).lstrip('/')}"]
+    hidden = [tar for tar in found if not tar.startswith(own) and tar not in set(tars)]
+    if hidden:
+        logger.warning("skipped %d hidden files, such as %s", len(hidden), hidden[0])
+    if not tars:
+        raise InputError(f"index.input={config.input}: all its tars are hidden or in index.output; name other ones")
+    return tars
+
+
+def find_replaced(config: IndexConfig, manifest: Manifest) -> list[str]:
+    """Messages about tars of the data set that have another size now than when they were indexed."""
+    held = {shard.address: shard.tar_size_bytes for shard in manifest.shards if shard.address}
+    tars = [tar for tar in _list_tars(config) if tar in held]
+    sizes = _sizes(tars)
+    return [
+        f"index.input={tar}: has {sizes[tar]:,} bytes, but had {held[tar]:,} when it was indexed, and a data set's tars do not "
+        "change; restore it, or index the tars into a new index.output"
+        for tar in tars
+        if tar in sizes and sizes[tar] != held[tar]
+    ]
+
+
+def _sizes(tars: Iterable[str]) -> dict[str, int]:
+    """Sizes of tars, from listings of their folders."""
+    sizes: dict[str, int] = {}
+    listed: tuple[str, ...] = ()
+    for folder in sorted({tar.rpartition("/")[0] for tar in tars}):
+        if not folder.startswith(listed):
+            storage = open_storage(folder)
+            sizes |= {storage.address(item.path): item.size_bytes for item in storage.list("")}
+            listed = (*listed, f"{folder}/")
+    return sizes
 
 
 def index_tar(address: str, config: IndexConfig) -> PartitionRecord:
     """Reads a tar once, and writes its sidecar into the data set.
 
     Raises:
-        InputError: it is not a tar, or it is truncated.
+        InputError: it is not a whole tar, or training cannot read ranges of it.
     """
-    storage = open_storage(config.output)
+    return read_tar(address, config).record
+
+
+def read_tar(address: str, config: IndexConfig) -> IndexedTar:
+    """`index_tar`, with what there is to say about the tar."""
     folder, _, name = address.rpartition("/")
-    stream = _HashedStream(open_storage(folder), name)
+    stream, skipped = HashedTar(open_storage(folder), name), Skipped()
     try:
-        with tarfile.open(fileobj=stream, mode="r|", bufsize=READ_BYTES) as tar:
-            files = ((*split_key(member.name), member) for member in tar if member.isfile())
-            rows = [
-                _row(key, {extension: (member, member_content(tar, member)) for _, extension, member in group}, config)
-                for key, group in groupby(files, key=lambda item: item[0])
-            ]
-        stream.read_rest()
-    except (tarfile.TarError, EOFError) as error:
-        raise InputError(f"index.input={address}: is not a complete tar ({error}); restore it or remove it") from None
+        rows = read_rows(stream, address, config, skipped)
+    except OSError as error:
+        raise InputError(f"index.input={address}: cannot be read ({error}); restore it or remove it") from None
     partition = short_hash([address, stream.size_bytes, stream.sha256])
     counts = Counter(row["reason"] for row in rows)
-    shard = _put_sidecar(storage, rows, f"{partition}-000-{stream.sha256[:12]}")
-    return PartitionRecord(
+    shard = _put_sidecar(open_storage(config.output), rows, f"{partition}-000-{stream.sha256[:12]}")
+    record = PartitionRecord(
         id=partition,
         input_path=address,
         first_row=0,
@@ -81,12 +148,40 @@ def index_tar(address: str, config: IndexConfig) -> PartitionRecord:
             ),
         ),
     )
+    return IndexedTar(record=record, reasons=_examples(rows), skipped=_skipped(skipped))
 
 
-def _put_sidecar(storage: Storage, rows: list[dict[str, Any]], prefix: str) -> ShardRecord:
+def read_rows(stream: HashedTar, address: str, config: IndexConfig, skipped: Skipped) -> list[dict[str, Any]]:
+    """Reads the sidecar's rows from a tar. Raises InputError as `index_tar` does."""
+    rows = []
+    with open_whole(stream, address) as tar:
+        for group in group_members(tar, is_read, skipped):
+            rows.append(row_of(group, config))
+            if group.number:
+                mark_repeated(rows[-1])
+    mark_scattered(rows)
+    return rows
+
+
+def _examples(rows: Sequence[dict[str, Any]]) -> dict[str, Example]:
+    found: dict[str, Example] = {}
+    for row in rows:
+        reason = row["reason"]
+        if reason in found:
+            found[reason] = found[reason].model_copy(update={"count": found[reason].count + 1})
+        elif reason != "success":
+            found[reason] = Example(count=1, first=row["key"], message=row["error_message"])
+    return found
+
+
+def _skipped(skipped: Skipped) -> dict[str, Example]:
+    return {kind: Example(count=count, first=skipped.first[kind]) for kind, count in sorted(skipped.counts.items())}
+
+
+def _put_sidecar(storage: Storage, rows: Sequence[dict[str, Any]], prefix: str) -> ShardRecord:
     with tempfile.TemporaryDirectory(prefix="rayclip-") as folder:
         file = Path(folder) / "sidecar.parquet"
-        pq.write_table(sidecar_table(rows), file, compression="zstd")
+        pq.write_table(table_of(rows), file, compression="zstd")
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
         shard = ShardRecord(
             name=f"{prefix}-{digest[:8]}",
@@ -101,81 +196,17 @@ def _put_sidecar(storage: Storage, rows: list[dict[str, Any]], prefix: str) -> S
         return shard
 
 
-def _row(key: str, members: dict[str, tuple[tarfile.TarInfo, bytes]], config: IndexConfig) -> dict[str, Any]:
-    """The sidecar row of a tar's members with one key."""
-    record: dict[str, Any] = dict.fromkeys(COLUMNS.names) | {"key": key, "url": "", "caption": ""}
-    metadata = _metadata(members)
-    own = {name: value for name, value in metadata.items() if name in COLUMNS.names and name not in ("key", "status")}
-    record |= {name: value for name, value in own.items() if _fits(name, value)}
-    record |= {
-        name: value for name, value in metadata.items() if name not in COLUMNS.names and isinstance(value, str | int | float)
-    }
-    for extension, (member, content) in members.items():
-        record |= member_place(extension, member.offset_data, len(content))
-    caption = _caption(members, metadata, config)
-    image = next((members[extension][1] for extension in IMAGE_EXTENSIONS if extension in members), None)
-    if config.caption_key or "txt" not in members:
-        record |= {"txt_offset": None, "txt_size": None}  # training then reads the caption from the sidecar
-    record["caption"] = caption
-    return record | _judged(image, caption)
-
-
-def _judged(image: bytes | None, caption: str) -> dict[str, Any]:
-    """Columns with the row's status, and its image's size and hash if it is a sample."""
-    if image is None:
-        return {"status": "dropped", "reason": "no_image", "error_message": "no jpg, png or webp has this key"}
-    if not caption.strip():
-        return {"status": "dropped", "reason": "empty_caption", "error_message": "the caption is empty"}
-    try:
-        width, height = Image.open(io.BytesIO(image)).size
-    except Exception as error:  # decoders raise anything on broken data
-        message = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        return {"status": "failed_to_resize", "reason": "not_an_image", "error_message": message}
-    digest = hashlib.sha256(image).hexdigest()
-    return {"status": "success", "reason": "success", "width": width, "height": height, "sha256": digest}
-
-
-def _metadata(members: dict[str, tuple[tarfile.TarInfo, bytes]]) -> dict[str, Any]:
-    try:
-        content = json.loads(members["json"][1]) if "json" in members else {}
-    except ValueError:
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _caption(members: dict[str, tuple[tarfile.TarInfo, bytes]], metadata: dict[str, Any], config: IndexConfig) -> str:
-    if not config.caption_key and "txt" in members:
-        return members["txt"][1].decode("utf-8", "replace")
-    key = config.caption_key or "caption"
-    return str(metadata[key]) if key in metadata and metadata[key] is not None else ""
-
-
-def _fits(name: str, value: object) -> bool:
-    """True if a value of the json has the type of our column."""
-    text = str(COLUMNS.field(name).type) == "string"
-    return isinstance(value, str) if text else isinstance(value, int) and 0 <= value < 2**31
-
-
-class _HashedStream(io.RawIOBase):
-    """Reads an object from start to end in ranges, and hashes it on the way."""
-
-    def __init__(self, storage: Storage, path: str) -> None:
-        self.size_bytes = 0
-        self._storage, self._path, self._digest = storage, path, hashlib.sha256()
-
-    @property
-    def sha256(self) -> str:
-        return self._digest.hexdigest()
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, count: int = -1) -> bytes:
-        data = self._storage.read_range(self._path, self.size_bytes, READ_BYTES if count < 0 else count)
-        self.size_bytes += len(data)
-        self._digest.update(data)
-        return data
-
-    def read_rest(self) -> None:
-        while self.read():
-            pass
+def describe(done: Sequence[IndexedTar]) -> list[str]:
+    """Lines about what did not become samples, by reason, and about tars without any sample."""
+    lines = []
+    for what, found in (("rows", [one.reasons for one in done]), ("members skipped", [one.skipped for one in done])):
+        for kind in sorted({kind for kinds in found for kind in kinds}):
+            count = sum(kinds[kind].count for kinds in found if kind in kinds)
+            tar, first = next(
+                (one.record.input_path, kinds[kind]) for one, kinds in zip(done, found, strict=True) if kind in kinds
+            )
+            message = f": {first.message}" if first.message else ""
+            lines.append(f"{kind}: {count:,} {what}; the first is {first.first} in {tar}{message}")
+    empty = [one.record.input_path for one in done if not one.record.shards[0].num_samples]
+    lines += [f"WARNING: {tar} has no sample" for tar in empty[:MOST_LINES]]
+    return [*lines, f"WARNING: {len(empty) - MOST_LINES:,} more tars have no sample"] if len(empty) > MOST_LINES else lines

@@ -5,19 +5,27 @@ Sidecar rows of failures are copied too, so that every row of the input is still
 
 from __future__ import annotations
 
+import hashlib
 import tarfile
 import tempfile
 from collections.abc import Collection, Iterator
 from datetime import UTC, datetime
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from pipeline.dataset.manifest import Manifest, PartitionRecord, ShardRecord, locate_tar, read_selection, read_sidecar
-from pipeline.dataset.shard import ShardWriter, publish
+from pipeline.dataset.manifest import (
+    Manifest,
+    ManifestError,
+    PartitionRecord,
+    ShardRecord,
+    locate_tar,
+    read_selection,
+    read_sidecar,
+)
+from pipeline.dataset.shard import IMAGE_EXTENSIONS, ShardWriter, publish
 from pipeline.storage.base import Storage
-
-READ_BYTES = 8 << 20
+from pipeline.versions.tar_members import Group, Header, group_members
+from pipeline.versions.whole_tar import READ_BYTES
 
 
 def group_partitions(manifest: Manifest, shard_size_bytes: int) -> list[list[PartitionRecord]]:
@@ -70,39 +78,54 @@ def _blank(record: dict[str, Any], reason: str) -> dict[str, Any]:
 def _rows(storage: Storage, shard: ShardRecord, scratch: Path) -> Iterator[tuple[dict[str, Any], dict[str, bytes]]]:
     """Yields (sidecar row, its members by extension) in order; no members if the version does not hold the sample."""
     chosen = None if shard.selection is None else set(read_selection(storage, shard.selection).to_pylist())
-    samples = iter_samples(storage, shard, scratch) if shard.tar_size_bytes else iter(())
+    groups = _iter_groups(storage, shard, scratch) if shard.tar_size_bytes else iter(())
     position = 0
     for record in read_sidecar(storage, shard).to_pylist():
         members: dict[str, bytes] = {}
+        if record["status"] != "success":  # an index of an earlier version has the places of members for these too
+            record |= _NO_PLACES
         if record["status"] == "success":
-            found = next(found for key, found in samples if key == record["key"])
+            group = next((group for group in groups if _is_at(record, group)), None)
+            if group is None:
+                address = shard.address or storage.address(shard.tar_path)
+                raise ManifestError(
+                    f"{address}: sample {record['key']} is not where its sidecar says; the tar was changed, restore it"
+                )
             if chosen is None or position in chosen:
-                members = found
+                members = _members(record, group)
             position += 1
         yield record, members
 
 
+def _is_at(record: dict[str, Any], group: Group) -> bool:
+    """Returns whether a group holds the image of a sidecar's row."""
+    return record["key"] == group.key and any(member.offset == record["jpg_offset"] for member in group.members.values())
+
+
+def _members(record: dict[str, Any], group: Group) -> dict[str, bytes]:
+    """The members of a sample to write: of several images the one in the sidecar, and as txt the caption in the sidecar."""
+    found = {extension: member.content for extension, member in group.members.items() if member.content is not None}
+    images = [extension for extension in IMAGE_EXTENSIONS if extension in found]
+    if len(images) > 1:  # an index of an earlier version may have the place of one and the sha256 of another
+        right = [name for name in images if hashlib.sha256(found[name]).hexdigest() == record["sha256"]]
+        right = right or [name for name in images if group.members[name].offset == record["jpg_offset"]]
+        found = {extension: content for extension, content in found.items() if extension in right or extension not in images}
+    first = record["caption"] if isinstance(record["caption"], str) else record["caption"][0]
+    if "txt" in found and record["txt_offset"] != group.members["txt"].offset and found["txt"] != first.encode():
+        found |= {"source.txt": found["txt"], "txt": first.encode()}  # the caption comes from elsewhere
+    return found
+
+
 def iter_samples(storage: Storage, shard: ShardRecord, scratch: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Yields (key, members by extension) of all samples in a tar, in its order."""
+    for group in _iter_groups(storage, shard, scratch):
+        yield group.key, {extension: member.content or b"" for extension, member in group.members.items()}
+
+
+def _iter_groups(storage: Storage, shard: ShardRecord, scratch: Path) -> Iterator[Group]:
     tar_storage, path = locate_tar(storage, shard)
     with scratch.open("wb") as file:
         for start in range(0, shard.tar_size_bytes, READ_BYTES):
             file.write(tar_storage.read_range(path, start, READ_BYTES))
-    with tarfile.open(scratch) as tar:
-        files = ((*split_key(member.name), member) for member in tar if member.isfile())
-        for key, group in groupby(files, key=lambda item: item[0]):
-            yield key, {extension: member_content(tar, member) for _, extension, member in group}
-
-
-def member_content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    """Reads the data of a member that is a file."""
-    file = tar.extractfile(member)
-    assert file is not None  # it is a file
-    return file.read()
-
-
-def split_key(name: str) -> tuple[str, str]:
-    """(key, extension) of a member, split as in webdataset: at the first dot after the last slash."""
-    folder, slash, base = name.rpartition("/")
-    stem, _, extension = base.partition(".")
-    return f"{folder}{slash}{stem}", extension.lower()
+    with tarfile.open(scratch, "r:", tarinfo=Header, encoding="utf-8", errors="surrogateescape") as tar:
+        yield from group_members(tar, lambda *_: True)

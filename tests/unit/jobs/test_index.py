@@ -1,9 +1,12 @@
-"""jobs/index.py without Ray: what it refuses. tests/system/test_curate.py runs it on Ray."""
+"""jobs/index.py without Ray: what it refuses, and says of untidy tars. tests/system/test_curate.py runs it on Ray."""
 
 import pytest
 
 from jobs import index
-from jobs.cli.command_line import EXIT_BAD_INPUT, run
+from jobs.cli.command_line import EXIT_BAD_INPUT, EXIT_FAILED, run
+from pipeline.dataset.manifest import read_manifest
+from pipeline.errors import StorageAwayError
+from pipeline.storage.address import open_storage
 
 
 @pytest.fixture(autouse=True)
@@ -23,6 +26,14 @@ def test_bad_input_costs_no_cluster(tmp_path, capsys):
         assert message in capsys.readouterr().err, arguments
 
 
+@pytest.mark.parametrize(("name", "program"), [("a.tar.gz", "gzip"), ("a.TGZ", "gzip"), ("a.tar.zst", "zstd")])
+def test_a_compressed_tar_costs_no_cluster(tmp_path, capsys, name, program):
+    (tmp_path / name).write_bytes(b"x")
+    for given in (tmp_path, tmp_path / name):
+        assert run(index.arguments(), index.job, [f"index.input={given}", f"index.output={tmp_path / 'out'}"]) == EXIT_BAD_INPUT
+        assert f"{program} -dc {name} > NEW.tar" in capsys.readouterr().err
+
+
 def test_tars_that_the_data_set_holds_are_not_read_again(make_data_set, tmp_path, capsys):
     from jobs.benchmarks.stored_tars import index as index_here
     from jobs.benchmarks.stored_tars import write_tars
@@ -31,3 +42,112 @@ def test_tars_that_the_data_set_holds_are_not_read_again(make_data_set, tmp_path
     index_here(str(tmp_path / "tars"), str(tmp_path / "out"))
     assert run(index.arguments(), index.job, [f"index.input={tmp_path / 'tars'}", f"index.output={tmp_path / 'out'}"]) == 0
     assert "nothing to do: " in capsys.readouterr().out
+
+
+class OneProcess:
+    """A stand-in for Ray Data that runs each task here."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def map(self, task):
+        return OneProcess([task(row) for row in self.rows])
+
+    def iter_rows(self):
+        return iter(self.rows)
+
+
+@pytest.fixture
+def in_one_process(monkeypatch):
+    import ray
+
+    monkeypatch.setattr(index, "connect_ray", lambda _cluster: None)
+    monkeypatch.setattr(ray.data, "from_items", lambda rows, **_options: OneProcess(rows))
+
+
+@pytest.fixture
+def index_tars(in_one_process, tmp_path, capsys):
+    """Runs the job on tars/, and returns its exit code and output."""
+
+    def job():
+        code = run(index.arguments(), index.job, [f"index.input={tmp_path}/tars", f"index.output={tmp_path}/out"])
+        return code, capsys.readouterr()
+
+    return job
+
+
+def test_whole_tars_are_committed_and_others_named_in_a_line_each(index_tars, tmp_path):
+    from jobs.benchmarks.stored_tars import write_tars
+
+    write_tars(tmp_path / "tars", ["a thing"] * 8, shard_samples=2)
+    good = (tmp_path / "tars" / "00002.tar").read_bytes()
+    (tmp_path / "tars" / "00002.tar").write_bytes(good[:5000])
+    (tmp_path / "tars" / "00003.tar").write_bytes(b"<html>")
+    code, output = index_tars()
+    assert code == EXIT_BAD_INPUT
+    assert "version 1: 4 samples in 2 tars" in output.out
+    lines = [line for line in output.err.splitlines() if "index.input=" in line]
+    assert [line.partition(": ")[0].rpartition("/")[2] for line in lines] == ["00002.tar", "00003.tar"]
+    (tmp_path / "tars" / "00002.tar").write_bytes(good)
+    (tmp_path / "tars" / "00003.tar").unlink()
+    code, output = index_tars()
+    assert (code, "version 2: 6 samples in 3 tars" in output.out) == (0, True), output
+    assert (
+        read_manifest(open_storage(str(tmp_path / "out")), 2).partitions[:2]
+        == read_manifest(open_storage(str(tmp_path / "out")), 1).partitions
+    )
+    assert "nothing to do" in index_tars()[1].out
+
+
+def test_without_a_whole_tar_there_is_no_data_set(index_tars, tmp_path):
+    (tmp_path / "tars").mkdir()
+    (tmp_path / "tars" / "a.tar").write_bytes(b"x" * 3000)
+    code, output = index_tars()
+    assert (code, output.out) == (EXIT_BAD_INPUT, "")
+    assert not list((tmp_path / "out").glob("*"))
+
+
+def test_rows_that_are_no_samples_are_counted_and_a_tar_without_samples_is_a_warning(index_tars, tmp_path):
+    from tests.support.tars import packed
+
+    (tmp_path / "tars").mkdir()
+    (tmp_path / "tars" / "a.tar").write_bytes(packed([("0.txt", b"x"), ("._0.jpg", b"x"), ("1.txt", b"x")]))
+    (tmp_path / "tars" / "b.tar").write_bytes(packed([]))
+    code, output = index_tars()
+    assert code == 0
+    assert "no_image: 2 rows; the first is 0 in " in output.err
+    assert "files without a key: 1 members skipped; the first is ._0.jpg in " in output.err
+    assert output.err.count("WARNING: ") == 2
+
+
+def test_a_storage_that_is_away_costs_no_whole_tar(index_tars, tmp_path, monkeypatch):
+    from jobs.benchmarks.stored_tars import write_tars
+    from pipeline.versions import foreign_tars
+
+    read_tar = foreign_tars.read_tar
+
+    def away(address, config):
+        if address.endswith("00001.tar"):
+            raise StorageAwayError(f"{address}: does not answer; try again")
+        return read_tar(address, config)
+
+    monkeypatch.setattr(foreign_tars, "read_tar", away)
+    write_tars(tmp_path / "tars", ["a thing"] * 4, shard_samples=2)
+    code, output = index_tars()
+    assert code == EXIT_FAILED
+    assert "version 1: 2 samples in 1 tars" in output.out
+    assert "00001.tar: does not answer" in output.err
+
+
+def test_a_tar_that_was_replaced_is_named_and_the_others_are_indexed(index_tars, tmp_path):
+    from jobs.benchmarks.stored_tars import write_tars
+    from tests.support.tars import packed
+
+    write_tars(tmp_path / "tars", ["a thing"] * 2, shard_samples=1)
+    assert index_tars()[0] == 0
+    (tmp_path / "tars" / "00000.tar").write_bytes(packed([]))
+    (tmp_path / "tars" / "00001.tar").rename(tmp_path / "tars" / "00002.tar")
+    code, output = index_tars()
+    assert code == EXIT_BAD_INPUT
+    assert "00000.tar: has 10,240 bytes, but had " in output.err
+    assert "version 2: 3 samples in 3 tars" in output.out

@@ -9,7 +9,7 @@ from pipeline.config import IndexConfig
 from pipeline.dataset.manifest import commit, locate_tar, read_samples, read_sidecar
 from pipeline.errors import InputError
 from pipeline.storage.address import open_storage
-from pipeline.versions.foreign_tars import index_tar, plan_index
+from pipeline.versions.foreign_tars import find_replaced, index_tar, plan_index
 
 
 @pytest.fixture
@@ -47,4 +47,22 @@ def test_a_tar_that_is_held_is_not_planned_again(config):
 def test_a_truncated_tar_is_named(config, tmp_path):
     (tmp_path / "t.tar").write_bytes((tmp_path / "t.tar").read_bytes()[:700])
     with pytest.raises(InputError, match=r"t\.tar: is not a complete tar"):
+        index_tar(config.input, config)
+
+
+def test_a_tar_in_a_bucket_is_indexed_and_read_like_one_on_disk(config, bucket, tmp_path):
+    open_storage(f"{bucket}/tars").write_file("t.tar", tmp_path / "t.tar")
+    here, there = index_tar(config.input, config), IndexConfig(input=f"{bucket}/tars", output=f"{bucket}/data")
+    (tar,) = plan_index(there, None)
+    record = index_tar(tar, there)
+    assert (record.rows_sha256, record.counts) == (here.rows_sha256, here.counts)
+    manifest = commit(open_storage(there.output), [record])
+    assert find_replaced(there, manifest) == []
+    open_storage(f"{bucket}/tars").write("t.tar", b"other")
+    assert len(find_replaced(there, manifest)) == 1
+
+
+def test_a_tar_that_is_gone_is_named(config, tmp_path):
+    (tmp_path / "t.tar").unlink()
+    with pytest.raises(InputError, match=r"t\.tar: cannot be read"):
         index_tar(config.input, config)

@@ -5,7 +5,7 @@ import pytest
 from pipeline.dataset.manifest import read_manifest, read_samples, read_sidecar
 from pipeline.storage.address import open_storage
 from pipeline.versions.curation import select
-from pipeline.versions.rewrite import group_partitions, iter_samples, rewrite, split_key
+from pipeline.versions.rewrite import group_partitions, iter_samples, rewrite
 
 
 @pytest.fixture
@@ -41,10 +41,3 @@ def test_neighbours_are_grouped_up_to_the_size_of_a_shard(storage):
     manifest = read_manifest(storage)
     assert [len(group) for group in group_partitions(manifest, 1 << 30)] == [2]
     assert [len(group) for group in group_partitions(manifest, 1)] == [1, 1]
-
-
-@pytest.mark.parametrize(
-    ("name", "parts"), [("a/b.c/d.JPG", ("a/b.c/d", "jpg")), ("k.seg.png", ("k", "seg.png")), ("k", ("k", ""))]
-)
-def test_a_key_ends_at_the_first_dot_after_the_last_slash(name, parts):
-    assert split_key(name) == parts

@@ -1,0 +1,289 @@
+"""Tars that people have: each is indexed as it is, or refused by name, and training reads what the index says.
+
+tests/world/README.md names the sources.
+"""
+
+import gzip
+import io
+import shutil
+import subprocess
+import tarfile
+
+import pytest
+
+from pipeline.config import IndexConfig
+from pipeline.dataset.manifest import commit, read_manifest, read_sidecar
+from pipeline.errors import InputError
+from pipeline.storage.address import open_storage
+from pipeline.versions.foreign_tars import index_tar, plan_index
+from tests.support.tars import Indexed, info_of, packed, pairs, whole
+from training.data.shard_reader import ShardReader
+
+
+@pytest.fixture
+def image(draw_shape):
+    return draw_shape("red", "disc", 0)
+
+
+@pytest.fixture
+def indexed(tmp_path):
+    return lambda content, **config: Indexed(tmp_path, content, **config)
+
+
+# ------------------------------------------------------------------------------------------------------ names without a key
+
+
+@pytest.mark.parametrize("before", ["._{0}", "__MACOSX/._{0}", "x/._{0}", "PaxHeader/{0}", ".DS_Store", "Thumbs"])
+def test_leftovers_before_each_member_separate_no_sample(indexed, image, before):
+    members = pairs(image, "000", "001", "002")
+    mixed = [part for name, data in members for part in ((before.format(name), b"\0\5\x16\7" * 40), (name, data))]
+    data_set = indexed(packed(mixed))
+    assert data_set.samples() == [(key, text, image) for key, text in whole("000", "001", "002")]
+    assert data_set.record.num_rows == 3
+
+
+def test_links_folders_and_devices_between_members_separate_no_sample(indexed, image):
+    (jpg, data), text = pairs(image, "a")
+    others = [
+        (info_of("a.d", type=tarfile.DIRTYPE), b""),
+        (info_of("a.png", type=tarfile.SYMTYPE, linkname="a.jpg"), b""),
+        (info_of("b.jpg", type=tarfile.LNKTYPE, linkname="a.jpg"), b""),
+        (info_of("c.jpg", type=tarfile.FIFOTYPE), b""),
+        (info_of("d.jpg", type=tarfile.CHRTYPE), b""),
+    ]
+    assert indexed(packed([(jpg, data), *others, text])).samples() == [("a", ("a disc",), image)]
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["./000", "/data/000", "../000", "a.b/c.d/000", "ключ", "鍵 with spaces", "k" * 150, "d" * 99 + "/" + "k" * 99, "a+b&c%20"],
+)
+@pytest.mark.parametrize("kind", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_a_key_is_the_name_up_to_its_first_dot(indexed, image, key, kind):
+    assert indexed(packed(pairs(image, key, "last"), format=kind)).samples() == [
+        (key, ("a disc",), image),
+        ("last", ("a disc",), image),
+    ]
+
+
+def test_a_name_in_latin_1_is_a_key(indexed, image):
+    content = packed(pairs(image, "caf\xe9", "caf\xe8"), format=tarfile.USTAR_FORMAT, encoding="latin-1")
+    assert [key for key, *_ in indexed(content).samples()] == ["caf\\xe9", "caf\\xe8"]
+
+
+def test_keys_with_dots_are_explained(indexed, image):
+    data_set = indexed(packed(pairs(image, "22.05", "22.06")))
+    assert data_set.reasons == [("22", "no_image")]
+    assert "the key has only .05.jpg, .05.txt, .06.jpg" in data_set.rows[0]["error_message"]
+    assert "first dot" in data_set.rows[0]["error_message"]
+
+
+# ------------------------------------------------------------------------------------------- several members of one extension
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_two_images_of_a_key_training_reads_the_one_that_was_hashed(indexed, image, draw_shape, order):
+    other = draw_shape("blue", "square", 0)
+    images = [("0.jpg", image), ("0.png", other), ("0.webp", other)][::order]
+    assert indexed(packed([*images, ("0.txt", b"a disc"), ("0.seg.png", other)])).samples() == [("0", ("a disc",), image)]
+
+
+@pytest.mark.parametrize("again", ["0.jpg", "0.JPG"])
+def test_a_member_that_comes_twice_is_a_row_with_its_reason(indexed, image, draw_shape, again):
+    other = draw_shape("blue", "square", 0)
+    data_set = indexed(packed([("0.jpg", image), (again, other), ("0.txt", b"a disc")]))
+    assert data_set.reasons == [("0", "success"), ("0", "repeated_key")]
+    assert data_set.samples() == [("0", ("a disc",), image)]
+
+
+def test_a_key_that_comes_twice_side_by_side_is_a_row_with_its_reason(indexed, image, draw_shape):
+    other = draw_shape("blue", "square", 0)
+    members = [("0.jpg", image), ("0.txt", b"first"), ("0.jpg", other), ("0.txt", b"second"), *pairs(image, "1")]
+    data_set = indexed(packed(members))
+    assert data_set.reasons == [("0", "success"), ("0", "repeated_key"), ("1", "success")]
+    assert data_set.samples() == [("0", ("first",), image), ("1", ("a disc",), image)]
+    assert "more than once" in data_set.rows[1]["error_message"]
+
+
+def test_a_key_that_comes_again_later_is_a_row_with_its_reason(indexed, image):
+    data_set = indexed(packed([*pairs(image, "0", "1"), *pairs(image, "0"), ("1.json", b"{}")]))
+    assert data_set.reasons == [("0", "success"), ("1", "success"), ("0", "repeated_key"), ("1", "scattered_key")]
+
+
+def test_members_that_do_not_lie_together_are_named_and_the_remedy_works(indexed, image, tmp_path):
+    jpgs, texts = pairs(image, "0", "1")[::2], pairs(image, "0", "1")[1::2]
+    data_set = indexed(packed(jpgs + texts))
+    assert data_set.reasons == [("0", "scattered_key"), ("1", "scattered_key")] * 2
+    assert "tar --sort=name -cf NEW.tar -C FOLDER ." in data_set.rows[0]["error_message"]
+    again = packed(sorted(jpgs + texts))
+    shutil.rmtree(tmp_path / "data")  # a new index.output
+    assert indexed(again).samples() == [(key, text, image) for key, text in whole("0", "1")]
+
+
+@pytest.mark.skipif(shutil.which("tar") is None, reason="there is no tar program")
+def test_gnu_tar_packs_scattered_members_side_by_side(indexed, image, tmp_path):
+    if "GNU" not in subprocess.run(["tar", "--version"], capture_output=True, text=True, check=True).stdout:
+        pytest.skip("tar is not GNU tar")
+    (tmp_path / "files").mkdir()
+    for name, data in reversed(pairs(image, "a", "a-b", "aa", "b")):
+        (tmp_path / "files" / name).write_bytes(data)
+    subprocess.run(["tar", "--sort=name", "-cf", "NEW.tar", "-C", "files", "."], cwd=tmp_path, check=True)
+    found = indexed((tmp_path / "NEW.tar").read_bytes()).samples()
+    assert sorted(found) == [(f"./{key}", text, image) for key, text in whole("a", "a-b", "aa", "b")]
+
+
+def test_the_same_key_in_two_tars_is_two_samples(image, tmp_path):
+    for name in ("a.tar", "b.tar"):
+        (tmp_path / name).write_bytes(packed(pairs(image, "000000")))
+    config = IndexConfig(input=str(tmp_path), output=str(tmp_path / "data"))
+    manifest = commit(open_storage(config.output), [index_tar(tar, config) for tar in plan_index(config, None)])
+    assert manifest.num_samples == 2
+
+
+# ----------------------------------------------------------------------------------------- what ranges of a tar cannot serve
+
+
+def sparse_image(image):
+    """A PAX sparse file, as GNU tar --sparse writes it: a map, and the data between the holes."""
+    block = f"1\n0\n{len(image)}\n".encode().ljust(512, b"\0")
+    info = info_of("GNUSparseFile.0/0.jpg", len(block) + len(image))
+    info.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "0.jpg"}
+    info.pax_headers["GNU.sparse.realsize"] = str(len(image) + 4096)
+    return info, block + image
+
+
+def test_a_sparse_image_is_a_row_with_its_reason(indexed, image):
+    data_set = indexed(packed([sparse_image(image), ("0.txt", b"a disc"), *pairs(image, "1")], format=tarfile.PAX_FORMAT))
+    assert data_set.reasons == [("0", "sparse_member"), ("1", "success")]
+    assert "--sparse" in data_set.rows[0]["error_message"]
+    assert data_set.samples() == [("1", ("a disc",), image)]
+
+
+def test_a_size_in_the_pax_header_is_the_size(indexed, image):
+    info = info_of("0.jpg", len(image), pax_headers={"size": str(len(image))})
+    content = packed([(info, image), ("0.txt", b"a disc")], format=tarfile.PAX_FORMAT)
+    place = content.index(b"0.jpg\0") + 124  # the size in the ustar header, which a reader must not use
+    header = bytearray(content[place - 124 : place - 124 + 512])
+    header[124:136] = b"00000000000\0"
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    data_set = indexed(content[: place - 124] + bytes(header) + content[place - 124 + 512 :])
+    assert data_set.samples() == [("0", ("a disc",), image)]
+
+
+@pytest.mark.parametrize("name", ["t.tar.gz", "t.tgz", "t.tar"])
+def test_a_compressed_tar_is_planned_and_refused_by_its_name(image, tmp_path, name):
+    (tmp_path / "tars").mkdir()
+    (tmp_path / "tars" / name).write_bytes(gzip.compress(packed(pairs(image, "0"))))
+    config = IndexConfig(input=str(tmp_path / "tars"), output=str(tmp_path / "data"))
+    (tar,) = plan_index(config, None)
+    with pytest.raises(InputError, match=rf"{name}: is compressed with gzip.* gzip -dc {name} > NEW\.tar"):
+        index_tar(tar, config)
+
+
+def test_hidden_tars_are_skipped_and_upper_case_ones_are_not(image, tmp_path, caplog):
+    for name in ("a.tar", "B.TAR", "._a.tar", ".ipynb_checkpoints/a.tar"):
+        (tmp_path / "tars" / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / "tars" / name).write_bytes(packed(pairs(image, "0")))
+    for pattern in (f"{tmp_path}/tars", f"{tmp_path}/tars/*"):
+        config = IndexConfig(input=pattern, output=str(tmp_path / "data"))
+        assert [tar.rpartition("/")[2] for tar in plan_index(config, None)] == ["B.TAR", "a.tar"]
+    assert "._a.tar" in caplog.text
+
+
+# ------------------------------------------------------------------------------------------------------------ whole or refused
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
+def test_a_tar_cut_within_a_member_is_refused(indexed, image, share):
+    content = packed(pairs(image, *"abcdefghi"))
+    with pytest.raises(InputError, match=r"t\.tar: is not a complete tar"):
+        indexed(content[: int(share * len(content.rstrip(bytes(1))))])
+
+
+@pytest.mark.parametrize("members", [2, 12, 17, 18])
+def test_a_tar_cut_between_members_is_refused(indexed, image, members):
+    content = packed(pairs(image, *"abcdefghi"))
+    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+        ends = [*(info.offset for info in tar.getmembers()[1:]), tar.offset]
+    with pytest.raises(InputError, match=r"t\.tar: is not a complete tar \(it has no end"):
+        indexed(content[: ends[members - 1]])
+
+
+def test_a_tar_that_was_never_closed_is_refused(indexed, image, tmp_path):
+    file = io.BytesIO()
+    tar = tarfile.open(fileobj=file, mode="w")  # noqa: SIM115
+    tar.addfile(info_of("0.jpg", len(image)), io.BytesIO(image))
+    with pytest.raises(InputError, match="it has no end"):
+        indexed(file.getvalue())
+
+
+def test_tars_one_after_the_other_in_one_file_are_refused(indexed, image):
+    with pytest.raises(InputError, match="more follows"):
+        indexed(packed(pairs(image, "a")) + packed(pairs(image, "b")))
+
+
+def test_garbage_after_the_end_is_refused(indexed, image):
+    with pytest.raises(InputError, match="more follows"):
+        indexed(packed(pairs(image, "a")) + b"garbage")
+
+
+def test_a_damaged_header_is_no_end(indexed, image):
+    content = bytearray(packed(pairs(image, "a", "b")))
+    content[content.index(b"b.jpg")] = ord("c")
+    with pytest.raises(InputError, match=r"the header at byte .* is damaged"):
+        indexed(bytes(content))
+
+
+def test_an_empty_tar_and_one_of_folders_have_no_rows(indexed):
+    assert indexed(packed([])).record.num_rows == 0
+
+
+def test_a_file_of_no_bytes_is_refused(indexed):
+    with pytest.raises(InputError, match=r"t\.tar: is empty"):
+        indexed(b"")
+
+
+# -------------------------------------------------------------------------------------------------------------- existing tars
+
+
+def test_a_tar_that_was_replaced_is_named(indexed, image, tmp_path):
+    from pipeline.versions.foreign_tars import find_replaced
+
+    data_set = indexed(packed(pairs(image, "0")))
+    assert find_replaced(data_set.config, data_set.manifest) == []
+    (tmp_path / "t.tar").write_bytes(packed(pairs(image, *(str(number) for number in range(50)))))
+    (message,) = find_replaced(data_set.config, read_manifest(data_set.storage))
+    assert "new index.output" in message
+
+
+def test_compact_shards_of_an_untidy_tar_hold_what_the_index_says(indexed, image, draw_shape, tmp_path):
+    from pipeline.versions.rewrite import rewrite
+
+    other = draw_shape("blue", "square", 0)
+    members = [
+        ("._0.jpg", b"x"),
+        ("0.jpg", image),
+        ("._0.png", b"x"),
+        ("0.png", other),
+        ("0.json", b'{"alt": "first"}'),
+        ("0.txt", b"no"),
+    ]
+    members += [("1.jpg", image), ("1.json", b'{"alt": "second"}'), ("1.cls", b"5"), ("1.jpg", other), ("0.jpg", other)]
+    data_set = indexed(packed(members), caption_key="alt")
+    before = data_set.samples()
+    shard = rewrite(data_set.storage, list(data_set.manifest.shards), f"{data_set.record.id}-000")
+    manifest = commit(open_storage(str(tmp_path / "new")), [data_set.record.model_copy(update={"shards": (shard,)})])
+    found = ShardReader(data_set.storage, manifest).read(0, 0, 2)
+    assert (
+        [(sample.key, sample.captions, sample.image) for sample in found]
+        == before
+        == [("0", ("first",), image), ("1", ("second",), image)]
+    )
+    with tarfile.open(data_set.storage.root / shard.tar_path) as tar:
+        assert tar.getnames() == ["0.jpg", "0.json", "0.source.txt", "0.txt", "1.cls", "1.jpg", "1.json"]
+        assert tar.extractfile("0.txt").read() == b"first"
+    assert [row["jpg_offset"] for row in read_sidecar(data_set.storage, shard).to_pylist() if row["status"] != "success"] == [
+        None,
+        None,
+    ]

@@ -1,0 +1,149 @@
+"""Captions and json members of tars that people have: text is text, and an odd value costs itself at most."""
+
+import json
+
+import pytest
+
+from tests.support.tars import Indexed, packed, pairs, whole
+
+
+@pytest.fixture
+def image(draw_shape):
+    return draw_shape("red", "disc", 0)
+
+
+@pytest.fixture
+def indexed(tmp_path):
+    return lambda content, **config: Indexed(tmp_path, content, **config)
+
+
+# --------------------------------------------------------------------------------------------------------------- json members
+
+
+def deep(levels):
+    return b'{"a":' * levels + b"1" + b"}" * levels
+
+
+ODD = {
+    "hash as an unsigned number": b'{"hash": 18446744073709551615}',
+    "true for a width": b'{"original_width": true}',
+    "a number that is no integer": b'{"original_width": 1.5, "width": "x", "exif": {"a": 1}, "url": 7}',
+    "more than 64 bits": b'{"hash": 340282366920938463463374607431768211456}',
+    "half a surrogate pair": rb'{"title": "\ud83d", "\ud83d": 1, "tags": ["\udc00"]}',
+    "not a number": b'{"score": NaN, "other": -Infinity}',
+    "nested too deep": deep(100_000),
+    "a number of 5,000 digits": b'{"n": ' + b"9" * 5000 + b"}",
+    "invalid UTF-8": b'{"title": "caf\xe9"}',
+    "not JSON": b"<html>",
+    "empty": b"",
+    "a list": b"[1, 2]",
+    "objects in lists": b'{"boxes": [[1, 2], {"a": {}}], "empty": {}, "list": []}',
+    "a name twice": b'{"a": 1, "a": "x"}',
+    "a byte order mark": b'\xef\xbb\xbf{"title": "x"}',
+    "our names": b'{"status": "x", "reason": 5, "key": [], "sha256": "0", "jpg_offset": "x", "error_message": 1}',
+    "an empty name": b'{"": 1}',
+    "17 MB": b'{"x": "' + b"y" * (17 << 20) + b'"}',
+}
+
+
+@pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
+def test_an_odd_json_member_costs_its_own_values_at_most(indexed, image, odd):
+    plain = json.dumps({"hash": 1, "title": "t", "score": 0.5, "original_width": 640, "tags": ["a"], "a": "b"}).encode()
+    members = [part for key in "012" for part in (*pairs(image, key), (f"{key}.json", odd if key == "1" else plain))]
+    data_set = indexed(packed(members))
+    assert data_set.samples() == [(key, text, image) for key, text in whole("0", "1", "2")]
+    assert [row["original_width"] for row in data_set.rows] == [640, None, 640]
+    assert [row["title"] for row in data_set.rows][::2] == ["t", "t"]
+
+
+def test_values_of_a_json_member_keep_their_types(indexed, image):
+    texts = [{"hash": 2**63 + 5, "n": 1, "s": "x", "tags": ["a", "b"], "ok": True}, {"hash": 7, "n": 0.5, "s": 5, "ok": False}]
+    members = [
+        part for key, text in zip("01", texts, strict=True) for part in (*pairs(image, key), (f"{key}.json", json.dumps(text)))
+    ]
+    data_set = indexed(packed([(name, data.encode() if isinstance(data, str) else data) for name, data in members]))
+    found = [[row[name] for row in data_set.rows] for name in ("hash", "n", "s", "tags", "ok")]
+    assert found == [[2**63 + 5, 7], [1.0, 0.5], ['"x"', "5"], [["a", "b"], None], [True, False]]
+
+
+def test_values_under_our_names_are_kept_beside_ours(indexed, image):
+    values = b'{"key": "0", "sha256": "of the original", "width": 9999, "source_sha256": "theirs", "caption": "another"}'
+    (row,) = indexed(packed([*pairs(image, "0"), ("0.json", values)])).rows
+    assert (row["source_width"], row["source_caption"]) == (9999, "another")
+    assert (row["source_sha256"], row["source_sha256_2"]) == ("theirs", "of the original")
+    assert "source_key" not in row
+
+
+# ------------------------------------------------------------------------------------------------------------------ captions
+
+
+@pytest.mark.parametrize(
+    ("content", "caption"),
+    [
+        (b"a caf\xe9", "a caf\ufffd"),
+        (b"\xef\xbb\xbfa dog", "a dog"),
+        ("a dög".encode("utf-16"), "a dög"),
+        (b"a dog\r\n", "a dog\r\n"),
+        ("狗".encode(), "狗"),
+    ],
+)
+def test_a_txt_member_is_read_as_text_in_its_encoding(indexed, image, content, caption):
+    data_set = indexed(packed([("0.jpg", image), ("0.txt", content), *pairs(image, "1")]))
+    assert data_set.samples() == [("0", (caption,), image), ("1", ("a disc",), image)]
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ([("0.txt", b" \n")], "the txt member is empty"),
+        ([("0.txt", b"")], "the txt member is empty"),
+        ([("0.cap", b"a dog")], "no txt and no json member"),
+        ([("0.json", b'{"text": "a dog"}')], "has no caption; it has text"),
+        ([("0.json", b'{"caption": null}')], "is empty"),
+        ([("0.json", b'{"caption": NaN}')], "is empty"),
+        ([("0.json", b'{"caption": []}')], "is empty"),
+    ],
+)
+def test_an_image_without_a_caption_is_a_row_with_its_reason(indexed, image, members, message):
+    (row,) = indexed(packed([("0.jpg", image), *members])).rows
+    assert row["reason"] == "empty_caption"
+    assert message in row["error_message"]
+
+
+@pytest.mark.parametrize(("value", "caption"), [('"a dog"', "a dog"), ('["", "a dog", null, 7]', "a dog"), ("7", "7")])
+def test_a_caption_in_the_json_member_is_text(indexed, image, value, caption):
+    assert indexed(packed([("0.jpg", image), ("0.json", b'{"alt": %s}' % value.encode())]), caption_key="alt").samples() == [
+        ("0", (caption,), image)
+    ]
+
+
+def test_a_list_of_captions_is_several_captions_for_training(indexed, image):
+    members = [("0.jpg", image), ("0.json", b'{"alts": ["a dog", "two"]}'), ("1.jpg", image), ("1.json", b'{"alts": "one"}')]
+    data_set = indexed(packed([*members, ("2.jpg", image)]), caption_key="alts")
+    for place in ("caption", "json.alts"):
+        assert data_set.samples((place,)) == [("0", ("a dog", "two"), image), ("1", ("one",), image)]
+
+
+@pytest.mark.parametrize("value", [b'{"en": "a dog"}', b"true"])
+def test_a_caption_that_is_no_text_is_a_row_with_its_reason(indexed, image, value):
+    (row,) = indexed(packed([("0.jpg", image), ("0.json", b'{"caption": %s}' % value)])).rows
+    assert (row["reason"], row["caption"]) == ("bad_caption", "")
+
+
+def test_images_that_are_none_are_rows_with_their_reason(indexed, image):
+    members = [("0.jpg", b""), ("0.txt", b"x"), ("1.jpg", b"<html>"), ("1.txt", b"x"), *pairs(image, "2"), ("3.txt", b"x")]
+    assert [reason for _, reason in indexed(packed(members)).reasons] == ["not_an_image", "not_an_image", "success", "no_image"]
+
+
+def test_a_tar_of_an_early_img2dataset_is_read(indexed, image):
+    values = {"url": "http://x/a.jpg", "caption": "a disc", "key": "000000000", "shard_id": 0, "status": "success"}
+    values |= {"error_message": None, "width": 32, "height": 32, "exif": "{}", "original_width": 64, "original_height": 64}
+    members = [
+        ("000000000.jpg", image),
+        ("000000000.json", json.dumps(values, indent=4).encode()),
+        ("000000000.txt", b"a disc"),
+    ]
+    data_set = indexed(packed(members))
+    assert data_set.samples() == [("000000000", ("a disc",), image)]
+    (row,) = data_set.rows
+    assert (row["url"], row["original_width"], row["shard_id"]) == ("http://x/a.jpg", 64, 0)
