@@ -29,7 +29,8 @@ from pipeline.fetch.http_client import Fetched
 from pipeline.fetch.image_source import ImageSource
 from pipeline.fetch.memory_budget import Claim, Memory
 from pipeline.ingest.plan import PartitionSpec
-from pipeline.ingest.tables import BATCH_ROWS, iter_rows
+from pipeline.ingest.rows import iter_rows
+from pipeline.ingest.tables import BATCH_ROWS
 from pipeline.storage.address import open_storage
 from pipeline.storage.base import Storage
 from pipeline.storage.url_credentials import without_userinfo

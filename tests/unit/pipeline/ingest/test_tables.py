@@ -14,7 +14,8 @@ from pipeline.dataset.manifest import PartitionRecord, ShardRecord, commit
 from pipeline.errors import InputError
 from pipeline.ingest.driver import _write_notes
 from pipeline.ingest.plan import PartitionSpec, plan_ingest
-from pipeline.ingest.tables import _say_that_a_line_waits, hash_rows, iter_rows, list_tables, read_chunks
+from pipeline.ingest.rows import iter_rows
+from pipeline.ingest.tables import _say_that_a_line_waits, hash_rows, list_tables, read_chunks
 from pipeline.storage.address import open_storage
 
 ROWS = [{"url": f"http://e.org/{i}.jpg", "caption": f'caption "{i}", of many', "n": i} for i in range(10)]
