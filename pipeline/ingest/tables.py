@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from pyarrow.fs import FileSystem, LocalFileSystem, S3FileSystem
 
 from pipeline.config import IngestConfig
+from pipeline.dataset.valid_text import exact_values
 from pipeline.errors import InputError, ReplacedError
 from pipeline.storage.address import open_storage
 from pipeline.storage.base import Storage
@@ -160,7 +161,7 @@ def hash_rows(rows: pa.Table) -> str:
     pa_csv.write_csv(rows.drop_columns(others) if others else rows, sink)  # text does not depend on how batches were cut
     digest.update(sink.getvalue())
     for name in others:
-        digest.update(repr(rows.column(name).to_pylist()).encode("utf-8", "surrogatepass"))
+        digest.update(repr(exact_values(rows.column(name))).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
 

@@ -7,12 +7,14 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import webdataset
 from PIL import Image
 
-from pipeline.dataset.shard import COLUMNS, Row, StoredImage, write_shard
+from pipeline.dataset.columns import COLUMNS, Extra
+from pipeline.dataset.shard import Row, StoredImage, write_shard
 from pipeline.errors import Failure
 
 STARTED = datetime(2026, 1, 1, tzinfo=UTC)
@@ -36,8 +38,8 @@ def png(shade: int) -> bytes:
 
 def rows() -> list[Row]:
     def row(number: int, outcome: StoredImage | Failure) -> Row:
-        extra = {"licence": "cc0", "width": 77, "score": number / 2}
-        return Row(f"abc-{number:06d}", f"http://e.org/{number}", f"caption {number} é", outcome, extra)
+        extra = Extra(pa.RecordBatch.from_pylist([{"licence": "cc0", "width": 77, "score": number / 2}]))
+        return Row(f"abc-{number:06d}", f"http://e.org/{number}", f"caption {number} é", outcome, extra.row(0))
 
     good = [row(number, StoredImage(png(number), 8, 6, 80, 60, "{}")) for number in (0, 2, 3)]
     failed = row(1, Failure("failed_to_download", "http_404", "HTTP status 404"))
