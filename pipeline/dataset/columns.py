@@ -142,7 +142,8 @@ def join_columns(name: str, chunks: Sequence[pa.Array]) -> pa.ChunkedArray:
     types = list(dict.fromkeys(chunk.type for chunk in chunks if not pa.types.is_null(chunk.type)))
     try:
         kind = types[0] if len(types) == 1 else reduce(_common_type, types) if types else pa.null()
-        return _compact(pa.chunked_array([_cast(chunk, kind) for chunk in chunks], kind))
+        column = pa.chunked_array([_cast(chunk, kind) for chunk in chunks], kind)
+        return _in_one_dictionary(column) if pa.types.is_dictionary(kind) else _compact(column)
     except (pa.ArrowException, TypeError):
         _say_that_it_is_text(name, f"its values have no common type: {', '.join(map(str, types))}")
         return pa.chunked_array([as_text(chunk) for chunk in chunks], pa.large_string())
@@ -157,8 +158,30 @@ def _compact(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """The column in as few chunks as possible, so that a sidecar's bytes do not depend on how the table was cut."""
     try:
         return pa.table([column], ["x"]).combine_chunks().column(0)
-    except pa.ArrowException:  # a type that Arrow cannot concatenate
+    except pa.ArrowNotImplementedError:  # a type that Arrow cannot concatenate
         return column
+
+
+def _in_one_dictionary(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The column with one dictionary, whose indices are wide enough: a file with narrower ones cannot be read."""
+    kind = column.type
+    try:
+        return _compact(column)
+    except pa.ArrowInvalid:
+        wide = pa.dictionary(pa.int32(), kind.value_type, kind.ordered)
+        chunks = [
+            pa.DictionaryArray.from_arrays(chunk.indices.cast(pa.int32()), chunk.dictionary, ordered=kind.ordered)
+            for chunk in column.chunks
+        ]
+        return _compact(pa.chunked_array(chunks, wide))
+
+
+def take_rows(table: pa.Table, rows: pa.Array) -> pa.Table:
+    """Some rows of a table, ascending, whatever its types: Arrow's own selection lacks views of text, as polars writes them."""
+    try:
+        return table.take(rows)
+    except pa.ArrowNotImplementedError:
+        return pa.concat_tables([table.slice(0, 0), *(table.slice(row, 1) for row in rows.to_pylist())])
 
 
 def _common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from pipeline.dataset.json_values import is_list, is_text, json_values
@@ -38,7 +37,7 @@ def _replaced(array: pa.Array) -> tuple[pa.Array, int]:
         arrays, counts = [column for column, _ in columns], [count for _, count in columns]
         return pa.StructArray.from_arrays(arrays, fields=list(kind), mask=array.is_null()), sum(counts)
     if is_list(kind) or pa.types.is_map(kind):
-        return _replaced_lists(array.take(pa.array(np.arange(len(array)))))
+        return _replaced_lists(pa.concat_arrays([array, array[:0]]))  # a copy whose offsets begin at 0
     return array, 0
 
 
@@ -71,3 +70,14 @@ def exact_values(column: pa.ChunkedArray) -> list[Any]:
         return column.to_pylist()
     except (ArithmeticError, ValueError, LookupError):  # UnicodeDecodeError is a ValueError
         return [value for chunk in column.chunks for value in json_values(with_valid_text(chunk)[0])]
+
+
+def has_unknown_zone(kind: pa.DataType) -> bool:
+    """True for timestamps of a time zone that Arrow cannot find, so that it cannot write them as text."""
+    if not pa.types.is_timestamp(kind) or kind.tz is None:
+        return False
+    try:
+        pa.array([0], pa.int64()).view(kind).cast(pa.string())
+    except pa.ArrowInvalid:
+        return True
+    return False

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from pyarrow.fs import FileSystem, LocalFileSystem, S3FileSystem
 
 from pipeline.config import IngestConfig
-from pipeline.dataset.valid_text import exact_values
+from pipeline.dataset.valid_text import exact_values, has_unknown_zone
 from pipeline.errors import InputError, ReplacedError
 from pipeline.storage.address import open_storage
 from pipeline.storage.base import Storage
@@ -155,7 +155,7 @@ def check_columns(table: str, names: list[str], config: IngestConfig) -> None:
 
 def hash_rows(rows: pa.Table) -> str:
     """sha256 over the rows' contents, independent of the file's format: detects edited rows."""
-    others = [field.name for field in rows.schema if not _is_plain(field.type)]
+    others = [field.name for field in rows.schema if not _is_plain(field.type) or has_unknown_zone(field.type)]
     digest = hashlib.sha256()
     sink = pa.BufferOutputStream()
     pa_csv.write_csv(rows.drop_columns(others) if others else rows, sink)  # text does not depend on how batches were cut

@@ -23,7 +23,7 @@ from pipeline.storage.base import Storage
 
 READ_BYTES = 1 << 16
 EXACT_IN_FLOAT = 1 << 53
-"""Integers up to this size are exact as float64, which pandas uses for integers beside nulls."""
+"""Integers below this size are exact as float64, which pandas uses for integers beside nulls."""
 
 Kind = tuple[tuple[str, str], ...]
 """Names and types of the columns that a condition may name."""
@@ -102,7 +102,7 @@ def _series(column: pa.ChunkedArray) -> pd.Series:
 
 def _is_large(column: pa.ChunkedArray) -> bool:
     ends = pc.min_max(column)
-    return any(end is not None and abs(end) > EXACT_IN_FLOAT for end in ends.as_py().values())
+    return any(end is not None and abs(end) >= EXACT_IN_FLOAT for end in ends.as_py().values())
 
 
 def first_captions(column: pa.ChunkedArray) -> pa.ChunkedArray:
