@@ -64,7 +64,7 @@ def iter_rows(table: str, first_row: int, num_rows: int, config: IngestConfig) -
         names, count = batch.schema.names, batch.num_rows
         # Beside images, a column of this name that is no text is none of ours.
         has_urls = config.url_column in names and is_url_type(batch.schema.field(config.url_column).type)
-        own = {config.url_column if has_urls else "", config.caption_column, config.bytes_column}
+        own = {config.caption_column, *[config.url_column] * has_urls, *[config.bytes_column] * bool(config.bytes_column)}
         urls = interpreted(batch.column(config.url_column)) if has_urls else [None] * count
         captions = interpreted(batch.column(config.caption_column))
         images = _image_column(batch.column(config.bytes_column)) if config.bytes_column else None

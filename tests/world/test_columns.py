@@ -125,6 +125,13 @@ def test_columns_under_our_names_survive_beside_those_under_the_names_we_would_g
     assert row | {"jpg_offset": None} != row
 
 
+def test_a_column_without_a_name_is_kept(tmp_path):
+    stored = store(pa.table({"": [7]}), tmp_path)
+    assert (stored.sidecar[""].to_pylist(), stored.json_records[0][""]) == ([7], 7)
+    (tmp_path / "of pandas.csv").write_text(",url,caption\n0,,a dog\n")
+    assert ingest(tmp_path / "of pandas.csv", tmp_path / "csv", bytes_column="").sidecar[""].to_pylist() == ["0"]
+
+
 def test_a_column_that_may_hold_no_null_holds_some_once_a_row_is_taken_down(tmp_path):
     field = pa.field("x", pa.int32(), nullable=False)
     stored = store(pa.table([pa.array([1, 2], pa.int32())], pa.schema([field])), tmp_path)

@@ -14,7 +14,7 @@ import webdataset
 from PIL import Image
 
 from pipeline.dataset.columns import COLUMNS, Extra
-from pipeline.dataset.shard import Row, StoredImage, write_shard
+from pipeline.dataset.shard import Row, StoredImage, sidecar_table, write_shard
 from pipeline.errors import Failure
 
 STARTED = datetime(2026, 1, 1, tzinfo=UTC)
@@ -154,3 +154,29 @@ def test_a_shard_of_failures_alone_has_no_tar(tmp_path):
     assert (record.num_rows, record.num_samples, record.tar_size_bytes, record.tar_sha256) == (2, 0, 0, "")
     assert not (tmp_path / f"{record.name}.tar").exists()
     assert pq.read_table(tmp_path / f"{record.name}.parquet").num_rows == 2
+
+
+def test_of_several_captions_the_tar_holds_the_first_and_the_sidecar_all_without_its_place(tmp_path):
+    image = StoredImage(png(1), 8, 6, 8, 6, "{}")
+    captions = (["a", "b"], ["c"])
+    several = [Row(f"abc-{number:06d}", "", texts, image) for number, texts in enumerate(captions)]
+    record = write_shard(several, "abc-000", "png", STARTED, tmp_path)
+    table = pq.read_table(tmp_path / f"{record.name}.parquet")
+    assert table["caption"].to_pylist() == list(captions)
+    assert table["txt_offset"].to_pylist() == [None, None]
+    samples = list(webdataset.WebDataset(str(tmp_path / f"{record.name}.tar"), shardshuffle=False).decode())
+    assert [(sample["txt"], sample["json"]["caption"]) for sample in samples] == [("a", ["a", "b"]), ("c", ["c"])]
+
+
+def test_records_of_any_values_become_columns():
+    own = dict.fromkeys(COLUMNS.names) | {"caption": ""}
+    values = {"big": [2**63 + 5, 1], "bigger": [2**64, 1], "mixed": ["x", {"a": 1}], "half": ["\ud800", "b"], "n": [1, 0.5]}
+    records = [own | {name: column[number] for name, column in values.items()} for number in range(2)]
+    table = sidecar_table(records)
+    assert table.schema.field("big").type == pa.uint64()
+    assert {name: table[name].to_pylist() for name in values} == values | {
+        "bigger": ["18446744073709551616", "1"],
+        "mixed": ["x", '{"a": 1}'],
+        "half": ["?", "b"],
+        "n": [1.0, 0.5],
+    }
