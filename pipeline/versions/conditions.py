@@ -73,7 +73,7 @@ def holds(frame: pd.DataFrame, condition: str, place: str, names: Sequence[str])
 
 
 def to_frame(table: pa.Table, missing: Iterable[str] = ()) -> pd.DataFrame:
-    """A frame of columns whose values pandas can hold exactly; the others are left out.
+    """A frame of columns whose values pandas can hold exactly; the others are skipped.
 
     Args:
         missing: columns to add, with null in each row.
