@@ -44,7 +44,7 @@ def clean_caption(value: object, config: CaptionConfig) -> str | Failure:
             value = value.decode()
         except UnicodeDecodeError as error:
             return Failure("dropped", "bad_caption", f"the caption is not UTF-8: {error.reason} at byte {error.start}")
-    text = "" if value is None or value != value else str(value)  # only NaN differs from itself
+    text = str(display_caption(value))
     if not (text.isascii() and text.isprintable() and "&" not in text):  # most captions are plain
         text = unicodedata.normalize("NFC", html.unescape(html.unescape(text)))  # twice: crawls hold doubly escaped text
         text = _SPACE.sub(" ", text)
@@ -61,9 +61,9 @@ def clean_caption(value: object, config: CaptionConfig) -> str | Failure:
 
 
 def display_caption(value: object) -> str | list[str]:
-    """A caption as it came, for the sidecar's rows that are no samples; U+FFFD stands for bytes that are not UTF-8."""
+    """Returns a caption as it came: null and NaN are empty, and U+FFFD stands for bytes that are not UTF-8."""
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return [str(display_caption(item)) for item in value]
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
-    return "" if value is None else str(value)
+    return "" if value is None or value != value else str(value)  # only NaN differs from itself

@@ -12,9 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from jobs.reporting.run_data import _some_samples
 from pipeline.config import CurateConfig
+from pipeline.dataset.columns import captions_of
 from pipeline.dataset.manifest import ShardRecord, commit_choice, read_manifest, read_sidecar
 from pipeline.errors import InputError
+from pipeline.ingest.retry import write_retry_tables
 from pipeline.storage.base import Storage
 from pipeline.versions.curation import Rules, check_rules, judge, select
 from pipeline.versions.rewrite import rewrite
@@ -258,3 +261,31 @@ def test_a_table_of_another_writer_has_the_types_that_it_wrote(writer, tmp_path)
     for field in table.schema:
         assert stored.sidecar.schema.field(field.name).type == field.type
         assert stored.sidecar[field.name].to_pylist() == table[field.name].to_pylist()
+
+
+def test_rows_that_are_fetched_again_keep_names_types_and_captions(tmp_path):
+    columns = {
+        "url": ["", None],
+        "caption": [["a", "b"], ["c"]],
+        "key": pa.array([2**63 + 5, None], pa.uint64()),
+        "source_key": pa.array(["x", "y"]).dictionary_encode(),
+    }
+    first = store(pa.table(columns), tmp_path, bytes_column="")
+    assert first.sidecar["reason"].to_pylist() == ["bad_url", "bad_url"]
+    assert write_retry_tables(first.storage, first.manifest, ["bad_url"], first.config) == 2
+    again = ingest(f"{first.config.output}/retries", first.config.output, bytes_column="")
+    (_, shard) = sorted(again.manifest.shards, key=lambda shard: shard in first.manifest.shards, reverse=True)
+    sidecar = read_sidecar(again.storage, shard)
+    assert sidecar["retry_of"].to_pylist() == first.sidecar["key"].to_pylist()
+    for name in ("caption", "source_key", "source_key_2", "image"):
+        assert sidecar[name].equals(first.sidecar[name])
+    assert write_retry_tables(again.storage, again.manifest, ["bad_url"], again.config) == 2, "of the new failures alone"
+
+
+def test_a_report_describes_data_of_tables_with_one_caption_and_with_several(tmp_path):
+    write_table(pa.table({"caption": ["alone"]}), tmp_path / "1.parquet")
+    write_table(pa.table({"caption": [["a", "b"]]}), tmp_path / "2.parquet")
+    stored = ingest(tmp_path / "*.parquet", tmp_path / "out")
+    samples = _some_samples(stored.storage, stored.manifest)
+    assert captions_of(samples["caption"]) == [["alone"], ["a", "b"]]
+    assert samples["width"].to_pylist() == [8, 8]

@@ -69,7 +69,7 @@ def test_a_list_keeps_the_captions_that_may_be_stored(captions, outcome):
 
 
 def test_a_caption_is_shown_as_it_came():
-    assert display_caption(None) == ""
+    assert display_caption(None) == display_caption(float("nan")) == ""
     assert display_caption(b"a\xff") == "a\ufffd"
     assert display_caption(["a", None, b"b"]) == ["a", "", "b"]
     assert display_caption(0.5) == "0.5"
