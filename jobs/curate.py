@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 def job(config: Config, options: argparse.Namespace) -> None:
     from pipeline.dataset.manifest import commit_choice, read_manifest
     from pipeline.storage.address import open_storage
-    from pipeline.versions.curation import judge, read_rules
+    from pipeline.versions.curation import check_rules, read_rules
 
     if not config.curate.data:
         raise InputError("curate.data: is empty; name the folder or the s3://bucket/prefix of a data set")
@@ -48,8 +48,7 @@ def job(config: Config, options: argparse.Namespace) -> None:
     rules = read_rules(config.curate, options.remove)
     if rules.scores is not None:
         rules.scores.check(storage, base)
-    if base.num_samples:  # refuses an invalid condition before Ray starts
-        judge(storage, next(shard for shard in base.shards if shard.num_samples), rules)
+    rules = check_rules(storage, base, rules)  # refuses an invalid condition before Ray starts
     connect_ray(config.cluster)
     manifest = commit_choice(storage, base, [] if rules.are_empty else _choose(storage, base, rules))
     print(_summary(base, manifest))

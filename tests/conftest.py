@@ -189,6 +189,9 @@ def make_data_set() -> Callable[..., str]:
         import tempfile
         from datetime import UTC, datetime
 
+        import pyarrow as pa
+
+        from pipeline.dataset.columns import Extra
         from pipeline.dataset.manifest import PartitionRecord, commit
         from pipeline.dataset.shard import Row, StoredImage, write_shard
         from pipeline.errors import Failure
@@ -203,7 +206,8 @@ def make_data_set() -> Callable[..., str]:
                 if row == min(3, count):  # every shard has a failure in its midst
                     outcome = Failure("failed_to_download", "http_404", "HTTP status 404")
                 caption = f"a {colour} {shape}" + " that was drawn by hand" * (number % 3)
-                rows.append(Row(f"{partition}-{row:06d}", f"http://e.org/{row}", caption, outcome, {"shape": shape}))
+                shapes = Extra(pa.RecordBatch.from_pylist([{"shape": shape}]))
+                rows.append(Row(f"{partition}-{row:06d}", f"http://e.org/{row}", caption, outcome, shapes.row(0)))
                 number += 1
             with tempfile.TemporaryDirectory() as temporary:
                 folder = Path(temporary)

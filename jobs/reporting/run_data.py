@@ -22,6 +22,7 @@ import yaml
 from numpy.typing import NDArray
 
 from model.config import get_architecture
+from pipeline.dataset.columns import captions_of, join_columns
 from pipeline.dataset.manifest import Manifest, read_manifest, read_samples
 from pipeline.errors import ConfigError, InputError
 from pipeline.storage.address import open_storage
@@ -239,7 +240,7 @@ def _data_report(part: Mapping[str, Any], context_length: int) -> DataReport:
     manifest = read_manifest(storage, part["version"])
     samples = _some_samples(storage, manifest)
     stored = samples.filter(pc.is_valid(samples["width"])) if samples.num_rows else samples
-    captions = [text for text in evenly(samples["caption"].to_pylist(), CAPTIONS_COUNTED) if text]
+    captions = [text for texts in evenly(captions_of(samples["caption"]), CAPTIONS_COUNTED) for text in texts if text]
     return DataReport(
         uri=storage.uri,
         version=manifest.version,
@@ -274,7 +275,10 @@ def _some_samples(storage: Storage, manifest: Manifest) -> pa.Table:
     columns = ["caption", "width", "height", "original_width", "original_height"]
     if not shards:
         return pa.table({name: pa.array([], pa.string() if name == "caption" else pa.int32()) for name in columns})
-    return pa.concat_tables([read_samples(storage, shard, columns) for shard in shards], promote_options="permissive")
+    tables = [read_samples(storage, shard, columns) for shard in shards]
+    captions = join_columns("caption", [chunk for table in tables for chunk in table["caption"].chunks])
+    sizes = pa.concat_tables([table.drop_columns("caption") for table in tables], promote_options="permissive")
+    return sizes.append_column("caption", captions)
 
 
 def _shorter_sides(samples: pa.Table) -> NDArray[np.int64]:

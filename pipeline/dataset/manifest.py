@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from pipeline.dataset.columns import take_rows
 from pipeline.errors import InputError
 from pipeline.storage.address import open_storage
 from pipeline.storage.base import Storage
@@ -293,13 +294,14 @@ def _storage_at(uri: str) -> Storage:
 def read_samples(storage: Storage, shard: ShardRecord, columns: Sequence[str]) -> pa.Table:
     """Reads the sidecar's rows of the samples that this version holds, in order. Raises ManifestError."""
     table = read_sidecar(storage, shard, [*dict.fromkeys([*columns, "status"])])
-    table = table.filter(pc.equal(table["status"], "success")).select(list(columns))
-    if table.num_rows != shard.tar_samples:
+    rows = pc.indices_nonzero(pc.equal(table["status"], "success"))
+    if len(rows) != shard.tar_samples:
         raise ManifestError(
-            f"{storage.address(shard.sidecar_path)}: holds {table.num_rows} samples, but the manifest says "
+            f"{storage.address(shard.sidecar_path)}: holds {len(rows)} samples, but the manifest says "
             f"{shard.tar_samples}; restore the sidecar"
         )
-    return table if shard.selection is None else table.take(read_selection(storage, shard.selection))
+    chosen = rows if shard.selection is None else rows.take(read_selection(storage, shard.selection))
+    return take_rows(table.select(list(columns)), chosen)
 
 
 def read_selection(storage: Storage, selection: Selection) -> pa.Array:

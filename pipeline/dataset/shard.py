@@ -11,42 +11,18 @@ import json
 import tarfile
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from pipeline.dataset.columns import COLUMNS, ExtraRow, ExtraRows, json_text, write_sidecar
 from pipeline.dataset.manifest import ShardRecord
 from pipeline.errors import Failure
 from pipeline.storage.base import Storage
 
-COLUMNS = pa.schema(
-    [
-        ("key", pa.string()),
-        ("url", pa.string()),
-        ("caption", pa.string()),
-        ("status", pa.string()),
-        ("reason", pa.string()),
-        ("error_message", pa.string()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("original_width", pa.int32()),
-        ("original_height", pa.int32()),
-        ("exif", pa.string()),
-        ("sha256", pa.string()),
-        ("original_sha256", pa.string()),
-        ("jpg_offset", pa.int64()),
-        ("jpg_size", pa.int64()),
-        ("txt_offset", pa.int64()),
-        ("txt_size", pa.int64()),
-        ("json_offset", pa.int64()),
-        ("json_size", pa.int64()),
-    ]
-)
-"""Sidecar columns (docs/decisions/0001-manifest.md), in the file's order; the input's other columns follow."""
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 
 
@@ -71,13 +47,18 @@ class StoredImage:
 
 @dataclass(frozen=True)
 class Row:
-    """One input row and its outcome; `extra` holds the input's other columns."""
+    """One input row and its outcome.
+
+    Attributes:
+        caption: text, or the texts of a table with several captions for each image.
+        extra: the input's other columns; None: there are none.
+    """
 
     key: str
     url: str
-    caption: str
+    caption: str | list[str]
     outcome: StoredImage | Failure
-    extra: dict[str, Any] = field(default_factory=dict)
+    extra: ExtraRow | None = None
 
     @property
     def reason(self) -> str:
@@ -98,6 +79,7 @@ class ShardWriter:
         self.num_rows = 0
         self._name_prefix, self._format, self._started, self._folder = name_prefix, image_format, started, folder
         self._records: list[dict[str, Any]] = []
+        self._extra = ExtraRows()
         self._failures: Counter[str] = Counter()
         self._reasons: Counter[str] = Counter()
         self._digest = hashlib.sha256()
@@ -109,17 +91,28 @@ class ShardWriter:
         record = _metadata(row)
         members = {}
         if isinstance(row.outcome, StoredImage):
-            metadata = json.dumps(record, default=str).encode()
-            members = {self._format: row.outcome.data, "json": metadata, "txt": row.caption.encode()}
-        self.add_record(record, members)
+            metadata = record if row.extra is None else record | row.extra.json_record()
+            first = row.caption[0] if isinstance(row.caption, list) else row.caption
+            members = {self._format: row.outcome.data, "json": json.dumps(metadata).encode(), "txt": first.encode()}
+            if isinstance(row.caption, list):
+                record |= dict.fromkeys(("txt_offset", "txt_size"))  # training then reads all captions from the sidecar
+        self.add_record(record, members, row.extra)
 
-    def add_record(self, record: dict[str, Any], members: dict[str, bytes]) -> None:
-        """Writes a sidecar row and its sample's members by extension; no members if the row is not a sample."""
+    def add_record(self, record: dict[str, Any], members: dict[str, bytes], extra: ExtraRow | None = None) -> None:
+        """Writes a sidecar row and its sample's members by extension; no members if the row is not a sample.
+
+        Args:
+            record: the row's own columns; an offset that is None stays None: readers take the captions from elsewhere.
+            extra: its other columns.
+        """
+        untracked = {name for name, value in record.items() if value is None}
         self.num_rows += 1
         self._reasons[record["reason"]] += 1
         if record["status"] != "success":
             self._failures[record["status"]] += 1
-        self._records.append(record | self._write_sample(record["key"], members))
+        places = self._write_sample(record["key"], members)
+        self._records.append(record | {name: place for name, place in places.items() if name not in untracked})
+        self._extra.add(extra)
 
     def close(self) -> ShardRecord:
         """Completes the three files and returns their record for the manifest; a shard without a success has no tar."""
@@ -127,7 +120,7 @@ class ShardWriter:
         self._write(bytes(-(self.tar_size_bytes + 1024) % tarfile.RECORDSIZE + 1024))  # two empty blocks, then to a full record
         self._file.close()
         part = self._folder / f"{self._name_prefix}.parquet.part"
-        pq.write_table(sidecar_table(self._records), part, compression="zstd")
+        write_sidecar(sidecar_table(self._records, self._extra.table()), part)
         digest, sidecar_digest = self._digest.hexdigest(), hashlib.sha256(part.read_bytes()).hexdigest()
         name = f"{self._name_prefix}-{digest[:12]}-{sidecar_digest[:8]}"
         sidecar = part.rename(self._folder / f"{name}.parquet")
@@ -232,7 +225,7 @@ def _metadata(row: Row) -> dict[str, Any]:
     """The row's columns except the offsets; for a sample also the content of its json member, as in img2dataset."""
     image = row.outcome if isinstance(row.outcome, StoredImage) else None
     failure = row.outcome if isinstance(row.outcome, Failure) else None
-    own = {
+    return {
         "key": row.key,
         "url": row.url,
         "caption": row.caption,
@@ -247,24 +240,41 @@ def _metadata(row: Row) -> dict[str, Any]:
         "sha256": hashlib.sha256(image.data).hexdigest() if image else None,
         "original_sha256": image.original_sha256 if image else None,
     }
-    taken = set(COLUMNS.names)
-    extra = {f"source_{name}" if name in taken else name: value for name, value in row.extra.items()}
-    return own | extra
 
 
-def sidecar_table(records: list[dict[str, Any]]) -> pa.Table:
-    """A sidecar's table: the fixed columns first, then the input's other columns."""
-    types = dict(zip(COLUMNS.names, COLUMNS.types, strict=True))
+def sidecar_table(records: list[dict[str, Any]], extra: pa.Table | None = None) -> pa.Table:
+    """A sidecar's table: the fixed columns first, then the input's other columns.
+
+    Args:
+        records: the rows; columns that are not fixed get the type of their values.
+        extra: further columns.
+    """
+    types: dict[str, pa.DataType] = dict(zip(COLUMNS.names, COLUMNS.types, strict=True))
+    if any(isinstance(record["caption"], list) for record in records):
+        types["caption"] = pa.list_(pa.string())
+        records = [record | {"caption": _listed(record["caption"])} for record in records]
     names = dict.fromkeys([*types, *(name for record in records for name in record)])
     columns = {name: [record[name] if name in record else None for record in records] for name in names}
-    return pa.table({name: _column(values, types[name] if name in types else None) for name, values in columns.items()})
+    table = pa.table({name: _column(values, types[name] if name in types else None) for name, values in columns.items()})
+    if extra is not None:
+        for field in extra.schema:
+            table = table.append_column(field, extra.column(field.name))
+    return table
+
+
+def _listed(caption: str | list[str] | None) -> list[str]:
+    """A caption as several."""
+    return caption if isinstance(caption, list) else [caption] if caption else []
 
 
 def _column(values: list[Any], kind: pa.DataType | None) -> pa.Array:
-    """A column of one type; an input column with values of several types becomes JSON text."""
-    try:
+    """A column of one type; values without a common type, or beyond every type, become text."""
+    if kind is not None:
         return pa.array(values, kind)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
-        if kind is not None:
-            raise
-        return pa.array([None if value is None else json.dumps(value, default=str) for value in values])
+    for wanted in (None, pa.uint64()):
+        try:
+            return pa.array(values, wanted)
+        except (pa.ArrowException, OverflowError, UnicodeEncodeError):
+            continue
+    texts = [None if value is None else json_text(value) for value in values]
+    return pa.array([None if text is None else text.encode("utf-8", "replace").decode() for text in texts])

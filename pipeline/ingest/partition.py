@@ -29,15 +29,13 @@ from pipeline.fetch.http_client import Fetched
 from pipeline.fetch.image_source import ImageSource
 from pipeline.fetch.memory_budget import Claim, Memory
 from pipeline.ingest.plan import PartitionSpec
-from pipeline.ingest.tables import BATCH_ROWS, iter_rows
+from pipeline.ingest.rows import SourceRow, iter_rows
 from pipeline.storage.address import open_storage
 from pipeline.storage.base import Storage
 from pipeline.storage.url_credentials import without_userinfo
-from pipeline.transform.caption import clean_caption
+from pipeline.transform.caption import clean_captions, display_caption
 from pipeline.transform.image import prepare_image
 
-HELD_ROWS = 64
-"""Batch size for reading tables that hold the images themselves."""
 LONG_WORK_BYTES = 2 << 20
 """Images with more bytes are prepared in a thread, so that they do not block the event loop."""
 
@@ -115,13 +113,12 @@ async def _start_rows(spec: PartitionSpec, workshop: _Workshop, tasks: asyncio.T
     ahead: asyncio.Queue[asyncio.Task[tuple[Row, Claim]]] = asyncio.Queue()
 
     async def start() -> None:
-        batch_rows = HELD_ROWS if workshop.config.bytes_column else BATCH_ROWS
-        source_rows = iter_rows(spec.rows_path or spec.input_path, spec.rows_first, spec.num_rows, batch_rows)
+        source_rows = iter_rows(spec.rows_path or spec.input_path, spec.rows_first, spec.num_rows, workshop.config)
         number = -1
         for number, source in enumerate(source_rows):
             await workshop.memory.room()
             claim = workshop.memory.claim(number)
-            claim.settle(len(_held_bytes(source, workshop.config.bytes_column)))
+            claim.settle(len(source.image))
             ahead.put_nowait(tasks.create_task(_one_row(f"{spec.id}-{number:0{width}d}", source, workshop, claim)))
         if number + 1 < spec.num_rows:
             raise InputError(
@@ -133,19 +130,16 @@ async def _start_rows(spec: PartitionSpec, workshop: _Workshop, tasks: asyncio.T
         yield await (await ahead.get())
 
 
-async def _one_row(key: str, source: dict[str, Any], workshop: _Workshop, claim: Claim) -> tuple[Row, Claim]:
+async def _one_row(key: str, source: SourceRow, workshop: _Workshop, claim: Claim) -> tuple[Row, Claim]:
     """Processes one row; its claim holds the bytes of the stored image."""
     config = workshop.config
-    own = (config.url_column, config.caption_column, config.bytes_column)
-    extra = {name: value for name, value in source.items() if name not in own}
-    url = source[config.url_column] if config.url_column in source else None
+    url = source.url.decode("utf-8", "replace") if isinstance(source.url, bytes) else source.url
     address = "" if url is None else without_userinfo(str(url))
-    caption = clean_caption(source[config.caption_column], config.caption)
+    caption = clean_captions(source.caption, config.caption)
     if isinstance(caption, Failure):
-        raw = source[config.caption_column]
-        return Row(key, address, "" if raw is None else str(raw), caption, extra), claim
+        return Row(key, address, display_caption(source.caption), caption, source.extra), claim
     outcome: StoredImage | Failure
-    fetched = await _bytes_of(source, url, workshop, claim)
+    fetched = await _bytes_of(source, workshop, claim)
     if isinstance(fetched, Failure):
         outcome = fetched
     else:
@@ -154,26 +148,20 @@ async def _one_row(key: str, source: dict[str, Any], workshop: _Workshop, claim:
         else:  # for a small image, switching threads would cost a sixth of its time
             outcome = prepare_image(fetched.body, config.image)
     claim.settle(len(outcome.data) if isinstance(outcome, StoredImage) else 0)
-    return Row(key, address, caption, outcome, extra), claim
+    return Row(key, address, caption, outcome, source.extra), claim
 
 
-async def _bytes_of(source: dict[str, Any], url: object, workshop: _Workshop, claim: Claim) -> Fetched | Failure:
+async def _bytes_of(source: SourceRow, workshop: _Workshop, claim: Claim) -> Fetched | Failure:
     """The bytes that the row holds, or that its URL points to."""
     column = workshop.config.bytes_column
     if column:
-        held = _held_bytes(source, column)
-        return Fetched(held) if held else Failure("failed_to_download", "empty_body", f"column {column} holds no bytes")
-    if not isinstance(url, str) or not url.strip():
-        return Failure("failed_to_download", "bad_url", "the URL is empty" if not url else "the URL is not text")
-    return await workshop.source.fetch(url, claim)
-
-
-def _held_bytes(source: dict[str, Any], column: str) -> bytes:
-    """Value of the bytes column; b"" if there is none. Hugging Face's data sets store images as {bytes, path}."""
-    value = source[column] if column else None
-    if isinstance(value, dict) and "bytes" in value:
-        value = value["bytes"]
-    return value if isinstance(value, bytes) else b""
+        empty = Failure("failed_to_download", "empty_body", f"column {column} holds no bytes")
+        return Fetched(source.image) if source.image else empty
+    if isinstance(source.url, bytes):
+        return Failure("failed_to_download", "bad_url", "the URL is not UTF-8")
+    if not source.url or not source.url.strip():
+        return Failure("failed_to_download", "bad_url", "the URL is empty")
+    return await workshop.source.fetch(source.url, claim)
 
 
 def _run(work: Coroutine[Any, Any, Result]) -> Result:

@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from pipeline.config import IngestConfig
 from pipeline.dataset.manifest import Manifest, PartitionRecord, list_versions, partition_path, read_manifest, short_hash
 from pipeline.errors import InputError
+from pipeline.ingest.column_types import check_column_types
 from pipeline.ingest.tables import (
     check_columns,
     column_names,
@@ -164,6 +165,7 @@ class _Planner:
         """Adds the ranges that are not held, and checks those that are. Returns the table's number of rows."""
         first_row, by_first = 0, {record.first_row: record for record in held}
         for chunk in read_chunks(table, _sizes(held, self._config.partition_size_rows)):
+            check_column_types(table, chunk.schema, self._config)
             digest = hash_rows(chunk)
             if first_row not in by_first:
                 self._add(table, first_row, chunk, digest)

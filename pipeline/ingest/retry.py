@@ -8,16 +8,17 @@ new failure.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.config import IngestConfig
-from pipeline.dataset.manifest import Manifest, PartitionRecord, read_sidecar
-from pipeline.dataset.shard import COLUMNS
+from pipeline.dataset.columns import PREFIX, ExtraRows, split_columns
+from pipeline.dataset.manifest import Manifest, PartitionRecord, ShardRecord, read_sidecar
 from pipeline.storage.base import Storage
 
 FOLDER = "retries"
@@ -48,28 +49,40 @@ def _write_table(
     reasons: Sequence[str],
     config: IngestConfig,
 ) -> int:
-    done = {row[RETRY_OF] for retry in retries for row in _rows(storage, retry)}
-    rows = [row for row in _rows(storage, record) if row["reason"] in reasons and row["key"] not in done]
-    if not rows:
+    done = {key for shard in _shards(retries) for key in read_sidecar(storage, shard, [RETRY_OF])[RETRY_OF].to_pylist()}
+    own: list[dict[str, Any]] = []
+    extra = ExtraRows()
+    for shard in record.shards:
+        for row, others in split_columns(read_sidecar(storage, shard)):
+            if row["reason"] in reasons and row["key"] not in done:
+                own.append(row)
+                extra.add(others)
+    if not own:
         return 0
-    table = pa.Table.from_pylist([_source_row(row, config) for row in rows])
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    digest = hashlib.sha256("\n".join(row["key"] for row in rows).encode()).hexdigest()[:12]
+    pq.write_table(_source_table(own, extra.table(), config), sink, compression="zstd")
+    digest = hashlib.sha256("\n".join(row["key"] for row in own).encode()).hexdigest()[:12]
     storage.write_if_absent(f"{FOLDER}/{record.id}-{digest}.parquet", sink.getvalue().to_pybytes())
-    return len(rows)
+    return len(own)
 
 
-def _rows(storage: Storage, record: PartitionRecord) -> list[dict[str, Any]]:
-    return [row for shard in record.shards for row in read_sidecar(storage, shard).to_pylist()]
+def _shards(records: Iterable[PartitionRecord]) -> Iterator[ShardRecord]:
+    for record in records:
+        yield from record.shards
 
 
-def _source_row(row: dict[str, Any], config: IngestConfig) -> dict[str, Any]:
-    """A sidecar's row under the input's column names."""
-    own = set(COLUMNS.names)
-    extra = {
-        name.removeprefix("source_") if name.removeprefix("source_") in own else name: value
-        for name, value in row.items()
-        if name not in own and name != RETRY_OF
-    }
-    return {config.url_column: row["url"], config.caption_column: row["caption"]} | extra | {RETRY_OF: row["key"]}
+def _source_table(own: list[dict[str, Any]], extra: pa.Table, config: IngestConfig) -> pa.Table:
+    """Rows of a sidecar under the input's column names. Renamed columns keep their new names, which are free there too."""
+    columns = {config.url_column: [row["url"] for row in own], config.caption_column: [row["caption"] for row in own]}
+    table = pa.table(columns)
+    for name in extra.column_names:
+        if name != RETRY_OF:
+            table = table.append_column(_name_in_table(name, config), extra[name])
+    return table.append_column(RETRY_OF, pa.array([row["key"] for row in own]))
+
+
+def _name_in_table(name: str, config: IngestConfig) -> str:
+    """The name under which a column is ingested again: its own, unless that is the name of the URLs or captions."""
+    if name not in (config.url_column, config.caption_column):
+        return name
+    return re.sub(r"_\d+$", "", name.removeprefix(PREFIX))

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from pyarrow.fs import FileSystem, LocalFileSystem, S3FileSystem
 
 from pipeline.config import IngestConfig
+from pipeline.dataset.valid_text import exact_values, has_unknown_zone
 from pipeline.errors import InputError, ReplacedError
 from pipeline.storage.address import open_storage
 from pipeline.storage.base import Storage
@@ -133,17 +134,6 @@ def read_chunks(table: str, sizes: Iterable[int]) -> Iterator[pa.Table]:
         yield pa.Table.from_batches(held)
 
 
-def iter_rows(table: str, first_row: int, num_rows: int, batch_rows: int = BATCH_ROWS) -> Iterator[dict[str, Any]]:
-    """Reads a row range as dicts of all columns."""
-    left = num_rows
-    for batch in read_batches(table, first_row, batch_rows):
-        part = batch.slice(0, left)
-        left -= part.num_rows
-        yield from _to_dicts(part)
-        if left == 0:
-            return
-
-
 def column_names(table: str) -> list[str] | None:
     """The table's column names, or None if it has no rows. Raises InputError if it cannot be read."""
     first = next((batch for batch in read_batches(table) if batch.num_rows), None)
@@ -165,13 +155,13 @@ def check_columns(table: str, names: list[str], config: IngestConfig) -> None:
 
 def hash_rows(rows: pa.Table) -> str:
     """sha256 over the rows' contents, independent of the file's format: detects edited rows."""
-    others = [field.name for field in rows.schema if not _is_plain(field.type)]
+    others = [field.name for field in rows.schema if not _is_plain(field.type) or has_unknown_zone(field.type)]
     digest = hashlib.sha256()
     sink = pa.BufferOutputStream()
     pa_csv.write_csv(rows.drop_columns(others) if others else rows, sink)  # text does not depend on how batches were cut
     digest.update(sink.getvalue())
     for name in others:
-        digest.update(repr(rows.column(name).to_pylist()).encode("utf-8", "surrogatepass"))
+        digest.update(repr(exact_values(rows.column(name))).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
 
@@ -187,22 +177,6 @@ def _is_plain(kind: pa.DataType) -> bool:
     """True if pyarrow can write values of a type as CSV text."""
     is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
     return is_text or pa.types.is_primitive(kind) or pa.types.is_decimal(kind) or pa.types.is_null(kind)
-
-
-def _to_dicts(batch: pa.RecordBatch) -> list[dict[str, Any]]:
-    """Rows as dicts. Parquet strings may hold invalid UTF-8, which is replaced, so that only that row fails."""
-    try:
-        return batch.to_pylist()
-    except UnicodeDecodeError:
-        columns = {
-            name: [
-                None if value is None else value.decode("utf-8", "replace") for value in column.cast(pa.binary()).to_pylist()
-            ]
-            if pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
-            else column.to_pylist()
-            for name, column in zip(batch.schema.names, batch.columns, strict=True)
-        }
-        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 def _split_glob(pattern: str) -> tuple[str, str | None]:

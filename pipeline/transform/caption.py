@@ -9,27 +9,61 @@ from __future__ import annotations
 import html
 import re
 import unicodedata
+from collections.abc import Sequence
 
 from pipeline.config import CaptionConfig
 from pipeline.errors import Failure
 
 _SPACE = re.compile(r"\s+")
 _DROPPED_CATEGORIES = {"Cc", "Cs"}  # control characters and halves of surrogate pairs
+_EMPTY = Failure("dropped", "empty_caption", "the caption is empty")
+
+
+def clean_captions(value: object, config: CaptionConfig) -> str | list[str] | Failure:
+    """Returns the cleaned caption, or those of a list that may be stored; or the reason to drop the row.
+
+    A list loses its empty captions and those of other lengths than configured. If it has no other, or if one is not UTF-8, its
+    row is dropped.
+    """
+    if not isinstance(value, list):
+        return clean_caption(value, config)
+    outcomes = [clean_caption(item, config) for item in value]
+    failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
+    bad = next((failure for failure in failures if failure.reason == "bad_caption"), None)
+    kept = [outcome for outcome in outcomes if isinstance(outcome, str)]
+    if bad is not None or not kept:
+        others = [failure for failure in failures if failure.reason != _EMPTY.reason]
+        return bad or (others[0] if others else _EMPTY)
+    return kept
 
 
 def clean_caption(value: object, config: CaptionConfig) -> str | Failure:
-    """Returns the cleaned caption, or the reason to drop its row."""
-    text = "" if value is None else str(value)
+    """Returns the cleaned caption, or the reason to drop its row. Null and NaN are empty; bytes must be UTF-8."""
+    if isinstance(value, bytes):
+        try:
+            value = value.decode()
+        except UnicodeDecodeError as error:
+            return Failure("dropped", "bad_caption", f"the caption is not UTF-8: {error.reason} at byte {error.start}")
+    text = str(display_caption(value))
     if not (text.isascii() and text.isprintable() and "&" not in text):  # most captions are plain
         text = unicodedata.normalize("NFC", html.unescape(html.unescape(text)))  # twice: crawls hold doubly escaped text
         text = _SPACE.sub(" ", text)
         text = "".join(letter for letter in text if unicodedata.category(letter) not in _DROPPED_CATEGORIES)
     text = _SPACE.sub(" ", text).strip()
     if not text:
-        return Failure("dropped", "empty_caption", "the caption is empty")
+        return _EMPTY
     words = len(text.split(" "))
     if len(text) < config.min_characters or words < config.min_words:
         return Failure("dropped", "short_caption", f"{len(text)} characters, {words} words")
     if config.max_characters is not None and len(text) > config.max_characters:
         return Failure("dropped", "long_caption", f"{len(text)} characters")
     return text
+
+
+def display_caption(value: object) -> str | list[str]:
+    """Returns a caption as it came: null and NaN are empty, and U+FFFD stands for bytes that are not UTF-8."""
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [str(display_caption(item)) for item in value]
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return "" if value is None or value != value else str(value)  # only NaN differs from itself

@@ -9,19 +9,21 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.config import CurateConfig
+from pipeline.dataset.columns import COLUMNS, captions_of
 from pipeline.dataset.features import SCORE, Scores
-from pipeline.dataset.manifest import Selection, ShardRecord, read_samples, read_selection, read_sidecar
+from pipeline.dataset.manifest import Manifest, Selection, ShardRecord, read_samples, read_selection, read_sidecar
 from pipeline.errors import InputError
 from pipeline.storage.address import open_storage
 from pipeline.storage.base import Storage
 from pipeline.storage.small_text import read_named_text, split_lines
+from pipeline.versions.conditions import first_captions, holds, kinds_of_shards, named_columns, to_frame
 
 DUPLICATE, REMOVED = "duplicate", "removed"
 
@@ -33,12 +35,14 @@ class Rules:
     Attributes:
         removed: keys and URLs of samples to take down.
         scores: a model's scores of the samples.
+        elsewhere: columns that the condition names and some shard has: null in shards that lack them.
     """
 
     config: CurateConfig
     excluded_hashes: frozenset[str] = frozenset()
     removed: frozenset[str] = frozenset()
     scores: Scores | None = None
+    elsewhere: frozenset[str] = frozenset()
 
     @property
     def are_empty(self) -> bool:
@@ -64,6 +68,22 @@ def _lines(path: str, key: str) -> frozenset[str]:
     return frozenset(line for line in split_lines(read_named_text(key, path, may_be_empty=True)) if line)
 
 
+def check_rules(storage: Storage, manifest: Manifest, rules: Rules) -> Rules:
+    """Judges a shard of each kind, to refuse a condition that one of them does not allow; returns the rules for all shards.
+
+    Raises:
+        InputError: `curate.where` cannot be evaluated on the columns of some shard.
+    """
+    shards = [shard for shard in manifest.shards if shard.num_samples]
+    if rules.config.where:
+        kinds = kinds_of_shards(storage, shards, rules.config.where)
+        rules = replace(rules, elsewhere=frozenset(name for kind in kinds for name, _ in kind))
+        shards = list(kinds.values())
+    for shard in shards if rules.config.where else shards[:1]:
+        judge(storage, shard, rules)
+    return rules
+
+
 def judge(storage: Storage, shard: ShardRecord, rules: Rules) -> tuple[list[str], list[str]]:
     """Verdicts and sha256s of the samples that the version holds, in order.
 
@@ -71,22 +91,35 @@ def judge(storage: Storage, shard: ShardRecord, rules: Rules) -> tuple[list[str]
         InputError: `curate.where` cannot be evaluated on these columns.
     """
     names = read_sidecar(storage, shard).column_names
-    frame = read_samples(storage, shard, names).to_pandas()
+    wanted = [name for name in names if name in COLUMNS.names or name in named_columns([name], rules.config.where)]
+    table = read_samples(storage, shard, wanted)
+    captions = captions_of(table["caption"])
+    table = table.set_column(wanted.index("caption"), "caption", first_captions(table["caption"]))
+    frame = to_frame(table, [name for name in rules.elsewhere if name not in names])
     if rules.scores is not None:
-        if SCORE in frame:
+        if SCORE in names:
             raise InputError(
                 f"curate.scores={rules.config.scores}: the sidecars already have a column {SCORE}, from the input table; omit "
                 "curate.scores to use that one"
             )
         frame[SCORE] = rules.scores.of(shard, frame["key"].tolist())
     verdicts = pd.Series("", index=frame.index)
-    for reason, dropped in _rules(frame, rules):
+    place = storage.address(shard.sidecar_path)
+    kept = holds(frame, rules.config.where, place, [*names, *rules.elsewhere]) if rules.config.where else None
+    for reason, dropped in _rules(frame, captions, kept, rules):
         verdicts[dropped & (verdicts == "")] = reason
     return verdicts.tolist(), frame["sha256"].fillna("").tolist()
 
 
-def _rules(frame: pd.DataFrame, rules: Rules) -> list[tuple[str, pd.Series]]:
-    """(reason, mask of the samples to drop) of each rule that is set, in the order of CurateConfig."""
+def _rules(
+    frame: pd.DataFrame, captions: list[list[str]], where: pd.Series | None, rules: Rules
+) -> list[tuple[str, pd.Series]]:
+    """(reason, mask of the samples to drop) of each rule that is set, in the order of CurateConfig.
+
+    Args:
+        captions: of each sample, which is short if none is long enough, and long if all are too long.
+        where: for which samples the condition holds.
+    """
     config = rules.config
     found: list[tuple[str, pd.Series]] = []
     if rules.removed:
@@ -96,31 +129,21 @@ def _rules(frame: pd.DataFrame, rules: Rules) -> list[tuple[str, pd.Series]]:
         found.append(("too_small", sides.min(axis=1) < config.min_side_px))
     if config.max_aspect_ratio is not None:
         found.append(("aspect_ratio", sides.max(axis=1) > config.max_aspect_ratio * sides.min(axis=1)))
-    length, words = frame["caption"].str.len(), frame["caption"].str.split().str.len()
-    if config.min_caption_characters or config.min_caption_words:
-        found.append(("short_caption", (length < config.min_caption_characters) | (words < config.min_caption_words)))
-    if config.max_caption_characters is not None:
-        found.append(("long_caption", length > config.max_caption_characters))
+    fewest, most = (config.min_caption_characters, config.min_caption_words), config.max_caption_characters
+    if any(fewest):
+        long_enough = [any(len(text) >= fewest[0] and len(text.split()) >= fewest[1] for text in texts) for texts in captions]
+        found.append(("short_caption", ~pd.Series(long_enough, index=frame.index, dtype=bool)))
+    if most is not None:
+        too_long = [bool(texts) and all(len(text) > most for text in texts) for texts in captions]
+        found.append(("long_caption", pd.Series(too_long, index=frame.index, dtype=bool)))
     if rules.excluded_hashes:
         columns = [frame[name].isin(rules.excluded_hashes) for name in ("sha256", "original_sha256") if name in frame]
         found.append(("excluded_hash", pd.concat(columns, axis=1).any(axis=1)))
-    if config.where:
-        found.append(("where", ~_ask(frame, config.where)))
+    if where is not None:
+        found.append(("where", ~where))
     if config.sample_share < 1:
         found.append(("sampled_out", frame["key"].map(lambda key: _draw(config.seed, key)) >= config.sample_share))
     return found
-
-
-def _ask(frame: pd.DataFrame, condition: str) -> pd.Series:
-    try:
-        answer = frame.eval(condition, engine="python")
-    except Exception as error:  # pandas raises many kinds of errors for conditions that it cannot parse
-        raise InputError(
-            f"curate.where={condition}: {error}; write a condition on the columns {', '.join(frame.columns)}"
-        ) from None
-    if not isinstance(answer, pd.Series) or answer.dtype != bool:
-        raise InputError(f"curate.where={condition}: is not true or false for each sample; write a comparison")
-    return answer
 
 
 def _draw(seed: int, key: str) -> float:

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pipeline.dataset.columns import ExtraRow, split_columns
 from pipeline.dataset.manifest import (
     Manifest,
     ManifestError,
@@ -52,12 +53,12 @@ def rewrite(storage: Storage, shards: list[ShardRecord], name_prefix: str, remov
         folder = Path(temporary)
         writer = ShardWriter(name_prefix, "jpg", datetime.now(UTC), folder)
         for shard in shards:
-            for record, members in _rows(storage, shard, folder / "old.tar"):
+            for record, members, extra in _rows(storage, shard, folder / "old.tar"):
                 if record["key"] in removed or record["url"] in removed:
-                    record, members = _blank(record, "removed"), {}
+                    record, members, extra = _blank(record, "removed"), {}, None
                 elif record["status"] == "success" and not members:
                     record = record | {"status": "dropped", "reason": "curated"} | _NO_PLACES
-                writer.add_record(record, members)
+                writer.add_record(record, members, extra)
         return publish(writer, storage, folder)
 
 
@@ -75,12 +76,14 @@ def _blank(record: dict[str, Any], reason: str) -> dict[str, Any]:
     }
 
 
-def _rows(storage: Storage, shard: ShardRecord, scratch: Path) -> Iterator[tuple[dict[str, Any], dict[str, bytes]]]:
-    """Yields (sidecar row, its members by extension) in order; no members if the version does not hold the sample."""
+def _rows(
+    storage: Storage, shard: ShardRecord, scratch: Path
+) -> Iterator[tuple[dict[str, Any], dict[str, bytes], ExtraRow | None]]:
+    """Yields (own columns, members by extension, other columns) in order; a sample that was not chosen has no members."""
     chosen = None if shard.selection is None else set(read_selection(storage, shard.selection).to_pylist())
     groups = _iter_groups(storage, shard, scratch) if shard.tar_size_bytes else iter(())
     position = 0
-    for record in read_sidecar(storage, shard).to_pylist():
+    for record, extra in split_columns(read_sidecar(storage, shard)):
         members: dict[str, bytes] = {}
         if record["status"] != "success":  # an index of an earlier version has the places of members for these too
             record |= _NO_PLACES
@@ -94,7 +97,7 @@ def _rows(storage: Storage, shard: ShardRecord, scratch: Path) -> Iterator[tuple
             if chosen is None or position in chosen:
                 members = _members(record, group)
             position += 1
-        yield record, members
+        yield record, members, extra
 
 
 def _is_at(record: dict[str, Any], group: Group) -> bool:

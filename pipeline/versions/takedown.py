@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.dataset.json_values import is_bytes, is_text
 from pipeline.dataset.manifest import (
     Manifest,
     ShardRecord,
@@ -118,9 +119,14 @@ def _delete_tables(storage: Storage, rules: Rules) -> None:
 
 
 def _names_any(table: pa.Table, rules: Rules) -> bool:
-    values = pa.array(sorted(rules.removed))
-    texts = [column for column in table.columns if pa.types.is_string(column.type)]
-    return any(pc.any(pc.is_in(column, value_set=values)).as_py() for column in texts)
+    """True if a column of text holds one of the keys or URLs, whatever the type of its text."""
+    removed = {kind: pa.array(sorted(rules.removed)).cast(kind) for kind in (pa.large_string(), pa.large_binary())}
+    for column in table.columns:
+        kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+        wanted = pa.large_string() if is_text(kind) else pa.large_binary() if is_bytes(kind) else None
+        if wanted is not None and pc.any(pc.is_in(column.cast(wanted), value_set=removed[wanted])).as_py():
+            return True
+    return False
 
 
 def runs_on(runs_uri: str, data_uri: str, versions: list[int]) -> Iterator[tuple[str, int]]:

@@ -7,12 +7,14 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import webdataset
 from PIL import Image
 
-from pipeline.dataset.shard import COLUMNS, Row, StoredImage, write_shard
+from pipeline.dataset.columns import COLUMNS, Extra
+from pipeline.dataset.shard import Row, StoredImage, sidecar_table, write_shard
 from pipeline.errors import Failure
 
 STARTED = datetime(2026, 1, 1, tzinfo=UTC)
@@ -36,8 +38,8 @@ def png(shade: int) -> bytes:
 
 def rows() -> list[Row]:
     def row(number: int, outcome: StoredImage | Failure) -> Row:
-        extra = {"licence": "cc0", "width": 77, "score": number / 2}
-        return Row(f"abc-{number:06d}", f"http://e.org/{number}", f"caption {number} é", outcome, extra)
+        extra = Extra(pa.RecordBatch.from_pylist([{"licence": "cc0", "width": 77, "score": number / 2}]))
+        return Row(f"abc-{number:06d}", f"http://e.org/{number}", f"caption {number} é", outcome, extra.row(0))
 
     good = [row(number, StoredImage(png(number), 8, 6, 80, 60, "{}")) for number in (0, 2, 3)]
     failed = row(1, Failure("failed_to_download", "http_404", "HTTP status 404"))
@@ -152,3 +154,29 @@ def test_a_shard_of_failures_alone_has_no_tar(tmp_path):
     assert (record.num_rows, record.num_samples, record.tar_size_bytes, record.tar_sha256) == (2, 0, 0, "")
     assert not (tmp_path / f"{record.name}.tar").exists()
     assert pq.read_table(tmp_path / f"{record.name}.parquet").num_rows == 2
+
+
+def test_of_several_captions_the_tar_holds_the_first_and_the_sidecar_all_without_its_place(tmp_path):
+    image = StoredImage(png(1), 8, 6, 8, 6, "{}")
+    captions = (["a", "b"], ["c"])
+    several = [Row(f"abc-{number:06d}", "", texts, image) for number, texts in enumerate(captions)]
+    record = write_shard(several, "abc-000", "png", STARTED, tmp_path)
+    table = pq.read_table(tmp_path / f"{record.name}.parquet")
+    assert table["caption"].to_pylist() == list(captions)
+    assert table["txt_offset"].to_pylist() == [None, None]
+    samples = list(webdataset.WebDataset(str(tmp_path / f"{record.name}.tar"), shardshuffle=False).decode())
+    assert [(sample["txt"], sample["json"]["caption"]) for sample in samples] == [("a", ["a", "b"]), ("c", ["c"])]
+
+
+def test_records_of_any_values_become_columns():
+    own = dict.fromkeys(COLUMNS.names) | {"caption": ""}
+    values = {"big": [2**63 + 5, 1], "bigger": [2**64, 1], "mixed": ["x", {"a": 1}], "half": ["\ud800", "b"], "n": [1, 0.5]}
+    records = [own | {name: column[number] for name, column in values.items()} for number in range(2)]
+    table = sidecar_table(records)
+    assert table.schema.field("big").type == pa.uint64()
+    assert {name: table[name].to_pylist() for name in values} == values | {
+        "bigger": ["18446744073709551616", "1"],
+        "mixed": ["x", '{"a": 1}'],
+        "half": ["?", "b"],
+        "n": [1.0, 0.5],
+    }

@@ -12,14 +12,15 @@ from pipeline.dataset.manifest import PartitionRecord, ShardRecord, commit
 from pipeline.errors import InputError
 from pipeline.ingest.driver import _write_notes
 from pipeline.ingest.plan import PartitionSpec, plan_ingest
-from pipeline.ingest.tables import WRITTEN_WITHIN, iter_rows
+from pipeline.ingest.rows import read_range
+from pipeline.ingest.tables import WRITTEN_WITHIN
 from pipeline.storage.address import open_storage
 
 ROWS = [{"url": f"http://e.org/{i}.jpg", "caption": f'caption "{i}", of many', "n": i} for i in range(10)]
 
 
 def rows_of(table, first, count):
-    return list(iter_rows(table, first, count))
+    return [row for batch in read_range(table, first, count) for row in batch.to_pylist()]
 
 
 def write(path, rows=ROWS):

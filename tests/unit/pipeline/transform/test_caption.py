@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.config import CaptionConfig
 from pipeline.errors import Failure
-from pipeline.transform.caption import clean_caption
+from pipeline.transform.caption import clean_caption, clean_captions, display_caption
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ def test_captions_are_one_line_of_nfc(text, clean):
     assert clean_caption(text, CaptionConfig()) == clean
 
 
-@pytest.mark.parametrize("text", [None, "", "   ", "\x00\n"])
+@pytest.mark.parametrize("text", [None, "", "   ", "\x00\n", float("nan"), b"", b" "])
 def test_an_empty_caption_is_a_reason_to_drop(text):
     outcome = clean_caption(text, CaptionConfig())
     assert isinstance(outcome, Failure)
@@ -43,3 +43,33 @@ def test_captions_of_other_lengths_are_dropped_when_asked(text, options, reason)
     outcome = clean_caption(text, CaptionConfig(**options))
     assert isinstance(outcome, Failure)
     assert (outcome.status, outcome.reason) == ("dropped", reason)
+
+
+def test_bytes_are_decoded_and_dropped_if_they_are_not_utf8():
+    assert clean_caption("Füße".encode(), CaptionConfig()) == "Füße"
+    assert clean_caption(b"a\xff", CaptionConfig()) == Failure(
+        "dropped", "bad_caption", "the caption is not UTF-8: invalid start byte at byte 1"
+    )
+
+
+@pytest.mark.parametrize(
+    ("captions", "outcome"),
+    [
+        (["a  dog", None, "", "x"], ["a dog"]),
+        ([], "empty_caption"),
+        ([None, " "], "empty_caption"),
+        (["", "x"], "short_caption"),
+        (["a dog", b"\xff"], "bad_caption"),
+        ("a  dog", "a dog"),
+    ],
+)
+def test_a_list_keeps_the_captions_that_may_be_stored(captions, outcome):
+    found = clean_captions(captions, CaptionConfig(min_words=2))
+    assert (found.reason if isinstance(found, Failure) else found) == outcome
+
+
+def test_a_caption_is_shown_as_it_came():
+    assert display_caption(None) == display_caption(float("nan")) == ""
+    assert display_caption(b"a\xff") == "a\ufffd"
+    assert display_caption(["a", None, b"b"]) == ["a", "", "b"]
+    assert display_caption(0.5) == "0.5"

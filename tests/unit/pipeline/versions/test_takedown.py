@@ -2,13 +2,14 @@
 
 import json
 
+import pyarrow as pa
 import pytest
 
 from pipeline.config import CurateConfig
 from pipeline.dataset.manifest import commit_choice, read_manifest, read_samples
 from pipeline.storage.address import open_storage
 from pipeline.versions.curation import Rules, select
-from pipeline.versions.takedown import find_holders, purge, runs_on
+from pipeline.versions.takedown import _names_any, find_holders, purge, runs_on
 
 
 @pytest.fixture
@@ -47,3 +48,18 @@ def test_runs_on_a_version_are_found_by_their_checkpoints(tmp_path):
         content = {"data_sets": [{"uri": "/data", "version": version}]}
         (folder / "checkpoint.json").write_text(json.dumps(content))
     assert list(runs_on(str(tmp_path), "/data", [1, 3])) == [("a", 1)]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array(["http://e.org/1"]),
+        pa.array(["http://e.org/1"], pa.large_string()),
+        pa.array([b"http://e.org/1"]),
+        pa.array(["http://e.org/1"]).dictionary_encode(),
+    ],
+)
+def test_a_removed_url_is_found_in_text_of_any_type(column):
+    rules = Rules(CurateConfig(), removed=frozenset(["http://e.org/1"]))
+    assert _names_any(pa.table({"n": [1], "u": column}), rules)
+    assert not _names_any(pa.table({"u": column.slice(1)}), rules)
