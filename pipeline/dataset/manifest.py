@@ -17,7 +17,7 @@ from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import InputError
 from pipeline.storage.address import open_storage
@@ -95,7 +95,12 @@ class ShardRecord(Record):
 
 
 class PartitionRecord(Record):
-    """The result of ingesting a row range of one table; also the content of a completion record."""
+    """The result of ingesting a row range of one table; also the content of a completion record.
+
+    Attributes:
+        text_reader: version of the reader whose rows of a text table were counted and hashed; "" for the first one and for
+            parquet, and not written then.
+    """
 
     id: str
     input_path: str
@@ -105,6 +110,7 @@ class PartitionRecord(Record):
     options_fingerprint: str
     counts: dict[str, int]
     shards: tuple[ShardRecord, ...]
+    text_reader: str = Field("", exclude_if=lambda version: not version)
 
     @property
     def path(self) -> str:

@@ -28,6 +28,7 @@ from pipeline.errors import Failure, InputError
 from pipeline.fetch.http_client import Fetched
 from pipeline.fetch.image_source import ImageSource
 from pipeline.fetch.memory_budget import Claim, Memory
+from pipeline.ingest.delimited import BAD_ROW
 from pipeline.ingest.plan import PartitionSpec
 from pipeline.ingest.tables import BATCH_ROWS, iter_rows
 from pipeline.storage.address import open_storage
@@ -63,6 +64,7 @@ def ingest_partition(spec: PartitionSpec, config: IngestConfig) -> PartitionReco
         num_rows=spec.num_rows,
         rows_sha256=spec.rows_sha256,
         options_fingerprint=spec.options_fingerprint,
+        text_reader=spec.text_reader,
         counts=dict(sorted(counts.items())),
         shards=tuple(shards),
     )
@@ -136,7 +138,9 @@ async def _start_rows(spec: PartitionSpec, workshop: _Workshop, tasks: asyncio.T
 async def _one_row(key: str, source: dict[str, Any], workshop: _Workshop, claim: Claim) -> tuple[Row, Claim]:
     """Processes one row; its claim holds the bytes of the stored image."""
     config = workshop.config
-    own = (config.url_column, config.caption_column, config.bytes_column)
+    own = (config.url_column, config.caption_column, config.bytes_column, BAD_ROW)
+    if BAD_ROW in source and source[BAD_ROW] is not None:
+        return Row(key, "", "", Failure("failed_to_read", "bad_row", source[BAD_ROW])), claim
     extra = {name: value for name, value in source.items() if name not in own}
     url = source[config.url_column] if config.url_column in source else None
     address = "" if url is None else without_userinfo(str(url))
