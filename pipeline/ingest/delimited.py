@@ -126,6 +126,8 @@ class DelimitedReader:
             else:
                 continue
             buffer = buffer[used:]
+        if buffer.endswith(b"\r"):
+            buffer += b"\n"  # the line has ended, whether or not the second half of \r\n follows
         while buffer:
             used = yield from self._split_here(buffer, self.complete)
             buffer = buffer[used:]

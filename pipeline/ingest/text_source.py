@@ -111,14 +111,20 @@ class TextSource:
         if len(magic) < 2 and not self.settled:
             return
         with self.open() as stream, gzip.GzipFile(fileobj=stream) as file:
+            block = b""
             try:
-                while block := file.read(BLOCK_BYTES):
-                    yield block
+                while part := file.read1(BLOCK_BYTES):  # read would lose what lies before an early end
+                    block += part
+                    if len(block) >= BLOCK_BYTES:
+                        yield block
+                        block = b""
+                yield block
             except EOFError:
                 if self.settled:
                     reason = "the gzip stream ends early"
                     raise InputError(f"ingest.input={self.address}: {reason}; copy the file again, whole") from None
                 say_that_a_line_waits(self.address)
+                yield block
             except (gzip.BadGzipFile, zlib.error) as error:
                 reason = f"the gzip stream is damaged ({error})"
                 raise InputError(f"ingest.input={self.address}: {reason}; copy or compress the file again") from None
