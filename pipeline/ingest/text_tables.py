@@ -99,7 +99,7 @@ def open_text_table(address: str, names: Sequence[str] = (), held_reader: str = 
     quoted: bool | None = True
     if source.kind == ".tsv":
         fixed = {READER_QUOTED: True, READER_PLAIN: False}
-        quoted = fixed[held_reader] if held_reader in fixed else quotes_of_tsv(source, start, head[start:])
+        quoted = fixed[held_reader] if held_reader in fixed else quotes_of_tsv(source, start, head[start:], not names)
     reader = READER if source.kind == ".csv" or quoted is None else READER_QUOTED if quoted else READER_PLAIN
     dialect = Dialect(delimiter, bool(quoted))
     place, line = _skip_empty_lines(head, start)

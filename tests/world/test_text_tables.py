@@ -101,7 +101,10 @@ def test_strings_of_a_jsonl_stay_strings(rows, caption):
 
 def test_long_lines_are_read(rows):
     long = "x" * (9 << 20)
-    assert captions(rows("t.jsonl", json.dumps({"url": "u", "caption": long}) + "\n" + '{"url": "v", "caption": "b"}\n')) == [long, "b"]
+    assert captions(rows("t.jsonl", json.dumps({"url": "u", "caption": long}) + "\n" + '{"url": "v", "caption": "b"}\n')) == [
+        long,
+        "b",
+    ]
     assert captions(rows("t.csv", f'url,caption\nu,"{long}"\nv,b\n')) == [long, "b"]
     assert captions(rows("t.tsv", f"url\tcaption\nu\t{long}\nv\tb\n")) == [long, "b"]
 
@@ -217,7 +220,11 @@ def test_a_quote_that_is_not_closed_costs_its_own_line_only(rows, rested):
         ("t.tsv", b"url\tcaption\nu\ta\nv\tcaf\xe9\nw\td\n", "line 3: the text is not UTF-8 (byte 0xe9)"),
         ("t.csv", b'url,caption\nu,a\nv,"b\\"c"\nw,d\n', "line 3: text follows a closing quote"),
         ("t.jsonl", b'{"url": "u", "caption": "a"}\n{"url": "v", \n{"url": "w", "caption": "d"}\n', "line 2: is not JSON"),
-        ("t.jsonl", b'{"url": "u", "caption": "a"}\n{"caption": "\xff"}\n{"url": "w", "caption": "d"}\n', "line 2: the text is not"),
+        (
+            "t.jsonl",
+            b'{"url": "u", "caption": "a"}\n{"caption": "\xff"}\n{"url": "w", "caption": "d"}\n',
+            "line 2: the text is not",
+        ),
         ("t.jsonl", b'{"url": "u", "caption": "a"}\n[1]\n{"url": "w", "caption": "d"}\n', "line 2: is an array, not an object"),
         ("t.jsonl", b'{"url": "u", "caption": "a"}\n{"caption": "\\ud83d"}\n{"url": "w", "caption": "d"}\n', "line 2: half of"),
     ],
@@ -263,7 +270,9 @@ def test_captions_that_are_text_here_and_a_list_there_are_refused(rows):
 
 
 def test_nan_as_python_writes_it_is_read(rows):
-    values = [row["x"] for row in rows("t.jsonl", '{"url": "u", "caption": "c", "x": NaN}\n{"url": "v", "caption": "c", "x": 1}\n')]
+    values = [
+        row["x"] for row in rows("t.jsonl", '{"url": "u", "caption": "c", "x": NaN}\n{"url": "v", "caption": "c", "x": 1}\n')
+    ]
     assert values[0] != values[0]
     assert values[1] == 1
 

@@ -1,4 +1,4 @@
-"""Rows that the first reader of text tables has hashed are recognised, and the table grows by what the reader of today reads."""
+"""Rows that the first reader of text tables has hashed are recognised; later rows are read by the reader of today."""
 
 import os
 from pathlib import Path
@@ -79,7 +79,11 @@ TABLES = [
     ("t.csv", CSV, "u4,NULL,z\nu5,six,\n"),
     ("t.csv", CSV.replace("\n", "\r\n"), "u4,NULL,z\r\nu5,six,\r\n"),
     ("t.csv", "\ufeff" + CSV.rstrip("\n"), "\nu4,NULL,z\nu5,six,\n"),
-    ("t.tsv", CSV.replace('"a ""b"", c"', "plain").replace('"two\nlines"', "two").replace(",", "\t"), "u4\tNULL\tz\nu5\tsix\t\n"),
+    (
+        "t.tsv",
+        CSV.replace('"a ""b"", c"', "plain").replace('"two\nlines"', "two").replace(",", "\t"),
+        "u4\tNULL\tz\nu5\tsix\t\n",
+    ),
     ("t.jsonl", JSONL, LINE.format(4, "NULL", 0.5) + LINE.format(5, "six", '"text"')),
 ]
 

@@ -159,7 +159,9 @@ def test_a_last_line_without_a_break_counts_when_nobody_has_written_for_an_hour(
     storage = open_storage(str(output))
     if before.partitions:
         _write_notes(storage, commit(storage, map(record_of, before.partitions)), before)
-    monkeypatch.setattr("pipeline.ingest.text_source.WRITTEN_WITHIN", timedelta(0))  # the hour has passed, and the file is as it was
+    monkeypatch.setattr(
+        "pipeline.ingest.text_source.WRITTEN_WITHIN", timedelta(0)
+    )  # the hour has passed, and the file is as it was
     after = plan(table, output)
     assert after.num_rows == 1
     assert after.partitions[0].first_row == before.num_rows
