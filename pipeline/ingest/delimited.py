@@ -23,7 +23,7 @@ BAD_ROW = "rayclip:bad_row"
 LONGEST_RECORD_BYTES = 64 << 20
 """A quote that is not closed within this length is not a quote around lines, but an error of its own line."""
 
-QUOTED = re.compile(rb'"([^"]*(?:""[^"]*)*)"')
+QUOTED = re.compile(rb'"([^"]*+(?:""[^"]*+)*+)"')  # possessive: half of a doubled quote never closes a field
 LINE_END = re.compile(rb"\r\n|\n|\r")
 
 
@@ -157,12 +157,6 @@ class DelimitedReader:
 
     def _parse(self, block: bytes) -> Iterator[pa.RecordBatch]:
         """Parses whole records whose quotes are in plain places."""
-        uneven = []
-
-        def skip(row: pa_csv.InvalidRow) -> str:
-            uneven.append(row)
-            return "skip"
-
         quote: str | bool = '"' if self.dialect.quoted else False
         try:
             table = pa_csv.read_csv(
@@ -172,7 +166,6 @@ class DelimitedReader:
                     delimiter=self.dialect.delimiter.decode(),
                     quote_char=quote,
                     newlines_in_values=self.dialect.quoted,
-                    invalid_row_handler=skip,
                 ),
                 convert_options=pa_csv.ConvertOptions(
                     column_types=dict.fromkeys(self._places, pa.string()),
@@ -181,9 +174,7 @@ class DelimitedReader:
                     quoted_strings_can_be_null=False,
                 ),
             )
-        except pa.ArrowInvalid:  # not UTF-8, or nothing but empty lines
-            uneven.append(None)
-        if uneven:
+        except pa.ArrowInvalid:  # a row with another number of fields, text that is not UTF-8, or nothing but empty lines
             yield from self._split_here(block, True)
             return
         self.line += count_lines(block)
@@ -250,7 +241,7 @@ def length_of_records(buffer: bytes, dialect: Dialect) -> int | None:
         return None  # lines end with \r
     whole = ends[np.searchsorted(quotes, ends) % 2 == 0]
     if not len(whole):
-        return 0
+        return 0 if quotes_are_plain(data, quotes, dialect.delimiter) else None
     end = int(whole[-1])
     return end if quotes_are_plain(data[:end], quotes[: np.searchsorted(quotes, end)], dialect.delimiter) else None
 
@@ -259,7 +250,7 @@ def quotes_are_plain(data: np.ndarray, quotes: np.ndarray, delimiter: bytes) -> 
     """True if each quote opens a field, closes one, or is doubled within one, as RFC 4180 has it.
 
     Args:
-        data: whole records.
+        data: records; a quote may be open at the end.
         quotes: the places of all quotes in them.
     """
     if not len(quotes):
@@ -268,7 +259,7 @@ def quotes_are_plain(data: np.ndarray, quotes: np.ndarray, delimiter: bytes) -> 
     allowed = np.zeros(256, bool)
     allowed[[ord("\n"), ord("\r"), ord('"'), delimiter[0]]] = True
     before, after = around[quotes[0::2]], around[quotes[1::2] + 2]
-    return bool(len(quotes) % 2 == 0 and allowed[before].all() and allowed[after].all())
+    return bool(allowed[before].all() and allowed[after].all())
 
 
 def count_lines(block: bytes) -> int:
