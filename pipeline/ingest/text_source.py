@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 WRITTEN_WITHIN = timedelta(hours=1)
 """A text table that was not written for this long is complete: its last line is read even without a line break."""
-BLOCK_BYTES = 4 << 20
+BLOCK_BYTES = 1 << 19
 BOM = b"\xef\xbb\xbf"
 GZIP_SUFFIX, GZIP_MAGIC = ".gz", b"\x1f\x8b"
 

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import random
+import tempfile
 from collections import Counter
 
 import duckdb
@@ -93,8 +94,7 @@ def write_csv(dice, rows, delimiter):
         return f"polars {style}", frame.write_csv(separator=delimiter, quote_style=style, line_terminator=end).encode()
     if writer == "duckdb":
         force = dice.choice(["", "FORCE_QUOTE *,", "FORCE_QUOTE (caption),"])
-        path = "/dev/shm/rayclip-peer" if os.path.isdir("/dev/shm") else "rayclip-peer"
-        path = f"{path}-{os.getpid()}.csv"
+        path = f"{tempfile.gettempdir()}/rayclip-peer-{os.getpid()}.csv"
         DUCKDB.register("written", table)
         DUCKDB.execute(
             f"COPY (SELECT * FROM written) TO '{path}' ({force} HEADER, DELIMITER '{delimiter}', QUOTE '\"', FORMAT csv)"
