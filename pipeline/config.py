@@ -109,7 +109,7 @@ class IngestConfig(Section):
     """`ingest.*`: URL tables -> shards."""
 
     input: str = ""
-    """Table, folder or glob of tables; parquet, csv, tsv or jsonl; local or s3://."""
+    """Table, folder or glob of tables; parquet, csv, tsv or jsonl, also .gz; local or s3://."""
     output: str = ""
     """Root of the data set: a local folder or s3://bucket/prefix."""
     url_column: str = "url"
@@ -118,6 +118,8 @@ class IngestConfig(Section):
     """Column with the captions."""
     bytes_column: str = ""
     """Column with the encoded images; if set, nothing is fetched, and a url column is optional."""
+    column_names: tuple[str, ...] = ()
+    """Names of all columns, in order, for csv and tsv tables without a header line, e.g. [caption, url]."""
     partition_size_rows: int = Field(10_000, ge=1)
     """Rows that are planned, fetched and committed together."""
     shard_size_bytes: int = Field(1 << 30, ge=1)

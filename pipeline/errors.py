@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Status = Literal["success", "failed_to_download", "failed_to_resize", "dropped"]
+Status = Literal["success", "failed_to_read", "failed_to_download", "failed_to_resize", "dropped"]
 
 
 class InputError(ValueError):

@@ -17,7 +17,7 @@ from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.dataset.columns import take_rows
 from pipeline.errors import InputError
@@ -96,7 +96,12 @@ class ShardRecord(Record):
 
 
 class PartitionRecord(Record):
-    """The result of ingesting a row range of one table; also the content of a completion record."""
+    """The result of ingesting a row range of one table; also the content of a completion record.
+
+    Attributes:
+        text_reader: version of the reader whose rows of a text table were counted and hashed; "" for the first one and for
+            parquet, and not written then.
+    """
 
     id: str
     input_path: str
@@ -106,6 +111,7 @@ class PartitionRecord(Record):
     options_fingerprint: str
     counts: dict[str, int]
     shards: tuple[ShardRecord, ...]
+    text_reader: str = Field("", exclude_if=lambda version: not version)
 
     @property
     def path(self) -> str:

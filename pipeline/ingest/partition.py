@@ -61,6 +61,7 @@ def ingest_partition(spec: PartitionSpec, config: IngestConfig) -> PartitionReco
         num_rows=spec.num_rows,
         rows_sha256=spec.rows_sha256,
         options_fingerprint=spec.options_fingerprint,
+        text_reader=spec.text_reader,
         counts=dict(sorted(counts.items())),
         shards=tuple(shards),
     )
@@ -133,6 +134,8 @@ async def _start_rows(spec: PartitionSpec, workshop: _Workshop, tasks: asyncio.T
 async def _one_row(key: str, source: SourceRow, workshop: _Workshop, claim: Claim) -> tuple[Row, Claim]:
     """Processes one row; its claim holds the bytes of the stored image."""
     config = workshop.config
+    if source.problem is not None:
+        return Row(key, "", "", Failure("failed_to_read", "bad_row", source.problem), source.extra), claim
     url = source.url.decode("utf-8", "replace") if isinstance(source.url, bytes) else source.url
     address = "" if url is None else without_userinfo(str(url))
     caption = clean_captions(source.caption, config.caption)

@@ -2,14 +2,15 @@
 
 In: the configuration, the tables and the data set's latest manifest. Out: partitions to fetch, and completion records that an
 earlier run left uncommitted. Starts no work. A table whose file has not changed since all its rows were ingested is not read;
-any other table is streamed once, and rows that are already held are checked for changes.
+any other table is streamed, and rows that are already held are checked for changes, by the reader that hashed them.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,17 +21,22 @@ from pipeline.config import IngestConfig
 from pipeline.dataset.manifest import Manifest, PartitionRecord, list_versions, partition_path, read_manifest, short_hash
 from pipeline.errors import InputError
 from pipeline.ingest.column_types import check_column_types
+from pipeline.ingest.held_text_rows import divide, edited
 from pipeline.ingest.tables import (
     check_columns,
+    check_kinds,
     column_names,
+    cut_chunks,
     hash_rows,
     hide_userinfo,
     is_seekable,
-    is_settled,
     list_tables,
-    read_chunks,
+    read_batches,
+    readable,
     table_identity,
+    without_row_text,
 )
+from pipeline.ingest.text_tables import READER, is_delimited, open_text_table
 from pipeline.storage.address import open_storage
 from pipeline.storage.base import Storage
 
@@ -40,7 +46,7 @@ INPUTS = "inputs/"
 
 @dataclass(frozen=True)
 class PartitionSpec:
-    """A row range to ingest; all fields but the last two are those of its record in the manifest.
+    """A row range to ingest; all fields but `rows_path` and `rows_first` are those of its record in the manifest.
 
     Attributes:
         rows_path: table to read the rows from; "" for the input itself.
@@ -55,6 +61,7 @@ class PartitionSpec:
     options_fingerprint: str
     rows_path: str
     rows_first: int
+    text_reader: str = ""
 
 
 class TableNote(BaseModel):
@@ -116,12 +123,18 @@ def plan_ingest(config: IngestConfig, dry_run: bool = False) -> IngestPlan:
     if not config.output:
         raise InputError("ingest.output: is empty; name the folder or the s3://bucket/prefix of the data set")
     tables = list_tables(config.input)
+    if config.column_names and not any(map(is_delimited, tables)):
+        raise InputError(
+            f"ingest.column_names={list(config.column_names)}: names the columns of csv and tsv tables, and {config.input} has "
+            "none; remove the key"
+        )
     storage = open_storage(config.output)
     manifest = read_manifest(storage) if list_versions(storage) else None
     fingerprint = options_fingerprint(config)
     finished = {item.path for item in storage.list("partitions/")}
     notes_there = {item.path for item in storage.list(INPUTS)}
-    planner = _Planner(config, storage, fingerprint, finished, dry_run)
+    committed = {record.path for record in manifest.partitions} if manifest else set()
+    planner = _Planner(config, storage, fingerprint, finished, committed, dry_run)
     rows_held, notes = 0, []
     for table in tables:
         held = _held_ranges(manifest, table, fingerprint)
@@ -130,15 +143,9 @@ def plan_ingest(config: IngestConfig, dry_run: bool = False) -> IngestPlan:
         note = TableNote(input_path=table, options_fingerprint=fingerprint, identity=table_identity(table), num_rows=num_held)
         if note.path in notes_there and TableNote.model_validate_json(storage.read(note.path)) == note:
             continue
-        settled = is_settled(table)
-        columns = column_names(table)
-        if columns is None and held:
-            raise _edited(table, held[0])
-        if columns is None:
-            continue  # the table is still empty
-        check_columns(table, columns, config)
-        num_rows = planner.plan_table(table, held)
-        if settled:  # otherwise its last line may have been skipped, and it must be read again
+        with readable(table):
+            num_rows, settled = planner.plan_table(table, held)
+        if settled and num_rows:  # otherwise its last line may have been skipped, and it must be read again
             notes.append(note.model_copy(update={"num_rows": num_rows}))
     if planner.partitions and not dry_run:
         storage.check_writable()
@@ -149,34 +156,95 @@ def options_fingerprint(config: IngestConfig) -> str:
     """16 hex digits over the options that change the bytes of a shard."""
     columns = [config.url_column, config.caption_column, config.bytes_column]
     options = {"columns": columns, "image": config.image.fingerprint_options(), "caption": config.caption.model_dump()}
+    if config.column_names:
+        options["column_names"] = list(config.column_names)
     return short_hash(options)
 
 
 class _Planner:
     """Collects missing row ranges, table by table."""
 
-    def __init__(self, config: IngestConfig, storage: Storage, fingerprint: str, finished: set[str], dry_run: bool) -> None:
+    def __init__(
+        self, config: IngestConfig, storage: Storage, fingerprint: str, finished: set[str], committed: set[str], dry_run: bool
+    ) -> None:
+        """
+        Args:
+            finished, committed: paths of completion records that exist, and of those that the data set's latest version names.
+        """
         self.partitions: list[PartitionSpec] = []
         self.adopted: list[PartitionRecord] = []
         self._config, self._storage, self._fingerprint = config, storage, fingerprint
-        self._finished, self._dry_run = finished, dry_run
+        self._finished, self._committed, self._dry_run = finished, committed, dry_run
 
-    def plan_table(self, table: str, held: list[PartitionRecord]) -> int:
-        """Adds the ranges that are not held, and checks those that are. Returns the table's number of rows."""
-        first_row, by_first = 0, {record.first_row: record for record in held}
-        for chunk in read_chunks(table, _sizes(held, self._config.partition_size_rows)):
+    def plan_table(self, table: str, held: list[PartitionRecord]) -> tuple[int, bool]:
+        """Adds the ranges that are not held, and checks those that are.
+
+        Returns:
+            (the table's number of rows, False if more rows may be in its file than could be read now).
+        """
+        if not is_seekable(table):
+            return self._plan_text(table, held)
+        columns = column_names(table)
+        if columns is not None:
+            check_columns(table, columns, self._config)
+            num_rows = self._plan_rows(table, "", read_batches(table), 0, held)
+            self._check_end(table, held, num_rows)
+            return num_rows, True
+        self._check_end(table, held, 0)
+        return 0, True
+
+    def _plan_text(self, table: str, held: list[PartitionRecord]) -> tuple[int, bool]:
+        readers = [record.text_reader for record in held if record.text_reader]
+        text = open_text_table(table, self._config.column_names, max(readers, default=READER))
+        if held and not text.has_rows():
+            raise edited(table, held[0])
+        if not text.has_rows():
+            return 0, text.source.settled
+        check_columns(table, list(text.columns), self._config)
+        check_kinds(text, self._config)
+        stretches, adopted = divide(text, held, self._unfinished(table))
+        self.adopted += adopted
+        first_row = 0
+        for stretch in stretches:
+            batches = text.batches(stretch.start, stretch.stop)
+            inside = [record for record in held if record.text_reader and record.first_row >= stretch.first_row]
+            first_row = self._plan_rows(table, text.reader, batches, stretch.first_row, inside)
+        self._check_end(table, held, first_row)
+        return first_row, text.source.settled
+
+    def _plan_rows(
+        self, table: str, reader: str, batches: Iterable[pa.RecordBatch], first_row: int, held: list[PartitionRecord]
+    ) -> int:
+        """Plans consecutive rows, of which `first_row` is the first. Returns the number of the row after them."""
+        by_first = {record.first_row: record for record in held}
+        for chunk in cut_chunks(batches, _sizes(held, first_row, self._config.partition_size_rows)):
             check_column_types(table, chunk.schema, self._config)
             digest = hash_rows(chunk)
             if first_row not in by_first:
-                self._add(table, first_row, chunk, digest)
+                self._add(table, reader, first_row, without_row_text(chunk), digest)
             elif digest != by_first[first_row].rows_sha256:
-                raise _edited(table, by_first[first_row])
+                raise edited(table, by_first[first_row])
             first_row += chunk.num_rows
-        if held and held[-1].first_row >= first_row:
-            raise _edited(table, held[-1])
         return first_row
 
-    def _add(self, table: str, first_row: int, chunk: pa.Table, digest: str) -> None:
+    def _check_end(self, table: str, held: list[PartitionRecord], num_rows: int) -> None:
+        if held and held[-1].first_row >= num_rows:
+            raise edited(table, held[-1])
+
+    def _unfinished(self, table: str) -> list[PartitionRecord]:
+        """Completion records of a table that no version names."""
+        return [
+            record
+            for record in self._uncommitted_records
+            if record.input_path == table and record.options_fingerprint == self._fingerprint
+        ]
+
+    @cached_property
+    def _uncommitted_records(self) -> list[PartitionRecord]:
+        paths = sorted(self._finished - self._committed)
+        return [PartitionRecord.model_validate_json(self._storage.read(path)) for path in paths]
+
+    def _add(self, table: str, reader: str, first_row: int, chunk: pa.Table, digest: str) -> None:
         identity = [table, first_row, chunk.num_rows, digest, self._fingerprint]
         partition = short_hash(identity)
         path = partition_path(partition)
@@ -197,6 +265,7 @@ class _Planner:
                 options_fingerprint=self._fingerprint,
                 rows_path=rows_path,
                 rows_first=first_row if seekable else 0,
+                text_reader=reader,
             )
         )
 
@@ -223,9 +292,8 @@ def _held_ranges(manifest: Manifest | None, table: str, fingerprint: str) -> lis
     return held
 
 
-def _sizes(held: list[PartitionRecord], partition_size_rows: int) -> Iterator[int]:
-    """Sizes of a table's chunks: held ranges unchanged, the gaps and the rest in partitions."""
-    position = 0
+def _sizes(held: list[PartitionRecord], position: int, partition_size_rows: int) -> Iterator[int]:
+    """Sizes of a table's chunks from a row on: held ranges unchanged, the gaps and the rest in partitions."""
     for record in held:
         while position < record.first_row:
             size = min(partition_size_rows, record.first_row - position)
@@ -235,10 +303,3 @@ def _sizes(held: list[PartitionRecord], partition_size_rows: int) -> Iterator[in
         position += record.num_rows
     while True:
         yield partition_size_rows
-
-
-def _edited(table: str, record: PartitionRecord) -> InputError:
-    return InputError(
-        f"ingest.input={table}: rows {record.first_row} to {record.first_row + record.num_rows - 1} have changed since they "
-        "were ingested; a table may only grow at its end: restore it, or put changed rows into a new table"
-    )

@@ -21,6 +21,7 @@ from pipeline.dataset.columns import Extra, ExtraRow
 from pipeline.dataset.json_values import is_bytes, is_list
 from pipeline.dataset.valid_text import with_valid_text
 from pipeline.ingest.column_types import is_url_type
+from pipeline.ingest.delimited import BAD_ROW
 from pipeline.ingest.tables import BATCH_ROWS, read_batches
 
 logger = logging.getLogger(__name__)
@@ -37,12 +38,14 @@ class SourceRow:
         caption: the value of its column; bytes stand for text that is not UTF-8.
         image: the encoded image, if the table holds them; otherwise b"".
         extra: the columns that are not interpreted.
+        problem: why a line of a text table cannot be read; its values are then null.
     """
 
     url: Any
     caption: Any
     image: bytes
     extra: ExtraRow
+    problem: str | None = None
 
 
 def read_range(table: str, first_row: int, num_rows: int, batch_rows: int = BATCH_ROWS) -> Iterator[pa.RecordBatch]:
@@ -64,14 +67,20 @@ def iter_rows(table: str, first_row: int, num_rows: int, config: IngestConfig) -
         names, count = batch.schema.names, batch.num_rows
         # Beside images, a column of this name that is no text is none of ours.
         has_urls = config.url_column in names and is_url_type(batch.schema.field(config.url_column).type)
-        own = {config.caption_column, *[config.url_column] * has_urls, *[config.bytes_column] * bool(config.bytes_column)}
+        own = {
+            BAD_ROW,
+            config.caption_column,
+            *[config.url_column] * has_urls,
+            *[config.bytes_column] * bool(config.bytes_column),
+        }
         urls = interpreted(batch.column(config.url_column)) if has_urls else [None] * count
         captions = interpreted(batch.column(config.caption_column))
         images = _image_column(batch.column(config.bytes_column)) if config.bytes_column else None
+        problems = batch.column(BAD_ROW).to_pylist() if BAD_ROW in names else [None] * count
         extra = Extra(_passed_on(batch.select([name for name in names if name not in own]), replaced, dictionaries))
         for index in range(count):
             image = b"" if images is None else _held_bytes(images[index].as_py())
-            yield SourceRow(urls[index], captions[index], image, extra.row(index))
+            yield SourceRow(urls[index], captions[index], image, extra.row(index), problems[index])
     for name, number in replaced.items():
         logger.warning(
             "%s, rows %d to %d: column %s: %d values are not UTF-8 text; U+FFFD stands for the bytes that are not",

@@ -1,4 +1,4 @@
-"""Reads tables of URLs: parquet, csv, tsv and jsonl; one file, a folder or a glob; local or s3.
+"""Lists and reads tables of URLs: parquet, csv, tsv and jsonl; one file, a folder or a glob; local or s3.
 
 In: `ingest.input`. Out: the tables' addresses, and their rows as a stream of record batches: memory does not grow with a
 table's length.
@@ -11,33 +11,36 @@ import fnmatch
 import hashlib
 import logging
 import re
-from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
-import pyarrow.json as pa_json
 import pyarrow.parquet as pq
-from pyarrow.fs import FileSystem, LocalFileSystem, S3FileSystem
+from pyarrow.fs import LocalFileSystem
 
 from pipeline.config import IngestConfig
 from pipeline.dataset.valid_text import exact_values, has_unknown_zone
 from pipeline.errors import InputError, ReplacedError
+from pipeline.ingest import text_tables
+from pipeline.ingest.delimited import BAD_ROW
+from pipeline.ingest.json_lines import ROW_TEXT
+from pipeline.ingest.text_source import GZIP_SUFFIX
+from pipeline.ingest.text_tables import TextTable, is_text_table, open_text_table
 from pipeline.storage.address import open_storage
 from pipeline.storage.base import Storage
-from pipeline.storage.s3_client import new_client
 from pipeline.storage.url_credentials import HIDDEN, USERINFO
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".ndjson")
+SUFFIXES = (".parquet", *text_tables.SUFFIXES)
 BATCH_ROWS = 16_384
-WRITTEN_WITHIN = timedelta(hours=1)
-"""A text table that was not written for this long is complete: its last line is read even without a line break."""
-READ_BYTES, TAIL_BYTES = 1 << 20, 1 << 16
+READ_BYTES = 1 << 20
+NAMED_FILES = 3
+"""Number of skipped files that are named."""
 
 
 def list_tables(pattern: str) -> list[str]:
@@ -47,6 +50,9 @@ def list_tables(pattern: str) -> list[str]:
 
 def list_files(pattern: str, suffixes: tuple[str, ...], key: str) -> list[str]:
     """Addresses of the files with one of the suffixes that a file, folder or glob names, sorted.
+
+    Suffixes count in any case. Below a folder and in a glob, hidden files and those in hidden folders (`.name`, `_name`) are
+    skipped, and so is a file that is there compressed, too. What was skipped is said once.
 
     Args:
         key: the configuration's key, for the message.
@@ -59,19 +65,43 @@ def list_files(pattern: str, suffixes: tuple[str, ...], key: str) -> list[str]:
     root, wanted = _split_glob(pattern)
     storage = open_storage(root)
     if wanted is not None:
-        found = [storage.address(item.path) for item in storage.list("") if fnmatch.fnmatch(item.path, wanted)]
+        paths = [item.path for item in storage.list("") if fnmatch.fnmatchcase(item.path, wanted)]
+        found = [path for path in paths if not _is_hidden(path, wanted)]
     elif _is_file(storage):
-        found = [storage.uri]
+        paths = found = [""]
     else:
-        found = [storage.address(item.path) for item in storage.list("") if item.path.endswith(suffixes)]
+        paths = [item.path for item in storage.list("")]
+        found = [path for path in paths if path.lower().endswith(suffixes) and not _is_hidden(path)]
+    twins = [path for path in found if path.lower().endswith(GZIP_SUFFIX) and path[: -len(GZIP_SUFFIX)] in found]
+    found = [path for path in found if path not in twins]
     if not found:
         raise InputError(
             f"{key}={pattern}: there is no such file ({', '.join(suffixes)}); give a file, a folder or a glob that matches some"
         )
-    for address in found:
-        if not address.endswith(suffixes):
+    for address in map(storage.address, found):
+        if not address.lower().endswith(suffixes):
             raise InputError(f"{key}={address}: is not a supported file; use {', '.join(suffixes)}")
-    return sorted(found)
+    others = tuple(sorted({*paths} - {*found, *twins}))
+    _say_what_is_skipped(f"{key}={pattern}", "no tables" if suffixes == SUFFIXES else f"no {'/'.join(suffixes)} files", others)
+    _say_what_is_skipped(f"{key}={pattern}", "there without compression, too", tuple(twins))
+    return sorted(map(storage.address, found))
+
+
+def _is_hidden(path: str, wanted: str = "") -> bool:
+    """True if a part of a path starts with . or _, and the pattern does not ask for such a part."""
+    asked = wanted.split("/")
+    return any(
+        part.startswith((".", "_")) and not any(one[:1] == part[0] and fnmatch.fnmatchcase(part, one) for one in asked)
+        for part in path.split("/")
+    )
+
+
+@cache  # a job lists its input more than once
+def _say_what_is_skipped(subject: str, reason: str, paths: tuple[str, ...]) -> None:
+    if paths:
+        files = "1 file that is" if len(paths) == 1 else f"{len(paths):,} files that are"
+        more = ", ..." if len(paths) > NAMED_FILES else ""
+        logger.warning("%s: skipped %s %s: %s%s", subject, files, reason, ", ".join(paths[:NAMED_FILES]), more)
 
 
 def _is_file(storage: Storage) -> bool:
@@ -80,15 +110,22 @@ def _is_file(storage: Storage) -> bool:
     return folder not in ("s3:/", "s3:") and open_storage(folder or "/").exists(name)
 
 
-def read_batches(table: str, first_row: int = 0, batch_rows: int = BATCH_ROWS) -> Iterator[pa.RecordBatch]:
+def read_batches(
+    table: str, first_row: int = 0, batch_rows: int = BATCH_ROWS, names: Sequence[str] = ()
+) -> Iterator[pa.RecordBatch]:
     """Reads a table's rows from `first_row` on, in order, in batches. Earlier row groups of a parquet file are not read.
+
+    A batch of a text table has the column BAD_ROW if some of its rows cannot be read.
+
+    Args:
+        names: `ingest.column_names`.
 
     Raises:
         InputError: the table cannot be read.
     """
     while True:
         try:
-            for batch in _read_batches(table, first_row, batch_rows):
+            for batch in _read_batches(table, first_row, batch_rows, names):
                 yield batch
                 first_row += batch.num_rows
             return
@@ -96,12 +133,12 @@ def read_batches(table: str, first_row: int = 0, batch_rows: int = BATCH_ROWS) -
             continue
 
 
-def _read_batches(table: str, first_row: int, batch_rows: int) -> Iterator[pa.RecordBatch]:
-    try:
+def _read_batches(table: str, first_row: int, batch_rows: int, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    with readable(table):
         if is_seekable(table):
             batches, first_row = _open_parquet(table, first_row, batch_rows)
         else:
-            batches = _open_text(*_filesystem(table))
+            batches = map(without_row_text, open_text_table(table, names).batches())
         for batch in batches:
             _ = batch.schema.names  # raises here, where it is caught, for names that are not UTF-8
             if first_row >= batch.num_rows:
@@ -109,6 +146,13 @@ def _read_batches(table: str, first_row: int, batch_rows: int) -> Iterator[pa.Re
                 continue
             yield batch.slice(first_row)
             first_row = 0
+
+
+@contextmanager
+def readable(table: str) -> Iterator[None]:
+    """Context in which what a table's reader raises becomes an InputError."""
+    try:
+        yield
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, FileNotFoundError):
             raise InputError(f"ingest.input={table}: there is no such table; give one that exists") from None
@@ -118,26 +162,41 @@ def _read_batches(table: str, first_row: int, batch_rows: int) -> Iterator[pa.Re
 
 def read_chunks(table: str, sizes: Iterable[int]) -> Iterator[pa.Table]:
     """Reads a table's rows in consecutive chunks of the given sizes; the last may be shorter."""
+    return cut_chunks(read_batches(table), sizes)
+
+
+def cut_chunks(batches: Iterable[pa.RecordBatch], sizes: Iterable[int]) -> Iterator[pa.Table]:
+    """Cuts batches into consecutive tables of the given sizes; the last may be shorter."""
     wanted = iter(sizes)
     held: list[pa.RecordBatch] = []
     rows, size = 0, next(wanted)
-    for batch in read_batches(table):
+    for batch in batches:
         while batch.num_rows:
             part = batch.slice(0, size - rows)
             held.append(part)
             rows += part.num_rows
             batch = batch.slice(part.num_rows)
             if rows == size:
-                yield pa.Table.from_batches(held)
+                yield _joined(held)
                 held, rows, size = [], 0, next(wanted)
     if rows:
-        yield pa.Table.from_batches(held)
+        yield _joined(held)
+
+
+def _joined(batches: list[pa.RecordBatch]) -> pa.Table:
+    """One table; it has the column BAD_ROW only if some row cannot be read, however the batches were cut."""
+    if all(batch.schema.equals(batches[0].schema) for batch in batches):
+        table = pa.Table.from_batches(batches)
+    else:
+        table = pa.concat_tables([pa.Table.from_batches([batch]) for batch in batches], promote_options="default")
+    is_good = BAD_ROW in table.column_names and table[BAD_ROW].null_count == table.num_rows
+    return table.drop_columns(BAD_ROW) if is_good else table
 
 
 def column_names(table: str) -> list[str] | None:
     """The table's column names, or None if it has no rows. Raises InputError if it cannot be read."""
     first = next((batch for batch in read_batches(table) if batch.num_rows), None)
-    return None if first is None else list(first.schema.names)
+    return None if first is None else [name for name in first.schema.names if name != BAD_ROW]
 
 
 def check_columns(table: str, names: list[str], config: IngestConfig) -> None:
@@ -148,21 +207,60 @@ def check_columns(table: str, names: list[str], config: IngestConfig) -> None:
     source = ("bytes_column", config.bytes_column) if config.bytes_column else ("url_column", config.url_column)
     for key, column in (source, ("caption_column", config.caption_column)):
         if column not in names:
-            close = difflib.get_close_matches(column, names, n=1)
-            hint = f"did you mean ingest.{key}={close[0]}?" if close else f"set ingest.{key} to one of them"
-            raise InputError(f"ingest.{key}={column}: {table} has the columns {', '.join(names)}; {hint}")
+            raise InputError(
+                f"ingest.{key}={column}: {table} has the columns {', '.join(names)}; {_hint(table, names, key, column, config)}"
+            )
+
+
+def _hint(table: str, names: list[str], key: str, column: str, config: IngestConfig) -> str:
+    """The remedy for a column that is missing."""
+    if is_text_table(table) and not config.column_names and any("://" in name for name in names):
+        count = len(names)
+        known = [config.url_column, config.caption_column] if count == 2 else ["NAME"] * count
+        return (
+            f"the first line looks like a row: if there is no header, name the columns: ingest.column_names=[{','.join(known)}]"
+        )
+    if len(names) == 1 and is_text_table(table):
+        other = {
+            "\t": "tabs: give it the suffix .tsv",
+            ";": "semicolons: write it with commas",
+            "|": "bars: write it with commas",
+        }
+        found = next((remedy for sign, remedy in other.items() if sign in names[0]), None)
+        if found is not None:
+            return f"its columns seem to be separated by {found}"
+    close = difflib.get_close_matches(column, names, n=1)
+    return f"did you mean ingest.{key}={close[0]}?" if close else f"set ingest.{key} to one of them"
+
+
+def check_kinds(table: TextTable, config: IngestConfig) -> None:
+    """Raises InputError if a jsonl table's URLs or captions are text in one line, and objects or lists in another."""
+    for key, column in (("url_column", config.url_column), ("caption_column", config.caption_column)):
+        if column in table.fields and table.fields[column].is_mixed:
+            kinds = " in one line and ".join(table.fields[column].words())
+            raise InputError(f"ingest.{key}={column}: {table.source.address} has {kinds} in another; write one kind of value")
 
 
 def hash_rows(rows: pa.Table) -> str:
-    """sha256 over the rows' contents, independent of the file's format: detects edited rows."""
-    others = [field.name for field in rows.schema if not _is_plain(field.type) or has_unknown_zone(field.type)]
+    """sha256 over the rows' contents, independent of how a file was read in blocks: detects edited rows."""
     digest = hashlib.sha256()
+    if ROW_TEXT in rows.column_names:
+        digest.update(b"\n".join(rows[ROW_TEXT].to_pylist()))
+        return digest.hexdigest()
+    if BAD_ROW in rows.column_names:  # that a row is bad, but not the words for it
+        rows = rows.set_column(rows.schema.get_field_index(BAD_ROW), BAD_ROW, pc.is_valid(rows[BAD_ROW]))
+    others = [field.name for field in rows.schema if not _is_plain(field.type) or has_unknown_zone(field.type)]
     sink = pa.BufferOutputStream()
     pa_csv.write_csv(rows.drop_columns(others) if others else rows, sink)  # text does not depend on how batches were cut
     digest.update(sink.getvalue())
     for name in others:
         digest.update(repr(exact_values(rows.column(name))).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
+
+
+def without_row_text(rows: Any) -> Any:
+    """A table or batch without the column that is only there to be hashed."""
+    return rows.drop_columns(ROW_TEXT) if ROW_TEXT in rows.schema.names else rows
 
 
 def hide_userinfo(rows: pa.Table, column: str) -> pa.Table:
@@ -190,17 +288,7 @@ def _split_glob(pattern: str) -> tuple[str, str | None]:
 
 def is_seekable(table: str) -> bool:
     """True if a row range of the table can be read without the rows before it."""
-    return table.endswith(".parquet")
-
-
-def is_settled(table: str) -> bool:
-    """True if the whole file is read now; the end of a recently written text table may be skipped."""
-    return is_seekable(table) or _is_old(*_filesystem(table))
-
-
-def _is_old(filesystem: FileSystem, path: str) -> bool:
-    written = filesystem.get_file_info(path).mtime
-    return written is None or datetime.now(UTC) - written > WRITTEN_WITHIN
+    return not is_text_table(table)
 
 
 def table_identity(table: str) -> str:
@@ -208,13 +296,6 @@ def table_identity(table: str) -> str:
     folder, _, name = table.rpartition("/")
     storage = open_storage(folder)
     return f"{storage.size(name)}-{storage.etag(name)}"
-
-
-def _filesystem(table: str) -> tuple[FileSystem, str]:
-    """pyarrow's file system for a table, and its path there."""
-    if table.startswith("s3://"):
-        return _s3_filesystem(), table.removeprefix("s3://")
-    return LocalFileSystem(), table
 
 
 def _open_parquet(table: str, first_row: int, batch_rows: int) -> tuple[Iterator[pa.RecordBatch], int]:
@@ -234,76 +315,3 @@ def _open_parquet(table: str, first_row: int, batch_rows: int) -> tuple[Iterator
         group += 1
     groups = range(group, file.num_row_groups)
     return file.iter_batches(batch_rows, row_groups=groups, use_threads=not far), first_row  # as in pipeline/storage/parquet.py
-
-
-def _open_text(filesystem: FileSystem, path: str) -> Iterator[pa.RecordBatch]:
-    """Streams batches of a csv, tsv or jsonl file. Skips a last line that may still be being written."""
-    settled, file = _is_old(filesystem, path), filesystem.open_input_file(path)
-    end = file.size() if settled else _end_of_lines(file)
-    if end < file.size():
-        _say_that_a_line_waits(path)
-    if end == 0:
-        return
-    if path.endswith((".jsonl", ".ndjson")):
-        yield from pa_json.open_json(file.get_stream(0, end))
-        return
-    names = _open_csv(path, file.get_stream(0, end), {}).schema.names
-    # All columns as text: a type inferred from the first block may not fit the last.
-    batches = _open_csv(path, file.get_stream(0, end), dict.fromkeys(names, pa.string()))
-    yield from batches if settled else _without_open_value(batches, path)
-
-
-def _end_of_lines(file: pa.NativeFile) -> int:
-    """Size of a text file up to and including its last line break."""
-    stop = file.size()
-    while stop:
-        start = max(0, stop - TAIL_BYTES)
-        file.seek(start)
-        tail = file.read(stop - start)
-        length = max(tail.rfind(b"\n"), tail.rfind(b"\r")) + 1
-        if length:
-            return start + length
-        stop = start
-    return 0
-
-
-def _without_open_value(batches: Iterable[pa.RecordBatch], path: str) -> Iterator[pa.RecordBatch]:
-    """Drops a last row whose last value ends with a line break: the break may be within quotes that are still open."""
-    held = None
-    for batch in batches:
-        if batch.num_rows:
-            if held is not None:
-                yield held
-            held = batch
-    if held is None:
-        return
-    last = held.column(held.num_columns - 1)[-1].as_py()
-    if last and last[-1] in "\r\n":
-        _say_that_a_line_waits(path)
-        held = held.slice(0, held.num_rows - 1)
-    yield held
-
-
-@cache  # a plan opens a table more than once
-def _say_that_a_line_waits(path: str) -> None:
-    logger.warning(
-        "%s: the last line may be incomplete; it is ingested once it ends with a line break, or once the file is an hour old",
-        path,
-    )
-
-
-def _open_csv(table: str, stream: Any, types: dict[str, pa.DataType]) -> Any:
-    return pa_csv.open_csv(
-        stream,
-        parse_options=pa_csv.ParseOptions(delimiter="\t" if table.endswith(".tsv") else ",", newlines_in_values=True),
-        convert_options=pa_csv.ConvertOptions(column_types=types, strings_can_be_null=True),
-    )
-
-
-def _s3_filesystem() -> Any:
-    """pyarrow's S3 file system, with the endpoint that boto3 uses."""
-    client = new_client()
-    endpoint = client.meta.endpoint_url
-    scheme, _, host = endpoint.partition("://")
-    options = {} if "amazonaws.com" in host else {"endpoint_override": host, "scheme": scheme}
-    return S3FileSystem(region=client.meta.region_name, **options)

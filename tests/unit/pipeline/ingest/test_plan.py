@@ -13,7 +13,7 @@ from pipeline.errors import InputError
 from pipeline.ingest.driver import _write_notes
 from pipeline.ingest.plan import PartitionSpec, plan_ingest
 from pipeline.ingest.rows import read_range
-from pipeline.ingest.tables import WRITTEN_WITHIN
+from pipeline.ingest.text_source import WRITTEN_WITHIN
 from pipeline.storage.address import open_storage
 
 ROWS = [{"url": f"http://e.org/{i}.jpg", "caption": f'caption "{i}", of many', "n": i} for i in range(10)]

@@ -15,7 +15,8 @@ from pipeline.errors import InputError
 from pipeline.ingest.driver import _write_notes
 from pipeline.ingest.plan import PartitionSpec, plan_ingest
 from pipeline.ingest.rows import read_range
-from pipeline.ingest.tables import _say_that_a_line_waits, hash_rows, list_tables, read_chunks
+from pipeline.ingest.tables import hash_rows, list_tables, read_chunks
+from pipeline.ingest.text_source import say_that_a_line_waits
 from pipeline.storage.address import open_storage
 
 ROWS = [{"url": f"http://e.org/{i}.jpg", "caption": f'caption "{i}", of many', "n": i} for i in range(10)]
@@ -83,7 +84,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
         list_tables(str(tmp_path / "t.xlsx"))
 
 
-@pytest.mark.parametrize(("name", "content"), [("t.parquet", b"PAR1 not really"), ("t.csv", b'url,caption\n"a,b\n1,2,3,4\n')])
+@pytest.mark.parametrize(("name", "content"), [("t.parquet", b"PAR1 not really"), ("t.csv", b"url,caption\n1,2,3,4\n")])
 def test_a_table_that_cannot_be_read_is_one_message(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match="cannot be read"):
@@ -131,7 +132,7 @@ HALVES = [
 @pytest.mark.parametrize(("suffix", "whole", "half", "rest"), HALVES)
 def test_a_row_that_was_half_written_is_ingested_once_it_is_whole(tmp_path, caplog, suffix, whole, half, rest):
     """All bytes of a table appear in the end as if they had been there at once, however it was cut when it was planned."""
-    _say_that_a_line_waits.cache_clear()
+    say_that_a_line_waits.cache_clear()
     table, output = tmp_path / f"t.{suffix}", tmp_path / "out"
     (tmp_path / f"whole.{suffix}").write_bytes((whole + half + rest).encode())
     expected = rows_of(str(tmp_path / f"whole.{suffix}"), 0, 9)
@@ -159,7 +160,9 @@ def test_a_last_line_without_a_break_counts_when_nobody_has_written_for_an_hour(
     storage = open_storage(str(output))
     if before.partitions:
         _write_notes(storage, commit(storage, map(record_of, before.partitions)), before)
-    monkeypatch.setattr("pipeline.ingest.tables.WRITTEN_WITHIN", timedelta(0))  # the hour has passed, and the file is as it was
+    monkeypatch.setattr(
+        "pipeline.ingest.text_source.WRITTEN_WITHIN", timedelta(0)
+    )  # the hour has passed, and the file is as it was
     after = plan(table, output)
     assert after.num_rows == 1
     assert after.partitions[0].first_row == before.num_rows

@@ -1,0 +1,109 @@
+"""Decides for a whole tsv file whether its quotes are quotes or ordinary characters.
+
+In: a file. Out: True for quotes as csv has them, False for ordinary characters, None if no field begins with a quote. Quotes
+are quotes if a name in the header is quoted (without a header: all of the first line), as writers do that quote all text; or if
+every field that begins with a quote is quoted as RFC 4180 has it, and at least one of them holds a tab, a line break or a
+doubled quote, without which it would not have been quoted ("" alone is an empty text). Lines that would be rows by themselves
+are never taken for the inside of one field.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+from pipeline.ingest.delimited import LONGEST_RECORD_BYTES, Dialect, IncompleteError, length_of_records
+from pipeline.ingest.text_source import TextSource
+
+TAB = Dialect(b"\t", True)
+SIGNS = (b'"', b"\t", b"\n", b"\r")
+"""A field that holds one of these must be quoted."""
+NEEDED, EMPTY, OTHER = "needed", "empty", "other"
+"""Kinds of quoted fields: those that must be quoted, those without text, and those of which only their writer knows why."""
+NUMBER = re.compile(rb"[-+0-9.eE]*")
+
+
+def quotes_of_tsv(source: TextSource, start: int, head: bytes, has_header: bool) -> bool | None:
+    """True if a tsv's quotes are quotes, False if they are ordinary characters, None if there are none.
+
+    Args:
+        start: place of the first line.
+        head: the file's first bytes, from there.
+    """
+    try:
+        first = TAB.split(head.lstrip(b"\r\n"), 0, True)
+    except IncompleteError:
+        return None
+    some = any(quoted for _, quoted in first.fields) and not first.error
+    if some and (has_header or all(quoted or NUMBER.fullmatch(field) for field, quoted in first.fields)):
+        return True
+    tabs, seen, buffer = len(first.fields) - 1, set[str](), b""
+    for block in source.blocks(start):
+        buffer += block
+        if b'"' not in buffer:
+            buffer = buffer[buffer.rfind(b"\n") + 1 :]
+            continue
+        length = _consistent_records(buffer, tabs, False, seen)
+        if length is None or (not length and len(buffer) >= LONGEST_RECORD_BYTES):
+            return False
+        buffer = buffer[length:]
+    return _decide_at_end(buffer, seen, tabs, source.settled)
+
+
+def _decide_at_end(rest: bytes, seen: set[str], tabs: int, settled: bool) -> bool | None:
+    """The decision for a file that ends with `rest`, whose last quote may be open."""
+    if b'"' in rest and settled and _consistent_records(rest, tabs, True, seen) is None:
+        return False
+    if not settled:
+        lines = rest[: rest.rfind(b"\n") + 1].splitlines() if b'"' in rest else []
+        if lines and (not seen or (len(lines) > 1 and all(line.count(b"\t") == tabs for line in lines))):
+            return False
+    return NEEDED in seen or OTHER not in seen if seen else None
+
+
+def _consistent_records(buffer: bytes, tabs: int, complete: bool, seen: set[str]) -> int | None:
+    """Length of the buffer's whole records; None if their quotes are not consistent. `seen` gets the quoted fields' kinds."""
+    length = length_of_records(buffer, TAB)
+    if length is not None and not complete:
+        return length if _see_plain_records(buffer[:length], tabs, seen) else None
+    place = 0
+    while place < len(buffer):  # some quotes stand within a field, where they are characters in any case
+        try:
+            record = TAB.split(buffer, place, complete)
+        except IncompleteError:
+            break
+        lines = buffer[place : record.stop].splitlines()
+        if record.error or (len(lines) > 1 and all(line.count(b"\t") == tabs for line in lines)):
+            return None
+        for field in (field for field, quoted in record.fields if quoted):
+            seen.add(EMPTY if not field else NEEDED if any(sign in field for sign in SIGNS) else OTHER)
+        place = record.stop
+    return place
+
+
+def _see_plain_records(records: bytes, tabs: int, seen: set[str]) -> bool:
+    """Adds the kinds of quoted fields in whole, plainly quoted records to `seen`; False if one has swallowed rows."""
+    data = np.frombuffer(records, np.uint8)
+    quotes = np.flatnonzero(data == ord('"'))
+    if not len(quotes):
+        return True
+    opened, closed = quotes[0::2], quotes[1::2]
+    goes_on = opened[1:] == closed[:-1] + 1  # a doubled quote within a field
+    starts, stops = opened[np.concatenate(([True], ~goes_on))], closed[np.concatenate((~goes_on, [True]))]
+    doubled = np.searchsorted(quotes, stops) - np.searchsorted(quotes, starts) > 1
+    breaks = np.flatnonzero((data == ord("\n")) | (data == ord("\r")))
+    delimiters = np.flatnonzero(data == ord("\t"))
+    long = np.searchsorted(breaks, starts) != np.searchsorted(breaks, stops)
+    wide = np.searchsorted(delimiters, starts) != np.searchsorted(delimiters, stops)
+    needed, empty = doubled | long | wide, stops - starts == 1
+    seen.update(kind for kind, found in ((NEEDED, needed), (EMPTY, empty), (OTHER, ~needed & ~empty)) if found.any())
+    places = zip(starts[long].tolist(), stops[long].tolist(), strict=True)
+    return not any(_are_rows(records, start, stop, tabs) for start, stop in places)
+
+
+def _are_rows(records: bytes, start: int, stop: int, tabs: int) -> bool:
+    """True if all lines that a quoted field touches have the table's number of fields by themselves."""
+    first, last = records.rfind(b"\n", 0, start) + 1, records.find(b"\n", stop)
+    lines = records[first : last if last >= 0 else None].split(b"\n")
+    return all(line.count(b"\t") == tabs for line in lines)

@@ -1,0 +1,62 @@
+"""Rows and errors of delimited text do not depend on blocks, nor on whether pyarrow or our own code splits them."""
+
+import itertools
+import random
+
+import pytest
+
+from pipeline.ingest.delimited import BAD_ROW, DelimitedReader, Dialect, count_lines, length_of_records
+
+CSV, PLAIN = Dialect(b",", True), Dialect(b"\t", False)
+PIECES = [b"a", b"b", b'"', b'"', b'""', b",", b",", b"\n", b"\n", b"\r\n", b"\r", b"\xff", b" "]
+
+
+def read(data, cuts=(), complete=True, dialect=CSV):
+    places = [0, *sorted(cuts), len(data)]
+    reader = DelimitedReader(dialect, ["x", "y"], complete)
+    blocks = (data[a:b] for a, b in itertools.pairwise(places))
+    return [
+        (row["x"], row["y"], row[BAD_ROW] if BAD_ROW in row else None)
+        for batch in reader.batches(blocks)
+        for row in batch.to_pylist()
+    ]
+
+
+@pytest.mark.parametrize("complete", [True, False])
+@pytest.mark.parametrize("dialect", [CSV, PLAIN], ids=["csv", "plain"])
+def test_rows_do_not_depend_on_where_blocks_end(complete, dialect):
+    dice = random.Random(0)
+    for _ in range(150):
+        data = b"".join(dice.choices(PIECES, k=dice.randrange(1, 40)))
+        whole = read(data, (), complete, dialect)
+        for _ in range(3):
+            cuts = [dice.randrange(len(data) + 1) for _ in range(dice.randrange(4))]
+            assert read(data, cuts, complete, dialect) == whole, (data, cuts)
+
+
+def test_the_lines_of_rows_that_cannot_be_read_are_counted_in_the_file():
+    data = b'a,"b\nc"\n\nd\ne,f\r\n"g,h\ni,j\n'
+    assert read(data) == [
+        ("a", "b\nc", None),
+        (None, None, "line 4: the line has 1 field, and the table 2 columns"),
+        ("e", "f", None),
+        (None, None, "line 6: a quote is not closed"),
+        ("i", "j", None),
+    ]
+
+
+def test_records_end_where_quotes_are_even():
+    assert length_of_records(b'a,"b\n', CSV) == 0
+    assert length_of_records(b'a,"b\n"\nc', CSV) == 7
+    assert length_of_records(b'a,b"c\n', CSV) is None
+    assert length_of_records(b'a\t"b\n', PLAIN) == 5
+
+
+def test_a_line_longer_than_a_record_may_be_is_named(monkeypatch):
+    monkeypatch.setattr("pipeline.ingest.delimited.LONGEST_RECORD_BYTES", 100)
+    with pytest.raises(Exception, match="line 2 is longer than"):
+        read(b"a,b\n" + b"x" * 300, [4, 150])
+
+
+def test_line_ends_of_every_kind_are_counted():
+    assert count_lines(b"a\nb\r\nc\rd") == 3

@@ -1,0 +1,57 @@
+"""Types of JSON lines are settled over all rows, and no value changes for it."""
+
+import pyarrow as pa
+import pytest
+
+from pipeline.ingest.delimited import BAD_ROW
+from pipeline.ingest.json_lines import ROW_TEXT, json_batches, parse_lines, settle
+
+
+def read(*lines, cut=7, complete=True):
+    data = b"\n".join(line if isinstance(line, bytes) else line.encode() for line in lines) + b"\n"
+    blocks = [data[place : place + cut] for place in range(0, len(data), cut)]
+    fields, _ = settle(parse_lines(blocks, complete))
+    return pa.Table.from_batches(
+        list(json_batches(parse_lines([data], complete), fields))
+    )  # one block, so that all batches have one schema
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        (["1", "null", "-5"], pa.int64()),
+        (["1", "0.5"], pa.float64()),
+        (["0", "18446744073709551615"], pa.uint64()),
+        (["-1", "18446744073709551615"], pa.string()),
+        (["9007199254740993", "0.5"], pa.string()),
+        (["true", "null"], pa.bool_()),
+        (['"a"', "null"], pa.string()),
+        (["null", "null"], pa.null()),
+        (["[]", "[1]", "[0.5, null]"], pa.list_(pa.float64())),
+        (['[{"a": 1}]', '[{"b": "x"}]'], pa.list_(pa.struct([("a", pa.int64()), ("b", pa.string())]))),
+        (['[1, "a"]', "[]"], pa.string()),
+        (["{}", "null"], pa.string()),
+        (["[]", "{}"], pa.string()),
+    ],
+)
+def test_a_field_has_the_type_that_holds_all_its_values(values, kind):
+    assert read(*(f'{{"x": {value}}}' for value in values)).schema.field("x").type == kind
+
+
+def test_an_object_that_is_a_mapping_is_text():
+    assert read(*(f'{{"x": {{"{number}": 1}}}}' for number in range(600))).schema.field("x").type == pa.string()
+
+
+def test_the_hashed_text_of_a_row_is_its_line():
+    table = read('  {"b": 1,  "a": 2} ', "not json", '{"a": 12345678901234567890123}')
+    assert table[ROW_TEXT].to_pylist() == [b'{"b": 1,  "a": 2}', b"not json", b'{"a": 12345678901234567890123}']
+    assert table["a"].to_pylist() == ["2", None, "12345678901234567890123"]
+    assert [error is None for error in table[BAD_ROW].to_pylist()] == [True, False, True]
+
+
+def test_a_last_line_without_an_end_waits_unless_the_file_is_complete():
+    waits = []
+    blocks = [b'{"a": 1}\n{"a"', b": 2}"]
+    assert [lines for _, lines in parse_lines(blocks, False, 1, lambda: waits.append(1))] == [[{"a": 1}]]
+    assert waits == [1]
+    assert [line for _, lines in parse_lines(blocks, True) for line in lines] == [{"a": 1}, {"a": 2}]

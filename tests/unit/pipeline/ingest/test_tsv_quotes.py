@@ -1,0 +1,42 @@
+"""The quotes of a tsv are read in one way in the whole file."""
+
+import os
+
+import pytest
+
+from pipeline.ingest.text_source import open_source
+from pipeline.ingest.tsv_quotes import quotes_of_tsv
+
+HEADER = "url\tcaption\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (HEADER + "u\tone\n", None),
+        (HEADER + 'u\t5" screen\n', None),
+        ('"url"\t"caption"\nu\t"one"\n', True),
+        ('url\t"caption"\nu\t"one"\n', True),
+        (HEADER + 'u\t"one"\n', False),
+        (HEADER + 'u\t"one ""1"""\nv\t12" x 8"\n', True),
+        (HEADER + 'u\t"one ""1"""\nv\t"#2"\n', True),
+        (HEADER + 'u\t"one ""1"""\nv\t"open\n', False),
+        (HEADER + 'u\t"two\nlines"\n', True),
+        (HEADER + 'u\t"two\nv\trows"\n', False),
+        (HEADER + 'u\t""\nv\tone\n', True),
+        (HEADER + 'u\t""\nv\t"one"\n', False),
+        (HEADER + 'u\t"one" and more\n', False),
+    ],
+)
+def test_quotes_are_quotes_if_the_whole_file_is_quoted_consistently(tmp_path, text, expected):
+    path = tmp_path / "t.tsv"
+    path.write_text(text)
+    os.utime(path, (1, 1))
+    assert quotes_of_tsv(open_source(str(path)), 0, text.encode(), True) is expected
+
+
+def test_without_a_header_the_first_line_must_be_quoted_as_a_whole(tmp_path):
+    path = tmp_path / "t.tsv"
+    for text, expected in (('"u"\t"one"\t5\n', True), ('u\t"one"\t5\n', False)):
+        path.write_text(text)
+        assert quotes_of_tsv(open_source(str(path)), 0, text.encode(), False) is expected
