@@ -190,7 +190,7 @@ def test_a_signal_while_ray_starts_ends_the_job_or_queues_it_again(slurm, withou
 def test_a_slurm_without_gpus_takes_the_file_and_refuses_only_the_option_that_asks_for_gpus(slurm, without_ray):
     number = submit_without_ray(slurm, without_ray, "")
     slurm.wait_for_end(number, 60)
-    assert told(without_ray, number) == {name: ("0", "0") for name in NODES}
+    assert told(without_ray, number) == dict.fromkeys(NODES, ("0", "0"))
     with pytest.raises(AssertionError, match="Invalid generic resource"):
         submit_without_ray(slurm, without_ray, "--gpus-per-node=4")
 
@@ -201,13 +201,13 @@ def test_a_slurm_without_gpus_takes_the_file_and_refuses_only_the_option_that_as
 def test_ray_is_told_the_gpus_that_the_step_has(slurm_with_gpus, without_ray, options, gpus):
     number = submit_without_ray(slurm_with_gpus, without_ray, options)
     slurm_with_gpus.wait_for_end(number, 60)
-    assert told(without_ray, number) == {name: (gpus, gpus) for name in NODES}
+    assert told(without_ray, number) == dict.fromkeys(NODES, (gpus, gpus))
 
 
 def test_a_run_that_asks_for_no_gpus_gets_none(slurm_with_gpus, without_ray):
     number = submit_without_ray(slurm_with_gpus, without_ray, "--gpus-per-node=0")
     slurm_with_gpus.wait_for_end(number, 60)
-    assert told(without_ray, number) == {name: ("0", "0") for name in NODES}
+    assert told(without_ray, number) == dict.fromkeys(NODES, ("0", "0"))
 
 
 @pytest.fixture(scope="module")
