@@ -30,7 +30,7 @@ OURS = {
 }
 """Exported name -> labels."""
 RAYS = {
-    "ray_actors": {"State"},
+    "ray_actors": {"State", "Source"},
     "ray_cluster_active_nodes": set(),
     "ray_node_cpu_utilization": {"ip", "RayNodeType"},
     "ray_node_disk_free": {"ip", "RayNodeType"},
@@ -108,6 +108,14 @@ def _nodes(expression: str) -> list[Any]:
 def expressions(dashboard: dict[str, Any]) -> list[str]:
     """Expressions of the panels."""
     return [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
+
+
+def panel_queries(title: str, **variables: str) -> list[str]:
+    """Return a panel's expressions with Grafana's variables filled in: all runs and data sets unless told."""
+    dashboard = json.loads((MONITORING / "dashboard.json").read_text(encoding="utf-8"))
+    (panel,) = [one for one in dashboard["panels"] if one["title"] == title]
+    values = GRAFANA_VARIABLES | {"run": ".*", "data_set": ".*"} | variables
+    return [re.sub(r"\$(\w+)", lambda name: values[name.group(1)], target["expr"]) for target in panel.get("targets", [])]
 
 
 def dashboard_problems(text: str) -> Iterator[str]:
@@ -188,6 +196,9 @@ def alert_problems(text: str) -> Iterator[str]:
 
 
 def prometheus_problems(text: str) -> Iterator[str]:
+    for command in re.findall(r"^#   (prometheus .*)$", text, re.MULTILINE):
+        if "--web.listen-address=127.0.0.1:" not in command:
+            yield f"{command.split()[0]}: listens on more than loopback"
     (content,) = load_all(text)
     yield from _unknown("file", content, {"global", "rule_files", "scrape_configs"})
     yield from _unknown("global", content["global"], {"scrape_interval", "evaluation_interval"})

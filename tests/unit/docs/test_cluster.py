@@ -154,7 +154,7 @@ def test_every_path_and_link_leads_somewhere():
 def test_the_readme_links_the_page_and_its_introduction_links_every_section():
     assert "docs/cluster.md" in (ROOT / "README.md").read_text(encoding="utf-8")
     titles = re.findall(r"^## (.*)$", PAGE, re.MULTILINE)
-    assert titles == ["One machine", "AWS", "Kubernetes", "SLURM", "Submission", "Sizing", "Runbook"]
+    assert titles == ["One machine", "AWS", "Kubernetes", "SLURM", "Submission", "What really ran", "Sizing", "Runbook"]
     introduction = PAGE.split("\n## ")[0]
     assert all(f"(#{title.lower().replace(' ', '-')})" in introduction for title in titles)
 

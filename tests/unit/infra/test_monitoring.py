@@ -3,11 +3,13 @@
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.support.deploy_checks import INFRA, PLACEHOLDER, ROOT
-from tests.support.monitoring_checks import MONITORING, OURS, SERVICE_DISCOVERY, files, problems, rules
+from tests.support.monitoring_checks import MONITORING, OURS, SERVICE_DISCOVERY, files, panel_queries, problems, rules
 
 FILES = files()
 TEXTS = {name: (MONITORING / name).read_text(encoding="utf-8") for name in FILES}
@@ -71,6 +73,7 @@ PLANTED = [
     ("alerts.yaml", "unless on (data_set)", "unless on (dataset)", "a label dataset"),
     ("prometheus.yml", "alerts.yaml", "alert.yaml", "there is no alert.yaml"),
     ("prometheus.yml", "prom_metrics_service", "prometheus_service", "not the file that Ray writes"),
+    ("prometheus.yml", " --web.listen-address=127.0.0.1:9090", "", "more than loopback"),
     ("prometheus.yml", "scrape_interval: 10s", "scrape_interval: often", "ValueError"),
     ("prometheus.yml", "  scrape_interval", " \tscrape_interval", "ScannerError"),
     ("compose.yaml", "./alerts.yaml", "./alert.yaml", "there is no ./alert.yaml"),
@@ -99,13 +102,110 @@ def test_an_error_is_planted_in_every_monitoring_file():
     assert {name for name, *_ in PLANTED} == set(FILES)
 
 
-def test_the_alerts_fire_for_what_they_are_named_after_and_for_nothing_else():
+def evaluate(tests: Path) -> None:
     promtool = shutil.which("promtool")
     if promtool is None:
-        pytest.skip("Prometheus' promtool is not here; the rules were parsed, and not evaluated")
-    command = [promtool, "test", "rules", str(ROOT / "tests" / "support" / "alerts_test.yaml")]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+        pytest.skip("Prometheus' promtool is not installed; the expressions were parsed, not evaluated")
+    result = subprocess.run([promtool, "test", "rules", str(tests)], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_the_alerts_fire_for_what_they_are_named_after_and_for_nothing_else():
+    evaluate(ROOT / "tests" / "support" / "alerts_test.yaml")
+
+
+SHOWN = {
+    "versions of jobs that commit once": (
+        "Versions added",
+        {
+            'ingest_commits_total{data_set="d",WorkerId="1"}': "1x200",  # before the time shown: not counted
+            'ingest_commits_total{data_set="d",WorkerId="2"}': "_x100 1x100",
+            'ingest_commits_total{data_set="d",WorkerId="3"}': "1x100 3x100",
+        },
+        {'{data_set="d"}': 3},
+    ),
+    "a job of one partition whose rows all fail": (
+        "Success rate",
+        {'ingest_rows_total{data_set="d",reason="timeout"}': "_x198 500x5"},
+        {'{data_set="d"}': 0},
+    ),
+    "a job that succeeds, and one of which 3 in 4 rows fail": (
+        "Success rate",
+        {
+            'ingest_rows_total{data_set="d",reason="success"}': "0+10x200",
+            'ingest_rows_total{data_set="e",reason="success"}': "0+10x200",
+            'ingest_rows_total{data_set="e",reason="http_404"}': "0+30x200",
+        },
+        {'{data_set="d"}': 1, '{data_set="e"}': 0.25},
+    ),
+    "retries while S3 is away, for a time, and never": (
+        "Retries",
+        {
+            'storage_requests_total{run="away"}': "7x200",
+            'storage_retries_total{run="away"}': "0+5x200",
+            'storage_retries_total{run="never there"}': "0+5x200",
+            'storage_requests_total{run="busy"}': "0+3x200",
+            'storage_retries_total{run="busy"}': "0+1x200",
+            'storage_requests_total{run="quick"}': "0+3x200",
+        },
+        {'{run="away"}': 1, '{run="never there"}': 1, '{run="busy"}': 0.25, '{run="quick"}': 0},
+    ),
+    "failures, and a run without any": (
+        "Failures",
+        {
+            'storage_requests_total{run="a"}': "0+60x200",
+            'storage_failures_total{run="a"}': "0+60x200",
+            'storage_requests_total{run="b"}': "0+60x200",
+        },
+        {'{run="a"}': 1, '{run="b"}': 0},
+    ),
+    "actors, of which Ray's head and their own processes tell": (
+        "Actors",
+        {
+            'actors{State="ALIVE",Source="gcs"}': "4x200",
+            'actors{State="DEAD",Source="gcs"}': "9x200",
+            'actors{State="IDLE",Source="executor"}': "3x200",
+            'actors{State="RUNNING_TASK",Source="executor"}': "1x200",
+        },
+        {'{State="ALIVE"}': 4},
+    ),
+}
+"""What happens -> the panel; series without their prefix, a value a minute; what the panel shows at the 200th minute."""
+
+
+@pytest.mark.parametrize("happens", SHOWN)
+def test_a_panel_shows(happens, tmp_path):
+    title, series, shown = SHOWN[happens]
+    (query,) = panel_queries(title)
+    prefixed = {
+        f"ray_{name}" if name.startswith("actors") else f"ray_rayclip_{name}": values for name, values in series.items()
+    }
+    test = {
+        "interval": "1m",
+        "input_series": [{"series": name, "values": values} for name, values in prefixed.items()],
+        "promql_expr_test": [
+            {
+                "expr": f"round({query}, 0.001)",
+                "eval_time": "200m",
+                "exp_samples": [{"labels": labels, "value": value} for labels, value in shown.items()],
+            }
+        ],
+    }
+    (tmp_path / "panel.yaml").write_text(yaml.safe_dump({"evaluation_interval": "1m", "tests": [test]}))
+    evaluate(tmp_path / "panel.yaml")
+
+
+def test_the_line_for_another_folder_of_rays_leads_prometheus_and_its_container_to_rays_list(tmp_path):
+    (line,) = re.findall(r"^#   (sed .*)$", TEXTS["prometheus.yml"], re.MULTILINE)
+    folder = tmp_path / "infra" / "monitoring"
+    folder.mkdir(parents=True)
+    for name in ("prometheus.yml", "compose.yaml"):
+        (folder / name).write_text(TEXTS[name])
+    subprocess.run(["bash", "-c", line], cwd=tmp_path, env={"RAY_TMPDIR": "/big/tmp", "PATH": "/usr/bin:/bin"}, check=True)
+    (scrape,) = yaml.safe_load((folder / "prometheus.yml").read_text())["scrape_configs"]
+    assert scrape["file_sd_configs"][0]["files"] == [SERVICE_DISCOVERY.replace("/tmp/ray/", "/big/tmp/ray/")]
+    mounts = yaml.safe_load((folder / "compose.yaml").read_text())["services"]["prometheus"]["volumes"]
+    assert "/big/tmp/ray:/big/tmp/ray:ro" in mounts
 
 
 def test_the_file_in_which_ray_lists_its_nodes_has_the_name_that_ray_gives_it():

@@ -14,10 +14,13 @@ SCRIPT = ROOT / "infra" / "slurm" / "train.sbatch"
 STAND_INS = {
     # `srun` runs the command behind its own options, `ray symmetric-run` the one behind `--`, as those do on the first node.
     # A lost node gives srun a code of its own, whatever the driver's is.
-    "srun": 'while [ "${1#--}" != "$1" ]; do shift; done; "$@"; code=$?; exit "${SRUN_CODE:-$code}"',
+    "srun": 'echo "srun $*" >> "$LOG"\n'
+    'while [ "${1#--}" != "$1" ]; do file=${1#--output=}; [ "$file" = "$1" ] || exec > "$file" 2>&1; shift; done\n'
+    'echo "noise of Ray"; "$@"; code=$?; exit "${SRUN_CODE:-$code}"',
     "ray": 'echo "ray $*" >> "$LOG"; [ "$1" = symmetric-run ] || exit 0; [ -z "$NO_RAY" ] || exit 3\n'
+    '[ -z "$SLOW_RAY" ] || { echo slow >> "$LOG"; exec sleep 5; }\n'
     'env | grep "^RAY_" | sort >> "$LOG"; while [ "$1" != -- ]; do shift; done; shift; "$@"',
-    "python": 'echo "python $*" >> "$LOG"; trap "exit 143" TERM; echo ready >> "$LOG"\n'
+    "python": 'echo "python $*" >> "$LOG"; trap "exit 143" TERM; echo "a line of the run"; echo ready >> "$LOG"\n'
     'for _ in $(seq "${STEPS:-1}"); do sleep 0.05; done; exit "${CODE:-0}"',
     "scontrol": 'echo "scontrol $*" >> "$LOG"',
     "hostname": "echo 10.0.0.7 10.1.0.7",
@@ -39,7 +42,9 @@ def launch(tmp_path):
         path = f"{folder}:{os.environ['PATH']}"
         environment = {"HOME": str(tmp_path), "TMPDIR": str(tmp_path), "PATH": path, "LOG": str(log), **slurm, **variables}
         command = ["bash", str(SCRIPT), *arguments]
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        process = subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
         processes.append(process)
         return process, log
 
@@ -66,7 +71,9 @@ def test_it_starts_one_ray_over_all_nodes_and_hands_the_arguments_to_the_job(lau
     (start,) = [line for line in lines(log) if line.startswith("ray symmetric-run")]
     assert "--address 10.0.0.7:6379 --min-nodes 2 --num-cpus=48 --num-gpus=4 -- bash" in start
     assert "python jobs/train.py cluster.num_workers=[1,8] --config vit_b_32 data.uri=/a b/pairs" in lines(log)
-    assert {"RAY_AUTH_MODE=token", "RAY_health_check_period_ms=1000"} <= set(lines(log))
+    assert {"RAY_AUTH_MODE=token", "RAY_health_check_period_ms=1000", "RAY_gcs_rpc_server_reconnect_timeout_s=10"} <= set(
+        lines(log)
+    )
     assert lines(log)[0] == "ray get-auth-token --generate"
     assert not any(line.startswith("scontrol") for line in lines(log))
 
@@ -87,6 +94,58 @@ def test_a_signal_that_comes_when_the_run_ends_by_itself_keeps_its_exit_code(lau
     process.send_signal(signal.SIGUSR1)
     assert process.wait(30) == 0, process.stdout.read()
     assert not any(line.startswith("scontrol") for line in lines(log))
+
+
+def test_a_sigterm_to_the_script_reaches_the_driver_and_ends_the_run_for_good(launch):
+    process, log = launch(STEPS="600")
+    wait_for(log, "ready")
+    process.send_signal(signal.SIGTERM)  # scancel --batch --signal=TERM
+    assert process.wait(30) == 143, process.stdout.read()
+    assert not any(line.startswith("scontrol") for line in lines(log))
+
+
+@pytest.mark.parametrize(("number", "requeued"), [(signal.SIGTERM, False), (signal.SIGUSR1, True)])
+def test_a_signal_while_ray_starts_ends_the_step_as_nothing_is_to_be_saved(launch, number, requeued):
+    process, log = launch(SLOW_RAY="1")
+    wait_for(log, "slow")
+    process.send_signal(number)
+    assert process.wait(30) == 143, process.stdout.read()
+    assert ("scontrol requeue 17" in lines(log)) == requeued
+
+
+def test_the_log_holds_the_run_and_another_file_what_ray_says(launch, tmp_path):
+    process, _ = launch()
+    said, _ = process.communicate(timeout=30)
+    assert said == "a line of the run\n"
+    assert (tmp_path / "rayclip-17-ray.log").read_text() == "noise of Ray\n"
+
+
+@pytest.mark.parametrize(
+    ("asked", "gpus"),
+    [
+        ({}, "4"),
+        ({"SLURM_GPUS_PER_NODE": "2"}, "2"),
+        ({"SLURM_GPUS_PER_NODE": "a100:2"}, "2"),
+        ({"SLURM_GPUS_PER_NODE": "0"}, "0"),
+    ],
+)
+def test_ray_and_the_step_get_the_gpus_that_were_asked_for_or_all_of_the_nodes(launch, asked, gpus):
+    process, log = launch(**asked)
+    assert process.wait(30) == 0, process.stdout.read()
+    (step,) = [line for line in lines(log) if line.startswith("srun")]
+    assert f"--num-gpus={gpus} " in step
+    assert (f"--gpus-per-node={gpus} " in step) == (gpus != "0")
+    workers = 2 * max(int(gpus), 1)
+    assert any(f"python jobs/train.py cluster.num_workers=[1,{workers}]" in line for line in lines(log))
+
+
+def test_a_slurm_without_gpus_is_asked_for_none(launch):
+    process, log = launch(SLURM_GPUS_ON_NODE="")
+    assert process.wait(30) == 0, process.stdout.read()
+    (step,) = [line for line in lines(log) if line.startswith("srun")]
+    assert "--num-gpus=0 " in step
+    assert "--gpus" not in step
+    assert not re.search(r"^#SBATCH .*(gpu|gres)", SCRIPT.read_text(), re.MULTILINE)
 
 
 def test_a_sigterm_that_reaches_the_driver_without_the_script_ends_the_run_for_good(launch):
@@ -114,7 +173,9 @@ def test_the_exit_code_is_the_drivers_also_where_a_node_was_lost_on_the_way(laun
 
 def test_a_step_that_ends_before_its_driver_begins_keeps_its_own_code(launch):
     process, _ = launch(NO_RAY="1")
-    assert process.wait(30) == 3
+    said, _ = process.communicate(timeout=30)
+    assert process.returncode == 3
+    assert said == "the run did not start (exit code 3); rayclip-17-ray.log says why\n"
 
 
 def test_the_line_for_cron_queues_an_ingestion_that_runs_where_the_code_is(tmp_path):
