@@ -71,6 +71,7 @@ class SlurmCluster:
         self.folder, self.home, self._gpus = folder, folder / "home", gpus
         self._nodes: dict[str, subprocess.Popen[bytes]] = {}
         self._inits: dict[str, int] = {}
+        self._dead: dict[str, int] = {}
         self._daemons: list[subprocess.Popen[bytes]] = []
 
     # --- life
@@ -97,12 +98,18 @@ class SlurmCluster:
             process.wait(30)
 
     def kill_node(self, name: str) -> None:
-        """Ends all processes of a node at once, as a power failure does."""
+        """Silences a node and ends all of its processes at once, as a power failure does."""
+        self._dead[name] = os.open(
+            f"/proc/{self._inits[name]}/ns/net", os.O_RDONLY
+        )  # else the other node would lose its interface
+        self.on(name, "ip link set net0 down")
         os.kill(self._inits[name], signal.SIGKILL)
         self._nodes[name].wait(30)
 
     def bring_back(self, name: str) -> None:
         """Starts a killed node again and waits until SLURM uses it."""
+        self.on(next(node for node in NODES if node != name), "ip link delete net0")
+        os.close(self._dead.pop(name))
         self._start_node(name)
         self._join_nodes()
         self.start_slurmd(name)
