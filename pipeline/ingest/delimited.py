@@ -36,7 +36,7 @@ class Record:
     """One record: its fields as (bytes, was quoted), where it ends, and its error, if it breaks the rules of quoting.
 
     Attributes:
-        stop: place after the record's line end. For an error: where a reader that accepts the record would go on.
+        stop: place after the record's line end. For an error: where a reader that accepts the record continues.
     """
 
     fields: list[tuple[bytes, bool]]

@@ -45,7 +45,7 @@ def _open_csv(source: TextSource, stop: int, types: dict[str, pa.DataType]) -> A
 
 
 def ends_of_rows(source: TextSource, wanted: Sequence[int]) -> dict[int, int]:
-    """The places in the file where this reader's first `n` rows end, for each wanted `n`; those beyond the end are left out.
+    """The places in the file where this reader's first `n` rows end, for each wanted `n`; those beyond the end are skipped.
 
     The places are found by lexing as this reader does. They are proven by what is read up to them: as many rows, with the
     recorded hashes.

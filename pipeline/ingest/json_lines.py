@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any, cast
+from typing import Any
 
 import orjson
 import pyarrow as pa
@@ -118,12 +118,12 @@ def see_objects(fields: dict[str, Kind], objects: list[dict[str, Any]]) -> None:
 def parse_lines(
     blocks: Iterable[bytes], complete: bool, line: int = 1, waits: Callable[[], None] = lambda: None
 ) -> Iterator[tuple[list[bytes], list[Line]]]:
-    """Cuts blocks into lines and parses them; empty lines are left out.
+    """Cuts blocks into lines and parses them; empty lines are skipped.
 
     Args:
         complete: the last line is read even without a line break.
         line: number of the first line.
-        waits: called if the last line was left out.
+        waits: called if the last line was skipped.
 
     Yields:
         (lines, what they hold), a block at a time.
@@ -147,7 +147,7 @@ def _parse_all(block: bytes, texts: list[bytes]) -> list[Line]:
 
 
 def whole_lines(blocks: Iterable[bytes], complete: bool, waits: Callable[[], None]) -> Iterator[bytes]:
-    """Joins blocks and cuts them after line ends, which become \\n. A last line without an end is left out unless complete."""
+    """Joins blocks and cuts them after line ends, which become \\n. A last line without an end is skipped unless complete."""
     buffer: list[bytes] = []
     size = 0
     for block in blocks:
@@ -217,8 +217,10 @@ def json_batches(parsed: Iterable[tuple[list[bytes], list[Line]]], fields: dict[
     for texts, lines in parsed:
         if not lines:
             continue
-        is_whole = set(map(type, lines)) == {dict}
-        rows = cast("list[dict[str, Any]]", lines if is_whole else [line if type(line) is dict else {} for line in lines])
+        rows = [line for line in lines if type(line) is dict]
+        is_whole = len(rows) == len(lines)
+        if not is_whole:
+            rows = [line if type(line) is dict else {} for line in lines]
         columns = [column_of([row.get(name) for row in rows], kind) for name, kind in fields.items()]
         names = list(fields)
         columns.append(pa.array(texts, pa.large_binary()))
