@@ -4,7 +4,7 @@ In: a file. Out: True for quotes as csv has them, False for ordinary characters,
 are quotes if a name in the header is quoted (without a header: all of the first line), as writers do that quote all text; or if
 every field that begins with a quote is quoted as RFC 4180 has it, and at least one of them holds a tab, a line break or a
 doubled quote, without which it would not have been quoted ("" alone is an empty text). Lines that would be rows by themselves
-are never taken for the inside of one field.
+are never taken for the inside of one field, nor are two fields of such a line.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ def _consistent_records(buffer: bytes, tabs: int, complete: bool, seen: set[str]
         except IncompleteError:
             break
         lines = buffer[place : record.stop].splitlines()
-        if record.error or (len(lines) > 1 and all(line.count(b"\t") == tabs for line in lines)):
+        is_joined = len(lines) > 1 or any(b"\t" in field for field, quoted in record.fields if quoted)
+        if record.error or (is_joined and all(line.count(b"\t") == tabs for line in lines)):
             return None
         for field in (field for field, quoted in record.fields if quoted):
             seen.add(EMPTY if not field else NEEDED if any(sign in field for sign in SIGNS) else OTHER)
@@ -83,7 +84,7 @@ def _consistent_records(buffer: bytes, tabs: int, complete: bool, seen: set[str]
 
 
 def _see_plain_records(records: bytes, tabs: int, seen: set[str]) -> bool:
-    """Adds the kinds of quoted fields in whole, plainly quoted records to `seen`; False if one has swallowed rows."""
+    """Adds the kinds of quoted fields in whole, plainly quoted records to `seen`; False if one has swallowed rows or fields."""
     data = np.frombuffer(records, np.uint8)
     quotes = np.flatnonzero(data == ord('"'))
     if not len(quotes):
@@ -98,7 +99,8 @@ def _see_plain_records(records: bytes, tabs: int, seen: set[str]) -> bool:
     wide = np.searchsorted(delimiters, starts) != np.searchsorted(delimiters, stops)
     needed, empty = doubled | long | wide, stops - starts == 1
     seen.update(kind for kind, found in ((NEEDED, needed), (EMPTY, empty), (OTHER, ~needed & ~empty)) if found.any())
-    places = zip(starts[long].tolist(), stops[long].tolist(), strict=True)
+    joined = long | wide
+    places = zip(starts[joined].tolist(), stops[joined].tolist(), strict=True)
     return not any(_are_rows(records, start, stop, tabs) for start, stop in places)
 
 
