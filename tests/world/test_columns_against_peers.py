@@ -205,7 +205,7 @@ def _read_with_polars(path: Path, name: str) -> Any:
 
 
 def _read_with_pandas(path: Path, name: str) -> Any:
-    return pd.read_parquet(path, columns=[name]).iloc[:, 0].rename("x")
+    return pd.read_parquet(path, columns=[name], dtype_backend="pyarrow").iloc[:, 0].rename("x")
 
 
 def test_sidecars_of_random_tables_hold_what_the_tables_hold(tmp_path):
