@@ -276,8 +276,6 @@ def _column(values: list[Any], kind: pa.DataType | None) -> pa.Array:
             return pa.array(values, wanted)
         except (pa.ArrowException, OverflowError, UnicodeEncodeError):
             continue
-    if all(
-        value is None or isinstance(value, str) for value in values
-    ):  # JSON has halves of surrogate pairs, UTF-8 has not
+    if all(value is None or isinstance(value, str) for value in values):  # JSON has halves of surrogate pairs, UTF-8 has not
         return pa.array([None if value is None else value.encode("utf-8", "replace").decode() for value in values])
     return pa.array([None if value is None else json.dumps(value, default=str) for value in values])
