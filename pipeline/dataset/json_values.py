@@ -7,7 +7,7 @@ docs/decisions/0019-values.md. The sidecar keeps the exact values; JSON has no d
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -84,22 +84,32 @@ def _text_or_base64(value: bytes) -> Any:
 
 
 def _lists(array: pa.Array) -> list[Any]:
-    values = iter(json_values(array.flatten()))
-    return [None if length is None else _take(values, length) for length in pc.list_value_length(array).to_pylist()]
+    """Arrow's own `flatten` lacks extension types below lists that are null."""
+    return _cut(array, array.values, json_values)
 
 
 def _maps(array: pa.Array) -> list[Any]:
     """A list of [key, value] for each map: keys may be of any type, and repeat."""
-    places = array.offsets.to_pylist()
-    first, last = places[0], places[-1]
-    keys, items = json_values(array.keys[first:last]), json_values(array.items[first:last])
-    pairs = [[key, item] for key, item in zip(keys, items, strict=True)]
-    spans = zip(array.is_valid().to_pylist(), places, places[1:], strict=False)
-    return [pairs[start - first : stop - first] if valid else None for valid, start, stop in spans]
+    entries = pa.StructArray.from_arrays([array.keys, array.items], ["key", "value"])
+    return _cut(array, entries, lambda part: [list(pair) for pair in zip(*map(json_values, part.flatten()), strict=True)])
 
 
-def _take(values: Iterator[Any], count: int) -> list[Any]:
-    return [next(values) for _ in range(count)]
+def _cut(array: pa.Array, items: pa.Array, convert: Callable[[pa.Array], list[Any]]) -> list[Any]:
+    """The converted items of each list. Items that lie outside of all lists are not converted."""
+    if pa.types.is_fixed_size_list(array.type):
+        size = array.type.list_size
+        starts = [(array.offset + number) * size for number in range(len(array))]
+        stops = [start + size for start in starts]
+    elif pa.types.is_list_view(array.type) or pa.types.is_large_list_view(array.type):
+        starts = array.offsets.to_pylist()
+        stops = [start + size for start, size in zip(starts, array.sizes.to_pylist(), strict=True)]
+    else:
+        *starts, last = array.offsets.to_pylist()
+        stops = [*starts[1:], last][: len(starts)]
+    first = min(starts, default=0)
+    values = convert(items[first : max(stops, default=0)])
+    spans = zip(array.is_valid().to_pylist(), starts, stops, strict=True)
+    return [values[start - first : stop - first] if valid else None for valid, start, stop in spans]
 
 
 def _structs(array: pa.Array) -> list[Any]:

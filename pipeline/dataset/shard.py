@@ -18,7 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.dataset.columns import COLUMNS, ExtraRow, ExtraRows, json_text, write_sidecar
+from pipeline.dataset.columns import COLUMNS, ExtraRow, ExtraRows, write_sidecar
 from pipeline.dataset.manifest import ShardRecord
 from pipeline.errors import Failure
 from pipeline.storage.base import Storage
@@ -268,7 +268,7 @@ def _listed(caption: str | list[str] | None) -> list[str]:
 
 
 def _column(values: list[Any], kind: pa.DataType | None) -> pa.Array:
-    """A column of one type; values without a common type, or beyond every type, become text."""
+    """A column of one type; values without a common type, or beyond every type, become JSON text."""
     if kind is not None:
         return pa.array(values, kind)
     for wanted in (None, pa.uint64()):
@@ -276,5 +276,6 @@ def _column(values: list[Any], kind: pa.DataType | None) -> pa.Array:
             return pa.array(values, wanted)
         except (pa.ArrowException, OverflowError, UnicodeEncodeError):
             continue
-    texts = [None if value is None else json_text(value) for value in values]
-    return pa.array([None if text is None else text.encode("utf-8", "replace").decode() for text in texts])
+    if all(value is None or isinstance(value, str) for value in values):  # JSON has halves of surrogate pairs, UTF-8 has not
+        return pa.array([None if value is None else value.encode("utf-8", "replace").decode() for value in values])
+    return pa.array([None if value is None else json.dumps(value, default=str) for value in values])

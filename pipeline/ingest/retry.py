@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.config import IngestConfig
-from pipeline.dataset.columns import PREFIX, ExtraRows, split_columns
+from pipeline.dataset.columns import COLUMNS, PREFIX, ExtraRows, free_names, split_columns
 from pipeline.dataset.manifest import Manifest, PartitionRecord, ShardRecord, read_sidecar
 from pipeline.storage.base import Storage
 
@@ -72,17 +72,20 @@ def _shards(records: Iterable[PartitionRecord]) -> Iterator[ShardRecord]:
 
 
 def _source_table(own: list[dict[str, Any]], extra: pa.Table, config: IngestConfig) -> pa.Table:
-    """Rows of a sidecar under the input's column names. Renamed columns keep their new names, which are free there too."""
+    """Rows of a sidecar under the input's column names."""
     columns = {config.url_column: [row["url"] for row in own], config.caption_column: [row["caption"] for row in own]}
     table = pa.table(columns)
-    for name in extra.column_names:
-        if name != RETRY_OF:
-            table = table.append_column(_name_in_table(name, config), extra[name])
+    stored = [name for name in extra.column_names if name != RETRY_OF]
+    for name, column in zip(_names_in_table(stored, config), extra.select(stored).columns, strict=True):
+        table = table.append_column(name, column)
     return table.append_column(RETRY_OF, pa.array([row["key"] for row in own]))
 
 
-def _name_in_table(name: str, config: IngestConfig) -> str:
-    """The name under which a column is ingested again: its own, unless that is the name of the URLs or captions."""
-    if name not in (config.url_column, config.caption_column):
-        return name
-    return re.sub(r"_\d+$", "", name.removeprefix(PREFIX))
+def _names_in_table(stored: list[str], config: IngestConfig) -> list[str]:
+    """Names that become these names in a sidecar: the input's own, as far as the sidecar's tell."""
+    plain = [re.sub(r"_\d+$", "", name.removeprefix(PREFIX)) for name in stored]
+    before = [short if short in COLUMNS.names else name for name, short in zip(stored, plain, strict=True)]
+    taken = {config.url_column, config.caption_column}
+    if free_names(before, COLUMNS.names) == stored and len({*before, *taken}) == len(before) + len(taken):
+        return before
+    return [short if name in taken else name for name, short in zip(stored, plain, strict=True)]

@@ -18,6 +18,7 @@ import pytest
 from pipeline.config import IngestConfig
 from pipeline.dataset.columns import COLUMNS, free_names, join_columns, write_sidecar
 from pipeline.dataset.shard import Row, ShardWriter, StoredImage
+from pipeline.dataset.valid_text import exact_values
 from pipeline.errors import Failure
 from pipeline.ingest.rows import iter_rows
 from pipeline.ingest.tables import hash_rows
@@ -151,6 +152,8 @@ def is_no_number(value: pa.Scalar) -> bool:
 
 def bits(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """A column whose equality is that of bits, so that NaN equals NaN: floats at the top level as integers."""
+    if pa.types.is_dictionary(column.type):  # the values are compared, not the order in which a reader found them
+        return column.cast(column.type.value_type)
     wide = {"halffloat": pa.int16(), "float": pa.int32(), "double": pa.int64()}
     if str(column.type) not in wide:
         return column
@@ -162,6 +165,8 @@ def equal(one: pa.ChunkedArray, other: pa.ChunkedArray) -> bool:
     if one.type != other.type or bits(one).equals(bits(other)):
         return one.type == other.type
     ours, theirs = (column.combine_chunks().to_string(window=1000, container_window=1000) for column in (one, other))
+    if ours != theirs and "dictionary" in str(one.type):  # nested ones may hold the same values in another order
+        return exact_values(one) == exact_values(other)
     return ours == theirs
 
 
@@ -190,22 +195,26 @@ def check_frames(path: Path, sidecar: Path, names: list[str], place: str) -> Non
     """Compares the sidecar with the table as polars and pandas read both; what they cannot read in the table is left out."""
     for name, ours in zip(names, free_names(names, COLUMNS.names), strict=True):
         for read in (_read_with_polars, _read_with_pandas):
-            if read is _read_with_polars and any(zone in str(pq.read_schema(path)) for zone in ("No/Where", "+05:30")):
-                continue  # polars panics over time zones that it does not know
+            if read is _read_with_polars and any(word in str(pq.read_schema(path)) for word in ("No/Where", "+05:30", "date")):
+                continue  # polars panics over time zones that it does not know, and reads date64 as times
             try:
                 wanted = read(path, name)
-            except Exception:  # a type that this library does not know: the table itself cannot be read by it
+            except (
+                Exception,
+                pl.exceptions.PanicException,
+            ):  # it cannot read the table itself
                 continue
             found = read(sidecar, ours)
-            assert wanted.equals(found) or str(wanted) == str(found), f"{place}: {name}, {read.__name__}"
+            assert equal(wanted, found), f"{place}: {name}, {read.__name__}"
 
 
-def _read_with_polars(path: Path, name: str) -> Any:
-    return pl.read_parquet(path, columns=[name]).to_series().rename("x")
+def _read_with_polars(path: Path, name: str) -> pa.ChunkedArray:
+    return pl.read_parquet(path, columns=[name]).to_arrow()[name]
 
 
-def _read_with_pandas(path: Path, name: str) -> Any:
-    return pd.read_parquet(path, columns=[name]).iloc[:, 0].rename("x")
+def _read_with_pandas(path: Path, name: str) -> pa.ChunkedArray:
+    frame = pd.read_parquet(path, columns=[name], dtype_backend="pyarrow")
+    return pa.chunked_array([pa.array(frame.iloc[:, 0].array)])
 
 
 def test_sidecars_of_random_tables_hold_what_the_tables_hold(tmp_path):

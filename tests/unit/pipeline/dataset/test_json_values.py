@@ -43,6 +43,21 @@ def test_parts_of_nested_arrays_are_their_own_values():
             assert json_values(array[start:]) == values[start:]
 
 
+def test_lists_of_every_kind_keep_their_items_to_themselves():
+    values = [[1, 2], None, [3, 4]]
+    for kind in (pa.list_(pa.int8()), pa.large_list(pa.int8()), pa.list_(pa.int8(), 2), pa.list_view(pa.int8())):
+        array = pa.array(values, kind)
+        assert [json_values(array[start:]) for start in range(4)] == [values[start:] for start in range(4)]
+    turned = pa.ListViewArray.from_arrays([2, 0, 1], [1, 2, 0], pa.array([1, 2, 3]))
+    assert json_values(turned) == [[3], [1, 2], []]
+
+
+def test_a_list_that_is_null_and_not_empty_hides_items_of_any_type():
+    uuids = pa.ExtensionArray.from_storage(pa.uuid(), pa.array([b"0" * 16] * 3, pa.binary(16)))
+    lists = pa.LargeListArray.from_arrays([0, 1, 3], uuids, mask=pa.array([False, True]))
+    assert json_values(lists) == [["30303030-3030-3030-3030-303030303030"], None]
+
+
 def test_what_is_neither_is_text():
     union = pa.UnionArray.from_sparse(pa.array([0, 1], pa.int8()), [pa.array([1, 2]), pa.array(["x", "y"])])
     assert json.dumps(json_values(union), allow_nan=False) == '["1", "y"]'

@@ -176,7 +176,7 @@ def test_records_of_any_values_become_columns():
     assert table.schema.field("big").type == pa.uint64()
     assert {name: table[name].to_pylist() for name in values} == values | {
         "bigger": ["18446744073709551616", "1"],
-        "mixed": ["x", '{"a": 1}'],
+        "mixed": ['"x"', '{"a": 1}'],
         "half": ["?", "b"],
         "n": [1.0, 0.5],
     }

@@ -3,10 +3,11 @@
 import pytest
 
 from pipeline.config import FetchConfig, ImageConfig, IngestConfig
+from pipeline.dataset.columns import COLUMNS, free_names
 from pipeline.dataset.manifest import commit, read_manifest, read_sidecar
 from pipeline.ingest.partition import ingest_partition
 from pipeline.ingest.plan import plan_ingest
-from pipeline.ingest.retry import write_retry_tables
+from pipeline.ingest.retry import _names_in_table, write_retry_tables
 from pipeline.storage.address import open_storage
 
 
@@ -56,3 +57,19 @@ def test_failures_of_a_reason_are_fed_back_once(config, web, draw_shape):
     assert found["n"] == "12"
     assert found["retry_of"] in {row["key"] for row in rows}
     assert plan_ingest(config).partitions == [], "the table itself is as done as before"
+
+
+@pytest.mark.parametrize(
+    ("stored", "url_column", "names"),
+    [
+        (["source_width", "lang"], "url", ["width", "lang"]),
+        (["source_key_2", "source_key"], "url", ["source_key_2", "source_key"]),
+        (["source_key", "source_key_2"], "url", ["source_key", "source_key_2"]),
+        (["source_lang", "x_2"], "url", ["source_lang", "x_2"]),
+        (["source_url"], "source_url", ["url"]),
+        (["source_url"], "link", ["url"]),
+    ],
+)
+def test_columns_of_a_retry_have_names_that_become_those_of_the_sidecar(stored, url_column, names):
+    assert _names_in_table(stored, IngestConfig(url_column=url_column)) == names
+    assert free_names(names, COLUMNS.names) == stored
