@@ -152,7 +152,7 @@ PLANTED = [
         "[ray, job, submit, --address,",
         "hands the job's exit code on",
     ),
-    ("slurm/train.sbatch", "trap stop USR1", "trap 'stop USR1", "SC2026"),
+    ("slurm/train.sbatch", "requested=$1", "requested='$1", "SC"),
     ("slurm/train.sbatch", '"$(cat "$driver_id")"', '$(cat "$driver_id")', "SC2046"),
     ("README.md", "`aws/cluster.yaml`", "`aws/clutser.yaml`", "clutser"),
 ]
