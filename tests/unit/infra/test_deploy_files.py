@@ -152,7 +152,7 @@ PLANTED = [
         "[ray, job, submit, --address,",
         "hands the job's exit code on",
     ),
-    ("slurm/train.sbatch", "requested=$1", "requested='$1", "SC"),
+    ("slurm/train.sbatch", "'stop SIGTERM \"\"' TERM", '"stop $requested" TERM', "SC2064"),
     ("slurm/train.sbatch", '"$(cat "$driver_id")"', '$(cat "$driver_id")', "SC2046"),
     ("README.md", "`aws/cluster.yaml`", "`aws/clutser.yaml`", "clutser"),
 ]
