@@ -16,19 +16,8 @@ from pipeline.dataset.manifest import commit, read_manifest, read_sidecar
 from pipeline.errors import InputError
 from pipeline.storage.address import open_storage
 from pipeline.versions.foreign_tars import index_tar, plan_index
-from tests.support.tars import Indexed, info_of, packed, pairs, whole
+from tests.support.tars import info_of, packed, pairs, whole
 from training.data.shard_reader import ShardReader
-
-
-@pytest.fixture
-def image(draw_shape):
-    return draw_shape("red", "disc", 0)
-
-
-@pytest.fixture
-def indexed(tmp_path):
-    return lambda content, **config: Indexed(tmp_path, content, **config)
-
 
 # ------------------------------------------------------------------------------------------------------ names without a key
 

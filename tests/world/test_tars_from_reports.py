@@ -10,17 +10,7 @@ from pipeline.config import IndexConfig
 from pipeline.errors import InputError
 from pipeline.storage.address import open_storage
 from pipeline.versions.foreign_tars import describe, read_tar
-from tests.support.tars import Indexed, info_of, packed, pairs, whole
-
-
-@pytest.fixture
-def image(draw_shape):
-    return draw_shape("red", "disc", 0)
-
-
-@pytest.fixture
-def indexed(tmp_path):
-    return lambda content, **config: Indexed(tmp_path, content, **config)
+from tests.support.tars import info_of, packed, pairs, whole
 
 
 @pytest.fixture

@@ -4,18 +4,7 @@ import json
 
 import pytest
 
-from tests.support.tars import Indexed, packed, pairs, whole
-
-
-@pytest.fixture
-def image(draw_shape):
-    return draw_shape("red", "disc", 0)
-
-
-@pytest.fixture
-def indexed(tmp_path):
-    return lambda content, **config: Indexed(tmp_path, content, **config)
-
+from tests.support.tars import packed, pairs, whole
 
 # --------------------------------------------------------------------------------------------------------------- json members
 

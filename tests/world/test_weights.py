@@ -30,10 +30,7 @@ from tests.support.weights import (
     saved,
 )
 
-
-@pytest.fixture(autouse=True)
-def _a_tiny_architecture(monkeypatch):
-    monkeypatch.setitem(ARCHITECTURES, "tiny", TINY)
+pytestmark = pytest.mark.usefixtures("tiny_architecture")
 
 
 def checkpointed() -> dict[str, torch.Tensor]:

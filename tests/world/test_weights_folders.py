@@ -11,16 +11,12 @@ import torch.distributed.checkpoint as distributed
 from safetensors.torch import save_file
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-from model.config import ARCHITECTURES
 from model.foreign_config import hugging_face_config, open_clip_config
 from model.weight_files import read_weights
 from model.weights import load_clip
 from tests.support.weights import OTHER, POINTER, STATE, TINY, assert_our_own_words, optimizer, same, write_hugging_face
 
-
-@pytest.fixture(autouse=True)
-def _a_tiny_architecture(monkeypatch):
-    monkeypatch.setitem(ARCHITECTURES, "tiny", TINY)
+pytestmark = pytest.mark.usefixtures("tiny_architecture")
 
 
 @pytest.mark.parametrize("safe", [True, False])

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from model.config import ARCHITECTURES
 from model.foreign_config import hugging_face_config
 from model.weight_files import read_weights
 from model.weights import load_clip
@@ -31,10 +30,7 @@ from tests.support.weights import (
     saved,
 )
 
-
-@pytest.fixture(autouse=True)
-def _a_tiny_architecture(monkeypatch):
-    monkeypatch.setitem(ARCHITECTURES, "tiny", TINY)
+pytestmark = pytest.mark.usefixtures("tiny_architecture")
 
 
 class OwnTensor(torch.Tensor):

@@ -10,7 +10,6 @@ from safetensors.torch import save
 from jobs.cli.config import load_config
 from jobs.cli.open_model import open_weights
 from model.clip import CLIP
-from model.config import ARCHITECTURES
 from model.weights import load_clip, weights_metadata
 from pipeline.errors import ConfigError
 from pipeline.storage.address import open_storage
@@ -24,10 +23,7 @@ from training.checkpoint.store import CheckpointStore
 from training.config import ModelConfig
 from training.run_plan import plan_run
 
-
-@pytest.fixture(autouse=True)
-def _a_tiny_architecture(monkeypatch):
-    monkeypatch.setitem(ARCHITECTURES, "tiny", TINY)
+pytestmark = pytest.mark.usefixtures("tiny_architecture")
 
 
 def clip_of(seed: int) -> CLIP:
