@@ -98,6 +98,11 @@ def _retries_as_input(config: IngestConfig, reasons: str) -> IngestConfig | None
             f"ingest.bytes_column={config.bytes_column}: --retry-failed needs URLs, and this table holds the bytes; "
             "repair its rows and ingest them as a new table"
         )
+    if "bad_row" in reasons.split(","):
+        raise InputError(
+            "--retry-failed bad_row: these lines have no URL that could be fetched; fix the lines that error_message in the "
+            "sidecars names, and ingest them as a new table"
+        )
     storage = open_storage(_output(config))
     rows = write_retry_tables(storage, read_manifest(storage), reasons.split(","), config)
     if not rows and not any(storage.list(f"{FOLDER}/")):

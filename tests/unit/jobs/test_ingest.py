@@ -82,3 +82,4 @@ def test_without_failures_there_is_nothing_to_retry(make_data_set, tmp_path, cap
     assert complaint(f"ingest.output={uri}", "--retry-failed", "timeout") == 0
     assert "nothing to do: " in capsys.readouterr().out
     assert complaint(f"ingest.output={uri}", "ingest.bytes_column=jpg", "--retry-failed", "timeout") == EXIT_BAD_INPUT
+    assert complaint(f"ingest.output={uri}", "--retry-failed", "timeout,bad_row") == EXIT_BAD_INPUT
