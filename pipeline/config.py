@@ -89,7 +89,7 @@ class ImageConfig(Section):
         if self.format == "png" and self.quality is not None and self.quality > MAX_PNG_LEVEL:
             raise ValueError(
                 f"quality={self.quality} is over {MAX_PNG_LEVEL}: for png it is the level of a lossless compression, 0 to "
-                f"{MAX_PNG_LEVEL}; omit ingest.image.quality, also to grow a data set that was made with quality=95"
+                f"{MAX_PNG_LEVEL}; omit ingest.image.quality, also to grow a data set that was made with it"
             )
         return self
 

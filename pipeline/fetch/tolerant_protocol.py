@@ -21,6 +21,10 @@ from aiohttp.http_exceptions import HttpProcessingError
 MAX_HEAD_BYTES = 256 << 10
 """Longest head of an answer, as in Chromium."""
 _STATUS_LINE = re.compile(rb"HTTP(?:/([0-9]+)(?:\.([0-9]+))?)?[ \t]+([0-9]{3})(?![0-9])", re.IGNORECASE)
+_PLAIN_HEAD = re.compile(
+    rb"HTTP/1\.[01] ([0-9]{3}) [\x20-\x7e]*+(?:\r\n[!#$%&'*+\-.^_`|~0-9A-Za-z]++: ?[\x21-\x7e][\x20-\x7e]*+)*+\r"
+)
+_FRAMING = re.compile(rb"\n(?:content-length: ?([0-9]{1,18}) *\r|content-length|transfer-encoding)", re.IGNORECASE)
 _END = re.compile(rb"\n\r?\n")
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
@@ -49,7 +53,13 @@ class Head:
 
 
 def clean_head(head: bytes) -> Head | None:
-    """Rewrites the head of an answer; returns None if it does not begin with a status line."""
+    """Rewrites the head of an answer, up to its empty line; returns None if it does not begin with a status line."""
+    plain = _PLAIN_HEAD.fullmatch(head)
+    if plain is not None:  # as nearly all are
+        framing = _FRAMING.findall(head)
+        if len(framing) == 1 and framing[0]:
+            status = int(plain[1])
+            return Head(head + b"\n\r\n", status, 0 if status in _WITHOUT_BODY else int(framing[0]), chunked=False)
     first, *lines = head.split(b"\n")
     found = _STATUS_LINE.match(first)
     if found is None:

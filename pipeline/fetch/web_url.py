@@ -110,11 +110,16 @@ def _absolute(scheme: str, rest: str) -> WebURL:
     userinfo, _, authority = found[0].rpartition("@")
     if userinfo:
         raise _NoWebURLError("the URL holds a user name or a password")
-    split = re.fullmatch(r"(\[[^\]]*\]|[^:]*)(?::0*([0-9]{0,5}))?", authority)
+    host, port = _host_and_port(authority)
+    return WebURL(scheme, host, DEFAULT_PORTS[scheme] if port is None else port, *_path_and_query(rest[found.end() :]))
+
+
+@lru_cache(maxsize=10_000)  # a table has few hosts for its rows
+def _host_and_port(authority: str) -> tuple[str, int | None]:
+    split = re.fullmatch(r"(\[[^\]]*\]|[^:]*)(?::(0*[0-9]{0,5}))?", authority)
     if split is None or int(split[2] or 0) > 65535:
         raise _NoWebURLError("the URL's host or port cannot be read: an IPv6 address needs brackets, a port is at most 65535")
-    port = int(split[2]) if split[2] else DEFAULT_PORTS[scheme]
-    return WebURL(scheme, _host(split[1]), port, *_path_and_query(rest[found.end() :]))
+    return _host(split[1]), int(split[2]) if split[2] else None
 
 
 def _relative(reference: str, base: WebURL) -> WebURL:
@@ -163,7 +168,6 @@ def _without_dots(path: str) -> str:
     return "/".join(kept)
 
 
-@lru_cache(maxsize=10_000)  # a table has few hosts for its rows
 def _host(written: str) -> str:
     """The host in ASCII: a name as the DNS holds it, or an address in its usual form."""
     if written.startswith("["):

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -137,7 +138,7 @@ def plan_ingest(config: IngestConfig, dry_run: bool = False) -> IngestPlan:
     planner = _Planner(config, storage, fingerprint, finished, committed, dry_run)
     rows_held, notes = 0, []
     for table in tables:
-        held = _held_ranges(manifest, table, fingerprint)
+        held = _held_ranges(manifest, table, _fingerprints_of_alike(config))
         num_held = sum(record.num_rows for record in held)
         rows_held += num_held
         note = TableNote(input_path=table, options_fingerprint=fingerprint, identity=table_identity(table), num_rows=num_held)
@@ -154,8 +155,22 @@ def plan_ingest(config: IngestConfig, dry_run: bool = False) -> IngestPlan:
 
 def options_fingerprint(config: IngestConfig) -> str:
     """16 hex digits over the options that change the bytes of a shard."""
+    return _fingerprint(config, config.image.fingerprint_options())
+
+
+def _fingerprints_of_alike(config: IngestConfig) -> set[str]:
+    """The fingerprints of all options that give the same pixels and captions: png loses nothing at any level.
+
+    Earlier releases took the quality of a jpg, up to 100, for a png too.
+    """
+    image = config.image.fingerprint_options()
+    qualities = range(101) if config.image.format == "png" else (image["quality"],)
+    return {_fingerprint(config, image | {"quality": quality}) for quality in qualities}
+
+
+def _fingerprint(config: IngestConfig, image: dict[str, Any]) -> str:
     columns = [config.url_column, config.caption_column, config.bytes_column]
-    options = {"columns": columns, "image": config.image.fingerprint_options(), "caption": config.caption.model_dump()}
+    options = {"columns": columns, "image": image, "caption": config.caption.model_dump()}
     if config.column_names:
         options["column_names"] = list(config.column_names)
     return short_hash(options)
@@ -279,12 +294,12 @@ class _Planner:
             self._storage.write_file(path, Path(folder) / "rows.parquet")
 
 
-def _held_ranges(manifest: Manifest | None, table: str, fingerprint: str) -> list[PartitionRecord]:
+def _held_ranges(manifest: Manifest | None, table: str, fingerprints: set[str]) -> list[PartitionRecord]:
     """The data set's ranges of a table, by row. Raises InputError if they were ingested under other options."""
     if manifest is None:
         return []
     held = sorted((record for record in manifest.partitions if record.input_path == table), key=lambda record: record.first_row)
-    if any(record.options_fingerprint != fingerprint for record in held):
+    if any(record.options_fingerprint not in fingerprints for record in held):
         raise InputError(
             f"ingest.input={table}: the data set holds rows of this table that were ingested under other options "
             "(ingest.image.*, ingest.caption.*, column names); use the same options, or choose another ingest.output"

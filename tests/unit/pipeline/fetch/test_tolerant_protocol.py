@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from pipeline.fetch.tolerant_protocol import Chunks, TolerantConnector, TolerantProtocol, clean_head
+from pipeline.fetch.tolerant_protocol import Chunks, Head, TolerantConnector, TolerantProtocol, clean_head
 
 
 def test_a_good_head_stays_what_it_is():
@@ -12,6 +12,23 @@ def test_a_good_head_stays_what_it_is():
     assert head is not None
     assert head.data == b"HTTP/1.1 200\r\nContent-Type: image/png\r\nContent-Length: 12\r\n\r\n"
     assert (head.status, head.body_bytes, head.chunked) == (200, 12, False)
+
+
+def test_a_plain_head_is_passed_on_as_it_is():
+    plain = b"HTTP/1.1 200 OK\r\nContent-Type: image/png\r\ncontent-length: 12\r\nX-Empty:\r\nVia: a b\r"
+    assert clean_head(plain.replace(b"X-Empty:\r\n", b"")) == Head(
+        plain.replace(b"X-Empty:\r\n", b"") + b"\n\r\n", 200, body_bytes=12, chunked=False
+    )
+    rewritten = clean_head(plain)
+    assert rewritten is not None
+    assert (rewritten.status, rewritten.body_bytes, rewritten.chunked) == (200, 12, False)
+
+
+@pytest.mark.parametrize("length", [b"1234567890123456789", b"12x", b"1, 1", b""])
+def test_a_head_whose_length_is_odd_is_not_plain(length):
+    head = clean_head(b"HTTP/1.1 200 OK\r\nContent-Length: %b\r" % length)
+    assert head is not None
+    assert head.data.startswith(b"HTTP/1.1 200\r\n")
 
 
 def test_lines_that_are_no_fields_are_dropped():

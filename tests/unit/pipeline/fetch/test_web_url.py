@@ -25,6 +25,7 @@ def test_an_address_is_split_into_its_parts():
 def test_the_authority_names_a_port_that_is_not_the_default_one():
     assert parsed("http://h:443").authority == "h:443"
     assert parsed("https://h:80/").authority == "h:80"
+    assert [parsed(f"http://h:{port}/").port for port in ("", "0", "000080", "65535")] == [80, 0, 80, 65535]
     assert parsed("http://[2001:DB8::0:1]:8080/").authority == "[2001:db8::1]:8080"
 
 

@@ -1,17 +1,18 @@
 """A run plans the rows that the data set lacks, and refuses tables that were edited."""
 
 import os
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.config import IngestConfig
+from pipeline.config import ImageConfig, IngestConfig
 from pipeline.dataset.manifest import PartitionRecord, ShardRecord, commit
 from pipeline.errors import InputError
 from pipeline.ingest.driver import _write_notes
-from pipeline.ingest.plan import PartitionSpec, plan_ingest
+from pipeline.ingest.plan import PartitionSpec, options_fingerprint, plan_ingest
 from pipeline.ingest.rows import read_range
 from pipeline.ingest.text_source import WRITTEN_WITHIN
 from pipeline.storage.address import open_storage
@@ -96,6 +97,24 @@ def test_rows_are_not_ingested_again_under_other_options(tmp_path):
     assert plan(table, output, partition_size_rows=7).partitions == []
     other = plan(write(tmp_path / "u.csv"), output, image={"size_px": 64})
     assert len(other.partitions) == 3, "another table may come in under other options"
+
+
+@pytest.mark.parametrize("quality", [9, 42, 95])
+def test_a_png_data_set_grows_under_another_level(tmp_path, quality):
+    """Earlier releases took a quality of 42 for a png."""
+    table, output = tmp_path / "t.csv", tmp_path / "out"
+    write(table)
+    config = IngestConfig(image=ImageConfig(format="png"))
+    old = options_fingerprint(config.model_copy(update={"image": config.image.model_copy(update={"quality": quality})}))
+    specs = [replace(spec, options_fingerprint=old) for spec in plan(table, output, image={"format": "png"}).partitions]
+    commit(open_storage(str(output)), map(record_of, specs))
+    write(table, [*ROWS, ROWS[0] | {"caption": "new"}])
+    for level in ({}, {"quality": 9}):
+        grown = plan(table, output, image={"format": "png"} | level)
+        assert (grown.rows_held, grown.num_rows) == (10, 1)
+    for other in ({"size_px": 64, "format": "png"}, {"format": "jpg", "quality": quality}):
+        with pytest.raises(InputError, match="ingested under other options"):
+            plan(table, output, image=other)
 
 
 def test_a_table_that_is_noted_as_held_is_not_read(tmp_path):
