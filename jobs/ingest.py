@@ -44,7 +44,8 @@ def job(config: Config, options: argparse.Namespace) -> int:
     if ingest is None:
         print(f"nothing to do: every row that failed for {options.retry_failed} was tried again already")
         return 0
-    plan = plan_ingest(ingest, dry_run=options.dry_run)  # refuses bad input before Ray starts
+    # refuses bad input before Ray starts
+    plan = plan_ingest(ingest, dry_run=options.dry_run, output_is_checked=bool(options.retry_failed))
     if options.dry_run:
         print(plan)
         return 0
@@ -92,6 +93,7 @@ def _retries_as_input(config: IngestConfig, reasons: str) -> IngestConfig | None
     from pipeline.dataset.manifest import read_manifest
     from pipeline.ingest.retry import FOLDER, write_retry_tables
     from pipeline.storage.address import open_storage
+    from pipeline.storage.put_if_absent import ensure_put_if_absent
 
     if config.bytes_column:
         raise InputError(
@@ -104,6 +106,7 @@ def _retries_as_input(config: IngestConfig, reasons: str) -> IngestConfig | None
             "sidecars names, and ingest them as a new table"
         )
     storage = open_storage(_output(config))
+    ensure_put_if_absent(storage, config.single_writer, "ingest.single_writer")
     rows = write_retry_tables(storage, read_manifest(storage), reasons.split(","), config)
     if not rows and not any(storage.list(f"{FOLDER}/")):
         return None

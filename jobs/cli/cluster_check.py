@@ -26,6 +26,7 @@ from pipeline.dataset.manifest import ShardRecord
 from pipeline.errors import InputError
 from pipeline.storage.address import open_storage
 from pipeline.storage.base import Storage
+from pipeline.storage.put_if_absent import ensure_put_if_absent
 from pipeline.versions.audit import check_shard
 from training.first_step_check import Finding
 
@@ -63,6 +64,7 @@ def _findings(config: Config) -> Iterator[Finding]:
     yield from same_versions
     yield from _check_clocks(seen)
     yield from _check_storage(seen, config)
+    yield _check_put_if_absent(config)
     yield from _check_data(nodes, config)
     if not all(finding.fine for finding in same_versions):
         yield Finding("workers", False, "not started: install the same versions on all nodes first")
@@ -157,6 +159,18 @@ def _check_storage(seen: list[_Node], config: Config) -> Iterator[Finding]:
         yield Finding("storage", False, f"on {node.name}: {node.storage}")
     if not bad:
         yield Finding("storage", True, f"{config.run.uri}: written and deleted from every node")
+
+
+def _check_put_if_absent(config: Config) -> Finding:
+    """Tests the promise that a run's id rests on, and the versions of data sets that are written to the same store."""
+    run = open_storage(config.run.uri)
+    try:
+        ensure_put_if_absent(run, config.run.single_writer, "run.single_writer", leave_mark=False)
+    except (InputError, OSError) as error:
+        return Finding("put-if-absent", False, str(error))
+    if run.single_writer:
+        return Finding("put-if-absent", True, f"{run.uri}: not trusted; {config.run.single_writer} is its single writer")
+    return Finding("put-if-absent", True, f"{run.uri}: a second put of a key was refused by {run.store}")
 
 
 def _check_data(nodes: list[dict[str, Any]], config: Config) -> Iterator[Finding]:

@@ -40,6 +40,7 @@ from pipeline.ingest.tables import (
 from pipeline.ingest.text_tables import READER, is_delimited, open_text_table
 from pipeline.storage.address import open_storage
 from pipeline.storage.base import Storage
+from pipeline.storage.put_if_absent import ensure_put_if_absent
 
 INPUTS = "inputs/"
 """Folder of a data set with notes on its tables, and with rows of text tables that wait for a worker."""
@@ -112,11 +113,12 @@ class IngestPlan:
         )
 
 
-def plan_ingest(config: IngestConfig, dry_run: bool = False) -> IngestPlan:
+def plan_ingest(config: IngestConfig, dry_run: bool = False, output_is_checked: bool = False) -> IngestPlan:
     """Compares the input with the data set.
 
     Args:
         dry_run: write nothing; for text tables the plan can then only be shown, not run.
+        output_is_checked: this run has tested the output's put-if-absent already.
 
     Raises:
         InputError: the input or the output cannot be used, or rows have changed since they were ingested.
@@ -129,7 +131,9 @@ def plan_ingest(config: IngestConfig, dry_run: bool = False) -> IngestPlan:
             f"ingest.column_names={list(config.column_names)}: names the columns of csv and tsv tables, and {config.input} has "
             "none; remove the key"
         )
-    storage = open_storage(config.output)
+    storage = open_storage(config.output, bool(config.single_writer))
+    if not dry_run and not output_is_checked:
+        ensure_put_if_absent(storage, config.single_writer, "ingest.single_writer")
     manifest = read_manifest(storage) if list_versions(storage) else None
     fingerprint = options_fingerprint(config)
     finished = {item.path for item in storage.list("partitions/")}
@@ -148,8 +152,6 @@ def plan_ingest(config: IngestConfig, dry_run: bool = False) -> IngestPlan:
             num_rows, settled = planner.plan_table(table, held)
         if settled and num_rows:  # otherwise its last line may have been skipped, and it must be read again
             notes.append(note.model_copy(update={"num_rows": num_rows}))
-    if planner.partitions and not dry_run:
-        storage.check_writable()
     return IngestPlan(planner.partitions, planner.adopted, rows_held, notes)
 
 
