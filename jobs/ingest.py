@@ -40,7 +40,9 @@ def job(config: Config, options: argparse.Namespace) -> int:
         return _clean(config.ingest, options.older_than_h)
     from pipeline.ingest.plan import plan_ingest
 
-    ingest = _retries_as_input(config.ingest, options.retry_failed) if options.retry_failed else config.ingest
+    ingest = config.ingest
+    if options.retry_failed:
+        ingest = _retries_as_input(ingest, options.retry_failed, options.dry_run)
     if ingest is None:
         print(f"nothing to do: every row that failed for {options.retry_failed} was tried again already")
         return 0
@@ -88,7 +90,7 @@ def _clean(config: IngestConfig, older_than_h: float) -> int:
     return 0
 
 
-def _retries_as_input(config: IngestConfig, reasons: str) -> IngestConfig | None:
+def _retries_as_input(config: IngestConfig, reasons: str, dry_run: bool) -> IngestConfig | None:
     """Makes the tables of failures the input; None when no failure is left to retry."""
     from pipeline.dataset.manifest import read_manifest
     from pipeline.ingest.retry import FOLDER, write_retry_tables
@@ -106,8 +108,10 @@ def _retries_as_input(config: IngestConfig, reasons: str) -> IngestConfig | None
             "sidecars names, and ingest them as a new table"
         )
     storage = open_storage(_output(config))
-    ensure_put_if_absent(storage, config.single_writer, "ingest.single_writer")
-    rows = write_retry_tables(storage, read_manifest(storage), reasons.split(","), config)
+    manifest = read_manifest(storage)
+    if not dry_run:
+        ensure_put_if_absent(storage, config.single_writer, "ingest.single_writer")
+    rows = write_retry_tables(storage, manifest, reasons.split(","), config)
     if not rows and not any(storage.list(f"{FOLDER}/")):
         return None
     return config.model_copy(update={"input": storage.address(FOLDER)})

@@ -50,7 +50,8 @@ class S3Storage(Storage):
         return f"{self.client.meta.endpoint_url}{server}"
 
     def _note_server(self, http_response: Any, **_: Any) -> None:
-        self._server = "".join(filter(str.isprintable, http_response.headers.get("server") or self._server))[:80]
+        header = http_response.headers.get("server") or self._server
+        self._server = "".join(filter(str.isprintable, header)).strip()[:80]
 
     @property
     def presigned(self) -> PresignedReads:
