@@ -40,9 +40,8 @@ def job(config: Config, options: argparse.Namespace) -> int:
         return _clean(config.ingest, options.older_than_h)
     from pipeline.ingest.plan import plan_ingest
 
-    ingest = config.ingest
-    if options.retry_failed:
-        ingest = _retries_as_input(ingest, options.retry_failed, options.dry_run)
+    retry: str = options.retry_failed
+    ingest = _retries_as_input(config.ingest, retry, options.dry_run) if retry else config.ingest
     if ingest is None:
         print(f"nothing to do: every row that failed for {options.retry_failed} was tried again already")
         return 0

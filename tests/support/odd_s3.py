@@ -102,7 +102,7 @@ def odd_s3(put: Put, server: str = "OddStore/1.0") -> Iterator[OddS3]:
             if "list-type" in query:
                 self._list(query["prefix"][0] if "prefix" in query else "")
             elif self._key in state.objects:
-                self._answer(None, state.objects[self._key])
+                self._send(state.objects[self._key])
             else:
                 self._answer((404, "NoSuchKey"))
 
@@ -124,6 +124,16 @@ def odd_s3(put: Put, server: str = "OddStore/1.0") -> Iterator[OddS3]:
             if denied:
                 self._answer((403, "AccessDenied"))
             return denied
+
+        def _send(self, content: bytes) -> None:
+            if "Range" not in self.headers:
+                self._answer(None, content)
+                return
+            first, last = map(int, self.headers["Range"].removeprefix("bytes=").split("-"))
+            if first < len(content):
+                self._answer((206, ""), content[first : last + 1])
+            else:
+                self._answer((416, "InvalidRange"))
 
         def _list(self, prefix: str) -> None:
             start = f"{self._key.rstrip('/')}/"
