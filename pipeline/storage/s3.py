@@ -107,7 +107,7 @@ class S3Storage(Storage):
                 return "written"
             except ClientError as error:
                 status = error.response["ResponseMetadata"]["HTTPStatusCode"]
-                if status in (304, 412):  # 304: MinIO before 2024-04
+                if status in (304, 412):  # 304: earlier MinIO
                     return "exists"
                 if status == 409:  # S3: another write of this key is in progress. Azure's emulator and others: it exists
                     return "busy"

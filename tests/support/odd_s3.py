@@ -47,7 +47,7 @@ def keeps(store: OddS3, key: str, content: bytes) -> Refusal | None:
 
 
 def ignores(store: OddS3, key: str, content: bytes) -> Refusal | None:
-    """SeaweedFS before 3.97, versitygw before 2026, Incus, old MinIO and Ceph: writes over the object."""
+    """Earlier SeaweedFS, versitygw, Incus, MinIO and Ceph: writes over the object."""
     store.objects[key] = content
     return None
 
@@ -58,7 +58,7 @@ def answers(status: int, code: str) -> Put:
 
 
 def refuses_with(status: int, code: str) -> Put:
-    """Keeps the promise with another answer than 412: 409 Azure's emulator, 304 MinIO before 2024-04, 500 moto 5.2.0."""
+    """Keeps the promise with another answer than 412: 409 Azure's emulator, 304 earlier MinIO, 500 moto 5.2.0."""
     return lambda store, key, content: (status, code) if keeps(store, key, content) else None
 
 
@@ -99,7 +99,9 @@ def odd_s3(put: Put, server: str = "OddStore/1.0") -> Iterator[OddS3]:
             if self._noted():
                 return
             query = parse_qs(urlsplit(self.path).query)
-            if "list-type" in query:
+            if "uploads" in parse_qs(urlsplit(self.path).query, keep_blank_values=True):
+                self._answer(None, b"<ListMultipartUploadsResult><IsTruncated>false</IsTruncated></ListMultipartUploadsResult>")
+            elif "list-type" in query:
                 self._list(query["prefix"][0] if "prefix" in query else "")
             elif self._key in state.objects:
                 self._send(state.objects[self._key])
