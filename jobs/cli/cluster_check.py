@@ -2,8 +2,9 @@
 
 In: a configuration, on a cluster that this process has joined. Out: one line per check, and whether all passed.
 
-Checked: package versions and clocks of every node; the run's folder, written and deleted from every node; as many shards of the
-data set as can be read in the time; then, on the workers, memory for the batch, one step, and the network.
+Checked: package versions and clocks of every node; the run's folder, written and deleted from every node, and put-if-absent
+there; as many shards of the data set as can be read in the time; then, on the workers, memory for the batch, one step, and the
+network.
 """
 
 from __future__ import annotations
@@ -167,10 +168,12 @@ def _check_put_if_absent(config: Config) -> Finding:
     try:
         ensure_put_if_absent(run, config.run.single_writer, "run.single_writer", leave_mark=False)
     except (InputError, OSError) as error:
-        return Finding("put-if-absent", False, str(error))
+        return Finding("storage", False, str(error))
     if run.single_writer:
-        return Finding("put-if-absent", True, f"{run.uri}: not trusted; {config.run.single_writer} is its single writer")
-    return Finding("put-if-absent", True, f"{run.uri}: a second put of a key was refused by {run.store}")
+        return Finding(
+            "storage", True, f"{run.uri}: put-if-absent is not trusted; {config.run.single_writer} is the single writer"
+        )
+    return Finding("storage", True, f"{run.uri}: put-if-absent: a second put of a key was refused by {run.store}")
 
 
 def _check_data(nodes: list[dict[str, Any]], config: Config) -> Iterator[Finding]:

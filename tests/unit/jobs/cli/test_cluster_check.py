@@ -92,5 +92,5 @@ def test_the_run_folder_must_keep_put_if_absent_or_have_a_single_writer(store):
     assert "does not keep put-if-absent: it wrote over an object that was there" in str(finding)
     finding = _check_put_if_absent(load_config("debug_cpu", [*settings, "run.single_writer=me"]))
     assert finding.fine
-    assert "me is its single writer" in str(finding)
+    assert "me is the single writer" in str(finding)
     assert not store.objects, "a check leaves no mark"
