@@ -112,7 +112,7 @@ def _find_problem(storage: Storage) -> str:
             return f"it answered the second put of a key with {_reason(error)} instead of 412"
         if outcome == "written":
             _tidy(storage, broken=True)
-            return "it wrote over an object that was there, as if it knew no If-None-Match"
+            return "it wrote over an object that was there"
         found = storage.read(PROBE)
         if found != first:
             _tidy(storage, broken=True)
