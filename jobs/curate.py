@@ -35,13 +35,15 @@ if TYPE_CHECKING:
 def job(config: Config, options: argparse.Namespace) -> None:
     from pipeline.dataset.manifest import commit_choice, read_manifest
     from pipeline.storage.address import open_storage
+    from pipeline.storage.put_if_absent import ensure_put_if_absent
     from pipeline.versions.curation import check_rules, read_rules
 
     if not config.curate.data:
         raise InputError("curate.data: is empty; name the folder or the s3://bucket/prefix of a data set")
     if options.purge and not options.remove:
         raise InputError("--purge: there is nothing to purge; list the samples with --remove FILE")
-    if config.curate == CurateConfig(data=config.curate.data) and not (options.remove or options.materialize):
+    no_rules = CurateConfig(data=config.curate.data, single_writer=config.curate.single_writer)
+    if config.curate == no_rules and not (options.remove or options.materialize):
         raise InputError("curate: no rule is set; set keys of curate.* (see --help), or pass --materialize or --remove")
     storage = open_storage(config.curate.data)
     base = read_manifest(storage, config.curate.version)
@@ -49,6 +51,7 @@ def job(config: Config, options: argparse.Namespace) -> None:
     if rules.scores is not None:
         rules.scores.check(storage, base)
     rules = check_rules(storage, base, rules)  # refuses an invalid condition before Ray starts
+    ensure_put_if_absent(storage, config.curate.single_writer, "curate.single_writer")
     connect_ray(config.cluster)
     manifest = commit_choice(storage, base, [] if rules.are_empty else _choose(storage, base, rules))
     print(_summary(base, manifest))

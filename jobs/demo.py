@@ -43,6 +43,7 @@ MARKER = "made-by-the-demo"
 def job(config: Config, options: argparse.Namespace) -> None:
     from jobs.demonstration.drawings import ATTRIBUTION, render_pairs, write_images
     from pipeline.storage.address import open_storage
+    from training.record.run_record import check_run_folder
     from training.worker import run_training
 
     if options.images_only:
@@ -54,6 +55,7 @@ def job(config: Config, options: argparse.Namespace) -> None:
     uris = data_uris(options.data_dir)
     run_storage = open_storage(config.run.uri)
     _start_afresh(run_storage)
+    check_run_folder(run_storage, config.run.single_writer)
     make_data_sets(options.data_dir, config, options.concepts, clock)
     with clock.phase("train"):
         run_training(_training_config(config, options.seed, uris))

@@ -47,6 +47,7 @@ def job(config: Config, options: argparse.Namespace) -> None:
     from pipeline.dataset.features import claim_output, feature_name, feature_path, file_of, finish_output, names_held
     from pipeline.dataset.manifest import read_manifest
     from pipeline.storage.address import open_storage
+    from pipeline.storage.put_if_absent import ensure_put_if_absent
 
     embed = config.embed
     for key, value in (("data", embed.data), ("output", embed.output)):
@@ -63,12 +64,12 @@ def job(config: Config, options: argparse.Namespace) -> None:
         clip, trained, address = open_run(config)
     train = trained.train
     wanted = _describe(config, clip, train, address, manifest)
+    ensure_put_if_absent(output, embed.single_writer, "embed.single_writer")
     claim_output(output, wanted)
     held = names_held(output)
     shards = {number: shard for number, shard in enumerate(manifest.shards) if shard.num_samples}
     missing = {number: shard for number, shard in shards.items() if file_of(shard, held) is None}
     if missing:
-        output.check_writable()
         connect_ray(config.cluster)
         work = Work(
             embed.model_copy(update={"version": manifest.version}),

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 def job(config: Config, options: argparse.Namespace) -> None:
     from pipeline.dataset.manifest import list_versions, read_manifest
     from pipeline.storage.address import open_storage
+    from pipeline.storage.put_if_absent import ensure_put_if_absent
     from pipeline.versions.foreign_tars import find_replaced, plan_index
     from pipeline.versions.whole_tar import find_compressed
 
@@ -41,7 +42,7 @@ def job(config: Config, options: argparse.Namespace) -> None:
     problems = [*compressed.values(), *(find_replaced(index, manifest) if manifest else [])]
     away: list[str] = []
     if tars:
-        storage.check_writable()
+        ensure_put_if_absent(storage, index.single_writer, "index.single_writer")
         connect_ray(config.cluster)
         refused, away = _index(storage, tars, index)
         problems += refused

@@ -40,11 +40,13 @@ def job(config: Config, options: argparse.Namespace) -> int:
         return _clean(config.ingest, options.older_than_h)
     from pipeline.ingest.plan import plan_ingest
 
-    ingest = _retries_as_input(config.ingest, options.retry_failed) if options.retry_failed else config.ingest
+    retry: str = options.retry_failed
+    ingest = _retries_as_input(config.ingest, retry, options.dry_run) if retry else config.ingest
     if ingest is None:
         print(f"nothing to do: every row that failed for {options.retry_failed} was tried again already")
         return 0
-    plan = plan_ingest(ingest, dry_run=options.dry_run)  # refuses bad input before Ray starts
+    # refuses bad input before Ray starts
+    plan = plan_ingest(ingest, dry_run=options.dry_run, output_is_checked=bool(options.retry_failed))
     if options.dry_run:
         print(plan)
         return 0
@@ -87,11 +89,12 @@ def _clean(config: IngestConfig, older_than_h: float) -> int:
     return 0
 
 
-def _retries_as_input(config: IngestConfig, reasons: str) -> IngestConfig | None:
+def _retries_as_input(config: IngestConfig, reasons: str, dry_run: bool) -> IngestConfig | None:
     """Makes the tables of failures the input; None when no failure is left to retry."""
     from pipeline.dataset.manifest import read_manifest
     from pipeline.ingest.retry import FOLDER, write_retry_tables
     from pipeline.storage.address import open_storage
+    from pipeline.storage.put_if_absent import ensure_put_if_absent
 
     if config.bytes_column:
         raise InputError(
@@ -104,7 +107,10 @@ def _retries_as_input(config: IngestConfig, reasons: str) -> IngestConfig | None
             "sidecars names, and ingest them as a new table"
         )
     storage = open_storage(_output(config))
-    rows = write_retry_tables(storage, read_manifest(storage), reasons.split(","), config)
+    manifest = read_manifest(storage)
+    if not dry_run:
+        ensure_put_if_absent(storage, config.single_writer, "ingest.single_writer")
+    rows = write_retry_tables(storage, manifest, reasons.split(","), config)
     if not rows and not any(storage.list(f"{FOLDER}/")):
         return None
     return config.model_copy(update={"input": storage.address(FOLDER)})

@@ -31,11 +31,14 @@ def arguments() -> JobParser:
 
 
 def job(config: Config, options: argparse.Namespace) -> int:
+    from training.record.run_record import check_run_folder
     from training.run_plan import plan_run
 
     plan = plan_run(config)  # refuses bad input before Ray starts
     for line in plan.newer_data():
         print(line)
+    if not options.check:
+        check_run_folder(plan.run, config.run.single_writer)
     connect_ray(config.cluster)
     if options.check:
         from jobs.cli.cluster_check import check

@@ -130,6 +130,8 @@ class IngestConfig(Section):
     """Interval at which a long run commits finished partitions as a new version; it also commits at its end."""
     num_workers: int | None = Field(None, ge=1)
     """Maximum number of Ray actors, one CPU each; None: limited by the work and by Ray's CPUs, also those that join later."""
+    single_writer: str = ""
+    """Name of the only job that writes to the output, for a store without put-if-absent; "": any job may write."""
     fetch: FetchConfig = FetchConfig()
     image: ImageConfig = ImageConfig()
     caption: CaptionConfig = CaptionConfig()
@@ -164,6 +166,8 @@ class CurateConfig(Section):
     """Seed of that choice."""
     drop_duplicates: bool = False
     """Keep only the first of equal images (by their sha256 as stored) in the whole data set."""
+    single_writer: str = ""
+    """Name of the only job that writes to the data set, as ingest.single_writer."""
 
 
 class IndexConfig(Section):
@@ -173,6 +177,8 @@ class IndexConfig(Section):
     """Tar, folder or glob of tars, not compressed; local or s3://."""
     output: str = ""
     """Root of the data set: sidecars and manifests, but no images."""
+    single_writer: str = ""
+    """Name of the only job that writes to the output, as ingest.single_writer."""
     caption_key: str = ""
     """Key of the caption in the json member; "": use the txt member, or the json's `caption` if there is no txt member. A
     list of texts is several captions."""

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.odd_s3 import OddS3, keeps, odd_s3
 from tests.support.serving import serving
 
 os.environ["RAY_AUTH_MODE"] = "disabled"  # before Ray is imported anywhere: the same for servers, drivers and clients
@@ -106,6 +107,15 @@ def bucket(s3_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> s
     name = f"bucket-{uuid.uuid4().hex[:12]}"
     boto3.client("s3").create_bucket(Bucket=name)
     return f"s3://{name}"
+
+
+@pytest.fixture
+def store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[OddS3]:
+    """A server with the bucket s3://bucket that treats conditional puts as the parameter says; without one, it keeps them."""
+    with odd_s3(request.param if hasattr(request, "param") else keeps) as server:
+        for name, value in (S3_ENVIRONMENT | {"AWS_ENDPOINT_URL": server.address}).items():
+            monkeypatch.setenv(name, value)
+        yield server
 
 
 @dataclass

@@ -32,6 +32,8 @@ class RunConfig(Section):
     or of a run: a new run starts from there, at its step and sample."""
     allow_config_changes: bool = False
     """Resume with settings that differ from the checkpoint's and affect the result; the changes are printed."""
+    single_writer: str = ""
+    """Name of the only job that writes to the run's folder, as ingest.single_writer."""
 
     @property
     def uri(self) -> str:

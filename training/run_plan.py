@@ -128,7 +128,7 @@ def check_config(config: TrainingConfig) -> None:
 
 def open_run(config: TrainingConfig, begin: Start | None = None) -> OpenedRun:
     """Finds the checkpoint, and opens weights, evaluation data and data sets. Arguments and errors as for `plan_run`."""
-    run = open_storage(config.run.uri)
+    run = open_storage(config.run.uri, bool(config.run.single_writer))
     checkpoints = CheckpointStore(run, config.checkpoint)
     checkpoint = (begin or find_start(config.run, checkpoints)).checkpoint
     config = _with_activation(config, checkpoint)

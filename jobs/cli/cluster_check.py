@@ -2,8 +2,9 @@
 
 In: a configuration, on a cluster that this process has joined. Out: one line per check, and whether all passed.
 
-Checked: package versions and clocks of every node; the run's folder, written and deleted from every node; as many shards of the
-data set as can be read in the time; then, on the workers, memory for the batch, one step, and the network.
+Checked: package versions and clocks of every node; the run's folder, written and deleted from every node, and put-if-absent
+there; as many shards of the data set as can be read in the time; then, on the workers, memory for the batch, one step, and the
+network.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from pipeline.dataset.manifest import ShardRecord
 from pipeline.errors import InputError
 from pipeline.storage.address import open_storage
 from pipeline.storage.base import Storage
+from pipeline.storage.put_if_absent import ensure_put_if_absent
 from pipeline.versions.audit import check_shard
 from training.first_step_check import Finding
 
@@ -63,6 +65,7 @@ def _findings(config: Config) -> Iterator[Finding]:
     yield from same_versions
     yield from _check_clocks(seen)
     yield from _check_storage(seen, config)
+    yield _check_put_if_absent(config)
     yield from _check_data(nodes, config)
     if not all(finding.fine for finding in same_versions):
         yield Finding("workers", False, "not started: install the same versions on all nodes first")
@@ -157,6 +160,20 @@ def _check_storage(seen: list[_Node], config: Config) -> Iterator[Finding]:
         yield Finding("storage", False, f"on {node.name}: {node.storage}")
     if not bad:
         yield Finding("storage", True, f"{config.run.uri}: written and deleted from every node")
+
+
+def _check_put_if_absent(config: Config) -> Finding:
+    """Tests the promise that a run's id rests on, and the versions of data sets that are written to the same store."""
+    run = open_storage(config.run.uri)
+    try:
+        ensure_put_if_absent(run, config.run.single_writer, "run.single_writer", leave_mark=False)
+    except (InputError, OSError) as error:
+        return Finding("storage", False, str(error))
+    if run.single_writer:
+        return Finding(
+            "storage", True, f"{run.uri}: put-if-absent is not trusted; {config.run.single_writer} is the single writer"
+        )
+    return Finding("storage", True, f"{run.uri}: put-if-absent: a second put of a key was refused by {run.store}")
 
 
 def _check_data(nodes: list[dict[str, Any]], config: Config) -> Iterator[Finding]:

@@ -20,6 +20,8 @@ class EmbedConfig(Section):
     """Version of the data set."""
     output: str = ""
     """Folder for the features of one model: a local one that every node sees, or s3://bucket/prefix."""
+    single_writer: str = ""
+    """Name of the only job that writes to the output, as ingest.single_writer."""
     dtype: Literal["float16", "float32"] = "float16"
     """Type of the stored features."""
     batch_size: int = Field(256, ge=1)

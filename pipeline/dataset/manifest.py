@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from bisect import bisect, insort
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -20,12 +21,13 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.dataset.columns import take_rows
-from pipeline.errors import InputError
+from pipeline.errors import InputError, StorageAwayError
 from pipeline.storage.address import open_storage
 from pipeline.storage.base import Storage
 from pipeline.storage.parquet import read_parquet
 
 FOLDER = "manifests"
+UNLISTED_ATTEMPTS, UNLISTED_PAUSE_S = 8, 0.05
 
 
 class ManifestError(InputError):
@@ -240,8 +242,12 @@ def _commit_next(storage: Storage, change: Callable[[Manifest | None], tuple[Par
 
     Args:
         change: takes the latest version, or None if there is none, and returns the partitions of the next; None: no change.
+
+    Raises:
+        StorageAwayError: the storage refuses a version because it exists, but does not list it.
     """
-    while True:
+    refused, attempts = 0, 0
+    while attempts < UNLISTED_ATTEMPTS:
         versions = list_versions(storage)
         latest = read_manifest(storage, versions[-1]) if versions else None
         partitions = change(latest)
@@ -255,6 +261,13 @@ def _commit_next(storage: Storage, change: Callable[[Manifest | None], tuple[Par
         )
         if storage.write_if_absent(_path(manifest.version), manifest.model_dump_json(indent=1).encode()):
             return manifest
+        attempts = attempts + 1 if manifest.version == refused else 0
+        refused = manifest.version
+        time.sleep(UNLISTED_PAUSE_S * 2**attempts if attempts else 0)
+    raise StorageAwayError(
+        f"{storage.address(_path(refused))}: is there, says {storage.store}, but is not listed; try again, or use a store "
+        "whose listings are current"
+    )
 
 
 def _without_overlaps(held: Iterable[PartitionRecord], records: list[PartitionRecord]) -> list[PartitionRecord]:

@@ -72,7 +72,7 @@ def run_ingest(config: IngestConfig, plan: IngestPlan | None = None, log: Log | 
         RuntimeError: a partition returned no record; it was not committed.
     """
     began = time.perf_counter()
-    storage = open_storage(config.output)
+    storage = open_storage(config.output, bool(config.single_writer))
     plan = plan or plan_ingest(config)
     rows_held, counts = plan.rows_held, Counter[str]()
     library = _ray_metrics() if plan.partitions else None  # Ray is started only if there is work
@@ -91,7 +91,7 @@ def run_ingest(config: IngestConfig, plan: IngestPlan | None = None, log: Log | 
             if held.issuperset(record.id for record in records):
                 break
             # Another run has committed some of these rows first; plan the rest again.
-            plan = plan_ingest(config)
+            plan = plan_ingest(config, output_is_checked=True)
     manifest = read_manifest(storage) if list_versions(storage) else None
     if manifest is not None:
         _write_notes(storage, manifest, plan)

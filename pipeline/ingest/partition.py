@@ -48,7 +48,7 @@ def ingest_partition(spec: PartitionSpec, config: IngestConfig) -> PartitionReco
     Raises:
         ExceptionGroup: holds an InputError if the table no longer holds these rows, or the errors of a storage.
     """
-    storage = open_storage(config.output)
+    storage = open_storage(config.output, bool(config.single_writer))
     path = partition_path(spec.id)
     if storage.exists(path):  # another run, or a worker that was thought lost, has finished it
         return PartitionRecord.model_validate_json(storage.read(path))

@@ -40,6 +40,7 @@ from pipeline.ingest.tables import (
 from pipeline.ingest.text_tables import READER, is_delimited, open_text_table
 from pipeline.storage.address import open_storage
 from pipeline.storage.base import Storage
+from pipeline.storage.put_if_absent import ensure_put_if_absent
 
 INPUTS = "inputs/"
 """Folder of a data set with notes on its tables, and with rows of text tables that wait for a worker."""
@@ -112,11 +113,12 @@ class IngestPlan:
         )
 
 
-def plan_ingest(config: IngestConfig, dry_run: bool = False) -> IngestPlan:
+def plan_ingest(config: IngestConfig, dry_run: bool = False, output_is_checked: bool = False) -> IngestPlan:
     """Compares the input with the data set.
 
     Args:
         dry_run: write nothing; for text tables the plan can then only be shown, not run.
+        output_is_checked: this run has tested the output's put-if-absent already.
 
     Raises:
         InputError: the input or the output cannot be used, or rows have changed since they were ingested.
@@ -129,13 +131,14 @@ def plan_ingest(config: IngestConfig, dry_run: bool = False) -> IngestPlan:
             f"ingest.column_names={list(config.column_names)}: names the columns of csv and tsv tables, and {config.input} has "
             "none; remove the key"
         )
-    storage = open_storage(config.output)
+    storage = open_storage(config.output, bool(config.single_writer))
     manifest = read_manifest(storage) if list_versions(storage) else None
     fingerprint = options_fingerprint(config)
     finished = {item.path for item in storage.list("partitions/")}
     notes_there = {item.path for item in storage.list(INPUTS)}
     committed = {record.path for record in manifest.partitions} if manifest else set()
     planner = _Planner(config, storage, fingerprint, finished, committed, dry_run)
+    planner.output_is_checked = dry_run or output_is_checked
     rows_held, notes = 0, []
     for table in tables:
         held = _held_ranges(manifest, table, _fingerprints_of_alike(config))
@@ -148,8 +151,6 @@ def plan_ingest(config: IngestConfig, dry_run: bool = False) -> IngestPlan:
             num_rows, settled = planner.plan_table(table, held)
         if settled and num_rows:  # otherwise its last line may have been skipped, and it must be read again
             notes.append(note.model_copy(update={"num_rows": num_rows}))
-    if planner.partitions and not dry_run:
-        storage.check_writable()
     return IngestPlan(planner.partitions, planner.adopted, rows_held, notes)
 
 
@@ -186,6 +187,7 @@ class _Planner:
         Args:
             finished, committed: paths of completion records that exist, and of those that the data set's latest version names.
         """
+        self.output_is_checked = False
         self.partitions: list[PartitionSpec] = []
         self.adopted: list[PartitionRecord] = []
         self._config, self._storage, self._fingerprint = config, storage, fingerprint
@@ -218,7 +220,8 @@ class _Planner:
         check_columns(table, list(text.columns), self._config)
         check_kinds(text, self._config)
         stretches, adopted = divide(text, held, self._unfinished(table))
-        self.adopted += adopted
+        for record in adopted:
+            self._adopt(record)
         first_row = 0
         for stretch in stretches:
             batches = text.batches(stretch.start, stretch.stop)
@@ -264,8 +267,9 @@ class _Planner:
         partition = short_hash(identity)
         path = partition_path(partition)
         if path in self._finished:
-            self.adopted.append(PartitionRecord.model_validate_json(self._storage.read(path)))
+            self._adopt(PartitionRecord.model_validate_json(self._storage.read(path)))
             return
+        self._check_output()
         seekable = is_seekable(table)
         rows_path = "" if seekable else self._storage.address(f"{INPUTS}{partition}.parquet")
         if not seekable and not self._dry_run:
@@ -283,6 +287,16 @@ class _Planner:
                 text_reader=reader,
             )
         )
+
+    def _adopt(self, record: PartitionRecord) -> None:
+        self._check_output()
+        self.adopted.append(record)
+
+    def _check_output(self) -> None:
+        """Tests the output once, before anything is written: a run with nothing to do needs no permission to write."""
+        if not self.output_is_checked:
+            ensure_put_if_absent(self._storage, self._config.single_writer, "ingest.single_writer")
+            self.output_is_checked = True
 
     def _keep_rows(self, path: str, chunk: pa.Table) -> None:
         """Stores rows for a worker, which would otherwise have to read a text table from its start."""

@@ -9,8 +9,21 @@ from pipeline.storage.s3 import S3Storage
 from pipeline.storage.url_credentials import has_userinfo, refusal
 
 
-def open_storage(uri: str) -> Storage:
-    """The storage at an address. Connects to nothing and creates nothing yet. Raises StorageError for a bad address."""
+def open_storage(uri: str, single_writer: bool = False) -> Storage:
+    """The storage at an address. Connects to nothing and creates nothing yet.
+
+    Args:
+        single_writer: its root is marked for one writer, this job (pipeline/storage/put_if_absent.py).
+
+    Raises:
+        StorageError: the address is bad.
+    """
+    storage = _open(uri)
+    storage.single_writer = single_writer
+    return storage
+
+
+def _open(uri: str) -> Storage:
     if has_userinfo(uri):
         raise StorageError(refusal(uri))
     scheme, separator, rest = uri.partition("://")

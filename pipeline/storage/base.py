@@ -9,12 +9,21 @@ from __future__ import annotations
 
 import contextlib
 import io
+import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Literal
+
+from pipeline.errors import StorageAwayError, StorageError
+
+BUSY_ATTEMPTS, BUSY_PAUSE_S = 8, 0.05
+
+Created = Literal["written", "exists", "busy"]
+"""Result of one conditional write; `busy`: another write of the same object is in progress."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +38,16 @@ class ObjectInfo:
 class Storage(ABC):
     """A root and the objects under it. Picklable."""
 
+    single_writer: bool = False
+    """The root is marked for one writer, because its store does not keep put-if-absent (put_if_absent.py)."""
+
     def __init__(self, uri: str) -> None:
         self.uri = uri
+
+    @property
+    @abstractmethod
+    def store(self) -> str:
+        """Name of the server or the file system behind this storage, for messages."""
 
     def address(self, path: str) -> str:
         return f"{self.uri}/{path}" if path else self.uri
@@ -56,8 +73,38 @@ class Storage(ABC):
         """Context with a local file to write, which becomes the object at the end; without another copy if possible."""
 
     @abstractmethod
+    def try_create(self, path: str, data: bytes) -> Created:
+        """Asks the store once to write an object unless it exists."""
+
     def write_if_absent(self, path: str, data: bytes) -> bool:
-        """Writes an object unless it exists. Returns True if this call wrote it; of concurrent calls exactly one does."""
+        """Writes an object unless it exists. Returns True if this call wrote it; of concurrent calls exactly one does.
+
+        With `single_writer` that holds only while no other process writes: an object that another one wrote meanwhile is
+        noticed if it came last, and is lost otherwise.
+        """
+        if self.single_writer:
+            return self._write_alone(path, data)
+        for attempt in range(BUSY_ATTEMPTS):
+            outcome = self.try_create(path, data)
+            if outcome == "written":
+                return True
+            if outcome == "exists" or self.exists(path):
+                return False
+            time.sleep(BUSY_PAUSE_S * 2**attempt)
+        raise StorageAwayError(
+            f"{self.address(path)}: {self.store} said {BUSY_ATTEMPTS} times that another write of it is in progress; try again"
+        )
+
+    def _write_alone(self, path: str, data: bytes) -> bool:
+        if self.exists(path):
+            return False
+        self.write(path, data)
+        if self.read(path) != data:
+            raise StorageError(
+                f"{self.address(path)}: another process wrote it at the same time, though {self.uri} is marked for a single "
+                "writer; stop the other one, then run this one again"
+            )
+        return True
 
     @abstractmethod
     def size(self, path: str) -> int | None:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pipeline.errors import StorageError
-from pipeline.storage.base import ObjectInfo, Storage
+from pipeline.storage.base import Created, ObjectInfo, Storage
 
 PART_SUFFIX = ".part"
 """Suffix of files that are being written; they are never listed."""
@@ -24,6 +24,10 @@ class LocalStorage(Storage):
     def __init__(self, folder: str) -> None:
         self.root = Path(folder).expanduser().absolute()
         super().__init__(str(self.root))
+
+    @property
+    def store(self) -> str:
+        return f"the file system of {self.root}{_mount_of(self.root)}"
 
     def local_path(self, path: str) -> Path:
         return self.root / path
@@ -58,14 +62,16 @@ class LocalStorage(Storage):
                 os.fsync(file.fileno())
             temporary.replace(self.local_path(path))
 
-    def write_if_absent(self, path: str, data: bytes) -> bool:
+    def try_create(self, path: str, data: bytes) -> Created:
+        target = self.local_path(path)
         with self._temporary(path) as temporary:
             _write_through(temporary, data)
             try:
-                os.link(temporary, self.local_path(path))
+                os.link(temporary, target)
             except FileExistsError:
-                return False
-            return True
+                # NFS repeats a request whose answer was lost: the link that is there may be this one.
+                return "written" if target.exists() and temporary.samefile(target) else "exists"
+            return "written"
 
     def size(self, path: str) -> int | None:
         target = self.local_path(path)
@@ -107,6 +113,18 @@ class LocalStorage(Storage):
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+def _mount_of(folder: Path) -> str:
+    """Type and mount point of a folder's file system, as ` (TYPE, mounted at POINT)`; empty where the system does not say."""
+    best: tuple[int, str] = (0, "")
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace").splitlines():
+            point, kind = line.split(" ")[1:3]
+            point = point.replace("\\040", " ")
+            if folder.is_relative_to(point) and len(point) >= best[0]:
+                best = (len(point), f" ({kind}, mounted at {point})")
+    return best[1]
 
 
 def _make_file(path: Path) -> None:

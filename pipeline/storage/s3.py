@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.storage import s3_request_counts
-from pipeline.storage.base import ObjectInfo, Storage
+from pipeline.storage.base import Created, ObjectInfo, Storage
 from pipeline.storage.range_file import RangeFile
 from pipeline.storage.s3_client import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, BeyondEndError, errors_of, new_client
 from pipeline.storage.s3_presigned import PresignedReads
@@ -29,6 +29,7 @@ class S3Storage(Storage):
         self.bucket, _, prefix = self.uri.removeprefix("s3://").partition("/")
         self.prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
         self._client: Any = None
+        self._server = ""
         self._presigned: PresignedReads | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -39,8 +40,18 @@ class S3Storage(Storage):
         """boto3's client, created once per process: clients cannot be pickled."""
         if self._client is None:
             self._client = new_client()
+            self._client.meta.events.register("after-call.s3", self._note_server)
             s3_request_counts.watch(self._client)
         return self._client
+
+    @property
+    def store(self) -> str:
+        server = f" (server: {self._server})" if self._server else ""
+        return f"{self.client.meta.endpoint_url}{server}"
+
+    def _note_server(self, http_response: Any, **_: Any) -> None:
+        header = http_response.headers.get("server") or self._server
+        self._server = "".join(filter(str.isprintable, header)).strip()[:80]
 
     @property
     def presigned(self) -> PresignedReads:
@@ -87,20 +98,20 @@ class S3Storage(Storage):
             yield file
             self.write_file(path, file)
 
-    def write_if_absent(self, path: str, data: bytes) -> bool:
+    def try_create(self, path: str, data: bytes) -> Created:
         from botocore.exceptions import ClientError
 
         with self._errors(path):
-            while True:
-                try:
-                    self.client.put_object(Bucket=self.bucket, Key=self.prefix + path, Body=data, IfNoneMatch="*")
-                    return True
-                except ClientError as error:
-                    status = error.response["ResponseMetadata"]["HTTPStatusCode"]
-                    if status == 412:
-                        return False
-                    if status != 409:  # 409: another put of this key is in progress; retry
-                        raise
+            try:
+                self.client.put_object(Bucket=self.bucket, Key=self.prefix + path, Body=data, IfNoneMatch="*")
+                return "written"
+            except ClientError as error:
+                status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+                if status in (304, 412):  # 304: earlier MinIO
+                    return "exists"
+                if status == 409:  # S3: another write of this key is in progress. Azure's emulator and others: it exists
+                    return "busy"
+                raise
 
     def size(self, path: str) -> int | None:
         try:

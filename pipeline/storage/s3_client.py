@@ -66,7 +66,8 @@ def errors_of(address: str) -> Iterator[None]:
         if code == "NoSuchBucket":
             bucket = address.removeprefix("s3://").partition("/")[0]
             raise StorageError(f"s3://{bucket}: there is no such bucket; create it or correct the name") from error
-        away = error.response["ResponseMetadata"]["HTTPStatusCode"] >= 500
+        status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+        away = status >= 500 and status != 501  # 501: not implemented, also when it is tried again
         raise (StorageAwayError if away else StorageError)(
             f"{address}: S3 refused ({code}); check the keys in the environment and their permissions"
         ) from error

@@ -36,6 +36,8 @@ from typing import Any
 import yaml
 
 from pipeline.errors import StorageError
+from pipeline.storage.base import Storage
+from pipeline.storage.put_if_absent import ensure_put_if_absent
 from training.checkpoint.writer import RunTakenError
 from training.evaluation.figures import headline, notes_of
 from training.evaluation.watched_pairs import PairSimilarities, WatchedPairs
@@ -48,7 +50,7 @@ logger = logging.getLogger(__name__)
 
 PROGRESS_EVERY_S = (5.0, 60.0)
 """Pause between lines of progress: 5 s at first, growing to 60 s (elapsed / 12)."""
-STARTS, RESULT = "starts.jsonl", "result.json"
+STARTS, RESULT, RUN_ID = "starts.jsonl", "result.json", "run.json"
 RECORDS = (METRICS, STARTS, PAIR_SIMILARITIES, WATCHED_PAIRS)
 PACKAGES = ("rayclip", "torch", "ray", "numpy", "pillow", "simplejpeg", "opencv-python-headless", "safetensors", "wandb")
 """Packages whose versions are recorded at each start."""
@@ -100,10 +102,11 @@ class RunRecord:
             logger.warning("unfinished files of a killed run were not removed: %s", error)
         if plan.start.step < plan.total_steps:
             self._run.delete(RESULT)  # of the run before it was extended: it would say "finished" while this one continues
-        self._run.write_if_absent("run.json", json.dumps({"id": f"{self._name}-{secrets.token_hex(4)}"}).encode())
+        if not self._run.exists(RUN_ID):  # of a run that began on a store which ignores the condition, it must stay
+            self._run.write_if_absent(RUN_ID, json.dumps({"id": f"{self._name}-{secrets.token_hex(4)}"}).encode())
         resolved = plan.config.model_dump(mode="json")
         self._run.write("config.yaml", yaml.safe_dump(resolved, sort_keys=False).encode())
-        run_id = json.loads(self._run.read("run.json"))["id"]
+        run_id = json.loads(self._run.read(RUN_ID))["id"]
         data_sets = [one.identity() for one in plan.data_sets]
         self._tracker = Tracker(plan.config.tracking, self._name, run_id, self._folder, resolved, plan.start.step, data_sets)
         self._ledger = Ledger(launch, starts, self._tracker.metrics.kept, self._tracker.metrics.cut, began)
@@ -237,6 +240,16 @@ class RunRecord:
             for name in RECORDS:
                 if (self._folder / name).exists():
                     self._run.write_file(name, self._folder / name)
+
+
+def check_run_folder(run: Storage, single_writer: str) -> None:
+    """Tests what the id of a new run rests on, put-if-absent; a run that has its id rests on it no more.
+
+    Raises:
+        InputError: the run's folder breaks the promise (`ensure_put_if_absent`).
+    """
+    if not run.exists(RUN_ID):
+        ensure_put_if_absent(run, single_writer, "run.single_writer")
 
 
 def _versions() -> dict[str, str]:

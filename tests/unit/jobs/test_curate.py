@@ -7,6 +7,7 @@ from jobs.cli.command_line import EXIT_BAD_INPUT, run
 from jobs.curate import _replace_shards, _summary
 from pipeline.dataset.manifest import Manifest, Selection, read_manifest
 from pipeline.storage.address import open_storage
+from tests.support.odd_s3 import ignores
 
 
 @pytest.fixture(autouse=True)
@@ -42,3 +43,21 @@ def test_only_partitions_whose_shards_change_are_replaced_and_drops_are_counted(
     )
     lines = _summary(base, after).splitlines()
     assert lines[1].split() == ["too_small", "-2"]
+
+
+@pytest.mark.parametrize("action", [("curate.min_side_px=3",), ("--remove", "GONE"), ("--materialize",)])
+def test_a_store_without_put_if_absent_is_refused_before_any_work(store, make_data_set, tmp_path, capsys, action):
+    data = make_data_set("s3://bucket/data", (2,))
+    (tmp_path / "gone.txt").write_text("http://e.org/1\n")
+    there, store.put = dict(store.objects), ignores
+    rest = [str(tmp_path / "gone.txt") if argument == "GONE" else argument for argument in action]
+    assert run(curate.arguments(), curate.job, [f"curate.data={data}", *rest]) == EXIT_BAD_INPUT
+    said = capsys.readouterr().err
+    assert f"{store.address} (server: OddStore/1.0) does not keep put-if-absent" in said
+    assert "curate.single_writer=NAME" in said
+    assert store.objects == there
+
+
+def test_the_name_of_a_single_writer_is_no_rule(data_set, capsys):
+    assert run(curate.arguments(), curate.job, [f"curate.data={data_set}", "curate.single_writer=a"]) == EXIT_BAD_INPUT
+    assert "curate: no rule is set" in capsys.readouterr().err

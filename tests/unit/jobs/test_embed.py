@@ -18,6 +18,7 @@ from pipeline.dataset.features import feature_path
 from pipeline.dataset.manifest import read_manifest, read_samples
 from pipeline.errors import InputError
 from pipeline.storage.address import open_storage
+from tests.support.odd_s3 import ignores
 from training.config import TrainConfig
 from training.data.shard_reader import ShardReader
 from training.errors import RunError
@@ -153,3 +154,13 @@ def test_an_error_ends_the_run_and_a_shard_that_does_not_come_back_is_an_error()
         follow(iter([full]), {0: 10}, max_skipped_samples=0, forget=no_file_goes)
     with pytest.raises(RunError, match=r"1 shards are missing, no\. 3 among them; run the job again"):
         follow(iter([Done(shard=0)]), {0: 10, 3: 10}, max_skipped_samples=0, forget=no_file_goes)
+
+
+@pytest.mark.parametrize("store", [ignores], indirect=True)
+def test_a_store_without_put_if_absent_is_refused_before_any_work(store, data_set, weights, capsys):
+    arguments = [f"embed.data={data_set}", "embed.output=s3://bucket/features", "--weights", weights, "model.name=debug-vit"]
+    assert run(embed.arguments(), embed.job, arguments) == EXIT_BAD_INPUT
+    said = capsys.readouterr().err
+    assert f"{store.address} (server: OddStore/1.0) does not keep put-if-absent" in said
+    assert "embed.single_writer=NAME" in said
+    assert not store.objects

@@ -7,6 +7,7 @@ from jobs.cli.command_line import EXIT_BAD_INPUT, EXIT_FAILED, run
 from pipeline.dataset.manifest import read_manifest
 from pipeline.errors import StorageAwayError
 from pipeline.storage.address import open_storage
+from tests.support.odd_s3 import ignores
 
 
 @pytest.fixture(autouse=True)
@@ -151,3 +152,16 @@ def test_a_tar_that_was_replaced_is_named_and_the_others_are_indexed(index_tars,
     assert code == EXIT_BAD_INPUT
     assert "00000.tar: has 10,240 bytes, but had " in output.err
     assert "version 2: 3 samples in 3 tars" in output.out
+
+
+@pytest.mark.parametrize("store", [ignores], indirect=True)
+def test_a_store_without_put_if_absent_is_refused_before_any_work(store, tmp_path, capsys):
+    from jobs.benchmarks.stored_tars import write_tars
+
+    write_tars(tmp_path / "tars", ["a thing"] * 3, shard_samples=2)
+    arguments = [f"index.input={tmp_path / 'tars'}", "index.output=s3://bucket/data"]
+    assert run(index.arguments(), index.job, arguments) == EXIT_BAD_INPUT
+    said = capsys.readouterr().err
+    assert f"{store.address} (server: OddStore/1.0) does not keep put-if-absent" in said
+    assert "index.single_writer=NAME" in said
+    assert not store.objects

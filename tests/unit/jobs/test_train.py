@@ -4,6 +4,7 @@ import pytest
 
 from jobs import train
 from jobs.cli.command_line import EXIT_BAD_INPUT, run
+from tests.support.odd_s3 import ignores
 
 
 @pytest.fixture(autouse=True)
@@ -32,3 +33,12 @@ def test_an_empty_data_set_is_refused(make_data_set, tmp_path, capsys):
     empty = make_data_set(str(tmp_path / "empty"), (0,))
     assert complaint("--config", "debug_cpu", f"data.uri={empty}", f"run.dir={tmp_path}") == EXIT_BAD_INPUT
     assert "holds no samples" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("store", [ignores], indirect=True)
+def test_a_run_folder_without_put_if_absent_costs_no_cluster(store, data_set, capsys):
+    assert complaint("--config", "debug_cpu", f"data.uri={data_set}", "run.dir=s3://bucket/runs") == EXIT_BAD_INPUT
+    said = capsys.readouterr().err
+    assert f"{store.address} (server: OddStore/1.0) does not keep put-if-absent" in said
+    assert "run.single_writer=NAME" in said
+    assert not store.objects

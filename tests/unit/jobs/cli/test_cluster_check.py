@@ -5,10 +5,20 @@ from importlib.metadata import version
 import pytest
 
 from jobs.cli import cluster_check
-from jobs.cli.cluster_check import PACKAGES, _check_clocks, _check_room, _check_storage, _check_versions, _Node, _read_shards
+from jobs.cli.cluster_check import (
+    PACKAGES,
+    _check_clocks,
+    _check_put_if_absent,
+    _check_room,
+    _check_storage,
+    _check_versions,
+    _Node,
+    _read_shards,
+)
 from jobs.cli.config import load_config
 from pipeline.dataset.manifest import read_manifest
 from pipeline.storage.address import open_storage
+from tests.support.odd_s3 import ignores
 
 VERSIONS = {name: version(name) for name in PACKAGES}
 
@@ -69,3 +79,18 @@ def test_shards_are_read_until_the_time_is_over_and_a_changed_one_is_a_problem(m
     count, problems = _read_shards(storage, shards, 60.0)
     assert count == 2
     assert problems
+
+
+def test_the_run_folder_must_keep_put_if_absent_or_have_a_single_writer(store):
+    settings = ["run.dir=s3://bucket/runs"]
+    finding = _check_put_if_absent(load_config("debug_cpu", settings))
+    assert finding.fine
+    assert f"a second put of a key was refused by {store.address} (server: OddStore/1.0)" in str(finding)
+    store.put = ignores
+    finding = _check_put_if_absent(load_config("debug_cpu", settings))
+    assert not finding.fine
+    assert "does not keep put-if-absent: it wrote over an object that was there" in str(finding)
+    finding = _check_put_if_absent(load_config("debug_cpu", [*settings, "run.single_writer=me"]))
+    assert finding.fine
+    assert "me is the single writer" in str(finding)
+    assert not store.objects, "a check leaves no mark"

@@ -4,7 +4,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from pipeline.dataset import manifest as manifest_module
 from pipeline.dataset.manifest import ManifestError, PartitionRecord, ShardRecord, commit, list_versions, read_manifest
+from pipeline.errors import StorageAwayError
 from pipeline.storage.address import open_storage
 
 
@@ -75,3 +77,12 @@ def test_another_file_is_no_manifest(storage, content):
     storage.write("manifests/00000001.json", content)
     with pytest.raises(ManifestError, match="is not a manifest that this program can read"):
         read_manifest(storage)
+
+
+def test_a_version_that_is_refused_but_never_listed_is_given_up(make_data_set, tmp_path, monkeypatch):
+    storage = open_storage(make_data_set(str(tmp_path / "data"), (2,)))
+    record = read_manifest(storage).partitions[0].model_copy(update={"id": "b" * 16, "first_row": 100})
+    monkeypatch.setattr(manifest_module, "UNLISTED_PAUSE_S", 0)
+    monkeypatch.setattr(storage, "write_if_absent", lambda path, data: False)
+    with pytest.raises(StorageAwayError, match=r"00000002\.json: is there, says .* but is not listed"):
+        commit(storage, [record])

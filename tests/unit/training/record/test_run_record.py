@@ -5,10 +5,12 @@ import re
 
 import pytest
 
+from pipeline.errors import InputError
+from tests.support.odd_s3 import ignores
 from tests.support.runs import config_of
 from training.record import run_record
 from training.record.goodput import Launch
-from training.record.run_record import RunRecord
+from training.record.run_record import RunRecord, check_run_folder
 from training.run_plan import plan_run
 
 STEP = {"loss": 1.0, "temperature": 0.07, "samples_per_s": 10.0, "data_wait_share": 0.0}
@@ -72,3 +74,26 @@ def test_a_day_of_training_is_some_thousand_lines(day):
     assert pauses == sorted(pauses)
     assert max(pauses) <= 61
     assert sum(line.startswith("evaluation at step") for line in day) == 24
+
+
+def test_a_run_that_has_its_id_keeps_it_on_a_store_that_ignores_the_condition(store, data_set):
+    config = config_of(data_set, "s3://bucket/runs")
+    plan = plan_run(config)
+    check_run_folder(plan.run, config.run.single_writer)
+    RunRecord(plan, Launch(), 0.0, 1, "cpu")
+    first = plan.run.read("run.json")
+    store.put = ignores
+    check_run_folder(plan.run, config.run.single_writer)
+    RunRecord(plan, Launch(), 0.0, 1, "cpu")
+    assert plan.run.read("run.json") == first
+
+
+@pytest.mark.parametrize("store", [ignores], indirect=True)
+def test_a_new_run_on_such_a_store_has_a_single_writer_or_is_refused(store, data_set):
+    config = config_of(data_set, "s3://bucket/runs", "run.single_writer=me")
+    plan = plan_run(config)
+    with pytest.raises(InputError, match=r"run\.single_writer=NAME"):
+        check_run_folder(plan.run, "")
+    check_run_folder(plan.run, config.run.single_writer)
+    RunRecord(plan, Launch(), 0.0, 1, "cpu")
+    assert plan.run.exists("run.json")
