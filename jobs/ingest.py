@@ -113,7 +113,7 @@ def _retries_as_input(config: IngestConfig, reasons: str, dry_run: bool) -> Inge
     rows = write_retry_tables(storage, manifest, reasons.split(","), config)
     if not rows and not any(storage.list(f"{FOLDER}/")):
         return None
-    return config.model_copy(update={"input": storage.address(FOLDER)})
+    return config.model_copy(update={"input": storage.address(FOLDER), "column_names": ()})  # the retries' columns have names
 
 
 def _output(config: IngestConfig) -> str:

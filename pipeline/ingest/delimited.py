@@ -157,6 +157,9 @@ class DelimitedReader:
 
     def _parse(self, block: bytes) -> Iterator[pa.RecordBatch]:
         """Parses whole records whose quotes are in plain places."""
+        if block.startswith(b"\xef\xbb\xbf"):  # pyarrow would drop it, although the block is not the file's beginning
+            yield from self._split_here(block, True)
+            return
         quote: str | bool = '"' if self.dialect.quoted else False
         try:
             table = pa_csv.read_csv(

@@ -87,8 +87,13 @@ class Kind:
 
     @property
     def is_mixed(self) -> bool:
-        """True if some values are lists or objects, and others are not, or lists and objects both occur."""
-        return len(self.types) > 1 and bool(self.types & {list, dict})
+        """True if some values are lists, objects or truth values, and others are not."""
+        return len(self.types) > 1 and bool(self.types & {list, dict, bool})
+
+    @property
+    def is_json_text(self) -> bool:
+        """True if the values are lists or objects without a common type, so that their column holds JSON text."""
+        return bool(self.types & {list, dict}) and self.settled_type() is None
 
     def _integer_type(self) -> pa.DataType | None:
         if self.lowest >= -(1 << 63) and self.highest < 1 << 63:

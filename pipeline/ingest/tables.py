@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -71,6 +72,9 @@ def list_files(pattern: str, suffixes: tuple[str, ...], key: str) -> list[str]:
         paths = found = [""]
     else:
         paths = [item.path for item in storage.list("")]
+        if suffixes == SUFFIXES:
+            _refuse_table_formats(f"{key}={pattern}", paths)
+        _say_what_is_skipped(f"{key}={pattern}", "a link to a folder, which is not followed", _linked_folders(storage))
         found = [path for path in paths if path.lower().endswith(suffixes) and not _is_hidden(path)]
     twins = [path for path in found if path.lower().endswith(GZIP_SUFFIX) and path[: -len(GZIP_SUFFIX)] in found]
     found = [path for path in found if path not in twins]
@@ -87,6 +91,28 @@ def list_files(pattern: str, suffixes: tuple[str, ...], key: str) -> list[str]:
     return sorted(map(storage.address, found))
 
 
+def _refuse_table_formats(subject: str, paths: Iterable[str]) -> None:
+    """Raises InputError for a folder whose log says which files count: others hold rows that were deleted or replaced."""
+    logs = {"_delta_log": "Delta Lake", ".hoodie": "Apache Hudi"}
+    for path in paths:
+        name = next((logs[part] for part in path.split("/") if part in logs), None)
+        name = name or ("Apache Iceberg" if path.endswith(".metadata.json") and "metadata" in path.split("/") else None)
+        if name is not None:
+            raise InputError(
+                f"{subject}: is a table of {name}, whose folder also holds files with rows that were deleted or replaced; "
+                "export its current version as parquet files, and name their folder"
+            )
+
+
+def _linked_folders(storage: Storage) -> tuple[str, ...]:
+    root = storage.local_path("")
+    return (
+        ()
+        if root is None
+        else tuple(path.relative_to(root).as_posix() for path in sorted(root.rglob("*")) if path.is_symlink() and path.is_dir())
+    )
+
+
 def _is_hidden(path: str, wanted: str = "") -> bool:
     """True if a part of a path starts with . or _, and the pattern does not ask for such a part."""
     asked = wanted.split("/")
@@ -99,7 +125,8 @@ def _is_hidden(path: str, wanted: str = "") -> bool:
 @cache  # a job lists its input more than once
 def _say_what_is_skipped(subject: str, reason: str, paths: tuple[str, ...]) -> None:
     if paths:
-        files = "1 file that is" if len(paths) == 1 else f"{len(paths):,} files that are"
+        one, many = ("1 folder that is", "folders that are") if "folder" in reason else ("1 file that is", "files that are")
+        files = one if len(paths) == 1 else f"{len(paths):,} {many}"
         more = ", ..." if len(paths) > NAMED_FILES else ""
         logger.warning("%s: skipped %s %s: %s%s", subject, files, reason, ", ".join(paths[:NAMED_FILES]), more)
 
@@ -234,11 +261,16 @@ def _hint(table: str, names: list[str], key: str, column: str, config: IngestCon
 
 
 def check_kinds(table: TextTable, config: IngestConfig) -> None:
-    """Raises InputError if a jsonl table's URLs or captions are text in one line, and objects or lists in another."""
+    """Raises InputError if a jsonl table's URLs or captions would become JSON text: values of kinds without a common type."""
     for key, column in (("url_column", config.url_column), ("caption_column", config.caption_column)):
         if column in table.fields and table.fields[column].is_mixed:
             kinds = " in one line and ".join(table.fields[column].words())
             raise InputError(f"ingest.{key}={column}: {table.source.address} has {kinds} in another; write one kind of value")
+        if column in table.fields and table.fields[column].is_json_text:
+            raise InputError(
+                f"ingest.{key}={column}: {table.source.address} has lists or objects there whose parts are of several kinds; "
+                "write text, or a list of texts"
+            )
 
 
 def hash_rows(rows: pa.Table) -> str:
@@ -278,9 +310,9 @@ def _is_plain(kind: pa.DataType) -> bool:
 
 
 def _split_glob(pattern: str) -> tuple[str, str | None]:
-    """(folder before the first wildcard, pattern relative to it); the pattern is None if there is no wildcard."""
+    """(folder before the first wildcard, pattern relative to it), or None if there is none or such a path exists."""
     wild = re.search(r"[*?\[]", pattern)
-    if wild is None:
+    if wild is None or Path(pattern).exists():
         return pattern, None
     folder = pattern[: wild.start()].rpartition("/")[0]
     return folder or ".", pattern[len(folder) + 1 :] if folder else pattern

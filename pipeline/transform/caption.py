@@ -44,10 +44,11 @@ def clean_caption(value: object, config: CaptionConfig) -> str | Failure:
             value = value.decode()
         except UnicodeDecodeError as error:
             return Failure("dropped", "bad_caption", f"the caption is not UTF-8: {error.reason} at byte {error.start}")
-    text = str(display_caption(value))
-    if not (text.isascii() and text.isprintable() and "&" not in text):  # most captions are plain
-        text = unicodedata.normalize("NFC", html.unescape(html.unescape(text)))  # twice: crawls hold doubly escaped text
-        text = _SPACE.sub(" ", text)
+    text, before = str(display_caption(value)), None
+    while text != before and not (text.isascii() and text.isprintable() and "&" not in text):  # most captions are plain
+        # Until nothing changes: crawls hold doubly escaped text, and a retried row, clean already, must stay as it is.
+        before = text
+        text = _SPACE.sub(" ", unicodedata.normalize("NFC", html.unescape(text)))
         text = "".join(letter for letter in text if unicodedata.category(letter) not in _DROPPED_CATEGORIES)
     text = _SPACE.sub(" ", text).strip()
     if not text:

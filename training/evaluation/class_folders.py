@@ -21,7 +21,9 @@ IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"),  # torchvision's
     *(".jpe", ".jfif", ".gif", ".avif"),
 )
-SYSTEM_NAMES = frozenset(("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "__pycache__"))
+SYSTEM_NAMES = frozenset(
+    ("__macosx", "@eadir", "$recycle.bin", "#recycle", "system volume information", "lost+found", "__pycache__")
+)
 SYSTEM_FILES = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"))
 _SPLITS = (
     ("train", "training", "trainset", "train_set"),

@@ -32,6 +32,11 @@ HEADER_WORDS = frozenset(
 MOST_CHARACTERS = 2000
 _LITERAL = re.compile(r"\s*(?:[\[{(]|\w+\s*=\s*[\[{(])")
 _QUOTED = re.compile(r"""(["'])((?:(?!\1).)+)\1,?""")
+_MARK = re.compile(r"(?:->|=>|[-\u2013\u2014|])\s+")
+"""Marks that people write between a label and its name."""
+_INTEGER = re.compile(r"[0-9]+")
+_NO_PROMPT = re.compile(r"""[fru]{0,2}(["']).*\1,?|.*\{\{.*|[*]\s.*""", re.IGNORECASE)
+"""Lines of code, and of lists in Markdown: what is around the prompt would get into it."""
 _CODE = re.compile(r"lambda\b.*:|(?:from|import)\s+\w+|def\s+\w+\(|\w+\s*=\s*\S*[\[({]")
 
 
@@ -63,13 +68,13 @@ def parse_class_list(text: str, subject: str) -> ClassList:
     if tabbed and any(line.count("\t") > 1 for line in lines):
         raise ConfigError(f"{subject}: holds more than two columns; keep the label and the name, with a tab between them")
     readings: list[Pairs] = []
-    for separator in "\t" if tabbed else (",", ";", ":", "="):
+    for separator in "\t" if tabbed else (",", ";", ":", "=", "|"):
         split = [_split(line, separator) for line in lines]
         if all(all(pair) for pair in split):
             _refuse_several_columns(lines, separator, subject)
             readings += _both_ways(split)
     spaced = [tuple(line.split(None, 1)) for line in lines]
-    pairs = tuple((pair[0], pair[1]) for pair in spaced if len(pair) == 2)
+    pairs = _plain_names(tuple((pair[0], pair[1]) for pair in spaced if len(pair) == 2))
     return ClassList(
         subject=subject,
         names=() if tabbed else lines,
@@ -86,7 +91,11 @@ def parse_prompts(text: str, subject: str) -> tuple[str, ...]:
         if not isinstance(value, list) or not all(isinstance(one, str) and one.strip() for one in value):
             raise ConfigError(f"{subject}: must be a list of prompts; write one prompt a line")
         return tuple(value)
-    return plain_lines(text, subject)
+    lines = plain_lines(text, subject)
+    odd = next((line for line in lines if _NO_PROMPT.fullmatch(line)), None)
+    if odd is not None:
+        raise ConfigError(f"{subject}: {odd[:60]} is more than a prompt; write only its text, one prompt a line")
+    return lines
 
 
 def plain_lines(text: str, subject: str) -> tuple[str, ...]:
@@ -137,9 +146,24 @@ def _refuse_several_columns(lines: Sequence[str], separator: str, subject: str) 
         )
 
 
+def _plain_names(pairs: Pairs) -> Pairs:
+    """Returns pairs without the mark, or the quotes, that all names have around them."""
+    for form in (_MARK, _QUOTED):
+        found = [form.fullmatch(name) if form is _QUOTED else form.match(name) for _, name in pairs]
+        if pairs and all(found):
+            names = [match[2] if form is _QUOTED else match.string[match.end() :] for match in found if match]
+            pairs = tuple((label, name) for (label, _), name in zip(pairs, names, strict=True))
+    return pairs
+
+
 def _both_ways(pairs: Sequence[tuple[str, str]]) -> Iterator[Pairs]:
     """Yields the pairs as label and name, then as name and label; without a header."""
-    body = list(pairs[1:] if len(pairs) > 1 and is_header(*pairs[0]) else pairs)
+    numbered = (
+        len(pairs) > 2
+        and all(_INTEGER.fullmatch(first) for first, _ in pairs[1:])
+        and not any(character.isdigit() for character in pairs[0][0])
+    )
+    body = list(pairs[1:] if len(pairs) > 1 and (numbered or is_header(*pairs[0])) else pairs)
     yield tuple(body)
     yield tuple((second, first) for first, second in body)
 

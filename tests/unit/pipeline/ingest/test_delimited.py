@@ -8,7 +8,7 @@ import pytest
 from pipeline.ingest.delimited import BAD_ROW, DelimitedReader, Dialect, count_lines, length_of_records
 
 CSV, PLAIN = Dialect(b",", True), Dialect(b"\t", False)
-PIECES = [b"a", b"b", b'"', b'"', b'""', b",", b",", b"\n", b"\n", b"\r\n", b"\r", b"\xff", b" "]
+PIECES = [b"a", b"b", b"\xef\xbb\xbf", b'"', b'"', b'""', b",", b",", b"\n", b"\n", b"\r\n", b"\r", b"\xff", b" "]
 
 
 def read(data, cuts=(), complete=True, dialect=CSV):
@@ -43,6 +43,12 @@ def test_the_lines_of_rows_that_cannot_be_read_are_counted_in_the_file():
         (None, None, "line 6: a quote is not closed"),
         ("i", "j", None),
     ]
+
+
+def test_a_byte_order_mark_within_the_table_is_text():
+    data = "\ufeffa,b\n\ufeffc,d\n".encode()
+    for cut in range(len(data)):
+        assert read(data, [cut]) == [("\ufeffa", "b", None), ("\ufeffc", "d", None)]
 
 
 def test_records_end_where_quotes_are_even():

@@ -60,6 +60,54 @@ def test_a_file_a_folder_and_a_glob_name_tables(tmp_path):
     assert list_tables(str(tmp_path / "a" / "*" / "*.parquet")) == [two]
 
 
+@pytest.mark.parametrize(
+    ("log", "name"),
+    [
+        ("_delta_log/0.json", "Delta Lake"),
+        ("a/_delta_log/0.json", "Delta Lake"),
+        (".hoodie/hoodie.properties", "Apache Hudi"),
+        ("metadata/v1.metadata.json", "Apache Iceberg"),
+    ],
+)
+def test_a_folder_that_also_holds_deleted_rows_is_refused(tmp_path, log, name):
+    write(tmp_path / "part-0.parquet")
+    (tmp_path / log).parent.mkdir(parents=True)
+    (tmp_path / log).write_text("{}")
+    with pytest.raises(InputError, match=f"is a table of {name}.*export its current version"):
+        list_tables(str(tmp_path))
+
+
+def test_a_linked_folder_that_is_not_followed_is_named(tmp_path, caplog):
+    write(tmp_path / "in" / "t.csv")
+    write(tmp_path / "elsewhere" / "u.csv")
+    (tmp_path / "in" / "linked").symlink_to(tmp_path / "elsewhere")
+    assert list_tables(str(tmp_path / "in")) == [str(tmp_path / "in" / "t.csv")]
+    assert "skipped 1 folder that is a link to a folder, which is not followed: linked" in caplog.text
+
+
+def test_a_path_with_brackets_is_a_path(tmp_path):
+    table = write(tmp_path / "cats [v1]" / "t.csv")
+    assert list_tables(table) == list_tables(str(tmp_path / "cats [v1]")) == [table]
+    assert list_tables(str(tmp_path / "cats [[]v1]" / "*.csv")) == [table]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        ('["a", 1]', '["b"]'),
+        ('{"text": "a", "n": 1}', '{"text": "b", "n": "x"}'),
+        ("{}", "{}"),
+        ("true", '"a dog"'),
+        ('[{"raw": "a"}, {"raw": 1}]', '[{"raw": "b"}]'),
+    ],
+)
+def test_captions_that_would_become_json_text_are_refused(tmp_path, values):
+    lines = [f'{{"url": "http://e.org/{n}.jpg", "caption": {value}}}\n' for n, value in enumerate(values)]
+    (tmp_path / "t.jsonl").write_text("".join(lines))
+    with pytest.raises(InputError, match=r"ingest\.caption_column=caption: .*write"):
+        plan(tmp_path / "t.jsonl", tmp_path / "out")
+
+
 def test_tables_on_s3_are_listed_and_read(bucket, tmp_path):
     storage = open_storage(f"{bucket}/tables")
     for name in ("1.parquet", "2.csv"):

@@ -73,3 +73,12 @@ def test_a_caption_is_shown_as_it_came():
     assert display_caption(b"a\xff") == "a\ufffd"
     assert display_caption(["a", None, b"b"]) == ["a", "", "b"]
     assert display_caption(0.5) == "0.5"
+
+
+@pytest.mark.parametrize(
+    "text", ["&amp;amp;amp;lt;b&gt;", "&#38;#39;", "&am\0p;lt;", " &#32;a&nbsp;", "a&#8203;\u0301b", "&amp &ampamp;"]
+)
+def test_a_clean_caption_stays_as_it_is(text):
+    """A row that is tried again has been cleaned before."""
+    once = clean_caption(text, CaptionConfig())
+    assert clean_caption(once, CaptionConfig()) == once

@@ -57,3 +57,28 @@ def test_prompts_are_lines_or_a_list():
 def test_an_endless_line_is_refused():
     with pytest.raises(ConfigError, match="line 1 has 3,000 characters"):
         plain_lines("x" * 3000, "f")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "0|tench\n1|goldfish\n",
+        "0 -> tench\n1 -> goldfish\n",
+        "0 - tench\n1 - goldfish\n",
+        "0 'tench',\n1 'goldfish',\n",
+        "ClassId,SignName\n0,tench\n1,goldfish\n",
+    ],
+)
+def test_what_stands_between_label_and_name_is_not_part_of_the_name(text):
+    given = parse_class_list(text, "names.txt")
+    assert (("0", "tench"), ("1", "goldfish")) in (*given.readings, given.spaced)
+
+
+@pytest.mark.parametrize("line", ["f'a photo of a {}.'", "'a {}',", "a photo of a {{}}.", "* a photo of a {}."])
+def test_a_line_that_is_more_than_a_prompt_is_refused(line):
+    with pytest.raises(ConfigError, match="more than a prompt"):
+        parse_prompts(f"{line}\na bad photo of a {{}}.\n", "prompts.txt")
+
+
+def test_a_prompt_may_hold_quotes():
+    assert parse_prompts('"{}" on a sign\na {}, said "fine"\n', "prompts.txt") == ('"{}" on a sign', 'a {}, said "fine"')
