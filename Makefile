@@ -1,5 +1,5 @@
 # make demo   install what the demo needs, then run it: pictures -> shards -> two Ray Train workers -> evaluation (minutes)
-# make quick  install everything, then run the tests that need no Ray: tests/house, tests/unit and tests/world (5 minutes on 2 cores)
+# make quick  install everything, then run the tests that need no Ray: tests/house, tests/unit and tests/world (7 minutes on 2 cores)
 # make test   install everything, then run all tests, also those on real Ray clusters: tests/system (28 minutes on 2 cores)
 # make check  lint, types, import rules
 # make soak   repetitions, full-size and comparison runs (long)
