@@ -26,7 +26,20 @@ HEADER_WORDS = frozenset(
     [
         *("category", "class", "class_id", "class_idx", "class_index", "class_label", "class_name", "classes", "classid"),
         *("classname", "classnames", "code", "description", "folder", "id", "idx", "index", "key", "label", "label_id"),
-        *("label_name", "labels", "name", "names", "number", "synset", "synset_id", "title", "wnid", "words"),
+        *(
+            "label_name",
+            "labels",
+            "name",
+            "names",
+            "number",
+            "sign_name",
+            "signname",
+            "synset",
+            "synset_id",
+            "title",
+            "wnid",
+            "words",
+        ),
     ]
 )
 MOST_CHARACTERS = 2000
@@ -34,7 +47,6 @@ _LITERAL = re.compile(r"\s*(?:[\[{(]|\w+\s*=\s*[\[{(])")
 _QUOTED = re.compile(r"""(["'])((?:(?!\1).)+)\1,?""")
 _MARK = re.compile(r"(?:->|=>|[-\u2013\u2014|])\s+")
 """Marks that people write between a label and its name."""
-_INTEGER = re.compile(r"[0-9]+")
 _NO_PROMPT = re.compile(r"""[fru]{0,2}(["']).*\1,?|.*\{\{.*|[*]\s.*""", re.IGNORECASE)
 """Lines of code, and of lists in Markdown: what is around the prompt would get into it."""
 _CODE = re.compile(r"lambda\b.*:|(?:from|import)\s+\w+|def\s+\w+\(|\w+\s*=\s*\S*[\[({]")
@@ -158,12 +170,7 @@ def _plain_names(pairs: Pairs) -> Pairs:
 
 def _both_ways(pairs: Sequence[tuple[str, str]]) -> Iterator[Pairs]:
     """Yields the pairs as label and name, then as name and label; without a header."""
-    numbered = (
-        len(pairs) > 2
-        and all(_INTEGER.fullmatch(first) for first, _ in pairs[1:])
-        and not any(character.isdigit() for character in pairs[0][0])
-    )
-    body = list(pairs[1:] if len(pairs) > 1 and (numbered or is_header(*pairs[0])) else pairs)
+    body = list(pairs[1:] if len(pairs) > 1 and is_header(*pairs[0]) else pairs)
     yield tuple(body)
     yield tuple((second, first) for first, second in body)
 

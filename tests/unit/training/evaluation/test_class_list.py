@@ -74,6 +74,11 @@ def test_what_stands_between_label_and_name_is_not_part_of_the_name(text):
     assert (("0", "tench"), ("1", "goldfish")) in (*given.readings, given.spaced)
 
 
+@pytest.mark.parametrize("text", ["none,nothing\n0,zero\n1,one\n", "background\tnone\n1\tcat\n2\tdog\n"])
+def test_a_first_line_whose_label_is_a_word_is_no_header(text):
+    assert [len(reading) for reading in parse_class_list(text, "names.txt").readings] == [3, 3]
+
+
 @pytest.mark.parametrize("line", ["f'a photo of a {}.'", "'a {}',", "a photo of a {{}}.", "* a photo of a {}."])
 def test_a_line_that_is_more_than_a_prompt_is_refused(line):
     with pytest.raises(ConfigError, match="more than a prompt"):
