@@ -97,17 +97,27 @@ def resize(pixels: Pixels, width: int, height: int, out: Pixels | None = None) -
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Converts any of Pillow's modes to RGB: transparency on white, 16 bits scaled to 8."""
-    if image.mode == "RGB":
-        return image
+    """Converts any of Pillow's modes to RGB: transparency on white, 16 bits scaled to 8. Raises ValueError for 32-bit grey."""
+    if image.mode == "F" or (image.mode == "I" and not _are_16_bits(image)):
+        raise ValueError("32-bit grey values have no range that says which are black and white; convert them to 8 or 16 bits")
     if image.mode.startswith("I"):
         # 16-bit grey; Pillow's own conversion would clip it to white.
-        return Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) // 257).astype(np.uint8)).convert("RGB")
+        deep = np.asarray(image).astype(np.int64)
+        shades = (deep // 257).astype(np.uint8)
+        if "transparency" in image.info:
+            shades = np.where(deep == image.info["transparency"], 255, shades).astype(np.uint8)
+        return Image.fromarray(shades).convert("RGB")
     if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
         layer = image.convert("RGBA")
         paper = Image.new("RGBA", layer.size, (255, 255, 255, 255))
         return Image.alpha_composite(paper, layer).convert("RGB")
     return image.convert("RGB")
+
+
+def _are_16_bits(image: Image.Image) -> bool:
+    """True if all values fit into 16 bits but not into 8. Zeros alone are black in both."""
+    low, high = image.getextrema()
+    return bool(low >= 0 and (high == 0 or 255 < high < 1 << 16))
 
 
 class _Opened:

@@ -267,11 +267,16 @@ def _listed(caption: str | list[str] | None) -> list[str]:
     return caption if isinstance(caption, list) else [caption] if caption else []
 
 
+def types_to_try(values: list[Any]) -> tuple[pa.DataType | None, ...]:
+    """Types for a column: the one that Arrow finds; for integers alone also uint64, which would cut fractions off."""
+    return (None, pa.uint64()) if all(value is None or type(value) is int for value in values) else (None,)
+
+
 def _column(values: list[Any], kind: pa.DataType | None) -> pa.Array:
     """A column of one type; values without a common type, or beyond every type, become JSON text."""
     if kind is not None:
         return pa.array(values, kind)
-    for wanted in (None, pa.uint64()):
+    for wanted in types_to_try(values):
         try:
             return pa.array(values, wanted)
         except (pa.ArrowException, OverflowError, UnicodeEncodeError):

@@ -23,6 +23,8 @@ from pipeline.transform.resize import Pixels, encode, resize, target_size
 
 EXIF_LIMIT_CHARACTERS = 4096
 ORIENTATION = 0x0112
+_DAMAGES = ("premature end of data segment", "bad Huffman code", "restart marker")
+"""libjpeg's words for pixels that are lost. Others, such as bytes between segments, cost none."""
 
 Image.MAX_IMAGE_PIXELS = None  # `ingest.image.max_pixels` is checked from the header instead, with a reason
 
@@ -34,6 +36,8 @@ def prepare_image(data: bytes, config: ImageConfig) -> StoredImage | Failure:
         failure = _check_header(image.width, image.height, config)
         if failure is not None:
             return failure
+        if image.format == "PNG":
+            image.load()  # or `_exif` would: Pillow looks for Exif data behind the pixels, and then has only a part of them
         exif_json = _exif_json(image)
         pixels_HWC = _decode(image, data, config)
         orientation = _orientation(image)  # not before decoding: Pillow turns TIFFs while it decodes them, and says so then
@@ -60,8 +64,10 @@ def _decode(image: Image.Image, data: bytes, config: ImageConfig) -> Pixels:
             # The less accurate fast transforms are good enough when each output pixel averages several decoded ones.
             quick = image.width >= 1.25 * target[0]
             return np.asarray(simplejpeg.decode_jpeg(data, "RGB", quick, quick, min_width=least[0], min_height=least[1]))
-        except ValueError:
-            pass  # libjpeg-turbo also refuses unusual but valid files; Pillow can tell them from broken ones
+        except ValueError as error:
+            # Unusual but valid files are refused too: Pillow decodes those. Of lost pixels it would make grey areas.
+            if any(damage in str(error) for damage in _DAMAGES):
+                raise
     return np.asarray(to_rgb(image))
 
 
@@ -97,18 +103,29 @@ def _may_stay(image: Image.Image, size: tuple[int, int], orientation: int, confi
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Converts any mode to RGB: 16 bits scaled to 8, transparency on white."""
-    if image.mode == "RGB":
-        image.load()
-        return image
+    """Converts any mode to RGB: 16 bits scaled to 8, transparency on white. Raises ValueError for values of no known range."""
+    image.load()
+    if image.mode == "F" or (image.mode == "I" and not _are_16_bits(image)):
+        raise ValueError("32-bit grey values have no range that says which are black and white; convert them to 8 or 16 bits")
     if image.mode.startswith("I"):
         # Pillow's own conversion clips 16 bits to white instead of scaling them.
-        deep = np.asarray(image).astype(np.int64).clip(0, 65535)
-        return Image.fromarray((deep // 257).astype(np.uint8)).convert("RGB")
+        deep = np.asarray(image).astype(np.int64)
+        shades = (deep // 257).astype(np.uint8)
+        if "transparency" in image.info:
+            shades = np.where(deep == image.info["transparency"], 255, shades).astype(np.uint8)
+        return Image.fromarray(shades).convert("RGB")
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
     return image.convert("RGB")
+
+
+def _are_16_bits(image: Image.Image) -> bool:
+    """True if all values fit into 16 bits but not into 8. Zeros alone are black in both."""
+    low, high = image.getextrema()
+    return bool(low >= 0 and (high == 0 or 255 < high < 1 << 16))
 
 
 def _check_header(width: int, height: int, config: ImageConfig) -> Failure | None:

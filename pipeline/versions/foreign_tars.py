@@ -156,7 +156,7 @@ def read_rows(stream: HashedTar, address: str, config: IndexConfig, skipped: Ski
     rows = []
     with open_whole(stream, address) as tar:
         for group in group_members(tar, is_read, skipped):
-            rows.append(row_of(group, config))
+            rows.append(row_of(group, config, skipped))
             if group.number:
                 mark_repeated(rows[-1])
     mark_scattered(rows)

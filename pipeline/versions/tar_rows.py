@@ -18,9 +18,10 @@ import pyarrow as pa
 from PIL import Image
 
 from pipeline.config import IndexConfig
-from pipeline.dataset.shard import COLUMNS, IMAGE_EXTENSIONS, member_place, sidecar_table
+from pipeline.dataset.shard import COLUMNS, IMAGE_EXTENSIONS, member_place, sidecar_table, types_to_try
 from pipeline.errors import Failure
-from pipeline.versions.tar_members import Group, Member
+from pipeline.transform.content_names import refusal
+from pipeline.versions.tar_members import Group, Member, Skipped
 
 IMAGE_BYTES, TEXT_BYTES = 1 << 30, 16 << 20
 """Larger images and texts are not read."""
@@ -42,13 +43,20 @@ def is_read(extension: str, number: int, info: tarfile.TarInfo) -> bool:
     return number == 0 and not info.issparse() and info.size <= limit
 
 
-def row_of(group: Group, config: IndexConfig) -> dict[str, Any]:
+def row_of(group: Group, config: IndexConfig, skipped: Skipped | None = None) -> dict[str, Any]:
     """The sidecar row of a group.
 
     Of several images, the first of `IMAGE_EXTENSIONS` is the sample's. Offsets, sizes and sha256 are of that one.
+
+    Args:
+        skipped: collects json members that cannot be read.
     """
     image = next((group.members[extension] for extension in IMAGE_EXTENSIONS if extension in group.members), None)
     metadata = _metadata(group.members["json"]) if "json" in group.members else {}
+    if metadata is None:
+        metadata = {}
+        if skipped is not None:
+            skipped.add("json members that are no object in UTF-8", group.key)
     caption = _caption(group, metadata, config)
     row: dict[str, Any] = dict.fromkeys(COLUMNS.names) | {"key": group.key, "url": ""}
     row |= {name: metadata[name] for name in _ADOPTED if name in metadata and _fits(name, metadata[name])}
@@ -117,7 +125,7 @@ def table_of(rows: Sequence[dict[str, Any]]) -> pa.Table:
 
 
 def _column(values: list[Any]) -> pa.Array:
-    for kind in (None, pa.uint64()):
+    for kind in types_to_try(values):
         try:
             return pa.array(values, kind)
         except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, TypeError):
@@ -139,6 +147,8 @@ def _judged(group: Group, image: Member | None, caption: str | list[str] | Failu
         return caption
     try:
         width, height = Image.open(io.BytesIO(image.content)).size
+    except Image.UnidentifiedImageError:
+        return Failure("failed_to_resize", *refusal(image.content))
     except Exception as error:  # decoders raise anything on broken data
         message = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         return Failure("failed_to_resize", "not_an_image", message)
@@ -153,7 +163,11 @@ def _caption(group: Group, metadata: dict[str, Any], config: IndexConfig) -> str
             return Failure("dropped", "sparse_member", f"the txt member is stored as a sparse file; {_PACK_WHOLE}")
         if text.content is None:
             return Failure("dropped", "too_large", f"the txt member has {text.size_bytes:,} bytes, more than {TEXT_BYTES:,}")
-        return _decode(text.content) if _decode(text.content).strip() else _no_caption("the txt member is empty")
+        try:
+            content = _decode(text.content)
+        except UnicodeDecodeError as error:
+            return Failure("dropped", "bad_caption", f"the txt member is not UTF-8: {error.reason} at byte {error.start}")
+        return content if content.strip() else _no_caption("the txt member is empty")
     key = config.caption_key or "caption"
     if key not in metadata:
         if "json" not in group.members:
@@ -161,28 +175,27 @@ def _caption(group: Group, metadata: dict[str, Any], config: IndexConfig) -> str
         names = ", ".join([*metadata][:10]) or "no values that can be read"
         return _no_caption(f"the json member has no {key}; it has {names}")
     value = metadata[key]
-    if isinstance(value, list):
-        texts = [text for text in value if isinstance(text, str) and text.strip()]
-        if len(texts) > 1:
-            return texts
-        value = texts[0] if texts else None
-    if isinstance(value, bool | dict):
+    values = value if isinstance(value, list) else [value]
+    if any(isinstance(one, bool | dict | list) for one in values):
         return Failure("dropped", "bad_caption", f"the value of {key} in the json member is neither text nor a list of texts")
-    caption = "" if value is None or value != value else value if isinstance(value, str) else json.dumps(value)
-    return caption if caption.strip() else _no_caption(f"the value of {key} in the json member is empty")
+    texts = [one if isinstance(one, str) else json.dumps(one) for one in values if one is not None and one == one]
+    texts = [one for one in texts if one.strip()]
+    if not texts:
+        return _no_caption(f"the value of {key} in the json member is empty")
+    return texts if len(texts) > 1 else texts[0]
 
 
 def _no_caption(message: str) -> Failure:
     return Failure("dropped", "empty_caption", message)
 
 
-def _metadata(member: Member) -> dict[str, Any]:
-    """The values of a json member; none if it is not an object that can be read."""
+def _metadata(member: Member) -> dict[str, Any] | None:
+    """The values of a json member; None if it is not an object that can be read."""
     try:
         content = json.loads(_decode(member.content or b""))
     except (ValueError, RecursionError):
-        return {}
-    return _storable(content) if isinstance(content, dict) else {}
+        return None
+    return _storable(content) if isinstance(content, dict) else None
 
 
 def _storable(value: Any) -> Any:
@@ -223,8 +236,8 @@ def _fits(name: str, value: object) -> bool:
 
 
 def _decode(content: bytes) -> str:
-    """Text in UTF-8, or in UTF-16 with a byte order mark; bytes that are no text are replaced."""
+    """Text in UTF-8, or in UTF-16 with a byte order mark. Raises UnicodeDecodeError."""
     for mark, encoding in _BOMS.items():
         if content.startswith(mark):
-            return content[len(mark) :].decode(encoding, "replace")
-    return content.decode("utf-8", "replace")
+            return content[len(mark) :].decode(encoding)
+    return content.decode()

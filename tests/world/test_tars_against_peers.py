@@ -176,7 +176,10 @@ def samples_of_webdataset(content):
         image = next((sample[extension] for extension in IMAGE_EXTENSIONS if extension in sample), None)
         if image is None or sample["__key__"] in found or not is_decoded(image):
             continue
-        caption = sample["txt"].decode("utf-8", "replace") if "txt" in sample else caption_in(sample)
+        try:
+            caption = sample["txt"].decode() if "txt" in sample else caption_in(sample)
+        except UnicodeDecodeError:
+            continue
         if caption.strip():
             found[sample["__key__"]] = (image, caption)
     return found

@@ -138,6 +138,12 @@ def test_the_label_of_a_volume_and_the_rest_of_a_split_file_are_skipped_and_name
     assert said.startswith("devices and other special files: 2 members skipped; the first is my volume in")
 
 
+def test_json_members_that_cannot_be_read_are_counted_and_named(lines_about, image):
+    odd = [("0.json", b'{"a": "caf\xe9"}'), ("1.json", b"[1]"), ("2.json", b"{}")]
+    said = lines_about(packed([member for n, one in enumerate(odd) for member in (*pairs(image, str(n)), one)]))
+    assert said.startswith("json members that are no object in UTF-8: 2 members skipped; the first is 0 in")
+
+
 def test_hard_links_to_images_are_skipped_and_named(lines_about, image):
     link = info_of("1.jpg", type=tarfile.LNKTYPE, linkname="0.jpg")
     said = lines_about(packed([*pairs(image, "0"), (link, b""), ("1.txt", b"a disc")]))

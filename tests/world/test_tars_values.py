@@ -69,7 +69,6 @@ def test_values_under_our_names_are_kept_beside_ours(indexed, image):
 @pytest.mark.parametrize(
     ("content", "caption"),
     [
-        (b"a caf\xe9", "a caf\ufffd"),
         (b"\xef\xbb\xbfa dog", "a dog"),
         ("a dög".encode("utf-16"), "a dög"),
         (b"a dog\r\n", "a dog\r\n"),
@@ -99,7 +98,16 @@ def test_an_image_without_a_caption_is_a_row_with_its_reason(indexed, image, mem
     assert message in row["error_message"]
 
 
-@pytest.mark.parametrize(("value", "caption"), [('"a dog"', "a dog"), ('["", "a dog", null, 7]', "a dog"), ("7", "7")])
+@pytest.mark.parametrize("content", [b"a caf\xe9", "a dog".encode("utf-16-le") + "ö".encode("utf-16-le"), b"\xff\xfea"])
+def test_a_txt_member_in_another_encoding_is_a_row_with_its_reason(indexed, image, content):
+    rows = indexed(packed([("0.jpg", image), ("0.txt", content), *pairs(image, "1")])).rows
+    assert [(row["reason"], row["caption"]) for row in rows] == [("bad_caption", ""), ("success", "a disc")]
+    assert "is not UTF-8" in rows[0]["error_message"]
+
+
+@pytest.mark.parametrize(
+    ("value", "caption"), [('"a dog"', "a dog"), ('["", "a dog", null]', "a dog"), ("7", "7"), ("[7]", "7")]
+)
 def test_a_caption_in_the_json_member_is_text(indexed, image, value, caption):
     assert indexed(packed([("0.jpg", image), ("0.json", b'{"alt": %s}' % value.encode())]), caption_key="alt").samples() == [
         ("0", (caption,), image)
@@ -113,7 +121,9 @@ def test_a_list_of_captions_is_several_captions_for_training(indexed, image):
         assert data_set.samples((place,)) == [("0", ("a dog", "two"), image), ("1", ("one",), image)]
 
 
-@pytest.mark.parametrize("value", [b'{"en": "a dog"}', b"true"])
+@pytest.mark.parametrize(
+    "value", [b'{"en": "a dog"}', b"true", b'[{"text": "a dog"}, "b"]', b'["a dog", true]', b'[["a dog"]]']
+)
 def test_a_caption_that_is_no_text_is_a_row_with_its_reason(indexed, image, value):
     (row,) = indexed(packed([("0.jpg", image), ("0.json", b'{"caption": %s}' % value)])).rows
     assert (row["reason"], row["caption"]) == ("bad_caption", "")
@@ -136,3 +146,18 @@ def test_a_tar_of_an_early_img2dataset_is_read(indexed, image):
     assert data_set.samples() == [("000000000", ("a disc",), image)]
     (row,) = data_set.rows
     assert (row["url"], row["original_width"], row["shard_id"]) == ("http://x/a.jpg", 64, 0)
+
+
+def test_fractions_beside_a_large_integer_are_kept(indexed, image):
+    values = (0.31, -0.5, 9007199254740993, 2**63)
+    members = [
+        member
+        for n, value in enumerate(values)
+        for member in (*pairs(image, str(n)), (f"{n}.json", b'{"v": %s}' % str(value).encode()))
+    ]
+    assert [float(row["v"]) for row in indexed(packed(members)).rows] == [float(value) for value in values]
+
+
+def test_the_message_about_a_page_in_place_of_an_image_is_the_same_in_each_run(indexed, image):
+    (row,) = indexed(packed([("0.jpg", b"<html>login</html>"), ("0.txt", b"x")])).rows
+    assert row["error_message"] == "an HTML page, not an image"
