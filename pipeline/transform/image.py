@@ -124,8 +124,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def _are_16_bits(image: Image.Image) -> bool:
     """True if all values fit into 16 bits but not into 8. Zeros alone are black in both."""
-    low, high = image.getextrema()
-    return bool(low >= 0 and (high == 0 or 255 < high < 1 << 16))
+    values = np.asarray(image)
+    low, high = int(values.min()), int(values.max())
+    return low >= 0 and (high == 0 or 255 < high < 1 << 16)
 
 
 def _check_header(width: int, height: int, config: ImageConfig) -> Failure | None:

@@ -19,11 +19,11 @@ import pyarrow.parquet as pq
 
 from pipeline.config import IndexConfig
 from pipeline.dataset.manifest import Manifest, PartitionRecord, Record, ShardRecord, short_hash
+from pipeline.dataset.tar_members import Skipped, group_members
 from pipeline.errors import InputError
 from pipeline.ingest.tables import list_files
 from pipeline.storage.address import open_storage
 from pipeline.storage.base import Storage
-from pipeline.versions.tar_members import Skipped, group_members
 from pipeline.versions.tar_rows import is_read, mark_repeated, mark_scattered, row_of, table_of
 from pipeline.versions.whole_tar import COMPRESSED_SUFFIXES, HashedTar, open_whole
 

@@ -6,7 +6,6 @@ Sidecar rows of failures are copied too, so that every row of the input is still
 from __future__ import annotations
 
 import hashlib
-import tarfile
 import tempfile
 from collections.abc import Collection, Iterator
 from datetime import UTC, datetime
@@ -24,8 +23,8 @@ from pipeline.dataset.manifest import (
     read_sidecar,
 )
 from pipeline.dataset.shard import IMAGE_EXTENSIONS, ShardWriter, publish
+from pipeline.dataset.tar_members import Group, group_members, open_tar
 from pipeline.storage.base import Storage
-from pipeline.versions.tar_members import Group, Header, group_members
 from pipeline.versions.whole_tar import READ_BYTES
 
 
@@ -130,5 +129,5 @@ def _iter_groups(storage: Storage, shard: ShardRecord, scratch: Path) -> Iterato
     with scratch.open("wb") as file:
         for start in range(0, shard.tar_size_bytes, READ_BYTES):
             file.write(tar_storage.read_range(path, start, READ_BYTES))
-    with tarfile.open(scratch, "r:", tarinfo=Header, encoding="utf-8", errors="surrogateescape") as tar:
+    with scratch.open("rb") as whole, open_tar(whole) as tar:
         yield from group_members(tar, lambda *_: True)

@@ -1,6 +1,6 @@
 """Turns the members of one key into a sidecar row: its image, caption, status and reason, and the values of its json member.
 
-In: groups of members (pipeline/versions/tar_members.py). Out: rows, and their table.
+In: groups of members (pipeline/dataset/tar_members.py). Out: rows, and their table.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from PIL import Image
 
 from pipeline.config import IndexConfig
 from pipeline.dataset.shard import COLUMNS, IMAGE_EXTENSIONS, member_place, sidecar_table, types_to_try
+from pipeline.dataset.tar_members import Group, Member, Skipped
 from pipeline.errors import Failure
 from pipeline.transform.content_names import refusal
-from pipeline.versions.tar_members import Group, Member, Skipped
 
 IMAGE_BYTES, TEXT_BYTES = 1 << 30, 16 << 20
 """Larger images and texts are not read."""

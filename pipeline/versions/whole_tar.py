@@ -13,16 +13,14 @@ import tarfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from pipeline.dataset.tar_members import MAX_PADDING_BYTES, open_tar
 from pipeline.errors import InputError
 from pipeline.storage.base import Storage
-from pipeline.versions.tar_members import Header
 
 READ_BYTES = 8 << 20
 BUFFER_BYTES = 64 << 10
 """tarfile copies its whole buffer for each header and each member: with 8 MiB, that took most of the time."""
 BLOCK_BYTES = tarfile.BLOCKSIZE
-MAX_PADDING_BYTES = 1 << 20
-"""Programs fill the last record with empty blocks. More of them are a download that stopped, in a file of the full size."""
 _DECOMPRESSORS = {
     b"\x1f\x8b": "gzip",
     b"BZh": "bzip2",
@@ -102,9 +100,7 @@ def open_whole(stream: HashedTar, address: str) -> Iterator[tarfile.TarFile]:
     name = shlex.quote(address.rpartition("/")[2])
     _check_kind(stream.peek(0, BLOCK_BYTES), subject, name)
     try:
-        with tarfile.open(
-            fileobj=stream, mode="r|", bufsize=BUFFER_BYTES, tarinfo=Header, encoding="utf-8", errors="surrogateescape"
-        ) as tar:
+        with open_tar(stream, "r|", BUFFER_BYTES) as tar:
             yield tar
     except (tarfile.TarError, EOFError) as error:
         raise InputError(f"{subject}: is not a complete tar ({error}); restore it or remove it") from None

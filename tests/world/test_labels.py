@@ -4,6 +4,7 @@ import codecs
 import io
 import json
 import os
+import tarfile
 import unicodedata
 
 import numpy as np
@@ -398,14 +399,50 @@ def test_text_files_beside_tars_may_come_from_any_editor(tmp_path):
         names_of(uri)
 
 
-@pytest.mark.parametrize(
-    "junk", ["._000.png", "__MACOSX/000.png", ".DS_Store", "README", "__meta__", "./._000.cls", "folder/.hidden/0.png"]
-)
+@pytest.mark.parametrize("junk", ["._000.png", "__MACOSX/000.png", ".DS_Store", "README", "__meta__", "./._000.cls"])
 def test_members_without_a_key_are_skipped_as_webdataset_does(tmp_path, junk):
     members = [(junk, b"x"), ("000.png", png()), ("000.cls", b"0"), (junk, b"x"), ("./001.png", png()), ("./001.cls", b"1")]
     uri = write_tars(tmp_path / "tars", [])
     (tmp_path / "tars" / "test" / "0.tar").write_bytes(tar_bytes(members))
     assert names_of(uri) == ["cat", "dog"]
+
+
+@pytest.mark.parametrize("folder", ["folder/.hidden", ".cache", "../data", "lost+found"])
+def test_samples_in_any_folder_count_as_for_webdataset(tmp_path, folder):
+    uri = write_tars(tmp_path / "tars", [])
+    members = [("0.png", png()), ("0.cls", b"0"), (f"{folder}/1.png", png()), (f"{folder}/1.cls", b"1")]
+    (tmp_path / "tars" / "test" / "0.tar").write_bytes(tar_bytes(members))
+    assert open_zero_shot(uri).images.num_samples == 2
+
+
+def test_members_of_no_sample_are_noted_beside_the_figures(tmp_path):
+    uri = write_tars(tmp_path / "tars", [])
+    link = tarfile.TarInfo("2.png")
+    link.type, link.linkname = tarfile.LNKTYPE, "0.png"
+    members = [("0.png", png()), ("0.cls", b"0"), ("1.png", png()), ("1.cls", b"1"), ("README", b"x"), ("__meta__/2.cls", b"1")]
+    with tarfile.open(tmp_path / "tars" / "test" / "0.tar", "w") as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+        tar.addfile(link)
+    assert open_zero_shot(uri).images.notes == (
+        "2 members of its tars belong to no sample: files without a key, such as README",
+        "1 members of its tars belong to no sample: links, such as 2.png",
+    )
+
+
+def test_a_tar_of_zeros_from_some_member_on_is_refused(tmp_path):
+    content = tar_bytes(
+        [(f"{n}.{end}", data) for n in range(4) for end, data in (("png", png() + bytes(1 << 20)), ("cls", b"1"))]
+    )
+    start = content.index(b"2.png")
+    uri = write_tars(tmp_path / "tars", [])
+    (tmp_path / "tars" / "test" / "0.tar").write_bytes(content[:start] + bytes(len(content) - start))
+    with pytest.raises(
+        ConfigError, match=f"is empty after byte {start:,}, as if a download had stopped.*truncate -s {start + 1024} "
+    ):
+        open_zero_shot(uri)
 
 
 @pytest.mark.parametrize(

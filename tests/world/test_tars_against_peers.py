@@ -18,9 +18,9 @@ from PIL import Image
 
 from pipeline.config import IndexConfig
 from pipeline.dataset.shard import IMAGE_EXTENSIONS
+from pipeline.dataset.tar_members import Skipped, may_be_of_a_sample
 from pipeline.errors import InputError
 from pipeline.versions.foreign_tars import read_rows
-from pipeline.versions.tar_members import Skipped, may_be_of_a_sample
 from pipeline.versions.tar_rows import table_of
 from pipeline.versions.whole_tar import HashedTar
 from tests.support.tars import packed

@@ -13,19 +13,18 @@ In: such a folder, or one split of it. Out: an `ImageSet`. Each rank indexes som
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import groupby
 from typing import Any
 
+from pipeline.dataset.tar_members import MAX_PADDING_BYTES, Group, Skipped, group_members, open_tar
 from pipeline.errors import ConfigError
 from pipeline.storage.address import open_storage
 from pipeline.storage.base import Storage
 from pipeline.storage.small_text import decode_text, read_text, split_lines
 from training.data.shard_reader import RawSample
 from training.distributed import World, gather_objects
-from training.evaluation.class_folders import is_data
 from training.evaluation.image_sets import CLASS_NAMES, TEMPLATES, ImageSet, read_several
 from training.evaluation.label_names import INTEGER, as_integer
 
@@ -48,6 +47,14 @@ class _Member:
     captions: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class _Index:
+    """The samples of a tar, and the members that belong to none."""
+
+    members: list[_Member]
+    skipped: Skipped
+
+
 class TarImageSet(ImageSet):
     """One split."""
 
@@ -66,9 +73,9 @@ class TarImageSet(ImageSet):
         tars = self._tars(f"{split}/" if split else "", paths)
         own = [_index_tar(storage.uri, tar, storage.etag(tar)) for tar in tars[world.rank :: world.world_size]]
         shared = gather_objects(own, world)
-        self._members = [
-            member for number in range(len(tars)) for member in shared[number % world.world_size][number // world.world_size]
-        ]
+        indices = [shared[number % world.world_size][number // world.world_size] for number in range(len(tars))]
+        self._members = [member for index in indices for member in index.members]
+        self.notes = tuple(_notes([index.skipped for index in indices]))
         self.num_samples = len(self._members)
         for member in self._members:
             self._check(member)
@@ -123,6 +130,14 @@ class TarImageSet(ImageSet):
             )
 
 
+def _notes(skipped: Sequence[Skipped]) -> Iterator[str]:
+    """Yields a sentence for each kind of members that belong to no sample."""
+    for kind in sorted({kind for one in skipped for kind in one.counts}):
+        count = sum(one.counts[kind] for one in skipped)
+        first = next(one.first[kind] for one in skipped if kind in one.first)
+        yield f"{count:,} members of its tars belong to no sample: {kind}, such as {first}"
+
+
 def _text_folders(storage: Storage, split: str) -> list[Storage]:
     """Returns the folders that may hold the text files: the one of the splits, which is the parent if a split was named."""
     parent = storage.uri.rpartition("/")[0]
@@ -135,8 +150,8 @@ def _first_text(storages: Sequence[Storage], name: str) -> str | None:
 
 
 @lru_cache(maxsize=4096)
-def _index_tar(uri: str, path: str, etag: str) -> list[_Member]:
-    """Lists the samples of a tar, by webdataset's rule: files with the same name up to the first dot are one sample.
+def _index_tar(uri: str, path: str, etag: str) -> _Index:
+    """Lists the samples of a tar, grouped as for an index of ours (pipeline/dataset/tar_members.py).
 
     The index is kept for the next evaluation while the tar is the same (`etag`).
 
@@ -144,36 +159,38 @@ def _index_tar(uri: str, path: str, etag: str) -> list[_Member]:
         ConfigError: the file is not a complete tar.
     """
     storage = open_storage(uri)
-    address, whole, members = storage.address(path), storage.size(path) or 0, []
+    address, whole, index = storage.address(path), storage.size(path) or 0, _Index([], Skipped())
     try:
-        with storage.open(path, BUFFER_BYTES) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            everything = list(tar)
-            files = [(*split, one) for one in everything if one.isfile() and (split := _split(one.name)) is not None]
-            for key, group in groupby(files, key=lambda item: item[0]):
-                members.append(_sample(tar, address, path, key, [item[1:] for item in group]))
-                if members[-1].offset + members[-1].size > whole:
-                    raise EOFError(f"it ends at byte {whole:,}, inside sample {key}")
-            _check_end(file, address, everything[-1] if everything else None)
+        with storage.open(path, BUFFER_BYTES) as file, open_tar(file) as tar:
+            for group in group_members(tar, _is_read, index.skipped):
+                sample = _sample(address, path, group)
+                index.members.append(sample)
+                if sample.offset + sample.size > whole:
+                    raise EOFError(f"it ends at byte {whole:,}, inside sample {sample.key}")
+            _check_end(file, address, tar, whole)
     except (tarfile.TarError, EOFError) as error:
         raise ConfigError(f"{address}: is not a complete tar ({error}); fetch it again") from None
-    return members
+    return index
 
 
-def _sample(tar: tarfile.TarFile, address: str, path: str, key: str, group: Sequence[tuple[str, tarfile.TarInfo]]) -> _Member:
-    """Returns the sample of neighbouring members with one key. Raises ConfigError if two members have the same name."""
-    found: dict[str, tarfile.TarInfo] = {}
-    for extension, member in group:
-        if extension in found:
-            raise ConfigError(
-                f"{address}: sample {key} has two members .{extension}, of one of which nothing would be left; fix the tar"
-            )
-        found[extension] = member
+def _is_read(extension: str, number: int, info: tarfile.TarInfo) -> bool:
+    """Returns whether the content of a member is needed; see `group_members`."""
+    return extension in ("cls", "txt")
+
+
+def _sample(address: str, path: str, group: Group) -> _Member:
+    """Returns the sample of a group. Raises ConfigError if two members have the same name."""
+    key, found = group.key.removeprefix("./"), group.members
+    if group.number:
+        raise ConfigError(
+            f"{address}: sample {key} has two members .{next(iter(found))}, of one of which nothing would be left; fix the tar"
+        )
     image = next((found[extension] for extension in EXTENSIONS if extension in found), None)
-    if image is not None and image.issparse():
+    if image is not None and image.is_sparse:
         raise ConfigError(f"{address}: the image of sample {key} is stored as a sparse file; write the tar without --sparse")
-    offset, size = (image.offset_data, image.size) if image is not None else (0, 0)
+    offset, size = (image.offset, image.size_bytes) if image is not None else (0, 0)
     texts = {
-        extension: _text(tar, found[extension], f"{address}: sample {key}: .{extension}")
+        extension: decode_text(found[extension].content or b"", f"{address}: sample {key}: .{extension}")
         for extension in ("cls", "txt")
         if extension in found
     }
@@ -182,38 +199,28 @@ def _sample(tar: tarfile.TarFile, address: str, path: str, key: str, group: Sequ
     return _Member(key, path, offset, size, label, captions)
 
 
-def _check_end(file: Any, address: str, last: tarfile.TarInfo | None) -> None:
+def _check_end(file: Any, address: str, tar: tarfile.TarFile, whole: int) -> None:
     """Raises ConfigError if a tar stops without its end, or continues behind it: then samples are missing here."""
-    if last is None:
+    members = tar.getmembers()
+    if not members:
         return
-    file.seek(last.offset_data + -(-last.size // BLOCK) * BLOCK if not last.issparse() else last.offset_data)
-    if last.issparse():
-        return
-    first = file.read(BLOCK)
-    if len(first) < BLOCK:
+    end = tar.offset  # where the header of another member would begin
+    file.seek(end)
+    block = file.read(BLOCK)
+    if len(block) < BLOCK:
         raise ConfigError(
             f"{address}: is a tar without its end, as one that was cut is; fetch it again, or if it is known to be whole, "
             "append 1024 zero bytes"
         )
-    while first:
-        if first.strip(b"\0"):
+    while block:
+        if block.strip(b"\0"):
             raise ConfigError(
-                f"{address}: continues behind the end of its last readable member ({last.name}), as cut and joined tars do; "
-                "fetch it again, or join tars with tar --concatenate"
+                f"{address}: continues behind the end of its last readable member ({members[-1].name}), as cut and joined "
+                "tars do; fetch it again, or join tars with tar --concatenate"
             )
-        first = file.read(BUFFER_BYTES)
-
-
-def _split(name: str) -> tuple[str, str] | None:
-    """Returns (key, extension); None for names that webdataset skips too: hidden, or without an extension."""
-    folder, slash, base = name.removeprefix("./").rpartition("/")
-    stem, _, extension = base.partition(".")
-    if not stem or not extension or not is_data(f"{folder}{slash}{base}"):
-        return None
-    return f"{folder}{slash}{stem}", extension.lower()
-
-
-def _text(tar: tarfile.TarFile, member: tarfile.TarInfo, subject: str) -> str:
-    file = tar.extractfile(member)
-    assert file is not None  # `member` is a file
-    return decode_text(file.read(), subject)
+        block = file.read(BUFFER_BYTES)
+    if whole - end > MAX_PADDING_BYTES:
+        raise ConfigError(
+            f"{address}: is empty after byte {end:,}, as if a download had stopped; fetch it again, or if nothing is missing, "
+            f"cut it there: truncate -s {end + 2 * BLOCK} FILE"
+        )

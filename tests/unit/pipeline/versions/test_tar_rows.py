@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.config import IndexConfig
-from pipeline.versions.tar_members import Group, Member
+from pipeline.dataset.tar_members import Group, Member
 from pipeline.versions.tar_rows import MAX_COLUMNS, REPEATED, SCATTERED, mark_scattered, row_of, table_of
 
 

@@ -11,8 +11,10 @@ import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Any, Literal, Self
 
+MAX_PADDING_BYTES = 1 << 20
+"""Programs fill the last record with empty blocks. More of them are a download that stopped, in a file of the full size."""
 _SYSTEM_FOLDER = re.compile(r"__MACOSX|PaxHeaders?(\.\w+)?")
 """Folders that programs for archives leave behind."""
 _METADATA = re.compile(r"__[^/]*__(/|$)")
@@ -74,6 +76,18 @@ class Header(tarfile.TarInfo):
         if buf[257:265] == b"ustar  \0" and info.isreg():
             info.name = buf[:100].partition(b"\0")[0].decode(encoding, errors)
         return info
+
+
+def open_tar(file: Any, mode: Literal["r:", "r|"] = "r:", buffer_bytes: int = tarfile.RECORDSIZE) -> tarfile.TarFile:
+    """Opens a tar for reading, with names as they were written.
+
+    Args:
+        mode: "r|" reads the file once from start to end.
+        buffer_bytes: size of the reads of "r|".
+    """
+    return tarfile.open(
+        fileobj=file, mode=mode, bufsize=buffer_bytes, tarinfo=Header, encoding="utf-8", errors="surrogateescape"
+    )
 
 
 def group_members(

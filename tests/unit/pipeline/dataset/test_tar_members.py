@@ -5,7 +5,7 @@ import tarfile
 
 import pytest
 
-from pipeline.versions.tar_members import Skipped, as_text, group_members, may_be_of_a_sample, split_key
+from pipeline.dataset.tar_members import Skipped, as_text, group_members, may_be_of_a_sample, split_key
 
 
 def packed(*names):
