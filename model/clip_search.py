@@ -33,7 +33,11 @@ _NOT_WEIGHTS = re.compile(
     r"|^(param_groups|momentum|momentum_buffer)$",
     re.IGNORECASE,
 )
-_AVERAGE = re.compile(r"(^|_)(ema|swa|avg|average|averaged|polyak|shadow)(_|$)|^(ema|swa)|(ema|swa)$", re.IGNORECASE)
+_AVERAGE = re.compile(
+    r"(^|_)(ema|swa|averaged|polyak|shadow)(_|$)|^(avg|average)(_|$)|_(avg|average)$"
+    r"|^(ema|swa)(model|net|weights|params|state)|(model|net|weights|params|state)(ema|swa)$",
+    re.IGNORECASE,
+)
 _IMAGE = re.compile(
     r"^(?P<prefix>(?:.*\.)?)(?:visual\.(?:conv1\.weight|ln_post\.weight|proj|attnpool\.c_proj\.weight)"
     r"|vision_model\.(?:embeddings\.patch_embedding\.weight|post_layernorm\.weight))$"

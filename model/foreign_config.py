@@ -33,11 +33,13 @@ class Stated:
     Attributes:
         source: name of the configuration's file.
         facts: fields of `Architecture`, except the image size, which follows from the weights themselves.
+        image_size: the stated one, to be compared with the weights'.
     """
 
     source: str
     activation: Activation
     facts: dict[str, Any]
+    image_size: Any
 
 
 def open_clip_config(row: Architecture) -> dict[str, Any]:
@@ -141,9 +143,11 @@ _HUGGING_FACE_PREPROCESS = {
     "do_convert_rgb": True,
     "resample": BICUBIC,
 }
+_FIRST_RELEASES_END_OF_TEXT = 2
+"""What the first published configurations hold for end-of-text. transformers then reads at the largest id, as we do."""
 # Pairs of tables: defaults of these classes for values that a configuration omits; and values that must not differ, since
 # any other would compute something other than the paper's CLIP.
-_OPEN_CLIP_VISION: dict[str, Any] = {"layers": 12, "width": 768, "patch_size": 16}
+_OPEN_CLIP_VISION: dict[str, Any] = {"layers": 12, "width": 768, "patch_size": 16, "image_size": 224}
 _OPEN_CLIP_VISION_FIXED = {
     "head_width": 64, "mlp_ratio": 4.0, "ls_init_value": None, "attentional_pool": False, "no_ln_pre": False,
     "pos_embed_type": "learnable", "final_ln_after_pool": False, "pool_type": "tok", "act_kwargs": None, "norm_kwargs": None,
@@ -163,7 +167,7 @@ _OPEN_CLIP_MODEL_FREE = (
     "init_logit_bias", "nonscalar_logit_scale",
 )  # fmt: skip
 _OPEN_CLIP_VISION_FREE = (
-    "image_size", "patch_dropout", "attn_pooler_queries", "attn_pooler_heads", "output_tokens", "block_type",
+    "patch_dropout", "attn_pooler_queries", "attn_pooler_heads", "output_tokens", "block_type",
     "timm_model_pretrained", "timm_pool", "timm_proj", "timm_proj_bias", "timm_drop", "timm_drop_path",
 )  # fmt: skip
 _OPEN_CLIP_TEXT_FREE = (
@@ -171,7 +175,7 @@ _OPEN_CLIP_TEXT_FREE = (
 )  # fmt: skip
 _HUGGING_FACE_VISION: dict[str, Any] = {
     "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "patch_size": 32, "intermediate_size": 3072,
-    "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
+    "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "image_size": 224,
 }  # fmt: skip
 _HUGGING_FACE_TEXT: dict[str, Any] = {
     "hidden_size": 512, "num_hidden_layers": 12, "num_attention_heads": 8, "max_position_embeddings": 77, "vocab_size": 49408,
@@ -208,11 +212,11 @@ def stated_by_open_clip(config: dict[str, Any]) -> Stated:
         "context_length": text["context_length"],
         "vocab_size": text["vocab_size"],
     }
-    return Stated(OPEN_CLIP_CONFIG, "quick_gelu" if model.get("quick_gelu") else "gelu", facts)
+    return Stated(OPEN_CLIP_CONFIG, "quick_gelu" if model.get("quick_gelu") else "gelu", facts, vision["image_size"])
 
 
-def stated_by_hugging_face(config: dict[str, Any], preprocessor: dict[str, Any] | None = None) -> Stated:
-    """Reads the facts from a CLIPModel's config.json, and checks the configuration of its image processor.
+def stated_by_hugging_face(config: dict[str, Any], *preprocessors: dict[str, Any]) -> Stated:
+    """Reads the facts from a CLIPModel's config.json, and checks the configurations of its image processor.
 
     Raises:
         ValueError: it is not a CLIPModel's, its activation is unknown, or it describes a model or preprocessing other than
@@ -232,14 +236,21 @@ def stated_by_hugging_face(config: dict[str, Any], preprocessor: dict[str, Any] 
         width = section["hidden_size"]
         heads = {"num_attention_heads": width // 64} if name == "vision_config" else {}
         _check_fixed(name, section, {"intermediate_size": 4 * width, "layer_norm_eps": 1e-5} | heads)
+    if text.get("eos_token_id") not in (_FIRST_RELEASES_END_OF_TEXT, text["vocab_size"] - 1):
+        _check_fixed("text_config", text, {"eos_token_id": END_OF_TEXT})
     if vision["hidden_act"] != text["hidden_act"]:
         raise ValueError(
             f"hidden_act: the image encoder's is {vision['hidden_act']} and the text encoder's {text['hidden_act']}, but both "
             "must have the same; use weights that were trained with one activation"
         )
-    if preprocessor is not None:
+    for preprocessor in preprocessors:
         images = preprocessor["image_processor"] if "image_processor" in preprocessor else preprocessor
-        _check_fixed("image_processor", images, {"image_mean": MEAN, "image_std": STD, **_HUGGING_FACE_PREPROCESS})
+        _check_fixed(
+            "image_processor",
+            images,
+            {"image_mean": MEAN, "image_std": STD, "rescale_factor": 1 / 255, **_HUGGING_FACE_PREPROCESS},
+        )
+        _check_sizes(images, vision["image_size"])
     facts = {
         "embed_dim": config["projection_dim"] if "projection_dim" in config else 512,
         "vision_layers": vision["num_hidden_layers"],
@@ -251,7 +262,7 @@ def stated_by_hugging_face(config: dict[str, Any], preprocessor: dict[str, Any] 
         "context_length": text["max_position_embeddings"],
         "vocab_size": text["vocab_size"],
     }
-    return Stated(HUGGING_FACE_CONFIG, vision["hidden_act"], facts)
+    return Stated(HUGGING_FACE_CONFIG, vision["hidden_act"], facts, vision["image_size"])
 
 
 def check_stated(row: Architecture, stated: Stated | None, weights: str) -> None:
@@ -272,12 +283,20 @@ def check_stated(row: Architecture, stated: Stated | None, weights: str) -> None
 
 
 def _section(config: dict[str, Any], name: str) -> dict[str, Any]:
-    """One encoder's section; files of older versions have a second one, which takes precedence."""
-    found: dict[str, Any] = {}
-    for key in (name, f"{name}_dict"):
-        if key in config and config[key] is not None:
-            found |= config[key]
-    return found
+    """One encoder's section. Files of older versions have a second one, of which also the defaults take precedence."""
+    sections = [config[key] for key in (f"{name}_dict", name) if config.get(key) is not None]
+    return dict(sections[0]) if sections else {}
+
+
+def _check_sizes(images: dict[str, Any], image_size: Any) -> None:
+    """Raises ValueError unless an image's shorter side becomes the image size, to which it is then cropped."""
+    allowed = {
+        "size": (image_size, {"shortest_edge": image_size}),
+        "crop_size": (image_size, {"height": image_size, "width": image_size}, [image_size, image_size]),
+    }
+    for key, values in allowed.items():
+        if key in images and images[key] not in values:
+            _check_fixed("image_processor", images, {key: values[1]})
 
 
 def _check_fixed(section: str, given: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -304,7 +323,7 @@ def _equal(given: Any, wanted: Any) -> bool:
         return given is None or given == {}
     if isinstance(wanted, tuple):
         return isinstance(given, list) and len(given) == len(wanted) and all(map(_close, given, wanted))
-    return bool(given == wanted)
+    return _close(given, wanted) if isinstance(wanted, float) and isinstance(given, float) else bool(given == wanted)
 
 
 def _close(given: float, wanted: float) -> bool:

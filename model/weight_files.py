@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -88,6 +89,8 @@ def _read_weights(path: Path, allow_torchscript: bool) -> Weights:
         state = checked_values(_published(found.state, names))
     except ValueError as error:
         raise ValueError(f"{names[0]} {error}" if path.is_dir() else str(error)) from None
+    if stated is not None:
+        _check_image_size(stated, state)
     if stated is not None and activation is not None and activation != stated.activation:
         raise ValueError(
             f"{names[0]} says that it was trained with {activation}, but {stated.source} says {stated.activation}; correct the "
@@ -103,6 +106,20 @@ def _read_weights(path: Path, allow_torchscript: bool) -> Weights:
             "the activation: quick_gelu or gelu"
         )
     return Weights(state, activation if stated is None else stated.activation, stated, notices, unstated)
+
+
+def _check_image_size(stated: Stated, state: dict[str, Tensor]) -> None:
+    """Raises ValueError if the stated image size is not that of the learned positions: open_clip would interpolate them."""
+    key = next((key for key in ("visual.positional_embedding", "visual.attnpool.positional_embedding") if key in state), None)
+    step = stated.facts["patch_size_px"] or 32
+    if key is None or not isinstance(step, int) or state[key].ndim != 2:
+        return  # of another architecture, as the comparison of shapes will say
+    side = math.isqrt(max(0, len(state[key]) - 1)) * step
+    if stated.image_size not in (side, [side, side]):
+        raise ValueError(
+            f"{stated.source} says image_size={stated.image_size}, but the weights' positions are for {side} px; correct "
+            "it, or restore the file that was published with the weights"
+        )
 
 
 def _no_such_file(path: Path) -> str:

@@ -153,7 +153,7 @@ def files_of(file: str, names: Collection[str]) -> tuple[str, ...]:
         return (file,)
     if config == OPEN_CLIP_CONFIG:
         return (file, config)
-    return (file, config, *[name for name in HUGGING_FACE_PREPROCESSORS if name in names][:1])
+    return (file, config, *[name for name in HUGGING_FACE_PREPROCESSORS if name in names])
 
 
 def shards_of(index: Path) -> dict[str, Sequence[str]]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_BLOCKS = -1000.0
 _COUNTER = "num_batches_tracked"
 _MAX_LOGIT_SCALE = 10.0
 """Its exponential is the factor of the logits, which CLIP limits to 100 (4.6 here)."""
@@ -73,6 +74,9 @@ def _check_finite(state: dict[str, Tensor]) -> None:
 def _check_mask(key: str, value: Tensor) -> None:
     """Raises ValueError unless the text encoder's mask, which some versions store, is the causal one."""
     side = value.shape[-1] if value.ndim == 2 and not value.is_meta else 0
-    blocked = value if value.dtype == torch.bool else value < 0  # torch's convention: True, or minus infinity
+    # torch's convention: True, or minus infinity; some programs write a large number instead.
+    blocked = value if value.dtype == torch.bool else value <= _BLOCKS
+    if value.dtype != torch.bool and bool((value[~blocked] != 0).any()):
+        side = 0
     if not side or not torch.equal(blocked, torch.ones(side, side, dtype=torch.bool).triu(1)):
         raise ValueError(f"{key} is not the causal mask; only CLIPs with a causal text encoder are supported")

@@ -74,7 +74,7 @@ def list_files(pattern: str, suffixes: tuple[str, ...], key: str) -> list[str]:
         paths = [item.path for item in storage.list("")]
         if suffixes == SUFFIXES:
             _refuse_table_formats(f"{key}={pattern}", paths)
-        _say_what_is_skipped(f"{key}={pattern}", "a link to a folder, which is not followed", _linked_folders(storage))
+        _say_what_is_skipped(f"{key}={pattern}", "only linked, and links are not followed", _linked_folders(storage), "folder")
         found = [path for path in paths if path.lower().endswith(suffixes) and not _is_hidden(path)]
     twins = [path for path in found if path.lower().endswith(GZIP_SUFFIX) and path[: -len(GZIP_SUFFIX)] in found]
     found = [path for path in found if path not in twins]
@@ -123,12 +123,11 @@ def _is_hidden(path: str, wanted: str = "") -> bool:
 
 
 @cache  # a job lists its input more than once
-def _say_what_is_skipped(subject: str, reason: str, paths: tuple[str, ...]) -> None:
+def _say_what_is_skipped(subject: str, reason: str, paths: tuple[str, ...], noun: str = "file") -> None:
     if paths:
-        one, many = ("1 folder that is", "folders that are") if "folder" in reason else ("1 file that is", "files that are")
-        files = one if len(paths) == 1 else f"{len(paths):,} {many}"
+        found = f"1 {noun} that is" if len(paths) == 1 else f"{len(paths):,} {noun}s that are"
         more = ", ..." if len(paths) > NAMED_FILES else ""
-        logger.warning("%s: skipped %s %s: %s%s", subject, files, reason, ", ".join(paths[:NAMED_FILES]), more)
+        logger.warning("%s: skipped %s %s: %s%s", subject, found, reason, ", ".join(paths[:NAMED_FILES]), more)
 
 
 def _is_file(storage: Storage) -> bool:

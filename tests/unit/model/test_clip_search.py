@@ -6,6 +6,7 @@ import torch
 from model.clip_search import find_clip
 
 CLIP = {"visual.proj": torch.ones(2), "text_projection": torch.ones(3), "logit_scale": torch.ones(())}
+AVERAGE = {key: value / 2 for key, value in CLIP.items()}
 
 
 def test_the_names_of_the_clip_are_those_without_what_wraps_it():
@@ -37,3 +38,15 @@ def test_known_tensors_beside_the_clip_are_ignored(name):
 def test_unknown_tensors_beside_the_clip_are_refused(name):
     with pytest.raises(ValueError, match=f"holds {name} beside the CLIP at its top"):
         find_clip(CLIP | {name: torch.ones(1)})
+
+
+@pytest.mark.parametrize("name", ["best_avg_recall_state_dict", "schema", "swapped", "email_clip"])
+def test_a_name_that_only_begins_like_an_average_is_none(name):
+    with pytest.raises(ValueError, match="holds 2 CLIPs"):
+        find_clip({"state_dict": CLIP, name: AVERAGE})
+
+
+@pytest.mark.parametrize("name", ["state_dict_ema", "ema_model", "model_ema", "emamodel", "avg_model", "swa_state", "averaged"])
+def test_a_moving_average_is_known_by_its_name(name):
+    found = find_clip({"state_dict": CLIP, name: AVERAGE})
+    assert found.state["logit_scale"] is AVERAGE["logit_scale"]

@@ -1,6 +1,7 @@
 """Weights of others: their activation and architecture are found or asked for, and nothing is run that was not allowed."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -135,6 +136,11 @@ def test_an_open_clip_model_that_is_no_clip_of_the_paper_is_refused(open_clip_fo
         ({"model_type": "siglip"}, "model_type='siglip': is not clip; give the folder of a CLIPModel"),
         ({"model_type": None}, "model_type=None: is not clip"),
         ({"text_config": [1]}, "is not the configuration of a CLIP"),
+        ({"text_config__eos_token_id": 320}, "text_config.eos_token_id=320: differs from 49407"),
+        (
+            {"vision_config_dict": {"hidden_act": "gelu", "hidden_size": 256}, "vision_config__image_size": 32},
+            "vision_config.intermediate_size=3072: differs from 1024",  # of the class, not of vision_config
+        ),
     ],
 )
 def test_a_hugging_face_model_that_is_no_clip_of_the_paper_is_refused(hugging_face_folder, clip, changes, message):
@@ -153,6 +159,44 @@ def test_other_preprocessing_is_refused_under_either_name_of_its_file(hugging_fa
         write(hugging_face_folder, preprocessor_config=other)
     with pytest.raises(ValueError, match=r"image_processor\.image_mean=\[0\.5, 0\.5, 0\.5\]: differs from"):
         load_clip("debug-vit", hugging_face_folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("size", {"shortest_edge": 48}),
+        ("size", {"height": 32, "width": 32}),
+        ("size", 48),
+        ("crop_size", {"height": 32, "width": 48}),
+        ("rescale_factor", 1 / 127.5),
+    ],
+)
+def test_other_sizes_of_images_are_refused(hugging_face_folder, clip, key, value):
+    write(hugging_face_folder, preprocessor_config=preprocessor_config(clip.architecture) | {key: value})
+    with pytest.raises(ValueError, match=rf"image_processor\.{key}=.*differs from"):
+        load_clip("debug-vit", hugging_face_folder)
+
+
+def test_sizes_of_older_image_processors_are_those_of_the_model(hugging_face_folder, clip):
+    size = clip.architecture.image_size_px
+    write(hugging_face_folder, preprocessor_config=preprocessor_config(clip.architecture) | {"size": size, "crop_size": size})
+    assert load_clip("debug-vit", hugging_face_folder)[0].architecture.image_size_px == size
+
+
+def test_both_files_of_an_image_processor_are_checked(hugging_face_folder, clip):
+    other = changed(preprocessor_config(clip.architecture), image_std=[0.5, 0.5, 0.5])
+    write(hugging_face_folder, processor_config={"image_processor": other})
+    with pytest.raises(ValueError, match=r"image_processor\.image_std"):
+        load_clip("debug-vit", hugging_face_folder)
+
+
+@pytest.mark.parametrize("size", [48, [16, 64], 224])
+def test_an_image_size_that_is_not_the_weights_is_refused(open_clip_folder, clip, size):
+    write(
+        open_clip_folder, open_clip_config=changed(open_clip_config(clip.architecture), model_cfg__vision_cfg__image_size=size)
+    )
+    with pytest.raises(ValueError, match=rf"says image_size={re.escape(str(size))}, but the weights' positions are for 32 px"):
+        load_clip("debug-vit", open_clip_folder)
 
 
 def test_folders_that_hold_no_weights_are_refused(tmp_path, clip, hugging_face_folder):

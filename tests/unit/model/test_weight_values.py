@@ -35,3 +35,9 @@ def test_a_causal_mask_is_dropped(mask):
     assert checked_values({"attn_mask": mask}) == {}
     with pytest.raises(ValueError, match="is not the causal mask"):
         checked_values({"attn_mask": mask.T})
+
+
+def test_a_mask_that_does_not_block_is_no_causal_mask():
+    for mask in (torch.full((4, 4), -0.1).triu(1), torch.full((4, 4), -torch.inf).triu(1) + torch.eye(4)):
+        with pytest.raises(ValueError, match="is not the causal mask"):
+            checked_values({"attn_mask": mask})

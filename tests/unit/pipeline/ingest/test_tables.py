@@ -82,7 +82,7 @@ def test_a_linked_folder_that_is_not_followed_is_named(tmp_path, caplog):
     write(tmp_path / "elsewhere" / "u.csv")
     (tmp_path / "in" / "linked").symlink_to(tmp_path / "elsewhere")
     assert list_tables(str(tmp_path / "in")) == [str(tmp_path / "in" / "t.csv")]
-    assert "skipped 1 folder that is a link to a folder, which is not followed: linked" in caplog.text
+    assert "skipped 1 folder that is only linked, and links are not followed: linked" in caplog.text
 
 
 def test_a_path_with_brackets_is_a_path(tmp_path):
