@@ -47,7 +47,10 @@ _LITERAL = re.compile(r"\s*(?:[\[{(]|\w+\s*=\s*[\[{(])")
 _QUOTED = re.compile(r"""(["'])((?:(?!\1).)+)\1,?""")
 _MARK = re.compile(r"(?:->|=>|[-\u2013\u2014|])\s+")
 """Marks that people write between a label and its name."""
-_NO_PROMPT = re.compile(r"""[fru]{0,2}(["']).*\1,?|.*\{\{.*|[*]\s.*""", re.IGNORECASE)
+_NO_NAME = re.compile(r"""[-*+\u2022\u2013\u2014>|]\s.*|[-=]>.*|.*[,;|]|(["']).*\1\s*:?.*|.*\d\s*[:=]\s.*""")
+"""Marks of lists, and labels or quotes around names."""
+_BEGINS_WITH_ID, _ENDS_WITH_NUMBER = re.compile(r"(n\d{8}|\d+)\s+\S"), re.compile(r".*\s(\d+)")
+_NO_PROMPT = re.compile(r"""[fru]{0,2}(["']).*\1,?|.*\{\{.*|[*\u2022]\s.*|.*,|\d+[.)]\s.*""", re.IGNORECASE)
 """Lines of code, and of lists in Markdown: what is around the prompt would get into it."""
 _CODE = re.compile(r"lambda\b.*:|(?:from|import)\s+\w+|def\s+\w+\(|\w+\s*=\s*\S*[\[({]")
 
@@ -138,6 +141,19 @@ def plain_lines(text: str, subject: str) -> tuple[str, ...]:
     if lines and all(quoted):
         return tuple(match[2] for match in quoted if match)
     return tuple(lines)
+
+
+def refuse_more_than_names(names: Sequence[str], subject: str) -> None:
+    """Raises ConfigError if something is left around the names, which would get into every prompt."""
+    begin, end = ([form.match(name) for name in names] for form in (_BEGINS_WITH_ID, _ENDS_WITH_NUMBER))
+    numbers = [int(found[1]) for found in end if found]
+    decorated = names if all(_NO_NAME.fullmatch(name) for name in names) else [name for name in names if name.endswith(",")]
+    if len(names) > 1 and (all(begin) or (len(numbers) == len(names) == len({*numbers}) and numbers != sorted(numbers))):
+        decorated = names
+    if decorated:
+        raise ConfigError(
+            f"{subject}: {decorated[0][:60]!r} is more than the name of a class; write lines of the label, a tab and the name"
+        )
 
 
 def _split(line: str, separator: str) -> tuple[str, str]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.errors import ConfigError
-from training.evaluation.class_list import ClassList, Pairs, is_header
+from training.evaluation.class_list import ClassList, Pairs, is_header, refuse_more_than_names
 
 Kind = Literal["number", "folder", "text"]
 INTEGER = re.compile(r"[+-]?[0-9]+(?:\.0*)?")
@@ -47,8 +47,16 @@ def name_labels(given: ClassList, labels: Sequence[str], kind: Kind, subject: st
         subject: the image set, for messages.
 
     Raises:
-        ConfigError: labels and names do not fit together.
+        ConfigError: labels and names do not fit together, or the names have something around them.
     """
+    naming = _match(given, labels, kind, subject)
+    # Names that a tab or JSON sets apart, or that are the labels themselves, are what they are.
+    if not given.explicit and not set(naming.names.values()) <= set(labels):
+        refuse_more_than_names(list(naming.names.values()), given.subject)
+    return naming
+
+
+def _match(given: ClassList, labels: Sequence[str], kind: Kind, subject: str) -> Naming:
     by_key = _keys_of(labels)
     found = [_from_pairs(pairs, by_key, labels, given.subject) for pairs in _readings(given, labels, by_key)]
     if found:

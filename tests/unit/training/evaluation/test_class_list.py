@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.errors import ConfigError
-from training.evaluation.class_list import is_header, parse_class_list, parse_prompts, plain_lines
+from training.evaluation.class_list import is_header, parse_class_list, parse_prompts, plain_lines, refuse_more_than_names
 
 
 def test_a_list_has_names_and_no_pairs_whatever_is_in_them():
@@ -87,3 +87,35 @@ def test_a_line_that_is_more_than_a_prompt_is_refused(line):
 
 def test_a_prompt_may_hold_quotes():
     assert parse_prompts('"{}" on a sign\na {}, said "fine"\n', "prompts.txt") == ('"{}" on a sign', 'a {}, said "fine"')
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("1 kit_fox", "2 English_setter"),
+        ("n02119789 kit_fox", "n02100735 setter"),
+        ("cat 1", "dog 0"),
+        ("tench,", "goldfish"),
+        ("* tench", "* goldfish"),
+        ("'0': 'tench'", "'1': 'goldfish'"),
+        ("class 0: cat", "class 1: dog"),
+        ("-> cat", "-> dog"),
+    ],
+)
+def test_names_with_something_around_them_are_refused(names):
+    with pytest.raises(ConfigError, match="is more than the name of a class; write lines of the label, a tab and the name"):
+        refuse_more_than_names(names, "names.txt")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("grade 1", "grade 2"), ("747-400", "A320"), ("jack-o'-lantern", "St. Bernard"), ("2012 Audi A5", "Boeing 747"), ("3",)],
+)
+def test_names_may_hold_numbers_and_signs(names):
+    refuse_more_than_names(names, "names.txt")
+
+
+@pytest.mark.parametrize("line", ["1. a photo of a {}.", "a photo of a {}.,"])
+def test_a_numbered_prompt_and_one_with_a_comma_are_refused(line):
+    with pytest.raises(ConfigError, match="more than a prompt"):
+        parse_prompts(f"{line}\n", "prompts.txt")

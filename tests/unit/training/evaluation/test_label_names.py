@@ -54,3 +54,11 @@ def test_identifiers_are_told_from_names():
 def test_a_few_names_stand_for_many():
     assert some(["a", "b"]) == "a, b"
     assert some([*"abcdef"]) == "a, b, c and 3 more"
+
+
+def test_the_remedy_for_names_that_begin_with_numbers_works():
+    lines = ["1 dollar", "5 dollars"]
+    with pytest.raises(ConfigError, match="a tab and the name"):
+        name_labels(parse_class_list("\n".join(lines), "f"), ["0", "1"], "number", "i")
+    with_tabs = "".join(f"{number}\t{name}\n" for number, name in enumerate(lines))
+    assert name_labels(parse_class_list(with_tabs, "f"), ["0", "1"], "number", "i").names == {"0": "1 dollar", "1": "5 dollars"}
