@@ -144,7 +144,7 @@ _HUGGING_FACE_PREPROCESS = {
     "resample": BICUBIC,
 }
 _FIRST_RELEASES_END_OF_TEXT = 2
-"""What the first published configurations hold for end-of-text. transformers then reads at the largest id, as we do."""
+"""End-of-text in the first published configurations. transformers then reads at the largest id, as we do."""
 # Pairs of tables: defaults of these classes for values that a configuration omits; and values that must not differ, since
 # any other would compute something other than the paper's CLIP.
 _OPEN_CLIP_VISION: dict[str, Any] = {"layers": 12, "width": 768, "patch_size": 16, "image_size": 224}

@@ -7,6 +7,7 @@ any other table is streamed, and rows that are already held are checked for chan
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -125,14 +126,16 @@ def plan_ingest(config: IngestConfig, dry_run: bool = False, output_is_checked: 
     """
     if not config.output:
         raise InputError("ingest.output: is empty; name the folder or the s3://bucket/prefix of the data set")
-    tables = list_tables(config.input)
-    if config.column_names and not any(map(is_delimited, tables)):
+    listed = list_tables(config.input)
+    if config.column_names and not any(map(is_delimited, listed)):
         raise InputError(
             f"ingest.column_names={list(config.column_names)}: names the columns of csv and tsv tables, and {config.input} has "
             "none; remove the key"
         )
     storage = open_storage(config.output, bool(config.single_writer))
     manifest = read_manifest(storage) if list_versions(storage) else None
+    spellings = {_real(record.input_path): record.input_path for record in manifest.partitions} if manifest else {}
+    tables = list(dict.fromkeys(spellings.get(_real(table), table) for table in listed))
     fingerprint = options_fingerprint(config)
     finished = {item.path for item in storage.list("partitions/")}
     notes_there = {item.path for item in storage.list(INPUTS)}
@@ -306,6 +309,11 @@ class _Planner:
             rows = hide_userinfo(chunk, self._config.url_column)
             pq.write_table(rows, Path(folder) / "rows.parquet", compression="zstd")
             self._storage.write_file(path, Path(folder) / "rows.parquet")
+
+
+def _real(table: str) -> str:
+    """A table's address without `..` and links, by which it is recognised under any spelling."""
+    return table if "://" in table else os.path.realpath(table)
 
 
 def _held_ranges(manifest: Manifest | None, table: str, fingerprints: set[str]) -> list[PartitionRecord]:

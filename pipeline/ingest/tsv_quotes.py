@@ -75,7 +75,7 @@ def _consistent_records(buffer: bytes, tabs: int, complete: bool, seen: set[str]
             break
         lines = buffer[place : record.stop].splitlines()
         is_joined = len(lines) > 1 or any(b"\t" in field for field, quoted in record.fields if quoted)
-        if record.error or (is_joined and all(line.count(b"\t") == tabs for line in lines)):
+        if record.error or (is_joined and _could_be_rows(lines, tabs)):
             return None
         for field in (field for field, quoted in record.fields if quoted):
             seen.add(EMPTY if not field else NEEDED if any(sign in field for sign in SIGNS) else OTHER)
@@ -104,8 +104,13 @@ def _see_plain_records(records: bytes, tabs: int, seen: set[str]) -> bool:
     return not any(_are_rows(records, start, stop, tabs) for start, stop in places)
 
 
+def _could_be_rows(lines: list[bytes], tabs: int) -> bool:
+    """True if all lines have the table's number of fields by themselves; empty lines aside."""
+    return all(line.count(b"\t") == tabs for line in lines if line.strip(b"\r\n"))
+
+
 def _are_rows(records: bytes, start: int, stop: int, tabs: int) -> bool:
-    """True if all lines that a quoted field touches have the table's number of fields by themselves."""
+    """True if all lines that a quoted field touches could be rows by themselves."""
     first, last = records.rfind(b"\n", 0, start) + 1, records.find(b"\n", stop)
     lines = records[first : last if last >= 0 else None].split(b"\n")
-    return all(line.count(b"\t") == tabs for line in lines)
+    return _could_be_rows(lines, tabs)

@@ -7,6 +7,7 @@ not pass through here: those of tars indexed by jobs/index.py, and those that `d
 from __future__ import annotations
 
 import html
+import html.entities
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from pipeline.config import CaptionConfig
 from pipeline.errors import Failure
 
 _SPACE = re.compile(r"\s+")
+_ENTITY = re.compile(r"&(?:#[0-9]+;?|#[xX][0-9a-fA-F]+;?|[A-Za-z0-9]++;|[A-Za-z0-9]++(?![=;]))")
 _DROPPED_CATEGORIES = {"Cc", "Cs"}  # control characters and halves of surrogate pairs
 _EMPTY = Failure("dropped", "empty_caption", "the caption is empty")
 
@@ -48,10 +50,10 @@ def clean_caption(value: object, config: CaptionConfig) -> str | Failure:
     while text != before and not (text.isascii() and text.isprintable() and "&" not in text):  # most captions are plain
         # Until nothing changes: crawls hold doubly escaped text, and a retried row, clean already, must stay as it is.
         before = text
-        text = _SPACE.sub(" ", unicodedata.normalize("NFC", html.unescape(text)))
+        text = _SPACE.sub(" ", unicodedata.normalize("NFC", _ENTITY.sub(_character, text)))
         text = "".join(letter for letter in text if unicodedata.category(letter) not in _DROPPED_CATEGORIES)
     text = _SPACE.sub(" ", text).strip()
-    if not text:
+    if not text or all(unicodedata.category(letter) == "Cf" for letter in text):  # e.g. zero-width spaces
         return _EMPTY
     words = len(text.split(" "))
     if len(text) < config.min_characters or words < config.min_words:
@@ -59,6 +61,12 @@ def clean_caption(value: object, config: CaptionConfig) -> str | Failure:
     if config.max_characters is not None and len(text) > config.max_characters:
         return Failure("dropped", "long_caption", f"{len(text)} characters")
     return text
+
+
+def _character(found: re.Match[str]) -> str:
+    """The text of an entity. Without a semicolon, only whole words are entities, as in HTML's attributes: AT&TILDE is text."""
+    entity = found[0]
+    return html.unescape(entity) if entity[1] == "#" else html.entities.html5.get(entity[1:], entity)
 
 
 def display_caption(value: object) -> str | list[str]:

@@ -72,6 +72,22 @@ def test_a_grown_table_plans_its_new_rows_only(tmp_path, suffix):
     assert [(spec.first_row, spec.num_rows) for spec in grown.partitions] == [(10, 4), (14, 1)]
 
 
+def test_a_table_under_another_spelling_of_its_path_is_the_same_table(tmp_path, monkeypatch):
+    output = tmp_path / "out"
+    (tmp_path / "a").mkdir()
+    (tmp_path / "linked").symlink_to(tmp_path / "a")
+    monkeypatch.chdir(tmp_path / "a")
+    write(tmp_path / "a" / "t.csv")
+    first = plan("../a/t.csv", output)
+    commit(open_storage(str(output)), map(record_of, first.partitions))
+    for spelling in ("t.csv", tmp_path / "a" / "t.csv", tmp_path / "linked" / "t.csv", "../a/../a"):
+        assert plan(spelling, output).rows_held == 10
+        assert plan(spelling, output).partitions == []
+    write(tmp_path / "a" / "t.csv", [*ROWS, ROWS[0] | {"caption": "new"}])
+    (spec,) = plan("t.csv", output).partitions
+    assert (spec.first_row, spec.input_path) == (10, first.partitions[0].input_path)
+
+
 def test_an_edited_or_shortened_table_is_refused(tmp_path):
     table, output = tmp_path / "t.csv", tmp_path / "out"
     write(table)

@@ -82,3 +82,27 @@ def test_a_clean_caption_stays_as_it_is(text):
     """A row that is tried again has been cleaned before."""
     once = clean_caption(text, CaptionConfig())
     assert clean_caption(once, CaptionConfig()) == once
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("Audi TT&GTS", "Audi TT&GTS"),
+        ("see ?a=1&copy=2", "see ?a=1&copy=2"),
+        ("NAME&REGION", "NAME&REGION"),
+        ("x &notit; y", "x &notit; y"),
+        ("fish &amp chips &copy 2020", "fish & chips © 2020"),
+        ("&lt;&#65;&#x42&gt;=", "<AB>="),
+        ("caf&eacute; R&D; &nosuch;", "café R&D; &nosuch;"),
+        ("\u200bdog\u200d", "\u200bdog\u200d"),
+    ],
+)
+def test_only_what_html_takes_for_an_entity_in_an_attribute_is_one(text, clean):
+    assert clean_caption(text, CaptionConfig()) == clean
+
+
+@pytest.mark.parametrize("text", ["\u200b", "\ufeff\u00ad", "&#8203; \u200d"])
+def test_a_caption_that_nobody_can_see_is_empty(text):
+    outcome = clean_caption(text.replace(" ", ""), CaptionConfig())
+    assert isinstance(outcome, Failure)
+    assert outcome.reason == "empty_caption"
