@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import re
 import tempfile
 from collections import Counter
@@ -33,6 +34,7 @@ SUFFIXES = (".tar",)
 OTHER_SUFFIXES = (".TAR", ".Tar", *COMPRESSED_SUFFIXES, *(suffix.upper() for suffix in COMPRESSED_SUFFIXES))
 """Suffixes of tars that are listed as well; compressed ones are refused by name."""
 FINGERPRINT = "indexed"
+"""Begins the options' fingerprint of indexed tars; index.caption_key follows. Earlier releases have not recorded the key."""
 MOST_LINES = 20
 """Tars without a sample that are named one by one."""
 
@@ -62,8 +64,25 @@ def plan_index(config: IndexConfig, manifest: Manifest | None) -> list[str]:
     """Addresses of the tars that the data set does not hold yet. Raises InputError if the input has no tars."""
     if not config.output:
         raise InputError("index.output: is empty; name the folder or the s3://bucket/prefix of the data set")
-    held = {record.input_path for record in manifest.partitions} if manifest else set()
-    return [tar for tar in _list_tars(config) if tar not in held]
+    held = {record.input_path: record.options_fingerprint for record in manifest.partitions} if manifest else {}
+    tars = _list_tars(config)
+    other = next((tar for tar in tars if tar in held and held[tar] != _fingerprint(config)), None)
+    if other is not None and held[other] == FINGERPRINT:
+        logger.warning(
+            "index.caption_key=%s: changes nothing in tars that the data set holds already, such as %s; if they were indexed "
+            "without it, index them into a new index.output",
+            *(config.caption_key, other),
+        )
+    elif other is not None:
+        raise InputError(
+            f"index.caption_key={config.caption_key}: the data set holds {other} with index.caption_key="
+            f"{held[other].removeprefix(FINGERPRINT).lstrip()}; use the same key, or index into a new index.output"
+        )
+    return [tar for tar in tars if tar not in held]
+
+
+def _fingerprint(config: IndexConfig) -> str:
+    return f"{FINGERPRINT} {config.caption_key}" if config.caption_key else FINGERPRINT
 
 
 def _list_tars(config: IndexConfig) -> list[str]:
@@ -76,6 +95,11 @@ def _list_tars(config: IndexConfig) -> list[str]:
     root = open_storage(config.input if wild is None else config.input[: wild.start()].rpartition("/")[0] or ".").uri
     own = f"{open_storage(config.output).uri}/shards/"
     tars = [tar for tar in found if not tar.startswith(own) and "/." not in f"/{tar.removeprefix(root).lstrip('/')}"]
+    real = {tar: tar if "://" in tar else os.path.realpath(tar) for tar in tars}
+    twice = [tar for tar in tars if real[tar] != tar and real[tar] in real]
+    if twice:
+        logger.warning("skipped %d links to tars that are there too, such as %s", len(twice), twice[0])
+        tars = [tar for tar in tars if tar not in set(twice)]
     hidden = [tar for tar in found if not tar.startswith(own) and tar not in set(tars)]
     if hidden:
         logger.warning("skipped %d hidden files, such as %s", len(hidden), hidden[0])
@@ -135,7 +159,7 @@ def read_tar(address: str, config: IndexConfig) -> IndexedTar:
         first_row=0,
         num_rows=len(rows),
         rows_sha256=stream.sha256,
-        options_fingerprint=FINGERPRINT,
+        options_fingerprint=_fingerprint(config),
         counts=dict(sorted(counts.items())),
         shards=(
             shard.model_copy(

@@ -180,6 +180,36 @@ def test_hidden_tars_are_skipped_and_upper_case_ones_are_not(image, tmp_path, ca
     assert "._a.tar" in caplog.text
 
 
+def test_a_link_to_a_tar_that_is_there_too_is_skipped(image, tmp_path, caplog):
+    (tmp_path / "tars").mkdir()
+    (tmp_path / "tars" / "0.tar").write_bytes(packed(pairs(image, "0")))
+    (tmp_path / "elsewhere.tar").write_bytes(packed(pairs(image, "1")))
+    (tmp_path / "tars" / "latest.tar").symlink_to("0.tar")
+    (tmp_path / "tars" / "other.tar").symlink_to("../elsewhere.tar")
+    config = IndexConfig(input=str(tmp_path / "tars"), output=str(tmp_path / "data"))
+    assert [tar.rpartition("/")[2] for tar in plan_index(config, None)] == ["0.tar", "other.tar"]
+    assert "skipped 1 links to tars that are there too, such as" in caplog.text
+
+
+def test_another_key_of_captions_is_no_reason_to_do_nothing(indexed, image, caplog):
+    members = [*pairs(image, "0"), ("0.json", b'{"alt": "alt text"}')]
+    keyed = indexed(packed(members), caption_key="alt")
+    assert [row["caption"] for row in keyed.rows] == ["alt text"]
+    assert plan_index(keyed.config, keyed.manifest) == []
+    for key in ("", "title"):
+        with pytest.raises(
+            InputError, match=rf"index\.caption_key={key}: the data set holds .*t\.tar with index\.caption_key=alt"
+        ):
+            plan_index(keyed.config.model_copy(update={"caption_key": key}), keyed.manifest)
+    old = keyed.manifest.model_copy(
+        update={
+            "partitions": tuple(one.model_copy(update={"options_fingerprint": "indexed"}) for one in keyed.manifest.partitions)
+        }
+    )
+    assert plan_index(keyed.config, old) == []
+    assert "index.caption_key=alt: changes nothing in tars that the data set holds already" in caplog.text
+
+
 # ------------------------------------------------------------------------------------------------------------ whole or refused
 
 
