@@ -84,6 +84,12 @@ def _list_tars(config: IndexConfig) -> list[str]:
     return tars
 
 
+def count_held_samples(config: IndexConfig, manifest: Manifest) -> int:
+    """Samples that the input's tars had when they were indexed."""
+    tars = set(_list_tars(config))
+    return sum(record.counts.get("success", 0) for record in manifest.partitions if record.input_path in tars)
+
+
 def find_replaced(config: IndexConfig, manifest: Manifest) -> list[str]:
     """Messages about tars of the data set that have another size now than when they were indexed."""
     held = {shard.address: shard.tar_size_bytes for shard in manifest.shards if shard.address}
