@@ -181,7 +181,7 @@ def _report_missing(removed: frozenset[str], missing: frozenset[str], options: a
         print(f"--remove {options.remove}: {figures}")
         return
     lines = [f"--remove {options.remove}: {figures}"]
-    lines += ["a line is a key or a URL, as in the sidecars; mend the list, and run the command again"]
+    lines += ["a line is a key or a URL, as in the sidecars; fix the list, and run the command again"]
     if options.purge:
         allow = "" if len(missing) == len(removed) else ", or pass --allow-missing to purge what matched"
         lines.append(f"nothing was purged{allow}")

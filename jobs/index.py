@@ -5,8 +5,8 @@
     python jobs/train.py --config vit_b_32 data.uri=data/laion
 
 Each tar is read once; training then reads the images where they are. Run it again when there are new tars: the others are
-skipped. A tar that is not whole or that is compressed is named, with exit code 2; the others are indexed. If no tar that was read
-has a sample, the exit code is 3.
+skipped. A tar that is not whole or that is compressed is named, with exit code 2; the others are indexed. If none that was
+read has a sample, the exit code is 3.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def job(config: Config, options: argparse.Namespace) -> None:
     from pipeline.dataset.manifest import list_versions, read_manifest
     from pipeline.storage.address import open_storage
-    from pipeline.versions.foreign_tars import count_held_samples, find_replaced, plan_index
+    from pipeline.versions.foreign_tars import count_newest_samples, find_replaced, plan_index
     from pipeline.versions.whole_tar import find_compressed
 
     index = config.index
@@ -48,16 +48,16 @@ def job(config: Config, options: argparse.Namespace) -> None:
         samples, refused, away = _index(storage, tars, index)
         problems += refused
     elif not problems:
-        assert manifest is not None  # it holds them
-        samples = count_held_samples(index, manifest)
-        print(f"nothing to do: {storage.uri} holds all these tars, with {samples:,} samples")
+        samples = count_newest_samples(index, storage)
+        empty = "" if samples else ", and those read last have no sample"
+        print(f"nothing to do: {storage.uri} holds all these tars{empty}")
     if away:
         raise StorageAwayError("\n".join([*problems, *away]))
     if problems:
         raise InputError("\n".join(problems))
     if not samples:
         raise NotMeantError(
-            f"index.input={index.input}: none of these tars has a sample; look at their members with `tar tf TAR`, and if "
+            f"index.input={index.input}: none of the tars read last has a sample; `tar tf TAR` lists their members; if "
             "captions are missing, set index.caption_key; then index them into a new index.output, since this one holds them"
         )
 

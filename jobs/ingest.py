@@ -86,7 +86,7 @@ def _repeat_verdict(config: IngestConfig) -> None:
 
 def _remedy(config: IngestConfig) -> str:
     again = "ingest the table into a new ingest.output" if config.bytes_column else "--retry-failed REASONS fetches them again"
-    return f"what is committed stays; mend the cause, then {again}; if no more are meant to succeed, lower the key"
+    return f"what is committed stays; fix the cause, then {again}; if no more are meant to succeed, lower the key"
 
 
 def _command(options: argparse.Namespace, reasons: str) -> str:

@@ -100,7 +100,7 @@ def _bad_urls(reason: str, rows: Sequence[FailedRow], fetch: FetchConfig) -> str
         return "write https:// or http:// before the hosts in a new table, and ingest that"
     if rows and all("user name" in row.message for row in rows):
         return "URLs must not hold a user name or a password: write others, such as presigned ones, in a new table"
-    return "these are no URLs: is ingest.url_column the right column? Otherwise write them anew in a new table"
+    return "these are no URLs: is ingest.url_column the right column? Otherwise write them again, in a new table"
 
 
 def _schemes(reason: str, rows: Sequence[FailedRow], fetch: FetchConfig) -> str:
