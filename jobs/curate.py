@@ -181,10 +181,9 @@ def _report_missing(removed: frozenset[str], missing: frozenset[str], options: a
         print(f"--remove {options.remove}: {figures}")
         return
     lines = [f"--remove {options.remove}: {figures}"]
-    lines += ["a line is a key or a URL, as in the sidecars; fix the list, and run the command again"]
-    if options.purge:
-        allow = "" if len(missing) == len(removed) else ", or pass --allow-missing to purge what matched"
-        lines.append(f"nothing was purged{allow}")
+    purge = "nothing was purged; " if options.purge else ""
+    allow = ", or pass --allow-missing to purge what matched" if options.purge and len(missing) < len(removed) else ""
+    lines.append(f"{purge}a line is a key or a URL, as in the sidecars: fix the list and run the command again{allow}")
     raise NotMeantError("\n".join(lines))
 
 

@@ -275,7 +275,7 @@ def is_concerned(reason: str, row: FailedRow, now: FetchConfig) -> bool:
 
 
 def _kind(reason: str, rows: Sequence[FailedRow]) -> str:
-    """What most of the rows hold in place of a public web address."""
+    """Names what most of the rows hold in place of a public web address."""
     kinds = Counter(_kind_of(reason, row) for row in rows)
     return kinds.most_common(1)[0][0] if kinds else OTHER
 

@@ -29,7 +29,7 @@ MOST_OUTCOMES = 1000
 
 
 class Outcome(BaseModel):
-    """What became of the rows that a run attempted.
+    """Result of the rows that a run attempted.
 
     Attributes:
         tables: all tables of the run's input; of a retry, the tables that its rows come from.

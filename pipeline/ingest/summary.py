@@ -108,9 +108,9 @@ def _held_text(held: Held) -> str:
     if held.all_failed:
         text = f"{held.without_sample:,} failed"
     elif held.reasons:
-        text = f"{failed:,} failed and {dropped:,} were dropped" if failed else f"{dropped:,} were dropped"
+        text = ", ".join([*[f"{failed:,} failed"] * bool(failed), f"{dropped:,} dropped by a rule"])
     else:
-        text = f"{held.without_sample:,} failed or were dropped"
+        text = f"{held.without_sample:,} failed, or dropped by a rule"
     reasons = [f"{reason} {count:,}" for reason, count in list(held.reasons.items())[:SHOWN_REASONS]]
     more = ["..."] * (len(held.reasons) > SHOWN_REASONS)
     shown = f" ({', '.join(reasons + more)})" if reasons else ""
