@@ -58,7 +58,7 @@ class FailedRow:
 
 
 def hint(reason: str, rows: Sequence[FailedRow], fetch: FetchConfig) -> str:
-    """What to type after rows have failed for a reason; "" for a reason that is unknown here."""
+    """Says what to type after rows have failed for a reason; "" for a reason that is unknown here."""
     if reason in ALLOWED and rows and all(is_concerned(reason, row, fetch) for row in rows):
         return f"the settings allow these rows now: --retry-failed {reason}"
     if reason in BY_ROWS:
