@@ -130,7 +130,7 @@ class IngestConfig(Section):
     """Interval at which a long run commits finished partitions as a new version; it also commits at its end."""
     num_workers: int | None = Field(None, ge=1)
     """Maximum number of Ray actors, one CPU each; None: limited by the work and by Ray's CPUs, also those that join later."""
-    min_success_share: float = Field(0.05, ge=0, le=1)
+    min_success_share: float = Field(0.1, ge=0, le=1)
     """Share of a run's rows below which it ends with exit code 3, "done, but not what was meant"; 0: any share will do."""
     min_share_of_history: float = Field(0.5, ge=0, le=1)
     """The same, as a fraction of the share of the rows that the data set held before; 0: do not compare."""

@@ -59,8 +59,8 @@ def outcome(rows: int, successes: int, age: int = 0, **fields) -> Outcome:
     [
         (300, 0, False, (0, 0), True),
         (300, 3, True, (0, 0), True),  # 1 in 100
-        (300, 14, True, (0, 0), True),
-        (300, 15, True, (0, 0), False),  # exactly the floor
+        (300, 29, True, (0, 0), True),
+        (300, 30, True, (0, 0), False),  # exactly the floor
         (100, 0, True, (0, 0), True),
         (99, 0, True, (0, 0), False),  # too few rows to judge
         (99, 0, False, (0, 0), True),  # but not while there is no sample at all
@@ -69,7 +69,7 @@ def outcome(rows: int, successes: int, age: int = 0, **fields) -> Outcome:
         (300, 100, True, (1000, 900), True),  # 33% after 90%
         (300, 135, True, (1000, 900), False),
         (300, 100, True, (99, 99), False),  # too short a history
-        (300, 30, True, (1000, 150), False),  # a table of dead links goes on as it was
+        (300, 30, True, (1000, 150), False),  # a table with many dead links, as before
     ],
 )
 def test_a_share_is_judged_by_a_floor_and_by_the_history(rows, successes, has_samples, history, missed):
@@ -117,8 +117,8 @@ def test_a_verdict_stands_until_rows_of_the_same_tables_succeed(newest_first, re
 
 def test_rows_of_earlier_releases_which_kept_no_outcomes_are_judged_as_one_run():
     assert "0 of 300 rows" in standing_shortfall(manifest(record("a", 300, 0)), [], {"/t.csv"}, CONFIG, False, False)
-    retried = manifest(record("a", 300, 0), record("b", 300, 20, "/out/retries/a-0123.parquet"))
-    assert standing_shortfall(retried, [], {"/t.csv"}, CONFIG, False, False) is None, "20 of the 300 are samples now"
+    retried = manifest(record("a", 300, 0), record("b", 300, 40, "/out/retries/a-0123.parquet"))
+    assert standing_shortfall(retried, [], {"/t.csv"}, CONFIG, False, False) is None, "40 of the 300 are samples now"
 
 
 def test_held_rows_are_counted_once_and_by_reason_unless_some_were_retried():
