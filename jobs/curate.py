@@ -7,7 +7,8 @@
     python jobs/curate.py curate.data=data/pairs --remove urls.txt         remove samples: keys or URLs, one per line
     python jobs/curate.py curate.data=data/pairs --remove urls.txt --purge --runs runs     also rewrite their shards
 
-Drops are counted by reason. Earlier versions stay unchanged, except those that held purged samples.
+A line of the list that names no sample gives exit code 3, and nothing is purged then. Drops are counted by reason. Earlier
+versions stay unchanged, except those that held purged samples.
 """
 
 from __future__ import annotations
@@ -21,8 +22,12 @@ from jobs.cli.command_line import connect_ray, parser, run
 from jobs.cli.config import Config
 from jobs.cli.job_parser import JobParser
 from pipeline.config import CurateConfig
-from pipeline.errors import InputError
+from pipeline.errors import InputError, NotMeantError
+from pipeline.storage.url_credentials import without_userinfo
 from training.ray_internals import quieten_ray_data
+
+MOST_LINES = 20
+"""Lines of a takedown that matched nothing and are named one by one."""
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,6 +45,8 @@ def job(config: Config, options: argparse.Namespace) -> None:
 
     if not config.curate.data:
         raise InputError("curate.data: is empty; name the folder or the s3://bucket/prefix of a data set")
+    if options.allow_missing and not options.purge:
+        raise InputError("--allow-missing: allows --purge of lists with lines that name no sample; pass it with --purge")
     if options.purge and not options.remove:
         raise InputError("--purge: there is nothing to purge; list the samples with --remove FILE")
     no_rules = CurateConfig(data=config.curate.data, single_writer=config.curate.single_writer)
@@ -144,18 +151,43 @@ def _materialize(storage: Storage, manifest: Manifest, shard_size_bytes: int) ->
 
 
 def _take_down(storage: Storage, rules: Rules, options: argparse.Namespace) -> None:
-    """Lists the versions and runs that used the removed samples; with --purge, rewrites the shards that hold them."""
+    """Lists the versions and runs that used the removed samples; with --purge, rewrites the shards that hold them.
+
+    Raises:
+        NotMeantError: a line matched nothing; nothing was purged then, unless it is allowed.
+    """
     from pipeline.versions.takedown import find_holders, purge, runs_on
 
     holders = find_holders(storage, rules)
-    if options.purge:
+    missing = rules.removed - holders.found
+    purges = options.purge and bool(holders.found) and (not missing or options.allow_missing)
+    if purges:
         manifest = purge(storage, rules, holders)
         print(f"{storage.uri} version {manifest.version}: no object holds the removed samples any more")
     for version in holders.versions:
-        gone = "; it can no longer be read" if options.purge else ""
+        gone = "; it can no longer be read" if purges else ""
         print(f"version {version} held some of the removed samples{gone}")
     for run_name, version in runs_on(options.runs, storage.uri, holders.versions) if options.runs else ():
         print(f"run {run_name} was trained on version {version}, which held some of the removed samples")
+    if not rules.removed:
+        print(f"--remove {options.remove}: has no lines, so nothing was removed")
+    if missing:
+        _report_missing(rules.removed, missing, options, purges)
+
+
+def _report_missing(removed: frozenset[str], missing: frozenset[str], options: argparse.Namespace, purged: bool) -> None:
+    """Names the lines of a takedown that matched nothing. Raises NotMeantError unless they are allowed."""
+    shown = [without_userinfo(line) for line in sorted(missing)[:MOST_LINES]]
+    more = [f"... and {len(missing) - MOST_LINES:,} more"] if len(missing) > MOST_LINES else []
+    figures = f"{len(removed) - len(missing):,} of {len(removed):,} lines matched; not found: {', '.join([*shown, *more])}"
+    if purged:
+        print(f"--remove {options.remove}: {figures}")
+        return
+    lines = [f"--remove {options.remove}: {figures}"]
+    purge = "nothing was purged; " if options.purge else ""
+    allow = ", or pass --allow-missing to purge what matched" if options.purge and len(missing) < len(removed) else ""
+    lines.append(f"{purge}a line is a key or a URL, as in the sidecars: fix the list and run the command again{allow}")
+    raise NotMeantError("\n".join(lines))
 
 
 def _summary(base: Manifest, manifest: Manifest) -> str:
@@ -163,7 +195,8 @@ def _summary(base: Manifest, manifest: Manifest) -> str:
     drops.subtract(_drops(base.shards))
     lines = [f"{base.num_samples:,} samples in version {base.version}"]
     lines += [f"  {reason:20} {-count:>+10,}" for reason, count in sorted(drops.items()) if count]
-    lines.append(f"{manifest.num_samples:,} samples in version {manifest.version}")
+    empty = "" if manifest.num_samples else ": there is nothing to train on"
+    lines.append(f"{manifest.num_samples:,} samples in version {manifest.version}{empty}")
     return "\n".join(lines)
 
 
@@ -184,6 +217,9 @@ def arguments() -> JobParser:
     result.add_argument("--remove", metavar="FILE", help="file with keys or URLs of samples to remove, one per line")
     result.add_argument(
         "--purge", action="store_true", help="with --remove: rewrite or delete every object that holds the samples"
+    )
+    result.add_argument(
+        "--allow-missing", action="store_true", help="with --purge: purge although some lines of the list match nothing"
     )
     result.add_argument("--runs", metavar="DIR", help="with --remove: list the runs in DIR that were trained on the samples")
     return result

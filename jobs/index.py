@@ -5,7 +5,8 @@
     python jobs/train.py --config vit_b_32 data.uri=data/laion
 
 Each tar is read once; training then reads the images where they are. Run it again when there are new tars: the others are
-skipped. A tar that is not whole or that is compressed is named, with exit code 2; the others are indexed.
+skipped. A tar that is not whole or that is compressed is named, with exit code 2; the others are indexed. If none that was
+read has a sample, the exit code is 3.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.cli.command_line import connect_ray, parser, run
 from jobs.cli.config import Config
 from jobs.cli.job_parser import JobParser
-from pipeline.errors import InputError, StorageAwayError
+from pipeline.errors import InputError, NotMeantError, StorageAwayError
 from training.ray_internals import quieten_ray_data
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def job(config: Config, options: argparse.Namespace) -> None:
     from pipeline.dataset.manifest import list_versions, read_manifest
     from pipeline.storage.address import open_storage
     from pipeline.storage.put_if_absent import ensure_put_if_absent
-    from pipeline.versions.foreign_tars import find_replaced, plan_index
+    from pipeline.versions.foreign_tars import count_newest_samples, find_replaced, plan_index
     from pipeline.versions.whole_tar import find_compressed
 
     index = config.index
@@ -41,23 +42,31 @@ def job(config: Config, options: argparse.Namespace) -> None:
     tars = [tar for tar in tars if tar not in compressed]
     problems = [*compressed.values(), *(find_replaced(index, manifest) if manifest else [])]
     away: list[str] = []
+    samples = None
     if tars:
         ensure_put_if_absent(storage, index.single_writer, "index.single_writer")
         connect_ray(config.cluster)
-        refused, away = _index(storage, tars, index)
+        samples, refused, away = _index(storage, tars, index)
         problems += refused
     elif not problems:
-        print(f"nothing to do: {storage.uri} holds all these tars")
+        samples = count_newest_samples(index, storage)
+        empty = "" if samples else ", and those read last have no sample"
+        print(f"nothing to do: {storage.uri} holds all these tars{empty}")
     if away:
         raise StorageAwayError("\n".join([*problems, *away]))
     if problems:
         raise InputError("\n".join(problems))
+    if not samples:
+        raise NotMeantError(
+            f"index.input={index.input}: none of the tars read last has a sample; `tar tf TAR` lists their members; if "
+            "captions are missing, set index.caption_key; then index them into a new index.output, since this one holds them"
+        )
 
 
-def _index(storage: Storage, tars: list[str], index: IndexConfig) -> tuple[list[str], list[str]]:
+def _index(storage: Storage, tars: list[str], index: IndexConfig) -> tuple[int, list[str], list[str]]:
     """Indexes tars on Ray and commits those that are whole, also if the run is stopped.
 
-    Returns messages about tars that are refused, and about tars whose storage did not respond.
+    Returns the number of samples, messages about tars that are refused, and about tars whose storage did not respond.
     """
     import ray
 
@@ -90,12 +99,14 @@ def _index(storage: Storage, tars: list[str], index: IndexConfig) -> tuple[list[
     finally:
         if done:
             manifest = commit(storage, [one.record for one in done])
+            empty = "" if manifest.num_samples else ": there is nothing to train on"
             print(
                 f"{storage.uri} version {manifest.version}: {manifest.num_samples:,} samples in {len(manifest.shards):,} tars"
+                f"{empty}"
             )
             for line in describe(done):
                 print(line, file=sys.stderr)
-    return sorted(problems), sorted(away)
+    return sum(one.record.counts.get("success", 0) for one in done), sorted(problems), sorted(away)
 
 
 def arguments() -> JobParser:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -25,7 +26,8 @@ from typing import TYPE_CHECKING, Any
 from jobs.cli.command_line import EXIT_FAILED, connect_ray, parser, run
 from jobs.cli.config import Config
 from jobs.cli.job_parser import JobParser
-from pipeline.errors import InputError
+from pipeline.errors import InputError, NotMeantError
+from pipeline.storage.url_credentials import without_userinfo
 from training.ray_internals import quieten_ray_data
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ def job(config: Config, options: argparse.Namespace) -> int:
     ingest = _retries_as_input(config.ingest, retry, options.dry_run) if retry else config.ingest
     if ingest is None:
         print(f"nothing to do: every row that failed for {options.retry_failed} was tried again already")
+        _repeat_verdict(config.ingest)
         return 0
     # refuses bad input before Ray starts
     plan = plan_ingest(ingest, dry_run=options.dry_run, output_is_checked=bool(options.retry_failed))
@@ -59,9 +62,40 @@ def job(config: Config, options: argparse.Namespace) -> int:
         summary = run_ingest(ingest, plan, None if wandb_run is None else _log_to(wandb_run))
         _declare_version(wandb_run, ingest, summary.version)
     print(summary)
+    if summary.retry_reasons:
+        print(f"the settings have changed for {summary.retry_text}; this fetches them again:")
+        print(f"  {_command(options, ','.join(summary.retry_reasons))}")
     if options.summary:
         Path(options.summary).write_text(json.dumps(asdict(summary), indent=1), encoding="utf-8")
+    if summary.shortfall:
+        raise NotMeantError(f"{summary.shortfall}; {_remedy(config.ingest)}")
     return 0
+
+
+def _repeat_verdict(config: IngestConfig) -> None:
+    """Raises NotMeantError if the newest run over any table of the data set missed what was meant, and so does none since."""
+    from pipeline.dataset.manifest import read_manifest
+    from pipeline.ingest.outcome import read_outcomes, standing_shortfall
+    from pipeline.storage.address import open_storage
+
+    storage = open_storage(_output(config))
+    manifest = read_manifest(storage)
+    tables = {record.input_path for record in manifest.partitions}
+    shortfall = standing_shortfall(manifest, read_outcomes(storage), tables, config, retrying=True, attempted=False)
+    if shortfall:
+        raise NotMeantError(f"{shortfall}; {_remedy(config)}")
+
+
+def _remedy(config: IngestConfig) -> str:
+    again = "ingest the table into a new ingest.output" if config.bytes_column else "--retry-failed REASONS fetches them again"
+    return f"what is committed stays; fix the cause, then {again}; if no more are meant to succeed, lower the key"
+
+
+def _command(options: argparse.Namespace, reasons: str) -> str:
+    """The command in progress, as one that retries rows."""
+    recipe = [] if options.config == "default" else ["--config", options.config]
+    words = ["python", "jobs/ingest.py", *recipe, *map(without_userinfo, options.overrides), "--retry-failed", reasons]
+    return shlex.join(words)
 
 
 def _verify(config: IngestConfig) -> int:

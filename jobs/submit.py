@@ -7,12 +7,14 @@
 
 A misspelled key of a RayCLIP job is refused here, before the cluster is contacted, and the job gets the recipe's
 `cluster.runtime_env`. A lost connection is opened again. Ctrl-C leaves the job running and prints the command that stops it.
-`ray job submit -- python jobs/train.py` submits the same job, but exits with 1 for every code other than 0.
+`ray job submit -- python jobs/train.py` submits the same job, but exits with 1 for every code other than 0; --wait-for ID then
+gives the job's own.
 
 exit codes:
     0    the job is done
     1    the job failed; or the cluster cannot be reached, or refuses the token
     2    bad input: the job did not start, and would not start if it were submitted again
+    3    the job is done, but its result is not what was meant, and would be the same again (docs/exit-codes.md)
     143  the job was stopped (`ray job stop`); jobs/train.py saved its work, and the same command resumes
     130  Ctrl-C here, and 143 for SIGTERM here; the job continues
 """

@@ -132,6 +132,10 @@ class IngestConfig(Section):
     """Maximum number of Ray actors, one CPU each; None: limited by the work and by Ray's CPUs, also those that join later."""
     single_writer: str = ""
     """Name of the only job that writes to the output, for a store without put-if-absent; "": any job may write."""
+    min_success_share: float = Field(0.1, ge=0, le=1)
+    """Share of a run's rows below which it ends with exit code 3, "done, but not what was meant"; 0: any share will do."""
+    min_share_of_history: float = Field(0.5, ge=0, le=1)
+    """The same, as a fraction of the share of the rows that the data set held before; 0: do not compare."""
     fetch: FetchConfig = FetchConfig()
     image: ImageConfig = ImageConfig()
     caption: CaptionConfig = CaptionConfig()

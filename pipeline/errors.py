@@ -31,6 +31,13 @@ class ReplacedError(StorageError):
     """An open object has been replaced."""
 
 
+class NotMeantError(Exception):
+    """A job is done, but its result is not what was meant: its exit code is neither that of a success nor of a failure.
+
+    What is committed stays, and the same command would give the same result. The message says: figures: the rule; what to do.
+    """
+
+
 @dataclass(frozen=True)
 class Failure:
     """The reason why a row did not become a sample.

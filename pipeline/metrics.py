@@ -48,6 +48,7 @@ INGESTION: Table = {
     "partitions": Metric("rayclip_ingest_partitions", "counter", "", "Finished partitions", _DATA_SET),
     "partitions_left": Metric("rayclip_ingest_partitions_left", "gauge", "", "Partitions still to do", _DATA_SET),
     "commits": Metric("rayclip_ingest_commits", "counter", "", "Versions added to the data set", _DATA_SET),
+    "not_meant": Metric("rayclip_ingest_not_meant", "counter", "", "Runs with exit code 3: too few samples", _DATA_SET),
     "version": Metric("rayclip_ingest_version", "gauge", "", "The data set's latest version", _DATA_SET),
     "samples": Metric("rayclip_ingest_samples", "gauge", "", "Samples in that version", _DATA_SET),
 }

@@ -1,7 +1,6 @@
 """Code that all jobs share: parse the command line, report bad input, join or start Ray, and return the exit code.
 
-Exit codes: 0 done; 1 failed, also because a storage does not respond: trying again may help; 2 bad input, found before any work
-starts if possible; 143 stopped by SIGTERM with all work saved: the same command resumes.
+EXIT_CODES has all exit codes; docs/exit-codes.md says what each is for, and what a scheduler does after it.
 """
 
 from __future__ import annotations
@@ -18,12 +17,20 @@ from pathlib import Path
 from jobs.cli import runtime_env
 from jobs.cli.config import Config, dump_config, load_config
 from jobs.cli.job_parser import JobParser
-from pipeline.errors import ConfigError, InputError, StorageAwayError
+from pipeline.errors import ConfigError, InputError, NotMeantError, StorageAwayError
 from training.config import ClusterConfig
 from training.errors import RunError
 
 BAD_INPUT = (ConfigError, InputError)
-EXIT_FAILED, EXIT_BAD_INPUT, EXIT_STOPPED = 1, 2, 128 + 15
+EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_NOT_MEANT, EXIT_STOPPED = 0, 1, 2, 3, 128 + 15
+EXIT_CODES = {
+    EXIT_DONE: "done",
+    EXIT_FAILED: "failed, try again",
+    EXIT_BAD_INPUT: "bad input",
+    EXIT_NOT_MEANT: "done, but not what was meant",
+    EXIT_STOPPED: "stopped with its work saved",
+}
+"""The exit codes of all jobs. A failure is also a storage that does not respond, since trying again may help."""
 RAY_SETTINGS = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # would print every line of the workers twice
@@ -62,16 +69,16 @@ def run(
     job: Callable[[Config, argparse.Namespace], int | None],
     argv: Sequence[str] | None = None,
 ) -> int:
-    """Runs a job and returns its exit code. Reports bad input as a message, never as a traceback."""
+    """Runs a job and returns its exit code. Reports bad input, and what was not meant, as a message, never as a traceback."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     options = arguments.parse_intermixed_args(argv)
     try:
         config = load_config(options.config, options.overrides, arguments.job)
         if options.show_config:
             print(dump_config(config), end="")
-            return 0
+            return EXIT_DONE
         os.environ.update(runtime_env.variables_of(config.cluster.runtime_env))  # e.g. an S3 endpoint, which is needed early
-        return job(config, options) or 0
+        return job(config, options) or EXIT_DONE
     except (RunError, StorageAwayError) as error:
         print(f"{arguments.prog}: {error}", file=sys.stderr)
         return EXIT_FAILED
@@ -79,6 +86,11 @@ def run(
         print(f"{arguments.prog}: bad input:", file=sys.stderr)
         print("\n".join(f"  {line}" for line in str(error).splitlines()), file=sys.stderr)
         return EXIT_BAD_INPUT
+    except NotMeantError as error:
+        sys.stdout.flush()  # where both are one log, the figures stand above the message
+        print(f"{arguments.prog}: {EXIT_CODES[EXIT_NOT_MEANT]}:", file=sys.stderr)
+        print("\n".join(f"  {line}" for line in str(error).splitlines()), file=sys.stderr)
+        return EXIT_NOT_MEANT
 
 
 def check_folder(option: str, path: str | None) -> None:

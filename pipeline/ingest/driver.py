@@ -1,7 +1,7 @@
 """Ingestion on Ray Data: sends partitions to actors, and commits their records as new versions of the data set.
 
-In: an `IngestConfig`; Ray is initialised. Out: the data set's next version, and a summary. The work itself is done in
-pipeline/ingest/partition.py, without Ray.
+In: an `IngestConfig`; Ray is initialised. Out: the data set's next version, and a summary (summary.py). The work itself is done
+in pipeline/ingest/partition.py, without Ray.
 """
 
 from __future__ import annotations
@@ -10,54 +10,22 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from pipeline.config import IngestConfig
 from pipeline.dataset.manifest import Manifest, PartitionRecord, commit, list_versions, read_manifest
+from pipeline.ingest.outcome import Ledger
 from pipeline.ingest.partition import ingest_partition
 from pipeline.ingest.plan import IngestPlan, PartitionSpec, plan_ingest
 from pipeline.ingest.progress import Progress
+from pipeline.ingest.summary import IngestSummary, with_verdict
 from pipeline.metrics import INGESTION, Publisher, publish_requests
 from pipeline.storage.address import open_storage
 from pipeline.storage.base import Storage
 
 Log = Callable[[dict[str, float]], None]
 """Called with the state of a running job whenever a partition is finished."""
-
-
-@dataclass(frozen=True)
-class IngestSummary:
-    """The result of a run of ingestion.
-
-    Attributes:
-        version: version of the data set after the run; 0 if there is none.
-        rows_held: rows of the input that the data set held before.
-        counts: rows of this run by reason, including `success`.
-    """
-
-    output: str
-    version: int
-    rows_held: int
-    counts: dict[str, int]
-    num_samples: int
-    duration_s: float
-
-    @property
-    def rows(self) -> int:
-        return sum(self.counts.values())
-
-    def __str__(self) -> str:
-        if not self.rows and not self.version:
-            return "nothing to do: the input has no rows yet"
-        if not self.rows:
-            return f"nothing to do: {self.output} version {self.version} holds all {self.rows_held:,} rows"
-        rate = self.rows / max(self.duration_s, 1e-9)
-        lines = [f"{self.rows:,} rows in {self.duration_s:.1f} s ({rate:,.0f} a second)"]
-        for reason, count in sorted(self.counts.items(), key=lambda item: (item[0] != "success", -item[1])):
-            lines.append(f"  {reason:20} {count:>10,}  {count / self.rows:7.2%}")
-        lines.append(f"{self.output} version {self.version}: {self.num_samples:,} samples")
-        return "\n".join(lines)
 
 
 def run_ingest(config: IngestConfig, plan: IngestPlan | None = None, log: Log | None = None) -> IngestSummary:
@@ -75,14 +43,16 @@ def run_ingest(config: IngestConfig, plan: IngestPlan | None = None, log: Log | 
     storage = open_storage(config.output, bool(config.single_writer))
     plan = plan or plan_ingest(config)
     rows_held, counts = plan.rows_held, Counter[str]()
+    before = read_manifest(storage) if list_versions(storage) else None
+    ledger = Ledger(storage, config, plan.attempted_tables, before)
     library = _ray_metrics() if plan.partitions else None  # Ray is started only if there is work
     publish_requests(library, data_set=storage.uri)
     with Publisher(INGESTION, {"data_set": storage.uri}, library) as metrics:
         while plan.partitions or plan.adopted:
-            manifest = _commit(storage, plan.adopted, metrics) if plan.adopted else None
+            manifest = _commit(storage, plan.adopted, ledger, metrics) if plan.adopted else None
             records = list(plan.adopted)
             for batch in _run_partitions(plan, config, log, metrics):
-                manifest = _commit(storage, batch, metrics)
+                manifest = _commit(storage, batch, ledger, metrics)
                 records += batch
             assert manifest is not None
             held = {record.id for record in manifest.partitions}
@@ -92,20 +62,26 @@ def run_ingest(config: IngestConfig, plan: IngestPlan | None = None, log: Log | 
                 break
             # Another run has committed some of these rows first; plan the rest again.
             plan = plan_ingest(config, output_is_checked=True)
-    manifest = read_manifest(storage) if list_versions(storage) else None
-    if manifest is not None:
-        _write_notes(storage, manifest, plan)
-    return IngestSummary(
-        output=storage.uri,
-        version=manifest.version if manifest else 0,
-        rows_held=rows_held,
-        counts=dict(counts),
-        num_samples=manifest.num_samples if manifest else 0,
-        duration_s=time.perf_counter() - began,
-    )
+        manifest = read_manifest(storage) if list_versions(storage) else None
+        if manifest is not None:
+            _write_notes(storage, manifest, plan)
+        ledger.close({record.id for record in manifest.partitions} if manifest else set())
+        summary = IngestSummary(
+            output=storage.uri,
+            version=manifest.version if manifest else 0,
+            rows_held=rows_held,
+            counts=dict(counts),
+            num_samples=manifest.num_samples if manifest else 0,
+            duration_s=time.perf_counter() - began,
+        )
+        if manifest is not None:
+            summary = with_verdict(summary, storage, manifest, config, ledger)
+        metrics.add("not_meant", bool(summary.shortfall))
+    return summary
 
 
-def _commit(storage: Storage, records: Sequence[PartitionRecord], metrics: Publisher) -> Manifest:
+def _commit(storage: Storage, records: Sequence[PartitionRecord], ledger: Ledger, metrics: Publisher) -> Manifest:
+    ledger.add(records)
     manifest = commit(storage, records)
     metrics.add("commits")
     metrics.set("version", manifest.version)

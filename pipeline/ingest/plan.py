@@ -24,6 +24,7 @@ from pipeline.dataset.manifest import Manifest, PartitionRecord, list_versions, 
 from pipeline.errors import InputError
 from pipeline.ingest.column_types import check_column_types
 from pipeline.ingest.held_text_rows import divide, edited
+from pipeline.ingest.retry import in_retries
 from pipeline.ingest.tables import (
     check_columns,
     check_kinds,
@@ -94,16 +95,24 @@ class IngestPlan:
         adopted: records of partitions that an earlier run finished but did not commit.
         rows_held: rows that the data set already holds.
         notes: notes of the tables that were read, to be written once all their rows are held.
+        tables: all tables of the input, read or not.
     """
 
     partitions: list[PartitionSpec]
     adopted: list[PartitionRecord]
     rows_held: int
     notes: list[TableNote]
+    tables: tuple[str, ...]
 
     @property
     def num_rows(self) -> int:
         return sum(spec.num_rows for spec in self.partitions)
+
+    @property
+    def attempted_tables(self) -> tuple[str, ...]:
+        """The input's tables; of a retry, which lists those of earlier retries too, the tables with work if there are any."""
+        work = {spec.input_path for spec in self.partitions} | {record.input_path for record in self.adopted}
+        return tuple(sorted(work)) if work and all(map(in_retries, work)) else self.tables
 
     def __str__(self) -> str:
         tables = len({spec.input_path for spec in self.partitions})
@@ -154,7 +163,7 @@ def plan_ingest(config: IngestConfig, dry_run: bool = False, output_is_checked: 
             num_rows, settled = planner.plan_table(table, held)
         if settled and num_rows:  # otherwise its last line may have been skipped, and it must be read again
             notes.append(note.model_copy(update={"num_rows": num_rows}))
-    return IngestPlan(planner.partitions, planner.adopted, rows_held, notes)
+    return IngestPlan(planner.partitions, planner.adopted, rows_held, notes, tuple(tables))
 
 
 def options_fingerprint(config: IngestConfig) -> str:

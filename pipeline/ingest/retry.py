@@ -29,8 +29,8 @@ def write_retry_tables(storage: Storage, manifest: Manifest, reasons: Sequence[s
     """Writes tables of all failures with these reasons that were not retried yet. Returns their number of rows."""
     retries: dict[str, list[PartitionRecord]] = defaultdict(list)
     for record in manifest.partitions:
-        if f"/{FOLDER}/" in record.input_path:
-            retries[_retried_partition(record)].append(record)
+        if in_retries(record.input_path):
+            retries[retried_partition(record.input_path)].append(record)
     rows = 0
     for record in manifest.partitions:
         if any(reason in reasons for reason in record.counts):
@@ -38,8 +38,14 @@ def write_retry_tables(storage: Storage, manifest: Manifest, reasons: Sequence[s
     return rows
 
 
-def _retried_partition(record: PartitionRecord) -> str:
-    return record.input_path.rpartition("/")[2].partition("-")[0]
+def in_retries(table: str) -> bool:
+    """True for a table that `write_retry_tables` wrote."""
+    return f"/{FOLDER}/" in table
+
+
+def retried_partition(table: str) -> str:
+    """Id of the partition whose rows a table of retries holds."""
+    return table.rpartition("/")[2].partition("-")[0]
 
 
 def _write_table(

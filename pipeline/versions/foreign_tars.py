@@ -19,7 +19,15 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from pipeline.config import IndexConfig
-from pipeline.dataset.manifest import Manifest, PartitionRecord, Record, ShardRecord, short_hash
+from pipeline.dataset.manifest import (
+    Manifest,
+    PartitionRecord,
+    Record,
+    ShardRecord,
+    list_versions,
+    read_manifest,
+    short_hash,
+)
 from pipeline.dataset.tar_members import Skipped, group_members
 from pipeline.errors import InputError
 from pipeline.ingest.tables import list_files
@@ -106,6 +114,21 @@ def _list_tars(config: IndexConfig) -> list[str]:
     if not tars:
         raise InputError(f"index.input={config.input}: all its tars are hidden or in index.output; name other ones")
     return tars
+
+
+def count_newest_samples(config: IndexConfig, storage: Storage) -> int:
+    """Samples of those of the input's tars that were indexed last, when they were; other tars may have been indexed since."""
+    tars = set(_list_tars(config))
+    versions = list_versions(storage)
+    newer = read_manifest(storage, versions[-1]).partitions
+    for version in reversed([0, *versions[:-1]]):
+        older = read_manifest(storage, version).partitions if version else ()
+        known = {record.id for record in older}
+        added = [record for record in newer if record.id not in known and record.input_path in tars]
+        if added:
+            return sum(record.counts.get("success", 0) for record in added)
+        newer = older
+    return 0
 
 
 def find_replaced(config: IndexConfig, manifest: Manifest) -> list[str]:

@@ -39,34 +39,54 @@ class Holders:
     Attributes:
         versions: versions in which a reader saw one of the samples.
         shards: names of the shards whose objects hold one of their rows, seen by readers or not.
+        found: the keys and URLs that name a row of a shard, or one that waits to be fetched.
     """
 
     versions: list[int]
     shards: frozenset[str]
+    found: frozenset[str] = frozenset()
 
 
 def find_holders(storage: Storage, rules: Rules) -> Holders:
     """Searches the sidecars of all versions, each once."""
-    removed = pa.array(sorted(rules.removed))
+    removed = pa.array(sorted(rules.removed), pa.string())
     positions: dict[str, set[int]] = {}
+    found: set[str] = set()
     versions = []
     for version in list_versions(storage):
         held = False
         for shard in read_manifest(storage, version).shards:
             if shard.name not in positions:
-                positions[shard.name] = _positions(storage, shard, removed)
+                positions[shard.name], names = _positions(storage, shard, removed)
+                found |= names
             held = held or (bool(positions[shard.name]) and _sees(storage, shard, removed))
         if held:
             versions.append(version)
-    return Holders(versions, frozenset(name for name, found in positions.items() if found))
+    missing = rules.removed - found
+    if missing:
+        found |= _in_tables(storage, missing)
+    return Holders(versions, frozenset(name for name, rows in positions.items() if rows), frozenset(found))
 
 
-def _positions(storage: Storage, shard: ShardRecord, removed: pa.Array) -> set[int]:
-    """Indices of the sidecar's rows to remove; empty if the sidecar has been deleted already."""
+def _positions(storage: Storage, shard: ShardRecord, removed: pa.Array) -> tuple[set[int], set[str]]:
+    """Indices of the sidecar's rows to remove, and the names that they have; empty if it has been deleted already."""
     if not storage.exists(shard.sidecar_path):
-        return set()
+        return set(), set()
     table = read_sidecar(storage, shard, ["key", "url"])
-    return set(pc.indices_nonzero(_named(table, removed)).to_pylist())
+    rows = pc.indices_nonzero(_named(table, removed))
+    named = table.take(rows)
+    return set(rows.to_pylist()), {*named["key"].to_pylist(), *named["url"].to_pylist()} & set(removed.to_pylist())
+
+
+def _in_tables(storage: Storage, names: frozenset[str]) -> set[str]:
+    """The names that a table in the data set has, of rows that wait to be fetched or retried."""
+    tables = [
+        read_parquet(storage.read(item.path))
+        for prefix in (INPUTS, f"{FOLDER}/")
+        for item in storage.list(prefix)
+        if item.path.endswith(".parquet")
+    ]
+    return {name for name in names if any(_names_any(table, frozenset([name])) for table in tables)}
 
 
 def _sees(storage: Storage, shard: ShardRecord, removed: pa.Array) -> bool:
@@ -103,7 +123,8 @@ def purge(storage: Storage, rules: Rules, holders: Holders) -> Manifest:
     manifest = commit_choice(storage, latest, changed)
     _delete_tables(storage, rules)
     kept = {shard.name for shard in manifest.shards}
-    for item in list(storage.list("shards/")):
+    # Sidecars go last: by them, a takedown that was killed finds the rest when it is run again.
+    for item in sorted(storage.list("shards/"), key=lambda item: (item.path.endswith(".parquet"), item.path)):
         name = item.path.removeprefix("shards/").removesuffix(".tar").removesuffix(".parquet").removesuffix("_stats.json")
         if name in holders.shards and name not in kept:
             storage.delete(item.path)
@@ -114,13 +135,13 @@ def _delete_tables(storage: Storage, rules: Rules) -> None:
     """Deletes tables in the data set, of rows that wait to be fetched or retried, that name one of the samples."""
     for prefix in (INPUTS, f"{FOLDER}/"):
         for item in list(storage.list(prefix)):
-            if item.path.endswith(".parquet") and _names_any(read_parquet(storage.read(item.path)), rules):
+            if item.path.endswith(".parquet") and _names_any(read_parquet(storage.read(item.path)), rules.removed):
                 storage.delete(item.path)
 
 
-def _names_any(table: pa.Table, rules: Rules) -> bool:
+def _names_any(table: pa.Table, names: frozenset[str]) -> bool:
     """True if a column of text holds one of the keys or URLs, whatever the type of its text."""
-    removed = {kind: pa.array(sorted(rules.removed)).cast(kind) for kind in (pa.large_string(), pa.large_binary())}
+    removed = {kind: pa.array(sorted(names)).cast(kind) for kind in (pa.large_string(), pa.large_binary())}
     for column in table.columns:
         kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
         wanted = pa.large_string() if is_text(kind) else pa.large_binary() if is_bytes(kind) else None

@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from jobs.cli.command_line import CLUSTER_SETTINGS, EXIT_BAD_INPUT, EXIT_STOPPED
+from jobs.cli.command_line import CLUSTER_SETTINGS, EXIT_BAD_INPUT, EXIT_NOT_MEANT, EXIT_STOPPED
 
-FINAL = [EXIT_BAD_INPUT, EXIT_STOPPED]
+FINAL = [EXIT_BAD_INPUT, EXIT_NOT_MEANT, EXIT_STOPPED]
 """Exit codes after which a job is not retried."""
 DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 CRON_FIELD = re.compile(r"(\*|\d+(-\d+)?)(/\d+)?(,(\*|\d+(-\d+)?)(/\d+)?)*")
@@ -61,7 +61,7 @@ def batch_job_rules(spec: dict[str, Any]) -> Iterator[str]:
             yield f"podFailurePolicy: there is no container {rule['onExitCodes']['containerName']}"
     ends = [rule["onExitCodes"] for rule in rules if rule["action"] == "FailJob"]
     if not any(codes["operator"] == "In" and codes["values"] == FINAL for codes in ends):
-        yield f"podFailurePolicy: exit codes {FINAL}, bad input and stopped, and no other, must fail the job at once"
+        yield f"podFailurePolicy: exit codes {FINAL}, bad input, not meant and stopped, and no other, must fail the job at once"
     words = [word for container in pod["containers"] for word in container.get("command", [])]
     if not any(word.endswith("jobs/submit.py") for word in words):
         yield "command: only jobs/submit.py hands the job's exit code on"

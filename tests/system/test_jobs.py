@@ -190,6 +190,20 @@ def test_bad_input_fails_the_submission_with_its_message_and_an_exit_code_of_its
     assert "report.py: bad input:\n  " in told_apart.stdout
 
 
+def test_a_success_that_was_not_meant_has_an_exit_code_of_its_own_which_the_next_run_repeats(server, tmp_path):
+    (tmp_path / "t.csv").write_text("url,caption\n" + "ftp://e.org/1,a disc\n" * 3)
+    command = ("jobs/ingest.py", f"ingest.input={tmp_path / 't.csv'}", f"ingest.output={tmp_path / 'out'}")
+    plain = server.submit(*command, options=("--submission-id", "not-meant"))
+    assert plain.returncode == 1, "Ray's own command knows no other code"
+    waited, again = at_once(
+        lambda: server.submit_py("--wait-for", "not-meant"), lambda: server.submit_py("--", "python", *command)
+    )
+    assert (waited.returncode, again.returncode) == (3, 3), waited.stdout + again.stdout
+    assert "unknown_scheme: only http, https, s3 and files are read" in waited.stdout
+    assert "holds all 3 rows, of which 3 failed (unknown_scheme 3)" in again.stdout
+    assert read_manifest(open_storage(str(tmp_path / "out"))).num_rows == 3, "what is committed stays"
+
+
 def test_a_recipes_runtime_environment_reaches_the_workers_of_both_commands_and_a_refused_write_is_a_failure(
     server, table, bucket, s3_endpoint, tmp_path
 ):

@@ -71,7 +71,7 @@ def scraping():
 def ingest(web, bucket, tmp_path, draw_shape):
     from pipeline.ingest.driver import run_ingest
 
-    urls = [web.put(f"/{n}.png", draw_shape("red", "disc", n)) if n % 3 else f"{web.address}/gone/{n}" for n in range(60)]
+    urls = [web.put(f"/{n}.png", draw_shape("red", "disc", n)) if n % 3 else f"{web.address}/gone/{n}" for n in range(120)]
     (tmp_path / "t.csv").write_text("\n".join(["url,caption", *(f"{url},a disc" for url in urls), ""]))
     return run_ingest(
         load_config(
@@ -81,6 +81,7 @@ def ingest(web, bucket, tmp_path, draw_shape):
                 f"ingest.output={bucket}/pairs",
                 "ingest.partition_size_rows=20",
                 "ingest.fetch.allow_addresses=[127.0.0.1/32]",
+                "ingest.min_success_share=0.9",
             ],
         ).ingest
     )
@@ -120,10 +121,17 @@ def test_every_metric_that_is_shown_is_exported_with_its_labels(
     for name in OURS:
         assert seen.kinds[name] == ("counter" if name.endswith("_total") else "gauge"), name
     data = {"data_set": f"{bucket}/pairs"}
-    assert summary.counts == {"success": 40, "http_404": 20}
+    assert summary.counts == {"success": 80, "http_404": 40}
     for reason, rows in summary.counts.items():
         assert list(seen.of("ray_rayclip_ingest_rows_total", reason=reason, **data).values()) == [rows]
-    for name, value in (("partitions_total", 3), ("partitions_left", 0), ("version", 1), ("samples", 40), ("commits_total", 1)):
+    for name, value in (
+        ("partitions_total", 6),
+        ("partitions_left", 0),
+        ("version", 1),
+        ("samples", 80),
+        ("commits_total", 1),
+        ("not_meant_total", 1),
+    ):
         assert list(seen.of(f"ray_rayclip_ingest_{name}", **data).values()) == [value], name
     stored = sum(item.size_bytes for item in open_storage(f"{bucket}/pairs").list("shards/") if "_stats" not in item.path)
     assert list(seen.of("ray_rayclip_ingest_stored_bytes_total", **data).values()) == [stored]

@@ -32,6 +32,7 @@ def test_there_is_an_alert_for_a_run_that_stands_waits_or_wastes_for_rows_that_f
         "ray_rayclip_train_data_wait_ratio",
         "ray_rayclip_train_goodput_ratio",
         "ray_rayclip_ingest_rows_total",
+        "ray_rayclip_ingest_not_meant_total",
         "ray_rayclip_storage_retries_total",
     }
 

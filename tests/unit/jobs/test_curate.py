@@ -3,10 +3,11 @@
 import pytest
 
 from jobs import curate
-from jobs.cli.command_line import EXIT_BAD_INPUT, run
+from jobs.cli.command_line import EXIT_BAD_INPUT, EXIT_NOT_MEANT, run
 from jobs.curate import _replace_shards, _summary
-from pipeline.dataset.manifest import Manifest, Selection, read_manifest
+from pipeline.dataset.manifest import Manifest, Selection, read_manifest, read_samples
 from pipeline.storage.address import open_storage
+from pipeline.versions.curation import judge, select
 from tests.support.odd_s3 import ignores
 
 
@@ -20,6 +21,7 @@ def test_bad_input_costs_no_cluster(data_set, tmp_path, capsys):
     cases = {
         ("curate.min_side_px=3",): "curate.data: is empty; name the folder",
         (data,): "curate: no rule is set; set keys of curate.*",
+        (data, "--remove", "x", "--allow-missing"): "--allow-missing: allows --purge",
         (data, "--purge"): "--purge: there is nothing to purge; list the samples with --remove FILE",
         (f"curate.data={tmp_path}", "curate.min_side_px=3"): "there is no data set",
         (data, "curate.where=nobody > 3"): "curate.where",
@@ -61,3 +63,71 @@ def test_a_store_without_put_if_absent_is_refused_before_any_work(store, make_da
 def test_the_name_of_a_single_writer_is_no_rule(data_set, capsys):
     assert run(curate.arguments(), curate.job, [f"curate.data={data_set}", "curate.single_writer=a"]) == EXIT_BAD_INPUT
     assert "curate: no rule is set" in capsys.readouterr().err
+
+
+@pytest.fixture
+def take_down(make_data_set, tmp_path, capsys, monkeypatch):
+    """Runs the takedown of some lines, with its selection in this process; returns exit code, output and the data set."""
+    storage = open_storage(make_data_set(str(tmp_path / "data"), (4, 3)))
+    monkeypatch.setattr(curate, "connect_ray", lambda _cluster: None)
+
+    def choose(storage, base, rules):
+        records = {
+            number: select(storage, shard, judge(storage, shard, rules)[0]).model_dump_json()
+            for number, shard in enumerate(base.shards)
+        }
+        return _replace_shards(base, records)
+
+    monkeypatch.setattr(curate, "_choose", choose)
+
+    def job(lines, *options):
+        (tmp_path / "lines.txt").write_text("".join(f"{line}\n" for line in lines))
+        words = [f"curate.data={storage.uri}", "--remove", str(tmp_path / "lines.txt"), *options]
+        code = run(curate.arguments(), curate.job, words)
+        return code, "".join(capsys.readouterr()), storage
+
+    return job
+
+
+def objects(storage):
+    return {item.path for item in storage.list("shards/")}
+
+
+def test_a_takedown_with_a_mistyped_line_removes_what_matched_and_purges_nothing(take_down):
+    _, _, storage = take_down([])
+    before = objects(storage)
+    code, text, _ = take_down(["http://e.org/1", "http://user:SECRET@e.org/mistyped"], "--purge")
+    assert code == EXIT_NOT_MEANT
+    assert "done, but not what was meant:" in text
+    assert "1 of 2 lines matched; not found: http://***@e.org/mistyped" in text
+    assert "nothing was purged; a line is a key or a URL, as in the sidecars" in text
+    assert "or pass --allow-missing to purge what matched" in text
+    assert "no object holds" not in text
+    assert "can no longer be read" not in text
+    assert objects(storage) >= before
+    assert "http://e.org/1" not in urls(storage)
+
+
+def urls(storage):
+    shards = read_manifest(storage).shards
+    return [url for shard in shards for url in read_samples(storage, shard, ["url"])["url"].to_pylist()]
+
+
+def test_a_purge_is_allowed_to_skip_missing_lines_but_not_to_find_nothing(take_down):
+    code, text, _ = take_down(["http://e.org/1", "http://e.org/mistyped"], "--purge", "--allow-missing")
+    assert (code, "no object holds the removed samples any more" in text) == (0, True)
+    assert "1 of 2 lines matched; not found: http://e.org/mistyped" in text
+    code, text, _ = take_down(["http://e.org/mistyped"], "--purge", "--allow-missing")
+    assert (code, "0 of 1 lines matched" in text, "no object holds" in text) == (EXIT_NOT_MEANT, True, False)
+    assert "--allow-missing" not in text, "it would not help"
+
+
+def test_a_takedown_without_purge_names_missing_lines_and_stays_a_success_with_none(take_down):
+    assert take_down(["http://e.org/2"])[0] == 0
+    code, text, _ = take_down(["http://e.org/2", *(f"http://e.org/none/{number}" for number in range(30))])
+    assert code == EXIT_NOT_MEANT
+    assert "1 of 31 lines matched; not found: " in text
+    assert "... and 10 more" in text
+    assert "purged" not in text
+    code, text, _ = take_down([])
+    assert (code, "has no lines, so nothing was removed" in text) == (0, True)

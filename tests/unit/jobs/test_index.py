@@ -3,7 +3,7 @@
 import pytest
 
 from jobs import index
-from jobs.cli.command_line import EXIT_BAD_INPUT, EXIT_FAILED, run
+from jobs.cli.command_line import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_NOT_MEANT, run
 from pipeline.dataset.manifest import read_manifest
 from pipeline.errors import StorageAwayError
 from pipeline.storage.address import open_storage
@@ -115,10 +115,28 @@ def test_rows_that_are_no_samples_are_counted_and_a_tar_without_samples_is_a_war
     (tmp_path / "tars" / "a.tar").write_bytes(packed([("0.txt", b"x"), ("._0.jpg", b"x"), ("1.txt", b"x")]))
     (tmp_path / "tars" / "b.tar").write_bytes(packed([]))
     code, output = index_tars()
-    assert code == 0
+    assert code == EXIT_NOT_MEANT
+    assert "version 1: 0 samples in 2 tars: there is nothing to train on" in output.out
+    assert "none of the tars read last has a sample" in output.err
     assert "no_image: 2 rows; the first is 0 in " in output.err
     assert "files without a key: 1 members skipped; the first is ._0.jpg in " in output.err
     assert output.err.count("WARNING: ") == 2
+
+
+def test_an_index_without_a_sample_is_not_what_was_meant_in_any_run_until_tars_have_samples(index_tars, tmp_path):
+    from jobs.benchmarks.stored_tars import write_tars
+    from tests.support.tars import packed
+
+    (tmp_path / "tars").mkdir()
+    (tmp_path / "tars" / "a.tar").write_bytes(packed([("0.txt", b"x")]))
+    assert index_tars()[0] == EXIT_NOT_MEANT
+    code, output = index_tars()
+    assert (code, "holds all these tars, and those read last have no sample" in output.out) == (EXIT_NOT_MEANT, True)
+    write_tars(tmp_path / "more", ["a thing"] * 2, shard_samples=2)
+    (tmp_path / "more" / "00000.tar").rename(tmp_path / "tars" / "00000.tar")
+    assert [index_tars()[0], index_tars()[0]] == [0, 0]
+    (tmp_path / "tars" / "b.tar").write_bytes(packed([("0.txt", b"x")]))
+    assert [index_tars()[0], index_tars()[0]] == [EXIT_NOT_MEANT, EXIT_NOT_MEANT], "another run does not launder it"
 
 
 def test_a_storage_that_is_away_costs_no_whole_tar(index_tars, tmp_path, monkeypatch):

@@ -1,14 +1,17 @@
 """jobs/ingest.py without Ray: bad input costs no cluster, and the actions that need none."""
 
+import shlex
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from jobs import ingest
-from jobs.cli.command_line import EXIT_BAD_INPUT, EXIT_FAILED, run
-from pipeline.ingest import driver
-from pipeline.ingest.partition import ingest_partition
+from jobs.cli.command_line import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_NOT_MEANT, run
+from pipeline.dataset.manifest import read_manifest
+from pipeline.ingest.outcome import read_outcomes
 from pipeline.storage.address import open_storage
+from tests.support.ingestions import Ingestion, without_ray
 from tests.support.odd_s3 import answers, ignores, keeps
 
 
@@ -90,19 +93,7 @@ def test_without_failures_there_is_nothing_to_retry(make_data_set, tmp_path, cap
 
 @pytest.fixture
 def in_this_process(monkeypatch):
-    """Ingests here what Ray would send to workers."""
-
-    class OneProcess:
-        def __init__(self, plan, config):
-            self.plan, self.config = plan, config
-
-        def iter_rows(self):
-            for spec in self.plan.partitions:
-                yield {"record": ingest_partition(spec, self.config).model_dump_json()}
-
-    monkeypatch.setattr(ingest, "connect_ray", lambda _cluster: None)
-    monkeypatch.setattr(driver, "_ray_metrics", lambda: None)
-    monkeypatch.setattr(driver, "_stream", OneProcess)
+    without_ray(monkeypatch)
 
 
 @pytest.fixture
@@ -166,7 +157,7 @@ def test_one_run_tests_the_store_once_and_leaves_nothing_that_counts_as_data(sto
 
 def test_a_retry_tests_the_store_once_and_before_it_writes(store, images, tmp_path, in_this_process, capsys):
     pq.write_table(pa.table({"url": ["not a url"], "caption": ["a"]}), tmp_path / "bad.parquet")
-    assert complaint(f"ingest.input={tmp_path / 'bad.parquet'}", images[-1]) == 0
+    assert complaint(f"ingest.input={tmp_path / 'bad.parquet'}", images[-1]) == EXIT_NOT_MEANT
     there = dict(store.objects)
     store.put = ignores
     assert complaint(images[-1], "--retry-failed", "bad_url") == EXIT_BAD_INPUT
@@ -174,5 +165,123 @@ def test_a_retry_tests_the_store_once_and_before_it_writes(store, images, tmp_pa
     assert {key for key in there if "_probe" not in key} == set(store.objects)
     store.put = keeps
     store.requests.clear()
-    assert complaint(images[-1], "--retry-failed", "bad_url") == 0
+    assert complaint(images[-1], "--retry-failed", "bad_url") == EXIT_NOT_MEANT
     assert store.of_probe() == ["PUT", "PUT", "GET"]
+
+
+# ------------------------------------------------------------------------------- done, but not what was meant, and what to type
+
+
+@pytest.fixture
+def ingestion(tmp_path, capsys, monkeypatch):
+    without_ray(monkeypatch)
+    return Ingestion(tmp_path, capsys)
+
+
+@pytest.fixture
+def photos(tmp_path, draw_shape):
+    """A folder with 20 images."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(20):
+        (folder / f"{number}.png").write_bytes(draw_shape("red", "disc", number))
+    return folder
+
+
+def test_a_night_that_fetches_nothing_is_not_done_nor_are_the_nights_after_it(ingestion):
+    ingestion.add([f"ftp://e.org/{number}" for number in range(300)])
+    code, text = ingestion.run()
+    assert code == EXIT_NOT_MEANT
+    assert "version 1: 0 samples: there is nothing to train on" in text
+    assert "done, but not what was meant:\n  0 of 300 rows became samples (0.00%): less than ingest.min_success_share" in text
+    assert read_manifest(open_storage(str(ingestion.output))).num_rows == 300, "what is committed stays"
+    for words in ((), ("--retry-failed", "unknown_scheme"), ("--retry-failed", "timeout"), ()):
+        code, text = ingestion.run(*words)
+        assert code == EXIT_NOT_MEANT, (words, text)
+    assert "holds all 300 rows, of which 300 failed" in text
+    assert ingestion.run("ingest.min_success_share=0")[0] == 0, "a recipe may mean it"
+
+
+def test_one_in_a_hundred_is_not_what_was_meant_until_rows_succeed(ingestion, photos):
+    allowed = f"ingest.fetch.allow_files=[{photos}]"
+    ingestion.add([str(photos / f"{number}.png") for number in range(2)] + [f"ftp://e.org/{number}" for number in range(198)])
+    assert ingestion.run(allowed)[0] == EXIT_NOT_MEANT
+    ingestion.add(["ftp://e.org/more"])
+    code, text = ingestion.run(allowed)
+    assert (code, "UTC, and no row has succeeded since: 2 of 200 rows" in text) == (EXIT_NOT_MEANT, True)
+    ingestion.add([str(photos / "3.png")])
+    assert ingestion.run(allowed)[0] == 0
+    code, text = ingestion.run(allowed)
+    assert (code, "holds all 202 rows, of which 199 failed (unknown_scheme 199)" in text) == (0, True)
+
+
+def test_a_fall_far_below_the_history_is_not_what_was_meant(ingestion, photos):
+    allowed = f"ingest.fetch.allow_files=[{photos}]"
+    good = [str(photos / f"{number}.png") for number in range(20)]
+    ingestion.add(good * 5)
+    assert ingestion.run(allowed)[0] == 0
+    ingestion.add([*good, *(f"ftp://e.org/{number}" for number in range(100))])
+    code, text = ingestion.run(allowed)
+    assert code == EXIT_NOT_MEANT
+    assert "20 of 120 rows became samples (16.67%): less than ingest.min_share_of_history=0.5 of the 100.00%" in text
+    assert ingestion.run(allowed)[0] == EXIT_NOT_MEANT
+    assert ingestion.run(allowed, "ingest.min_share_of_history=0")[0] == 0
+
+
+def test_a_failed_table_is_not_cleared_by_another_one(ingestion, photos):
+    ingestion.add([f"ftp://e.org/{number}" for number in range(120)])
+    assert ingestion.run()[0] == EXIT_NOT_MEANT
+    ingestion.add([str(photos / "1.png")], table="other.csv")
+    allowed = f"ingest.fetch.allow_files=[{photos}]"
+    assert ingestion.run(allowed, table="other.csv")[0] == 0
+    assert ingestion.run(allowed, table="other.csv")[0] == 0
+    assert ingestion.run()[0] == EXIT_NOT_MEANT
+
+
+def test_a_run_that_dies_after_its_commit_hides_nothing(ingestion, monkeypatch):
+    from pipeline.ingest import driver
+
+    ingestion.add([f"ftp://e.org/{number}" for number in range(120)])
+    with monkeypatch.context() as patch:
+        patch.setattr(driver, "_write_notes", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            ingestion.run()
+    assert read_outcomes(open_storage(str(ingestion.output)))[0].rows == 120
+    code, text = ingestion.run()
+    assert (code, "nothing to do" in text) == (EXIT_NOT_MEANT, True)
+
+
+def test_each_reason_has_a_line_and_examples_and_a_change_of_settings_gives_the_command(ingestion, photos, capsys):
+    paths = [str(photos / f"{number}.png") for number in range(20)]
+    ingestion.add([*paths, *(f"http://127.0.0.1:9/{number}?sig=SECRET" for number in range(5))])
+    code, text = ingestion.run()
+    assert code == EXIT_NOT_MEANT
+    assert f"  bad_url: paths are read only in folders that you allow; add: 'ingest.fetch.allow_files=[{photos}]'" in text
+    assert [line.strip() for line in text.splitlines() if " row " in line] == [
+        *(f"t.csv row {number}: {paths[number]}" for number in range(3)),
+        *(f"t.csv row {20 + number}: http://127.0.0.1:9/{number}?..." for number in range(3)),
+    ]
+    assert "ingest.fetch.allow_addresses=[127.0.0.1/32]" in text
+    assert "SECRET" not in text
+    assert "the settings have changed" not in text
+
+    changed = f"ingest.fetch.allow_files=[{photos}]"
+    code, text = ingestion.run(changed)
+    assert "the settings have changed for 20 rows that failed before (bad_url 20); this fetches them again:" in text
+    (command,) = [line.strip() for line in text.splitlines() if line.strip().startswith("python jobs/ingest.py")]
+    words = shlex.split(command)[2:]
+    assert words[-2:] == ["--retry-failed", "bad_url"]
+    assert run(ingest.arguments(), ingest.job, words) == 0
+    assert "success                      20  100.00%" in capsys.readouterr().out
+    code, text = ingestion.run(changed)
+    assert (code, "the settings have changed" in text) == (0, False)
+    assert "holds all 25 rows, of which 5 failed" in text
+
+
+def test_dropped_rows_are_named_apart_from_failed_ones(ingestion, photos):
+    ingestion.add([str(photos / "1.png"), "ftp://e.org/1"])
+    with (ingestion.folder / "t.csv").open("a") as file:
+        file.write(f"{photos / '2.png'},\n")
+    allowed = f"ingest.fetch.allow_files=[{photos}]"
+    assert ingestion.run(allowed)[0] == 0
+    assert ", of which 1 failed, 1 dropped by a rule (" in ingestion.run(allowed)[1]

@@ -10,6 +10,7 @@ import requests
 from ray.job_submission import JobStatus
 
 from jobs import submit
+from jobs.cli.command_line import EXIT_CODES
 from jobs.submit import follow, main, recipe_runtime_env
 from pipeline.errors import ConfigError
 from training.errors import RunError
@@ -121,7 +122,7 @@ def test_help_has_the_table_of_exit_codes(capsys):
         main(["--help"])
     assert error.value.code == 0
     text = capsys.readouterr().out
-    for code in ("0", "1", "2", "143", "130"):
+    for code in (*map(str, EXIT_CODES), "130"):
         assert f"\n    {code} " in text
 
 
@@ -219,6 +220,7 @@ ENDED = ("SUCCEEDED", 0)
         (("SUCCEEDED", 0), 0),
         (("FAILED", 1), 1),
         (("FAILED", 2), 2),
+        (("FAILED", 3), 3),
         (("FAILED", 143), 143),
         (("FAILED", -9), 137),
         (("STOPPED", None), 143),

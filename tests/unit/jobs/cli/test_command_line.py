@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from jobs.cli.command_line import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_STOPPED, check_folder, parser, run
-from pipeline.errors import ConfigError, InputError, StorageAwayError
+from jobs.cli.command_line import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_NOT_MEANT, EXIT_STOPPED, check_folder, parser, run
+from pipeline.errors import ConfigError, InputError, NotMeantError, StorageAwayError
 from training.errors import RunError
 
 
@@ -25,6 +25,7 @@ def test_a_job_that_is_told_to_stop_ends_with_its_own_exit_code_and_a_line():
         (InputError("a\nb"), EXIT_BAD_INPUT, "prog: bad input:\n  a\n  b\n"),
         (StorageAwayError("s3://a: cannot be reached"), EXIT_FAILED, "prog: s3://a: cannot be reached\n"),
         (RunError("the run failed"), EXIT_FAILED, "prog: the run failed\n"),
+        (NotMeantError("a\nb"), EXIT_NOT_MEANT, "prog: done, but not what was meant:\n  a\n  b\n"),
     ],
     ids=lambda value: type(value).__name__,
 )

@@ -1,4 +1,4 @@
-"""The notes of finished tables, and the summary of a run; the Ray Data graph runs in tests/system/test_ingest.py."""
+"""The notes of finished tables; the Ray Data graph runs in tests/system/test_ingest.py."""
 
 import pyarrow as pa
 import pyarrow.csv
@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 
 from pipeline.config import IngestConfig
 from pipeline.dataset.manifest import PartitionRecord, ShardRecord, commit
-from pipeline.ingest.driver import IngestSummary, _write_notes
+from pipeline.ingest.driver import _write_notes
 from pipeline.ingest.plan import PartitionSpec, plan_ingest
 from pipeline.storage.address import open_storage
 
@@ -55,16 +55,3 @@ def test_a_table_with_rows_missing_is_not_noted(tmp_path):
     _write_notes(storage, manifest, first)
     gap = plan(table, output, partition_size_rows=3)
     assert [(spec.first_row, spec.num_rows) for spec in gap.partitions] == [(4, 3), (7, 1)]
-
-
-def test_a_summary_counts_rows_by_reason_with_successes_first():
-    summary = IngestSummary("/data", 3, 0, {"http_404": 1, "success": 2, "timeout": 1}, 12, 2.0)
-    lines = str(summary).splitlines()
-    assert lines[0] == "4 rows in 2.0 s (2 a second)"
-    assert [line.split()[0] for line in lines[1:4]] == ["success", "http_404", "timeout"]
-    assert lines[-1] == "/data version 3: 12 samples"
-
-
-def test_a_summary_says_when_there_was_nothing_to_do():
-    assert str(IngestSummary("/data", 0, 0, {}, 0, 1.0)) == "nothing to do: the input has no rows yet"
-    assert str(IngestSummary("/data", 2, 5, {}, 5, 1.0)) == "nothing to do: /data version 2 holds all 5 rows"

@@ -3,6 +3,7 @@
 import json
 
 import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
 from pipeline.config import CurateConfig
@@ -60,6 +61,36 @@ def test_runs_on_a_version_are_found_by_their_checkpoints(tmp_path):
     ],
 )
 def test_a_removed_url_is_found_in_text_of_any_type(column):
-    rules = Rules(CurateConfig(), removed=frozenset(["http://e.org/1"]))
-    assert _names_any(pa.table({"n": [1], "u": column}), rules)
-    assert not _names_any(pa.table({"u": column.slice(1)}), rules)
+    names = frozenset(["http://e.org/1"])
+    assert _names_any(pa.table({"n": [1], "u": column}), names)
+    assert not _names_any(pa.table({"u": column.slice(1)}), names)
+
+
+def test_lines_are_found_in_shards_of_any_version_and_in_tables_of_rows_that_wait(storage):
+    shard = read_manifest(storage, 1).shards[0]
+    dropped = read_samples(storage, shard, ["key"])["key"][0].as_py()
+    (waiting,) = ["http://e.org/waits"]
+    table = pa.BufferOutputStream()
+    pa.parquet.write_table(pa.table({"url": [waiting]}), table)
+    storage.write("inputs/0123.parquet", table.getvalue().to_pybytes())
+    rules = Rules(CurateConfig(), removed=frozenset([dropped, waiting, "http://e.org/mistyped", "http://e.org/3"]))
+    assert find_holders(storage, rules).found == {dropped, waiting, "http://e.org/3"}, "row 3 failed, and has a URL"
+
+
+def test_a_purge_that_was_killed_is_finished_by_the_next(storage, monkeypatch):
+    shard = read_manifest(storage, 1).shards[0]
+    key = read_samples(storage, shard, ["key"])["key"][1].as_py()
+    rules = Rules(CurateConfig(), removed=frozenset([key]))
+    delete = type(storage).delete
+
+    def killed(self, path):
+        delete(self, path)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(storage), "delete", killed)
+        with pytest.raises(KeyboardInterrupt):
+            purge(storage, rules, find_holders(storage, rules))
+    assert find_holders(storage, rules).found == {key}
+    purge(storage, rules, find_holders(storage, rules))
+    assert not [item.path for item in storage.list("shards/") if item.path.startswith(f"shards/{shard.name}")]
