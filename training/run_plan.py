@@ -17,6 +17,7 @@ from pipeline.dataset.manifest import ManifestError
 from pipeline.errors import ConfigError, StorageError
 from pipeline.storage.address import open_storage
 from pipeline.storage.base import Storage
+from training.best_metric import check_best_metric
 from training.checkpoint.initial_weights import check_initial_weights, initial_activation
 from training.checkpoint.resume import Start, changed_settings, check_continues, find_start
 from training.checkpoint.snapshot import MODEL, Position
@@ -121,6 +122,7 @@ def plan_run(config: TrainingConfig, begin: Start | None = None) -> RunPlan:
 def check_config(config: TrainingConfig) -> None:
     """Checks everything that needs no data set and no checkpoint; opens nothing. Raises ConfigError."""
     check_model(config)
+    check_best_metric(config)
     if config.cluster.max_workers > config.train.global_batch_size:
         raise ConfigError(
             f"cluster.num_workers={config.cluster.num_workers}: every worker needs at least one sample of a step; "

@@ -170,6 +170,11 @@ class RunRecord:
             print(f"  * {note}", flush=True)
         self._said |= notes.keys()
 
+    def evaluation_at(self, step: int) -> dict[str, Any] | None:
+        """Returns the figures that an earlier start has recorded for a step; None if there are none."""
+        rows = [row for row in self._tracker.metrics.kept if row["step"] == step and headline(row)]
+        return {name: value for name, value in rows[-1].items() if name != "step"} if rows else None
+
     def log_watched_pairs(self, step: int, watched: WatchedPairs | None, similarities: PairSimilarities | None) -> None:
         """Records the similarities of the watched pairs. A failure to write them is only a warning."""
         if watched is None or similarities is None:
