@@ -123,6 +123,10 @@ def check_config(config: TrainingConfig) -> None:
     """Checks everything that needs no data set and no checkpoint; opens nothing. Raises ConfigError."""
     check_model(config)
     check_best_metric(config)
+    if config.train.device == "cuda" and config.cluster.use_gpu is False:
+        raise ConfigError(
+            "train.device=cuda: with cluster.use_gpu=False workers have no GPU; set cluster.use_gpu=true, or train.device=cpu"
+        )
     if config.cluster.max_workers > config.train.global_batch_size:
         raise ConfigError(
             f"cluster.num_workers={config.cluster.num_workers}: every worker needs at least one sample of a step; "
@@ -186,6 +190,14 @@ def plan_order(config: TrainingConfig, data_sets: Sequence[DataSet], checkpoint:
     A run that began in the configured number of streams keeps it.
     """
     sources, batch = tuple(one.source for one in data_sets), config.train.global_batch_size
+    for number, source in enumerate(sources):
+        if len(sources) > 1 and not source.epoch_samples:
+            part = config.data.parts[number]
+            remedy = f"use 1/{source.num_samples} or more" if source.num_samples else "name one that has samples"
+            raise ConfigError(
+                f"data.mixture.{number}.weight={part.weight:g}: of the {source.num_samples:,} samples of {part.uri} an epoch "
+                f"would show none; {remedy}, or leave it out"
+            )
     streams = config.data.num_streams
     if checkpoint is None or checkpoint.order["num_streams"] != streams:
         streams = fit_num_streams(sum(source.epoch_samples for source in sources), batch, streams)

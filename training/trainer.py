@@ -308,6 +308,7 @@ class Trainer:
         """Evaluates, and adds the figures to the step's checkpoint."""
         self.watchdog.phase("evaluating", LONGER_AT_FIRST)
         with self._clock.stopped("evaluation", self.world.communication):
+            self._writer.wait()  # a kill would take the checkpoint along
             clip = self._averaged() or self.clip
             if self.evaluation.evaluate(clip, self.position.step, self.record, self._saved):
                 self._add_to_checkpoint()
@@ -321,7 +322,6 @@ class Trainer:
 
     def _saved(self) -> str:
         """Saves the run unless its last checkpoint is of this step. Returns the checkpoint's folder, on rank 0."""
-        self._writer.wait()
         if self._writer.last_folder != self.plan.checkpoints.folder(self.position.step):
             self._check_for_skip()
             self._save()

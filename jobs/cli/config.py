@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 from jobs.cli import job_keys, runtime_env
 from jobs.cli.embed_config import EmbedConfig
+from jobs.cli.ineffective_keys import ineffective_keys
 from jobs.cli.suggestions import suggest
 from model.config import get_architecture
 from pipeline.config import CurateConfig, IndexConfig, IngestConfig
@@ -96,6 +97,7 @@ def load_config(recipe: str, overrides: Sequence[str] = (), job: str | None = No
             problems.append(f"model.name={name}: {error}")
     if config is not None:
         problems += runtime_env.problems(config.cluster.runtime_env)
+        problems += ineffective_keys(config, {override.partition("=")[0] for override in overrides}, job) if job else []
     if problems or config is None:
         raise ConfigError("\n".join(dict.fromkeys(problems)))
     return with_absolute_paths(config)

@@ -45,11 +45,12 @@ def check_captions(data_sets: Sequence[Opened], places: Sequence[str], key: str)
         ConfigError: a place is misspelled, a data set or one of its tables has none of them, or no sample has a caption.
         ManifestError: samples cannot be read.
     """
+    data_sets = [one for one in data_sets if one[1].num_samples]  # the order of samples refuses a run without any
     found: set[str] = set()
     for storage, manifest in data_sets:
         found |= _check_data_set(storage, manifest, places, key)
     unknown = [place for place in places if place not in found]
-    if unknown:
+    if unknown and data_sets:
         names = sorted({name for storage, manifest in data_sets for name in _names(storage, manifest)})
         raise ConfigError(
             f"{key}={list(places)}: no data set has {unknown[0]}{_meant(unknown[0], names)}; "

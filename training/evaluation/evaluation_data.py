@@ -6,7 +6,6 @@ anything is computed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,11 +84,6 @@ def open_evaluation(config: EvaluationConfig, world: World) -> EvaluationData:
     retrieval = None
     if config.retrieval_uri is not None:
         retrieval = open_image_set("evaluation.retrieval_uri", config.retrieval_uri, world, config.retrieval_captions)
-        if not isinstance(retrieval, ManifestImageSet) and config.retrieval_captions != _OF_TXT:
-            raise ConfigError(
-                f"evaluation.retrieval_captions={list(config.retrieval_captions)}: {retrieval.subject} holds tars, whose "
-                "captions are in their .txt members; leave the key out"
-            )
     return EvaluationData(
         retrieval=retrieval,
         zero_shot=None if config.zero_shot is None else _open_zero_shot(config.zero_shot, world),
@@ -97,9 +91,35 @@ def open_evaluation(config: EvaluationConfig, world: World) -> EvaluationData:
     )
 
 
+def refuse_unused_columns(config: EvaluationConfig, data: EvaluationData) -> None:
+    """Raises ConfigError if columns are named for data sets that have none: tars and folders."""
+    probe, zero_shot = data.linear_probe, data.zero_shot
+    parts = (probe.train, probe.test, probe.validation) if probe is not None else ()
+    splits = [part.images for part in parts if part is not None]
+    for key, value, default, opened in (
+        (CAPTIONS_KEY, list(config.retrieval_captions), list(_OF_TXT), [data.retrieval]),
+        (
+            "evaluation.zero_shot.label_column",
+            _column(config.zero_shot),
+            "",
+            [zero_shot.images if zero_shot is not None else None],
+        ),
+        ("evaluation.linear_probe.label_column", _column(config.linear_probe), "", splits),
+    ):
+        images = [one for one in opened if one is not None]
+        if value != default and images and not any(isinstance(one, ManifestImageSet) for one in images):
+            raise ConfigError(
+                f"{key}={value}: {images[0].subject} is no data set of ours and has no columns: its captions and labels are "
+                "in its tars or folders; leave the key out"
+            )
+
+
+def _column(config: ZeroShotConfig | LinearProbeConfig | None) -> str:
+    return "" if config is None else config.label_column
+
+
 def _open_zero_shot(config: ZeroShotConfig, world: World) -> ZeroShotData:
     images = open_image_set("evaluation.zero_shot.uri", config.uri, world, label_column=config.label_column)
-    _refuse_unused_column("evaluation.zero_shot", config.label_column, [images])
     with failing_together(world):
         return ZeroShotData(images, read_classes(images, config), read_templates(images, config))
 
@@ -111,22 +131,12 @@ def _open_linear_probe(config: LinearProbeConfig, world: World) -> LinearProbeDa
         for key, uri in addresses.items()
         if uri is not None
     ]
-    _refuse_unused_column("evaluation.linear_probe", config.label_column, opened)
     with failing_together(world):
         labels = number_labels(*opened)
     splits = [LabeledImages(images, numbers) for images, numbers in zip(opened, labels, strict=True)]
     if config.validation_uri is None:
         validation_split(np.array(labels[0]))  # refuses classes that are too small, hours before they would be split
     return LinearProbeData(splits[0], splits[1], splits[2] if len(splits) == 3 else None)
-
-
-def _refuse_unused_column(section: str, label_column: str, opened: Sequence[ImageSet]) -> None:
-    """Raises ConfigError if a column of labels is named and no data set has columns."""
-    if label_column and not any(isinstance(images, ManifestImageSet) for images in opened):
-        raise ConfigError(
-            f"{section}.label_column={label_column}: {opened[0].subject} holds tars or folders, whose labels are in them; "
-            "leave the key out"
-        )
 
 
 def open_image_set(key: str, uri: str, world: World, captions: tuple[str, ...] = (), label_column: str = "") -> ImageSet:

@@ -21,7 +21,13 @@ from pipeline.dataset.manifest import read_manifest
 from pipeline.storage.address import open_storage
 from training.config import EvaluationConfig
 from training.distributed import World, failing_together, gather_rows, slice_bounds, sum_over_ranks
-from training.evaluation.evaluation_data import LabeledImages, LinearProbeData, ZeroShotData, open_evaluation
+from training.evaluation.evaluation_data import (
+    LabeledImages,
+    LinearProbeData,
+    ZeroShotData,
+    open_evaluation,
+    refuse_unused_columns,
+)
 from training.evaluation.figures import Figure, flatten
 from training.evaluation.image_batches import ImageBatch, read_batches
 from training.evaluation.image_sets import ImageSet, ManifestImageSet
@@ -64,7 +70,7 @@ def measure(clip: CLIP, config: EvaluationConfig, world: World, alive: Callable[
 
 def check_evaluation(config: EvaluationConfig) -> None:
     """Opens everything that a run will be evaluated on, before it starts. Raises ConfigError or ManifestError."""
-    open_evaluation(config, World(rank=0, world_size=1, device=torch.device("cpu")))
+    refuse_unused_columns(config, open_evaluation(config, World(rank=0, world_size=1, device=torch.device("cpu"))))
 
 
 @dataclass(frozen=True)

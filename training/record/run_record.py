@@ -132,6 +132,11 @@ class RunRecord:
             f"{self._world_size} x {self._device}",
             flush=True,
         )
+        streams = plan.order.layout.num_streams
+        if streams != config.data.num_streams:
+            print(
+                f"data.num_streams: {streams} instead of {config.data.num_streams}, so that no more than a batch is left over"
+            )
 
     def ready(self) -> None:
         """Ends the start-up: the first step begins."""
