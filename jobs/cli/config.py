@@ -239,6 +239,9 @@ def _explain(error: Any, job: str | None) -> str:
         return f"{path}: unknown key; {remedy(path, job)}"
     if error["type"] == "missing":
         return f"{path}: is required; set it in the recipe or on the command line"
+    if error["type"] == "tuple_type":
+        shown = error["input"] if isinstance(error["input"], str | int | float) else "..."
+        return f"{path}={error['input']!r}: is a list; write '{path}=[{shown}]'"
     rule = error["msg"].removeprefix("Value error, ")
     if path.startswith("cluster.runtime_env"):  # its value may hold a secret
         return f"{path}: {rule[0].lower()}{rule[1:]}"

@@ -451,3 +451,22 @@ def test_keys_of_another_model_than_the_one_that_is_evaluated_are_refused(data_s
     printed = refused(evaluate_job, *common, "--weights", str(tmp_path / "weights.safetensors"), "run.name=a")
     assert "run.name: has no effect: --weights=" in printed
     assert "evaluation.every_steps: has no effect" in refused(evaluate_job, *common, "evaluation.every_steps=5")
+
+
+@pytest.mark.parametrize(
+    ("typed", "remedy"),
+    [
+        ("data.captions=caption", "write 'data.captions=[caption]'"),
+        ("model.lock=image", "write 'model.lock=[image]'"),
+        ("evaluation.zero_shot={uri: a, templates: 'a {c}'}", "write 'evaluation.zero_shot.templates=[a {c}]'"),
+    ],
+)
+def test_a_text_where_a_list_belongs_is_not_taken_letter_by_letter_detectron2_1153(typed, remedy):
+    with pytest.raises(ConfigError) as refusal:
+        load_config("debug_cpu", [typed], "train")
+    assert remedy in str(refusal.value)
+
+
+def test_a_misspelled_column_of_labels_is_named_with_its_key(data_set, tmp_path):
+    with pytest.raises(ManifestError, match=r"^evaluation\.zero_shot\.label_column=shap: column shap: .*, shape; name one"):
+        plan_run(config_of(data_set, tmp_path, f"evaluation.zero_shot={{uri: {data_set}, label_column: shap}}"))
