@@ -65,7 +65,7 @@ class LoopEvaluation:
             save: saves the run where it has not been saved at this step, and returns where it is.
 
         Raises:
-            EvaluationFailedError: it failed on every rank alike, for a reason that a person can mend; the run is saved.
+            EvaluationFailedError: it failed on every rank alike, for a reason that a person can fix; the run is saved.
         """
         self.figures = {}
         try:
@@ -105,7 +105,7 @@ class LoopEvaluation:
             saved = save()
         if together and isinstance(error, InputError) and not isinstance(error, StorageAwayError):
             raise EvaluationFailedError(
-                f"{what}\nall steps are saved ({saved or 'by rank 0'}): once the cause is mended, the same command tries the "
+                f"{what}\nall steps are saved ({saved or 'by rank 0'}): once the cause is fixed, the same command tries the "
                 "evaluation again and continues. To train without it, set evaluation.on_failure=warn, or unset "
                 "evaluation.retrieval_uri, zero_shot and linear_probe"
             ) from error

@@ -196,7 +196,7 @@ def plan_order(config: TrainingConfig, data_sets: Sequence[DataSet], checkpoint:
             remedy = f"use 1/{source.num_samples} or more" if source.num_samples else "name one that has samples"
             raise ConfigError(
                 f"data.mixture.{number}.weight={part.weight:g}: of the {source.num_samples:,} samples of {part.uri} an epoch "
-                f"would show none; {remedy}, or leave it out"
+                f"would show none; {remedy}, or omit it"
             )
     streams = config.data.num_streams
     if checkpoint is None or checkpoint.order["num_streams"] != streams:

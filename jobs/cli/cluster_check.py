@@ -77,7 +77,9 @@ def _findings(config: Config) -> Iterator[Finding]:
 def _check_room(nodes: list[dict[str, Any]], config: Config) -> Finding:
     """Checks that the present nodes have room for the workers: a run would wait for more nodes, forever if none come."""
     room = find_room(training_demand(config.cluster), nodes)
-    return Finding("room", room.enough, room.text if room.enough else f"{room.text}; add nodes or ask for fewer workers")
+    if not room.enough:
+        return Finding("room", False, f"{room.text}, and cluster.num_workers={room.asked}; add nodes or ask for fewer workers")
+    return Finding("room", True, room.text)
 
 
 def _inspect(node: dict[str, Any], config: Config) -> _Node:

@@ -90,7 +90,7 @@ _RULES = (
     _Rule(
         ("evaluation.every_steps", "evaluation.on_failure"),
         lambda _config: False,
-        "it is about evaluations during training; leave it out",
+        "it is about evaluations during training; omit it",
         ("evaluate", "average"),
     ),
 )

@@ -51,7 +51,7 @@ def check_one_model(options: argparse.Namespace) -> None:
         other += ["--allow-torchscript"] if options.allow_torchscript else []
         rule = "the model is that of a run, with the run's own settings"
     if other:
-        remedy = "leave it out" if options.weights else "leave it out, or name --weights"
+        remedy = "omit it" if options.weights else "omit it, or name --weights"
         raise ConfigError(f"{other[0]}: has no effect: {rule}; {remedy}")
 
 

@@ -46,12 +46,14 @@ class Room:
     """The workers that fit on some nodes.
 
     Attributes:
-        text: says so; if they are too few, also what was asked for.
+        text: says so.
+        asked: the configured number, as a message shows it.
     """
 
     fit: int
     enough: bool
     text: str
+    asked: str
 
 
 def find_room(demand: Demand, nodes: Sequence[Node]) -> Room:
@@ -62,9 +64,8 @@ def find_room(demand: Demand, nodes: Sequence[Node]) -> Room:
         wanted["GPU"] = 1.0
     fit = sum(min(int(node["Resources"].get(name, 0) // amount) for name, amount in wanted.items()) for node in nodes)
     text = f"{fit} workers of {', '.join(f'{amount:g} {name}' for name, amount in wanted.items())} fit on {len(nodes)} nodes"
-    if fit >= demand.min_workers:
-        return Room(fit, True, text)
-    return Room(fit, False, f"{text}, and {demand.section}.num_workers={_shown(demand.num_workers)}")
+    asked = demand.num_workers if isinstance(demand.num_workers, int) else list(demand.num_workers)
+    return Room(fit, fit >= demand.min_workers, text, str(asked))
 
 
 def refuse_on_a_ray_of_our_own(demand: Demand) -> None:
@@ -88,8 +89,5 @@ def refuse_what_does_not_fit(demand: Demand, nodes: Sequence[Node]) -> None:
     else:
         cpus = max((int(one.get("CPU", 0)) for one in held), default=0)
         remedy = f"this machine is the only node: set {section}.cpus_per_worker to at most {cpus}"
-    raise ConfigError(f"room: {room.text}; {remedy}, or join a cluster that has more (RAY_ADDRESS)")
-
-
-def _shown(num_workers: int | tuple[int, int]) -> str:
-    return str(num_workers if isinstance(num_workers, int) else list(num_workers))
+    asked = f"{section}.num_workers={room.asked}"
+    raise ConfigError(f"room: {room.text}, and {asked}; {remedy}, or join a cluster that has more (RAY_ADDRESS)")

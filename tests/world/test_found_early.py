@@ -202,7 +202,7 @@ def test_columns_of_a_set_that_has_none_are_refused(tmp_path, draw_shape):
         (tmp_path / "folders" / name).mkdir(parents=True)
         (tmp_path / "folders" / name / "0.png").write_bytes(image)
     zero_shot = {"uri": str(tmp_path / "folders"), "label_column": "class"}
-    with pytest.raises(ConfigError, match=r"evaluation\.zero_shot\.label_column=class: .* leave the key out"):
+    with pytest.raises(ConfigError, match=r"evaluation\.zero_shot\.label_column=class: .* omit the key"):
         check_evaluation(EvaluationConfig.model_validate({"zero_shot": zero_shot}))
 
 

@@ -110,7 +110,7 @@ def refuse_unused_columns(config: EvaluationConfig, data: EvaluationData) -> Non
         if value != default and images and not any(isinstance(one, ManifestImageSet) for one in images):
             raise ConfigError(
                 f"{key}={value}: {images[0].subject} is no data set of ours and has no columns: its captions and labels are "
-                "in its tars or folders; leave the key out"
+                "in its tars or folders; omit the key"
             )
 
 
