@@ -59,6 +59,7 @@ def job(config: Config, options: argparse.Namespace) -> None:
     manifest = read_manifest(data, embed.version)
     if not manifest.num_samples:
         raise ConfigError(f"embed.data={embed.data}: version {manifest.version} holds no samples; name a data set that does")
+    check_captions([(data, manifest)], config.data.captions, "data.captions")
     trained: TrainingConfig = config
     if options.weights:
         clip, address = open_weights(config, options), str(options.weights)
@@ -72,7 +73,6 @@ def job(config: Config, options: argparse.Namespace) -> None:
     missing = {number: shard for number, shard in shards.items() if file_of(shard, held) is None}
     if missing:
         output.check_writable()
-        check_captions([(data, manifest)], config.data.captions, "data.captions")
         connect_ray(config.cluster)
         refuse_on_a_ray_of_our_own(_demand(embed, len(missing)))
         work = Work(

@@ -153,3 +153,12 @@ def test_an_error_ends_the_run_and_a_shard_that_does_not_come_back_is_an_error()
         follow(iter([full]), {0: 10}, max_skipped_samples=0, forget=no_file_goes)
     with pytest.raises(RunError, match=r"1 shards are missing, no\. 3 among them; run the job again"):
         follow(iter([Done(shard=0)]), {0: 10, 3: 10}, max_skipped_samples=0, forget=no_file_goes)
+
+
+def test_a_misspelled_place_of_captions_is_refused_before_anything_is_written(data_set, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(embed, "connect_ray", lambda _cluster: pytest.fail("Ray was started for bad input"))
+    output = tmp_path / "features"
+    settings = (f"embed.data={data_set}", f"embed.output={output}", "data.captions=[shap]", "run.name=none")
+    assert run(embed.arguments(), embed.job, ["--config", "debug_cpu", *settings]) == EXIT_BAD_INPUT
+    assert "(did you mean shape?)" in capsys.readouterr().err
+    assert not output.exists()
