@@ -27,6 +27,7 @@ from jobs.cli.command_line import connect_ray, parser, run
 from jobs.cli.config import Config
 from jobs.cli.job_parser import JobParser
 from jobs.cli.open_model import last_checkpoint, open_model
+from jobs.cli.room import refuse_on_a_ray_of_our_own, training_demand
 from jobs.export import export_checkpoint
 from jobs.report import report_at_the_end
 from pipeline.errors import ConfigError
@@ -101,6 +102,7 @@ def make_data_sets(data_dir: str, config: Config, concepts: int | None = None, c
         print(f"{len(pairs):,} distinct images: " + ", ".join(f"{_count(pairs, split):,} {split}" for split in SPLITS))
     with clock.phase("start Ray"):
         connect_ray(config.cluster)
+        refuse_on_a_ray_of_our_own(training_demand(config.cluster))
     with clock.phase("ingest"):
         _ingest(pairs, uris, config)
 

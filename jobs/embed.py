@@ -25,7 +25,8 @@ from jobs.cli.command_line import connect_ray, parser, run
 from jobs.cli.config import Config
 from jobs.cli.embed_config import EmbedConfig
 from jobs.cli.job_parser import JobParser
-from jobs.cli.open_model import add_weights_options, open_run, open_weights
+from jobs.cli.open_model import add_weights_options, check_one_model, open_run, open_weights
+from jobs.cli.room import Demand, refuse_on_a_ray_of_our_own
 from pipeline.errors import ConfigError, InputError
 from training.config import TrainConfig, TrainingConfig, refuse_auto_on_an_empty_cluster
 from training.errors import RunError
@@ -48,7 +49,9 @@ def job(config: Config, options: argparse.Namespace) -> None:
     from pipeline.dataset.manifest import read_manifest
     from pipeline.storage.address import open_storage
     from pipeline.storage.put_if_absent import ensure_put_if_absent
+    from training.data.caption_columns import check_captions
 
+    check_one_model(options)
     embed = config.embed
     for key, value in (("data", embed.data), ("output", embed.output)):
         if not value:
@@ -57,6 +60,7 @@ def job(config: Config, options: argparse.Namespace) -> None:
     manifest = read_manifest(data, embed.version)
     if not manifest.num_samples:
         raise ConfigError(f"embed.data={embed.data}: version {manifest.version} holds no samples; name a data set that does")
+    check_captions([(data, manifest)], config.data.captions, "data.captions")
     trained: TrainingConfig = config
     if options.weights:
         clip, address = open_weights(config, options), str(options.weights)
@@ -71,6 +75,7 @@ def job(config: Config, options: argparse.Namespace) -> None:
     missing = {number: shard for number, shard in shards.items() if file_of(shard, held) is None}
     if missing:
         connect_ray(config.cluster)
+        refuse_on_a_ray_of_our_own(_demand(embed, len(missing)))
         work = Work(
             embed.model_copy(update={"version": manifest.version}),
             train,
@@ -298,6 +303,13 @@ def follow(dones: Iterable[Done], units: dict[int, int], max_skipped_samples: in
         f"per worker, a sample takes {decode_s / samples * 1e3:.2f} ms of a decoding thread and "
         f"{forward_s / samples * 1e3:.2f} ms of the model"
     )
+
+
+def _demand(embed: EmbedConfig, num_units: int) -> Demand:
+    """The actors that are needed at least: no more than there are shards."""
+    asked = embed.num_workers or 1
+    most = asked if isinstance(asked, int) else asked[0]
+    return Demand("embed", min(most, num_units), embed.cpus_per_worker, embed.use_gpu)
 
 
 def embed_shards(work: Work, clip: CLIP, numbers: list[int]) -> Iterator[Done]:

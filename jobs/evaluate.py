@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING
 from jobs.cli.command_line import check_folder, connect_ray, parser, run
 from jobs.cli.config import Config
 from jobs.cli.job_parser import JobParser
-from jobs.cli.open_model import add_weights_options, open_run, open_weights
+from jobs.cli.open_model import add_weights_options, check_one_model, open_run, open_weights
+from jobs.cli.room import refuse_on_a_ray_of_our_own, training_demand
 from pipeline.errors import ConfigError
 from training.config import EvaluationConfig, TrainingConfig
 
@@ -36,6 +37,7 @@ def job(config: Config, options: argparse.Namespace) -> None:
     from training.evaluation.figures import table
     from training.evaluation.runner import check_evaluation
 
+    check_one_model(options)
     trained: TrainingConfig = config
     if options.weights:
         clip, evaluation = open_weights(config, options), config.evaluation
@@ -68,6 +70,7 @@ def _here(clip: CLIP, config: TrainingConfig) -> dict[str, float]:
 
 def _on_workers(clip: CLIP, config: TrainingConfig) -> dict[str, float]:
     connect_ray(config.cluster)
+    refuse_on_a_ray_of_our_own(training_demand(config.cluster))
     from training.worker import run_evaluation
 
     return run_evaluation(clip, config)

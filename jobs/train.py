@@ -21,6 +21,7 @@ import sys
 from jobs.cli.command_line import EXIT_FAILED, EXIT_STOPPED, connect_ray, parser, run
 from jobs.cli.config import Config
 from jobs.cli.job_parser import JobParser
+from jobs.cli.room import refuse_on_a_ray_of_our_own, training_demand
 from jobs.report import report_at_the_end
 
 
@@ -44,6 +45,7 @@ def job(config: Config, options: argparse.Namespace) -> int:
         from jobs.cli.cluster_check import check
 
         return 0 if check(config) else EXIT_FAILED
+    refuse_on_a_ray_of_our_own(training_demand(config.cluster))
     from training.evaluation.figures import table
     from training.worker import run_training
 

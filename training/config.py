@@ -82,7 +82,8 @@ class DataConfig(Section):
     """Sources of captions: `caption`, another column of the sidecar (a string or a list of them), or `json.KEY`. With several,
     a seeded choice is made for each sample and epoch."""
     num_streams: int = Field(64, ge=1)
-    """Streams that a step draws from; use several times the number of workers. Part of the order's identity."""
+    """Streams that a step draws from; use several times the number of workers. Fewer are used where these would skip samples
+    of a small data set. Part of the order's identity."""
     block_size_samples: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Samples that are shuffled together within a stream. More mix better and cost memory; auto: all streams together hold 32
     global batches. Part of the order's identity."""
@@ -316,6 +317,9 @@ class EvaluationConfig(Section):
     """Zero-shot classification. None: skip it."""
     linear_probe: LinearProbeConfig | None = None
     """Linear probe. None: skip it."""
+    on_failure: Literal["fail", "warn"] = "fail"
+    """Response to an evaluation that fails during training, once the run is saved. fail: the run fails, and the same command
+    tries the evaluation again. warn: training continues without its figures."""
 
 
 _Workers = Annotated[int, Field(ge=1)]

@@ -5,7 +5,10 @@ Everything is the identity at world size 1, where no process group is needed.
 
 from __future__ import annotations
 
+import contextlib
+import pickle
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
@@ -17,6 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from pipeline.errors import InputError
 from training.clock import CommunicationTimer
 
 COLLECTIVE_TIMEOUT = timedelta(hours=6)
@@ -164,6 +168,48 @@ def gather_objects(thing: Any, world: World) -> list[Any]:
     with world.communication.waiting():
         dist.all_gather_object(things, thing, group=world.control)
     return things
+
+
+@contextlib.contextmanager
+def failing_together(world: World) -> Iterator[None]:
+    """Raises an error of any rank on every rank, at the end of a block in which ranks work alone.
+
+    Without it a rank that fails leaves the others waiting in their next exchange. The first rank's error wins, and
+    `failed_together` knows it.
+    """
+    own: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        if world.world_size == 1 or failed_together(error, world):
+            raise
+        own = error
+    if world.world_size == 1:
+        return
+    first = next((error for error in gather_objects(_portable(own), world) if error is not None), None)
+    if first is not None:
+        raise _marked(first) from own
+
+
+def failed_together(error: BaseException, world: World) -> bool:
+    """Returns whether every rank has this error, so that all of them can continue."""
+    return world.world_size == 1 or hasattr(error, _OF_ALL_RANKS)
+
+
+_OF_ALL_RANKS = "of_all_ranks"
+
+
+def _marked(error: Exception) -> Exception:
+    setattr(error, _OF_ALL_RANKS, True)
+    return error
+
+
+def _portable(error: Exception | None) -> Exception | None:
+    """The error, or one of the same text where it cannot travel between processes."""
+    try:
+        return type(error)(str(error)) if isinstance(error, InputError) else pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 def parallel(model: nn.Module, world: World) -> nn.Module:

@@ -16,6 +16,7 @@ READ_IN = "2.60"
 """The version of Ray whose code was read."""
 INTERNALS = (
     "ray._private.state.state.get_draining_nodes",
+    "ray._private.worker._global_node",
     "ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator.get_or_create_autoscaling_coordinator",
     "ray.experimental.internal_kv._internal_kv_get",
     "ray.experimental.internal_kv._internal_kv_put",
@@ -42,6 +43,14 @@ UNWANTED_LINES = {
     "ray.train.v2._internal.execution.worker_group.worker_group": "Attempting to start training worker group",
 }
 """Logger, named after its module -> start of its lines that no job's log needs."""
+
+
+def is_own_ray() -> bool:
+    """Returns whether this process has started the Ray that it is connected to, instead of joining one."""
+    from ray._private import worker
+
+    node = worker._global_node
+    return node is not None and bool(node.head)
 
 
 # ------------------------------------------------------------------------------------------------------- the key-value store

@@ -7,7 +7,7 @@ checkpoint the run resumes (training/checkpoint/resume.py), and all ranks make t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
@@ -17,12 +17,15 @@ from pipeline.dataset.manifest import ManifestError
 from pipeline.errors import ConfigError, StorageError
 from pipeline.storage.address import open_storage
 from pipeline.storage.base import Storage
+from training.best_metric import check_best_metric
 from training.checkpoint.initial_weights import check_initial_weights, initial_activation
 from training.checkpoint.resume import Start, changed_settings, check_continues, find_start
 from training.checkpoint.snapshot import MODEL, Position
 from training.checkpoint.store import Checkpoint, CheckpointStore
 from training.config import TrainingConfig
+from training.data.caption_columns import check_captions
 from training.data.data_sets import DataSet, block_size_samples, check_prefetch, mean_sample_bytes, open_data_sets
+from training.data.order_layout import fit_num_streams
 from training.data.sample_order import SampleOrder
 from training.distributed import World, gather_objects
 from training.evaluation.runner import check_evaluation
@@ -119,6 +122,11 @@ def plan_run(config: TrainingConfig, begin: Start | None = None) -> RunPlan:
 def check_config(config: TrainingConfig) -> None:
     """Checks everything that needs no data set and no checkpoint; opens nothing. Raises ConfigError."""
     check_model(config)
+    check_best_metric(config)
+    if config.train.device == "cuda" and config.cluster.use_gpu is False:
+        raise ConfigError(
+            "train.device=cuda: with cluster.use_gpu=False workers have no GPU; set cluster.use_gpu=true, or train.device=cpu"
+        )
     if config.cluster.max_workers > config.train.global_batch_size:
         raise ConfigError(
             f"cluster.num_workers={config.cluster.num_workers}: every worker needs at least one sample of a step; "
@@ -138,6 +146,8 @@ def open_run(config: TrainingConfig, begin: Start | None = None) -> OpenedRun:
     if begin is None:  # else rank 0 has done so for all
         check_evaluation(config.evaluation)
     data_sets = open_data_sets(config.data, checkpoint.data_sets if checkpoint is not None else ())
+    if begin is None:
+        check_captions([(one.storage, one.manifest) for one in data_sets], config.data.captions, "data.captions")
     pinned = config.data.with_versions([one.manifest.version for one in data_sets])
     config = config.model_copy(update={"data": pinned})
     return OpenedRun(config, architecture, data_sets, run, checkpoints, checkpoint)
@@ -146,15 +156,7 @@ def open_run(config: TrainingConfig, begin: Start | None = None) -> OpenedRun:
 def fit_together(opened: OpenedRun) -> RunPlan:
     """Settles sample order and schedule, and checks them against data sets, memory and checkpoint. Raises ConfigError."""
     config, data_sets, checkpoint = opened.config, opened.data_sets, opened.checkpoint
-    order = SampleOrder(
-        sources=tuple(one.source for one in data_sets),
-        seed=config.train.seed,
-        global_batch_size=config.train.global_batch_size,
-        num_streams=config.data.num_streams,
-        block_size_samples=block_size_samples(config.data, config.train.global_batch_size),
-        run_size_samples=config.data.run_size_samples,
-        shuffle_shards=config.data.shuffle_shards,
-    )
+    order = plan_order(config, data_sets, checkpoint)
     schedule = plan_schedule(config, order.steps_per_epoch)
     largest_slice = math.ceil(config.train.global_batch_size / config.cluster.min_workers)
     check_prefetch(config.data, order, mean_sample_bytes(data_sets, order), largest_slice)
@@ -179,6 +181,34 @@ def fit_together(opened: OpenedRun) -> RunPlan:
         schedule=schedule,
         changes=changes,
         rate_change=rate_change,
+    )
+
+
+def plan_order(config: TrainingConfig, data_sets: Sequence[DataSet], checkpoint: Checkpoint | None) -> SampleOrder:
+    """The order of samples, with fewer streams than configured where these would skip samples of a small data set.
+
+    A run that began in the configured number of streams keeps it.
+    """
+    sources, batch = tuple(one.source for one in data_sets), config.train.global_batch_size
+    for number, source in enumerate(sources):
+        if len(sources) > 1 and not source.epoch_samples:
+            part = config.data.parts[number]
+            remedy = f"use 1/{source.num_samples} or more" if source.num_samples else "name one that has samples"
+            raise ConfigError(
+                f"data.mixture.{number}.weight={part.weight:g}: of the {source.num_samples:,} samples of {part.uri} an epoch "
+                f"would show none; {remedy}, or omit it"
+            )
+    streams = config.data.num_streams
+    if checkpoint is None or checkpoint.order["num_streams"] != streams:
+        streams = fit_num_streams(sum(source.epoch_samples for source in sources), batch, streams)
+    return SampleOrder(
+        sources=sources,
+        seed=config.train.seed,
+        global_batch_size=batch,
+        num_streams=streams,
+        block_size_samples=block_size_samples(config.data.model_copy(update={"num_streams": streams}), batch),
+        run_size_samples=config.data.run_size_samples,
+        shuffle_shards=config.data.shuffle_shards,
     )
 
 

@@ -36,10 +36,9 @@ from training.checkpoint.writer import CheckpointWriter
 from training.clock import Clock
 from training.config import TrainingConfig
 from training.data.loader import Batch, TrainLoader
-from training.distributed import World, broadcast_buffers, parallel
+from training.distributed import World, parallel
 from training.errors import RunError
-from training.evaluation.runner import evaluate
-from training.evaluation.watched_pairs import PairSimilarities, PairWatcher
+from training.loop_evaluation import LoopEvaluation
 from training.loss import ContrastiveResult, contrastive_loss, sigmoid_loss
 from training.optimizer import GradientNorms, WeightAverage, build_optimizer, clamp_logit_scale_, limit_gradients_
 from training.record.goodput import Launch
@@ -98,8 +97,7 @@ class Trainer:
         self.watchdog = Watchdog(world.rank, self.config.train.hang_timeout_s, lambda: world.communication.is_waiting)
         self.record: RunRecord | None = None
         self.final_loss: float | None = None
-        self.evaluation: dict[str, float] = {}
-        self.pair_watcher = PairWatcher(plan.config, plan.data_sets, world)
+        self.evaluation = LoopEvaluation(plan, world, lambda: self.watchdog.phase("evaluating", LONGER_AT_FIRST))
         self._writer, self._stager = CheckpointWriter(), Stager()
         if plan.checkpoint is not None and plan.checkpoint.storage.uri == plan.run.uri:
             self._writer.last_folder = plan.checkpoint.folder
@@ -134,8 +132,6 @@ class Trainer:
             loader = stack.enter_context(contextlib.closing(self._open_loader()))
             self._loop(loader)
             self.requests.close()
-            if plan.start.step >= plan.total_steps:  # ended between its last checkpoint and its result; the record is complete
-                self._evaluate()
             return self._finish()
 
     def _loop(self, loader: TrainLoader) -> None:
@@ -144,6 +140,10 @@ class Trainer:
             self.record.ready()
         self._clock.start(self.position.step, self.position.samples_seen, loader.wait_s)
         self.watchdog.start()
+        if self.evaluation.missed(self.record):
+            self._evaluate()
+        elif self.evaluation.figures:  # a kill may have kept them from the checkpoint
+            self._add_to_checkpoint()
         if self.position.step >= self.plan.total_steps:
             return
         self.watchdog.step_begins(self.position.step + 1, slow=True)
@@ -163,7 +163,7 @@ class Trainer:
             step=self.position.step,
             samples_seen=self.position.samples_seen,
             final_loss=self.final_loss,
-            evaluation=self.evaluation,
+            evaluation=self.evaluation.figures,
             finished=self.position.step >= self.plan.total_steps,
         )
         if self.record is None:
@@ -253,7 +253,7 @@ class Trainer:
         return loss(*features, self.world, config.global_batch_size, config.loss_tile_size, positives)
 
     def _after_step(self) -> None:
-        """Evaluates before saving, so that the record of everything a checkpoint covers is complete."""
+        """Saves before it evaluates, so that an evaluation that fails costs no steps."""
         step, total, config = self.position.step, self.plan.total_steps, self.config
         minutes = config.checkpoint.every_minutes
         if self.world.is_main and minutes is not None and time.monotonic() - self._saved_at > minutes * 60:
@@ -261,11 +261,6 @@ class Trainer:
             self.requests.ask(Request.SAVE)
         asked = self.requests.agreed()
         self._stops = Request.STOP in asked and step < total
-        every = config.evaluation.every_steps
-        if step == total or (every is not None and step % every == 0):
-            self.watchdog.phase("evaluating", LONGER_AT_FIRST)
-            with self._clock.stopped("evaluation", self.world.communication):
-                self._evaluate_and_log()
         every = config.checkpoint.every_steps
         self._saves = step == total or bool(asked) or (every is not None and step % every == 0)
         if self._saves:
@@ -273,6 +268,8 @@ class Trainer:
             self.watchdog.phase("saving a checkpoint", LONGER_AT_FIRST)
             with self._clock.stopped("checkpoint", self.world.communication):
                 self._save()
+        if self.evaluation.is_due(step):
+            self._evaluate()
         self._writer.check()
 
     # ------------------------------------------------------------------------------------------------- around the loop
@@ -307,26 +304,29 @@ class Trainer:
         """The moving average as a model, if the run keeps one."""
         return None if self.average is None else self.average.clip
 
-    def _evaluate(self) -> PairSimilarities | None:
-        """Sets the figures. Returns the similarities of the watched pairs, on rank 0."""
-        clip = self._averaged() or self.clip
-        broadcast_buffers(clip, self.world)  # batch-norm statistics are rank 0's, as in the checkpoint
-        clip.eval()
-        with torch.no_grad(), self._autocast():
-            self.evaluation = evaluate(
-                clip, self.config.evaluation, self.world, lambda: self.watchdog.phase("evaluating", LONGER_AT_FIRST)
-            )
-            similarities = self.pair_watcher.measure(clip)
-        clip.train()
-        return similarities
+    def _evaluate(self) -> None:
+        """Evaluates, and adds the figures to the step's checkpoint."""
+        self.watchdog.phase("evaluating", LONGER_AT_FIRST)
+        with self._clock.stopped("evaluation", self.world.communication):
+            self._writer.wait()  # a kill would take the checkpoint along
+            clip = self._averaged() or self.clip
+            if self.evaluation.evaluate(clip, self.position.step, self.record, self._saved):
+                self._add_to_checkpoint()
 
-    def _evaluate_and_log(self) -> None:
-        similarities = self._evaluate()
-        self._metrics |= self.evaluation
+    def _add_to_checkpoint(self) -> None:
+        """Adds the figures to the checkpoint of this step, if there is one, by which the best ones are then kept."""
         if self.record is not None:
-            if self.evaluation:
-                self.record.log_evaluation(self.position.step, self.evaluation)
-            self.record.log_watched_pairs(self.position.step, self.pair_watcher.pairs, similarities)
+            store, figures, check = self.plan.checkpoints, self.evaluation.figures, self.record.before_commit
+            folder = store.folder(self.position.step)
+            self._writer.amend(folder, lambda: store.add_metrics(folder, figures, check))
+
+    def _saved(self) -> str:
+        """Saves the run unless its last checkpoint is of this step. Returns the checkpoint's folder, on rank 0."""
+        if self._writer.last_folder != self.plan.checkpoints.folder(self.position.step):
+            self._check_for_skip()
+            self._save()
+            self._writer.wait()
+        return self._writer.last_folder
 
     def _save(self) -> None:
         """Copies rank 0's state, which a thread then writes; the other ranks continue."""

@@ -30,7 +30,7 @@ from training import ray_internals
 from training.checkpoint.writer import RunTakenError
 from training.config import TrainingConfig, refuse_auto_on_an_empty_cluster
 from training.distributed import COLLECTIVE_TIMEOUT, World
-from training.errors import RunError
+from training.errors import EvaluationFailedError, RunError
 from training.evaluation.runner import evaluate
 from training.first_step_check import Finding, check_first_step
 from training.launch.group_size import GroupSize
@@ -165,7 +165,10 @@ def _train_on_this_worker(arguments: dict[str, Any]) -> Any:
         with Publisher(TRAINING, {"run": config.run.name}, ray.util.metrics) as metrics:
             link = RunLink(mailbox, metrics, ray_internals.removal_deadline)
             return asdict(train(config, world, link, launch))
-    except DivergedError as error:  # every rank raises it; returned, so that Ray does not try the same again
+    except (
+        DivergedError,
+        EvaluationFailedError,
+    ) as error:  # every rank raises it; returned, so that Ray does not try the same again
         return {"ended": str(error)}
     except (RunError, ManifestError) as error:  # this rank's alone: the others fail as they miss it, and end when started again
         if not (isinstance(error, RunTakenError) and error.by_own_launch):

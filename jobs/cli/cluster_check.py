@@ -23,6 +23,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jobs.cli.config import Config
+from jobs.cli.room import find_room, training_demand
 from pipeline.dataset.manifest import ShardRecord
 from pipeline.errors import InputError
 from pipeline.storage.address import open_storage
@@ -78,18 +79,10 @@ def _findings(config: Config) -> Iterator[Finding]:
 
 def _check_room(nodes: list[dict[str, Any]], config: Config) -> Finding:
     """Checks that the present nodes have room for the workers: a run would wait for more nodes, forever if none come."""
-    cluster = config.cluster
-    wanted = {"CPU": 1.0 if cluster.cpus_per_worker == "auto" else float(cluster.cpus_per_worker)}
-    has_gpus = any(node["Resources"].get("GPU", 0) for node in nodes)
-    if cluster.use_gpu is True or (cluster.use_gpu == "auto" and has_gpus):
-        wanted["GPU"] = 1.0
-    fit = sum(min(int(node["Resources"].get(name, 0) // amount) for name, amount in wanted.items()) for node in nodes)
-    text = f"{fit} workers of {', '.join(f'{amount:g} {name}' for name, amount in wanted.items())} fit on {len(nodes)} nodes"
-    if fit < cluster.min_workers:
-        return Finding(
-            "room", False, f"{text}, and cluster.num_workers={cluster.num_workers}; add nodes or ask for fewer workers"
-        )
-    return Finding("room", True, text)
+    room = find_room(training_demand(config.cluster), nodes)
+    if not room.enough:
+        return Finding("room", False, f"{room.text}, and cluster.num_workers={room.asked}; add nodes or ask for fewer workers")
+    return Finding("room", True, room.text)
 
 
 def _inspect(node: dict[str, Any], config: Config) -> _Node:

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 from jobs.cli import job_keys, runtime_env
 from jobs.cli.embed_config import EmbedConfig
+from jobs.cli.ineffective_keys import ineffective_keys
 from jobs.cli.suggestions import suggest
 from model.config import get_architecture
 from pipeline.config import CurateConfig, IndexConfig, IngestConfig
@@ -96,6 +97,7 @@ def load_config(recipe: str, overrides: Sequence[str] = (), job: str | None = No
             problems.append(f"model.name={name}: {error}")
     if config is not None:
         problems += runtime_env.problems(config.cluster.runtime_env)
+        problems += ineffective_keys(config, {override.partition("=")[0] for override in overrides}, job) if job else []
     if problems or config is None:
         raise ConfigError("\n".join(dict.fromkeys(problems)))
     return with_absolute_paths(config)
@@ -237,6 +239,9 @@ def _explain(error: Any, job: str | None) -> str:
         return f"{path}: unknown key; {remedy(path, job)}"
     if error["type"] == "missing":
         return f"{path}: is required; set it in the recipe or on the command line"
+    if error["type"] == "tuple_type":
+        shown = error["input"] if isinstance(error["input"], str | int | float) else "..."
+        return f"{path}={error['input']!r}: is a list; write '{path}=[{shown}]'"
     rule = error["msg"].removeprefix("Value error, ")
     if path.startswith("cluster.runtime_env"):  # its value may hold a secret
         return f"{path}: {rule[0].lower()}{rule[1:]}"

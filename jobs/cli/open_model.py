@@ -40,6 +40,21 @@ def open_model(checkpoint: Checkpoint) -> tuple[CLIP, TrainingConfig]:
     return clip.eval(), trained
 
 
+def check_one_model(options: argparse.Namespace) -> None:
+    """Raises ConfigError for options and keys of the other way to name a model: a run has its own settings, weights no run."""
+    typed = [override.partition("=")[0] for override in options.overrides]
+    if options.weights:
+        other, rule = [key for key in typed if key.startswith("run.")], f"--weights={options.weights} is the model"
+    else:
+        other = [key for key in typed if key.startswith("model.") or key == "train.precision"]
+        other += [name for name, value in (("--activation", options.activation),) if value is not None]
+        other += ["--allow-torchscript"] if options.allow_torchscript else []
+        rule = "the model is that of a run, with the run's own settings"
+    if other:
+        remedy = "omit it" if options.weights else "omit it, or name --weights"
+        raise ConfigError(f"{other[0]}: has no effect: {rule}; {remedy}")
+
+
 def open_run(config: Config) -> tuple[CLIP, TrainingConfig, str]:
     """Opens the model of a run's last checkpoint and prints which one; also returns the checkpoint's address."""
     checkpoint = last_checkpoint(config)

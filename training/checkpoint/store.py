@@ -127,7 +127,7 @@ class CheckpointStore:
             record: order, data_sets, config, metrics and started_from of the `Checkpoint`.
             before_commit: called when everything but the record is written; if it raises, there is no checkpoint.
         """
-        folder = f"{self.prefix}/step_{snapshot.position.step:08d}"
+        folder = self.folder(snapshot.position.step)
         files = {}
         for name, tensors in snapshot.tensors.items():
             with self.storage.new_file(f"{folder}/{name}") as path:
@@ -144,12 +144,27 @@ class CheckpointStore:
             "files": files,
             "packages": {package: version(package) for package in ("rayclip", "torch", "ray", "numpy")},
         }
-        self.storage.write(f"{folder}/{RECORD}", json.dumps(content | {"sha256": _digest(content)}, indent=1).encode())
+        self._commit(folder, content)
+        return folder
+
+    def add_metrics(self, folder: str, metrics: dict[str, float], before_commit: Callable[[], None]) -> None:
+        """Adds metrics of its step to a checkpoint that is visible, by which the best checkpoints are then kept."""
+        before_commit()
+        record = self._record(folder)
+        if record["metrics"] | metrics != record["metrics"]:
+            self._commit(folder, record | {"metrics": record["metrics"] | metrics})
+
+    def _commit(self, folder: str, record: dict[str, Any]) -> None:
+        self.storage.write(f"{folder}/{RECORD}", json.dumps(record | {"sha256": _digest(record)}, indent=1).encode())
+        self._scores.pop(folder, None)
         try:
             self._remove_old(folder)
         except StorageError as error:  # the checkpoint itself is complete
             logger.warning("old checkpoints were not removed: %s", error)
-        return folder
+
+    def folder(self, step: int) -> str:
+        """Returns the folder of a step's checkpoint."""
+        return f"{self.prefix}/step_{step:08d}"
 
     def latest(self) -> Checkpoint | None:
         """The newest complete checkpoint, or None for a run that has none.
@@ -197,7 +212,7 @@ class CheckpointStore:
         They are those without a record, left by a killed writer, and those after the step that the run resumes from, which are
         damaged or were written by another process meanwhile.
         """
-        last = f"{self.prefix}/step_{after_step:08d}"
+        last = self.folder(after_step)
         whole = {folder for folder in self._folders() if folder <= last}
         for folder in set(self._folders()) - whole:
             self.storage.delete(f"{folder}/{RECORD}")  # first, so that no partial checkpoint is ever visible

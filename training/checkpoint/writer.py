@@ -67,6 +67,25 @@ class CheckpointWriter:
         self._thread = threading.Thread(target=work, name="checkpoint-writer")
         self._thread.start()
 
+    def amend(self, folder: str, change: Callable[[], object]) -> None:
+        """Changes the record of a checkpoint after its write, if this was committed. A failure is only a warning."""
+        before = self._thread
+
+        def work() -> None:
+            if before is not None:
+                before.join()
+            if self.last_folder != folder:
+                return
+            try:
+                change()
+            except RunTakenError as error:
+                self._error = error
+            except Exception as error:
+                logger.warning("the metrics of %s were not added to it: %s", folder, error)
+
+        self._thread = threading.Thread(target=work, name="checkpoint-writer")
+        self._thread.start()
+
     def wait(self) -> None:
         """Waits for the write to end. Raises CheckpointError after `FAILURES_IN_A_ROW`, and RunTakenError."""
         if self._thread is not None:

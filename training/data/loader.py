@@ -31,14 +31,12 @@ from training.data.damaged_samples import DamagedSamples, damage_error
 from training.data.data_sets import DataSet
 from training.data.decoding import Decoder, Encoded, PendingBatch, Transform, cut_to_longest, decode, stack_texts
 from training.data.order_layout import next_step
-from training.data.prefetcher import Sample, SampleFetcher
+from training.data.prefetcher import SUBSTITUTES_TRIED, Sample, SampleFetcher
 from training.data.sample_order import SampleOrder
 from training.data.shard_reader import RawSample
 from training.distributed import World, slice_bounds
 
 logger = logging.getLogger(__name__)
-
-SUBSTITUTES_TRIED = 100
 
 
 @dataclass(frozen=True)

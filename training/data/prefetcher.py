@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.dataset.manifest import ManifestError
 from training.config import DataConfig
 from training.data.data_sets import DataSet, check_prefetch, mean_sample_bytes
 from training.data.order_layout import (
@@ -36,6 +37,9 @@ from training.data.shard_reader import Damage, RawSample, ShardReader
 
 STEPS_AHEAD = 16
 """Steps ahead for which reads are started, as far as `data.prefetch_bytes` allows."""
+
+SUBSTITUTES_TRIED = 100
+"""Candidates that are tried to replace a damaged sample."""
 
 Sample = RawSample | Damage
 
@@ -99,12 +103,25 @@ class SampleFetcher:
         return found
 
     def substitutes(self, epoch: int, index: int) -> Iterator[RawSample]:
-        """Yields whole samples that may replace a damaged one, the same for any number of workers."""
+        """Yields whole samples that may replace a damaged one, the same for any number of workers.
+
+        Raises:
+            ManifestError: none of the last `SUBSTITUTES_TRIED` candidates was whole.
+        """
+        damaged = 0
         for candidate in self.order.substitutes(epoch, index):
             shard, position = locate_sample(self.order.shards, candidate)
             sample = self._read(shard, (position,))[0]
             if isinstance(sample, RawSample):
+                damaged = 0
                 yield sample
+                continue
+            damaged += 1
+            if damaged >= SUBSTITUTES_TRIED:
+                raise ManifestError(
+                    f"data.on_damage=skip: of a damaged sample's substitutes, {damaged} in a row are damaged too, the last: "
+                    f"{sample.problem}; restore the data"
+                )
 
     def address(self, index: int) -> str:
         """Returns the address of a sample's tar, for messages."""

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.dataset.manifest import Manifest, ManifestError, locate_tar, read_samples, read_sidecar
+from pipeline.dataset.manifest import Manifest, ManifestError, ShardRecord, locate_tar, read_samples, read_sidecar
 from pipeline.storage.base import Storage
 from training.data.range_cache import RangeCache
 
@@ -28,6 +28,8 @@ INDEX_BYTES = 256 << 20
 """Memory for the shard indices that one reader keeps."""
 GAP_BYTES = 256 << 10
 """Samples with a smaller gap between them are read at once."""
+IN_JSON = "json."
+"""Prefix of a place of captions in the json members."""
 _MEMBERS = ("jpg", "txt", "json")
 _HASH_BYTES = 8
 
@@ -99,6 +101,10 @@ class _ShardIndex:
         return begin, max(int(self.offset[member][position]) + int(self.size[member][position]) for member in self.offset)
 
 
+class MissingColumnError(ManifestError):
+    """A shard has none of the columns that captions are read from: bad input, which data.on_damage does not skip."""
+
+
 class ShardReader:
     """Reads samples of one data set version. Safe to use from several threads."""
 
@@ -143,6 +149,7 @@ class ShardReader:
 
         Raises:
             StorageError: the storage fails, rather than the shard.
+            MissingColumnError: the shard has none of the columns of captions.
         """
         record = self.manifest.shards[shard]
         storage, path = locate_tar(self.storage, record)
@@ -154,6 +161,8 @@ class ShardReader:
         except FileNotFoundError:
             gone = Damage(f"{storage.address(path)}: the manifest names this shard and it is gone; restore it")
             return [gone] * len(positions)
+        except MissingColumnError:
+            raise
         except ManifestError as error:  # from the sidecar
             return [Damage(str(error))] * len(positions)
         return [self._sample(index, parts, position, storage.address(path)) for position in positions]
@@ -207,10 +216,12 @@ class ShardReader:
         for name in self._captions:
             if name in index.columns:
                 value = index.columns[name][position].as_py()
-            elif name.startswith("json."):
-                value = _json_value(member("json"), name.removeprefix("json."))
-            else:
+            elif name.startswith(IN_JSON):
+                value = _json_value(member("json"), name.removeprefix(IN_JSON))
+            elif name == "caption":
                 value = member("txt").decode("utf-8", "replace")
+            else:
+                continue  # a column that this shard lacks: of several, those that exist are used
             found += value if isinstance(value, list) else [value]
         captions = tuple(text for text in found if isinstance(text, str) and text.strip())
         if not captions and self._captions:
@@ -234,11 +245,10 @@ class ShardReader:
 
     def _read_index(self, shard: int) -> _ShardIndex:
         record = self.manifest.shards[shard]
-        others = [name for name in self._captions if name != "caption" and not name.startswith("json.")]
-        columns = {name: self.columns(shard, [name])[name] for name in others}
+        columns = self._caption_columns(record)
         places = [f"{member}_{what}" for member in _MEMBERS for what in ("offset", "size")]
         table = read_samples(self.storage, record, ["key", "sha256", "caption", *places])
-        members = ["jpg", *(["json"] if any(name.startswith("json.") for name in self._captions) else [])]
+        members = ["jpg", *(["json"] if any(name.startswith(IN_JSON) for name in self._captions) else [])]
         if "caption" in self._captions:
             if table["txt_offset"].null_count:  # tars that others wrote may keep captions in their json
                 columns["caption"] = table["caption"]
@@ -256,6 +266,21 @@ class ShardReader:
             hashes=np.array(hashes, dtype=f"V{_HASH_BYTES}") if len(hashes) == len(keys) else None,
             columns=columns,
         )
+
+    def _caption_columns(self, record: ShardRecord) -> dict[str, pa.ChunkedArray]:
+        """Returns the columns of captions that a shard has, besides `caption`. Raises MissingColumnError."""
+        wanted = [name for name in self._captions if name != "caption" and not name.startswith(IN_JSON)]
+        if not wanted:
+            return {}
+        held = read_sidecar(self.storage, record).column_names
+        found = [name for name in wanted if name in held]
+        if not found and len(wanted) == len(self._captions):
+            raise MissingColumnError(
+                f"column {wanted[0]}: {self.storage.address(record.sidecar_path)} has {', '.join(held)}; name one of them "
+                f"in {self._captions_key}: of several, those that a shard has are used"
+            )
+        table = read_samples(self.storage, record, found) if found else None
+        return {} if table is None else {name: table[name] for name in found}
 
 
 class _DamagedError(Exception):

@@ -24,7 +24,7 @@ from pipeline.storage.address import open_storage
 from pipeline.storage.base import Storage
 from pipeline.storage.small_text import decode_text, read_text, split_lines
 from training.data.shard_reader import RawSample
-from training.distributed import World, gather_objects
+from training.distributed import World, failing_together, gather_objects
 from training.evaluation.image_sets import CLASS_NAMES, TEMPLATES, ImageSet, read_several
 from training.evaluation.label_names import INTEGER, as_integer
 
@@ -67,11 +67,12 @@ class TarImageSet(ImageSet):
         captions: captions are wanted instead of labels.
         """
         self.subject, self._storage, self._captions = subject, storage, captions
-        folders = _text_folders(storage, split)
-        self._check_type(folders)
-        self.class_names, self.templates = (_first_text(folders, name) for name in (CLASS_NAMES, TEMPLATES))
-        tars = self._tars(f"{split}/" if split else "", paths)
-        own = [_index_tar(storage.uri, tar, storage.etag(tar)) for tar in tars[world.rank :: world.world_size]]
+        with failing_together(world):
+            folders = _text_folders(storage, split)
+            self._check_type(folders)
+            self.class_names, self.templates = (_first_text(folders, name) for name in (CLASS_NAMES, TEMPLATES))
+            tars = self._tars(f"{split}/" if split else "", paths)
+            own = [_index_tar(storage.uri, tar, storage.etag(tar)) for tar in tars[world.rank :: world.world_size]]
         shared = gather_objects(own, world)
         indices = [shared[number % world.world_size][number // world.world_size] for number in range(len(tars))]
         self._members = [member for index in indices for member in index.members]

@@ -8,18 +8,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.dataset.manifest import list_versions, read_manifest
+import numpy as np
+
+from pipeline.dataset.manifest import Manifest, list_versions, read_manifest
 from pipeline.errors import ConfigError
 from pipeline.storage.address import open_storage
 from pipeline.storage.base import Storage
 from training.config import EvaluationConfig, LinearProbeConfig, ZeroShotConfig
-from training.distributed import World, gather_objects
+from training.data.caption_columns import check_captions, samples_without_captions
+from training.distributed import World, failing_together, gather_objects
 from training.evaluation.class_folders import find_class_folders, list_paths
 from training.evaluation.class_names import Classes, number_labels, read_classes, read_templates
 from training.evaluation.clip_benchmark import COMPRESSED, TarImageSet
 from training.evaluation.image_sets import FolderImageSet, ImageSet, ManifestImageSet
 from training.evaluation.label_names import some
+from training.evaluation.linear_probe import validation_split
 
+CAPTIONS_KEY, _OF_TXT = "evaluation.retrieval_captions", ("caption",)
 SPLIT = "test"
 """Split of clip-benchmark tars that is used if the address names none."""
 
@@ -86,9 +91,37 @@ def open_evaluation(config: EvaluationConfig, world: World) -> EvaluationData:
     )
 
 
+def refuse_unused_columns(config: EvaluationConfig, data: EvaluationData) -> None:
+    """Raises ConfigError if columns are named for data sets that have none: tars and folders."""
+    probe, zero_shot = data.linear_probe, data.zero_shot
+    parts = (probe.train, probe.test, probe.validation) if probe is not None else ()
+    splits = [part.images for part in parts if part is not None]
+    for key, value, default, opened in (
+        (CAPTIONS_KEY, list(config.retrieval_captions), list(_OF_TXT), [data.retrieval]),
+        (
+            "evaluation.zero_shot.label_column",
+            _column(config.zero_shot),
+            "",
+            [zero_shot.images if zero_shot is not None else None],
+        ),
+        ("evaluation.linear_probe.label_column", _column(config.linear_probe), "", splits),
+    ):
+        images = [one for one in opened if one is not None]
+        if value != default and images and not any(isinstance(one, ManifestImageSet) for one in images):
+            raise ConfigError(
+                f"{key}={value}: {images[0].subject} is no data set of ours and has no columns: its captions and labels are "
+                "in its tars or folders; omit the key"
+            )
+
+
+def _column(config: ZeroShotConfig | LinearProbeConfig | None) -> str:
+    return "" if config is None else config.label_column
+
+
 def _open_zero_shot(config: ZeroShotConfig, world: World) -> ZeroShotData:
     images = open_image_set("evaluation.zero_shot.uri", config.uri, world, label_column=config.label_column)
-    return ZeroShotData(images, read_classes(images, config), read_templates(images, config))
+    with failing_together(world):
+        return ZeroShotData(images, read_classes(images, config), read_templates(images, config))
 
 
 def _open_linear_probe(config: LinearProbeConfig, world: World) -> LinearProbeData:
@@ -98,7 +131,11 @@ def _open_linear_probe(config: LinearProbeConfig, world: World) -> LinearProbeDa
         for key, uri in addresses.items()
         if uri is not None
     ]
-    splits = [LabeledImages(images, labels) for images, labels in zip(opened, number_labels(*opened), strict=True)]
+    with failing_together(world):
+        labels = number_labels(*opened)
+    splits = [LabeledImages(images, numbers) for images, numbers in zip(opened, labels, strict=True)]
+    if config.validation_uri is None:
+        validation_split(np.array(labels[0]))  # refuses classes that are too small, hours before they would be split
     return LinearProbeData(splits[0], splits[1], splits[2] if len(splits) == 3 else None)
 
 
@@ -115,11 +152,16 @@ def open_image_set(key: str, uri: str, world: World, captions: tuple[str, ...] =
         ConfigError, ManifestError: there is no data set, or one without what is wanted.
     """
     storage, subject = open_storage(uri), f"{key}={uri}"
-    # Rank 0 decides for all: a version may be committed meanwhile.
-    versions = gather_objects(list_versions(storage), world)[0]
+    with failing_together(world):
+        versions = list_versions(storage)
+    versions = gather_objects(versions, world)[0]  # rank 0 decides for all: a version may be committed meanwhile
     images: ImageSet
     if versions:
-        images = ManifestImageSet(subject, storage, read_manifest(storage, versions[-1]), captions, label_column)
+        with failing_together(world):
+            manifest = read_manifest(storage, versions[-1])
+            if captions and manifest.num_samples and world.is_main:
+                _check_captions(subject, storage, manifest, captions)
+        images = ManifestImageSet(subject, storage, manifest, captions, label_column)
     else:
         images = _open_foreign(subject, storage, world, bool(captions))
     if images.num_samples == 0:
@@ -127,8 +169,33 @@ def open_image_set(key: str, uri: str, world: World, captions: tuple[str, ...] =
     return images
 
 
+def _check_captions(subject: str, storage: Storage, manifest: Manifest, captions: tuple[str, ...]) -> None:
+    """Raises ConfigError unless every sample has a caption: retrieval counts all of them."""
+    check_captions([(storage, manifest)], captions, CAPTIONS_KEY)
+    without = samples_without_captions((storage, manifest), captions)
+    if without:
+        raise ConfigError(
+            f"{CAPTIONS_KEY}={list(captions)}: {without:,} of {manifest.num_samples:,} samples of {subject} have no caption "
+            "there; name another column as well, or remove them with jobs/curate.py (curate.where)"
+        )
+
+
 def _open_foreign(subject: str, storage: Storage, world: World, captions: bool) -> ImageSet:
     """Opens tars or folders of images."""
+    with failing_together(world):
+        found = _find_foreign(subject, storage, captions)
+    return found if isinstance(found, ImageSet) else TarImageSet(subject, storage, found.split, found.paths, captions, world)
+
+
+@dataclass(frozen=True)
+class _Tars:
+    """The folder of a split's tars, and all paths of the storage."""
+
+    split: str
+    paths: list[str]
+
+
+def _find_foreign(subject: str, storage: Storage, captions: bool) -> FolderImageSet | _Tars:
     paths, uri = list_paths(storage, subject), storage.uri
     folders = find_class_folders(subject, storage, paths)
     tars = {path.rpartition("/")[0] for path in paths if path.lower().endswith(".tar")}
@@ -142,7 +209,7 @@ def _open_foreign(subject: str, storage: Storage, world: World, captions: bool) 
             f"{subject}: holds tars, and more of them in {SPLIT}; name {uri}/{SPLIT}, or move those that are not meant away"
         )
     if "" in tars or SPLIT in tars:
-        return TarImageSet(subject, storage, "" if "" in tars else SPLIT, paths, captions, world)
+        return _Tars("" if "" in tars else SPLIT, paths)
     if tars:
         raise ConfigError(f"{subject}: holds tars in {', '.join(sorted(tars))}, none in {SPLIT}; name {uri}/{min(tars)}")
     if folders is None:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.dataset.manifest import Manifest
+from pipeline.dataset.manifest import Manifest, ManifestError
 from pipeline.errors import ConfigError
 from pipeline.storage.base import Storage
 from pipeline.storage.small_text import read_text
@@ -85,13 +85,16 @@ class ManifestImageSet(ImageSet):
         return found
 
     def labels(self) -> list[str]:
+        key = f"{self.subject.partition('=')[0].rpartition('.')[0]}.label_column"
         if not self._label_column:
-            section = self.subject.partition("=")[0].rpartition(".")[0]
-            raise ConfigError(f"{section}.label_column: is empty; name the column that holds the class of each sample")
+            raise ConfigError(f"{key}: is empty; name the column that holds the class of each sample")
         labels: list[str] = []
         for shard, record in enumerate(self._manifest.shards):
             if record.num_samples:
-                column = self._reader.columns(shard, [self._label_column])[self._label_column]
+                try:
+                    column = self._reader.columns(shard, [self._label_column])[self._label_column]
+                except ManifestError as error:
+                    raise ManifestError(f"{key}={self._label_column}: {error}") from None
                 labels += self._as_labels(column, record.name)
         return labels
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError
-from training.distributed import World, gather_objects
+from training.distributed import World, failing_together, gather_objects
 from training.evaluation.figures import Figure, mean_of_shares, share
 
 MAX_ITERATIONS = 1000
@@ -92,16 +92,18 @@ def probe_figures(
 
     def score(decades: Sequence[float]) -> list[float]:
         own = []
-        for one in decades[world.rank :: world.world_size]:
-            alive()
-            own.append(float(fit(*train, one).score(*validation)))
+        with failing_together(world):
+            for one in decades[world.rank :: world.world_size]:
+                alive()
+                own.append(float(fit(*train, one).score(*validation)))
         alive()
         shares = gather_objects(own, world)
         return [shares[place % world.world_size][place // world.world_size] for place in range(len(decades))]
 
     decade = choose_decade(score)
     both = np.concatenate([train[0], validation[0]]), np.concatenate([train[1], validation[1]])
-    answers = fit(*both, decade).predict(test[0]) if world.is_main else None
+    with failing_together(world):
+        answers = fit(*both, decade).predict(test[0]) if world.is_main else None
     figures = _figures(gather_objects(answers, world)[0], test[1], both[1])
     return [*figures, Figure("linear_probe_log10_lambda", decade, None, None, None, len(validation[1]))]
 

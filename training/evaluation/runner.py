@@ -20,8 +20,14 @@ from model.tokenizer import clean, tokenize
 from pipeline.dataset.manifest import read_manifest
 from pipeline.storage.address import open_storage
 from training.config import EvaluationConfig
-from training.distributed import World, gather_rows, slice_bounds, sum_over_ranks
-from training.evaluation.evaluation_data import LabeledImages, LinearProbeData, ZeroShotData, open_evaluation
+from training.distributed import World, failing_together, gather_rows, slice_bounds, sum_over_ranks
+from training.evaluation.evaluation_data import (
+    LabeledImages,
+    LinearProbeData,
+    ZeroShotData,
+    open_evaluation,
+    refuse_unused_columns,
+)
 from training.evaluation.figures import Figure, flatten
 from training.evaluation.image_batches import ImageBatch, read_batches
 from training.evaluation.image_sets import ImageSet, ManifestImageSet
@@ -64,7 +70,7 @@ def measure(clip: CLIP, config: EvaluationConfig, world: World, alive: Callable[
 
 def check_evaluation(config: EvaluationConfig) -> None:
     """Opens everything that a run will be evaluated on, before it starts. Raises ConfigError or ManifestError."""
-    open_evaluation(config, World(rank=0, world_size=1, device=torch.device("cpu")))
+    refuse_unused_columns(config, open_evaluation(config, World(rank=0, world_size=1, device=torch.device("cpu"))))
 
 
 @dataclass(frozen=True)
@@ -111,11 +117,12 @@ def _measure_retrieval(encoder: _Encoder, image_set: ImageSet) -> list[Figure]:
     world, embed_dim = encoder.world, encoder.clip.architecture.embed_dim
     images, texts = [encoder.no_features(embed_dim)], [encoder.no_features(embed_dim)]
     image_keys, text_keys, num_captions = list[bytes](), list[bytes](), list[int]()
-    for batch, pixels in encoder.read(image_set, with_keys=True):
-        images.append(encoder.encode_images(pixels))
-        image_keys += batch.keys
-        texts += encoder.encode_captions([caption for sample in batch.samples for caption in sample.captions], text_keys)
-        num_captions += [len(sample.captions) for sample in batch.samples]
+    with failing_together(world):
+        for batch, pixels in encoder.read(image_set, with_keys=True):
+            images.append(encoder.encode_images(pixels))
+            image_keys += batch.keys
+            texts += encoder.encode_captions([caption for sample in batch.samples for caption in sample.captions], text_keys)
+            num_captions += [len(sample.captions) for sample in batch.samples]
     images_NE = share_features(torch.cat(images), image_keys, world)
     texts_ME = share_features(torch.cat(texts), text_keys, world)
     counts = torch.tensor(num_captions, dtype=torch.int64, device=world.device)
@@ -131,9 +138,10 @@ def _measure_zero_shot(encoder: _Encoder, data: ZeroShotData) -> list[Figure]:
     first_C = torch.tensor(firsts, device=world.device) if len({*firsts}) < len(names) else None
     labels_N = torch.tensor(data.classes.labels, device=world.device)
     hits_KC = torch.zeros(2, len(names), dtype=torch.int64, device=world.device)
-    for batch, pixels in encoder.read(data.images):
-        own_N = labels_N[batch.first : batch.first + len(pixels)]
-        hits_KC += count_right(encoder.encode_images(pixels), classifier_CE, own_N, (1, 5), first_C)
+    with failing_together(world):
+        for batch, pixels in encoder.read(data.images):
+            own_N = labels_N[batch.first : batch.first + len(pixels)]
+            hits_KC += count_right(encoder.encode_images(pixels), classifier_CE, own_N, (1, 5), first_C)
     counts_C = torch.bincount(labels_N, minlength=len(names))
     figures = zero_shot_figures(sum_over_ranks(hits_KC, world), counts_C)
     return _with_notes(figures, [*data.classes.notes, *data.images.notes])
@@ -152,7 +160,8 @@ def _with_notes(figures: list[Figure], notes: Sequence[str]) -> list[Figure]:
 def _encode_trunk(encoder: _Encoder, data: LabeledImages) -> tuple[Features, Labels]:
     """Returns the features before the projection, and the labels, of all samples, on every rank."""
     world, num_samples = encoder.world, data.images.num_samples
-    rows = [encoder.clip.encode_trunk(pixels).float() for _, pixels in encoder.read(data.images)]
+    with failing_together(world):
+        rows = [encoder.clip.encode_trunk(pixels).float() for _, pixels in encoder.read(data.images)]
     # A rank without samples learns the features' width from the others: each of those has added it to the sum.
     width = torch.tensor([rows[0].shape[1] if rows else 0], device=world.device)
     width = sum_over_ranks(width, world) // max(1, min(world.world_size, num_samples))

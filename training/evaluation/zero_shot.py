@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from training.config import PLACES
-from training.distributed import World, gather_rows, slice_bounds
+from training.distributed import World, failing_together, gather_rows, slice_bounds
 from training.evaluation.figures import Figure, mean_of_shares, share
 
 
@@ -43,10 +43,11 @@ def build_classifier(
     # A rank without classes encodes one anyway, to learn the features' shape.
     names = list(class_names[first:stop]) or [class_names[0]]
     prompts = [prompt for name in names for prompt in prompts_of(name, templates)]
-    features = [
-        encode_text(tokenize(prompts[start : start + batch_size])).float() for start in range(0, len(prompts), batch_size)
-    ]
-    own_CE = F.normalize(torch.cat(features).unflatten(0, (len(names), len(templates))).mean(dim=1), dim=-1)
+    with failing_together(world):
+        features = [
+            encode_text(tokenize(prompts[start : start + batch_size])).float() for start in range(0, len(prompts), batch_size)
+        ]
+        own_CE = F.normalize(torch.cat(features).unflatten(0, (len(names), len(templates))).mean(dim=1), dim=-1)
     return gather_rows(own_CE[: stop - first], len(class_names), world)
 
 

@@ -135,6 +135,11 @@ class RunRecord:
             f"{self._world_size} x {self._device}",
             flush=True,
         )
+        streams = plan.order.layout.num_streams
+        if streams != config.data.num_streams:
+            print(
+                f"data.num_streams: {streams} instead of {config.data.num_streams}, so that no more than a batch is left over"
+            )
 
     def ready(self) -> None:
         """Ends the start-up: the first step begins."""
@@ -172,6 +177,11 @@ class RunRecord:
         for note in sorted(notes.keys() - self._said):
             print(f"  * {note}", flush=True)
         self._said |= notes.keys()
+
+    def evaluation_at(self, step: int) -> dict[str, Any] | None:
+        """Returns the figures that an earlier start has recorded for a step; None if there are none."""
+        rows = [row for row in self._tracker.metrics.kept if row["step"] == step and headline(row)]
+        return {name: value for name, value in rows[-1].items() if name != "step"} if rows else None
 
     def log_watched_pairs(self, step: int, watched: WatchedPairs | None, similarities: PairSimilarities | None) -> None:
         """Records the similarities of the watched pairs. A failure to write them is only a warning."""

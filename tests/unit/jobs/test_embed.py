@@ -164,3 +164,12 @@ def test_a_store_without_put_if_absent_is_refused_before_any_work(store, data_se
     assert f"{store.address} (server: OddStore/1.0) does not keep put-if-absent" in said
     assert "embed.single_writer=NAME" in said
     assert not store.objects
+
+
+def test_a_misspelled_place_of_captions_is_refused_before_anything_is_written(data_set, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(embed, "connect_ray", lambda _cluster: pytest.fail("Ray was started for bad input"))
+    output = tmp_path / "features"
+    settings = (f"embed.data={data_set}", f"embed.output={output}", "data.captions=[shap]", "run.name=none")
+    assert run(embed.arguments(), embed.job, ["--config", "debug_cpu", *settings]) == EXIT_BAD_INPUT
+    assert "(did you mean shape?)" in capsys.readouterr().err
+    assert not output.exists()

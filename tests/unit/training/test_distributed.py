@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.runs import run_script
 from training.distributed import World, all_ranks, gather_features, gather_rows, pick_device, slice_bounds
 
 
@@ -32,3 +33,8 @@ def test_a_world_of_one_needs_no_process_group():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="auto is CUDA on a machine that has it")
 def test_auto_is_the_cpu_where_there_is_no_gpu():
     assert pick_device("auto").type == "cpu"
+
+
+def test_an_error_of_one_rank_is_raised_on_all_and_they_continue_together(tmp_path):
+    code = "import runpy; runpy.run_module('tests.support.failing_worker', None, '__main__', alter_sys=True)"
+    assert run_script(code, str(tmp_path)) == (0, "")
