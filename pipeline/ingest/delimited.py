@@ -16,7 +16,10 @@ from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
+
+from pipeline.ingest.swallowed_rows import are_alike, has_swallowed_rows
 
 BAD_ROW = "rayclip:bad_row"
 """Reserved column of rows that cannot be read: the reason. The row's other columns are null. Good rows have null here."""
@@ -46,10 +49,16 @@ class Record:
 
 @dataclass(frozen=True)
 class Dialect:
-    """A delimiter, and whether quotes around a field are quotes or ordinary characters."""
+    """Dialect of a table.
+
+    Attributes:
+        quoted: quotes around a field are quotes, and not ordinary characters.
+        ends_with_cr: lines end with \\r alone; otherwise such a \\r ends a line only if what follows it is a row as well.
+    """
 
     delimiter: bytes
     quoted: bool
+    ends_with_cr: bool = True
 
     @cached_property
     def unquoted(self) -> re.Pattern[bytes]:
@@ -157,7 +166,8 @@ class DelimitedReader:
 
     def _parse(self, block: bytes) -> Iterator[pa.RecordBatch]:
         """Parses whole records whose quotes are in plain places."""
-        if block.startswith(b"\xef\xbb\xbf"):  # pyarrow would drop it, although the block is not the file's beginning
+        # pyarrow would drop a BOM, although the block is not the file's beginning, and ends lines at \r
+        if block.startswith(b"\xef\xbb\xbf") or (not self.dialect.ends_with_cr and block.count(b"\r") > block.count(b"\r\n")):
             yield from self._split_here(block, True)
             return
         quote: str | bool = '"' if self.dialect.quoted else False
@@ -180,8 +190,22 @@ class DelimitedReader:
         except pa.ArrowInvalid:  # a row with another number of fields, text that is not UTF-8, or nothing but empty lines
             yield from self._split_here(block, True)
             return
+        if self.dialect.quoted and self._has_swallowed_rows(table):
+            yield from self._split_here(block, True)
+            return
         self.line += count_lines(block)
         yield from table.rename_columns(list(self.names)).to_batches()
+
+    def _has_swallowed_rows(self, table: pa.Table) -> bool:
+        """True if a field of several lines holds a row of the table."""
+        for column in table.columns:
+            several = pc.match_substring_regex(column, "[\\r\\n]").fill_null(False)
+            if pc.any(several).as_py() and any(
+                any(swallowing_fields([(value or "").encode() for value in row.values()], self.dialect.delimiter))
+                for row in table.filter(several).to_pylist()
+            ):
+                return True
+        return False
 
     @cached_property
     def _places(self) -> list[str]:
@@ -227,12 +251,44 @@ class DelimitedReader:
         if len(record.fields) != len(self.names):
             fields = "1 field" if len(record.fields) == 1 else f"{len(record.fields)} fields"
             return Record([], record.stop, f"the line has {fields}, and the table {len(self.names)} columns")
+        if any(swallowing_fields([field for field, _ in record.fields], self.dialect.delimiter)):
+            line_end = LINE_END.search(buffer, place)
+            assert line_end is not None  # the field has several lines
+            return Record([], line_end.end(), "a quote reaches over lines that are rows; double it, or quote the field")
+        if not self.dialect.ends_with_cr and _stops_at_cr(buffer, record):
+            return self._whole_line(buffer, record, complete or far)
         return record
+
+    def _whole_line(self, buffer: bytes, record: Record, complete: bool) -> Record:
+        """A record that a \\r ends, in a table whose lines end otherwise: an error, unless the rest of the line is rows."""
+        fields, part = [field for field, _ in record.fields], record
+        while _stops_at_cr(buffer, part):
+            part = self.dialect.split(buffer, part.stop, complete)
+            if part.error or not are_alike(fields, [field for field, _ in part.fields]):
+                line_end = buffer.find(b"\n", part.stop - 1)
+                if line_end < 0 and not complete:
+                    raise IncompleteError
+                stop = line_end + 1 if line_end >= 0 else len(buffer)
+                return Record([], stop, "a carriage return stands in the line; remove it, or quote the field")
+        return record
+
+
+def _stops_at_cr(buffer: bytes, record: Record) -> bool:
+    return buffer[record.stop - 1 : record.stop] == b"\r" and record.stop < len(buffer)
+
+
+def swallowing_fields(fields: Sequence[bytes], delimiter: bytes) -> Iterator[bool]:
+    """For each field of several lines: True if it has swallowed rows."""
+    for place, field in enumerate(fields):
+        if b"\n" in field or b"\r" in field:
+            yield has_swallowed_rows(fields[:place], field, fields[place + 1 :], delimiter)
 
 
 def length_of_records(buffer: bytes, dialect: Dialect) -> int | None:
     """Length of the buffer's whole records; 0 if there is none; None if its quotes are not in plain places."""
-    end = max(buffer.rfind(b"\n"), buffer.rfind(b"\r", 0, len(buffer) - 1)) + 1
+    end = buffer.rfind(b"\n") + 1
+    if dialect.ends_with_cr:
+        end = max(end, buffer.rfind(b"\r", 0, len(buffer) - 1) + 1)
     if buffer[end - 1 : end + 1] == b"\r\n":
         end += 1
     if not dialect.quoted or b'"' not in buffer[:end]:

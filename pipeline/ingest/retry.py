@@ -66,7 +66,10 @@ def _write_table(
     if not own:
         return 0
     sink = pa.BufferOutputStream()
-    pq.write_table(_source_table(own, extra.table(), config), sink, compression="zstd")
+    others = extra.table()
+    if in_retries(record.input_path):
+        others = others.drop_columns([RETRY_OF])
+    pq.write_table(_source_table(own, others, config), sink, compression="zstd")
     digest = hashlib.sha256("\n".join(row["key"] for row in own).encode()).hexdigest()[:12]
     storage.write_if_absent(f"{FOLDER}/{record.id}-{digest}.parquet", sink.getvalue().to_pybytes())
     return len(own)
@@ -78,11 +81,11 @@ def _shards(records: Iterable[PartitionRecord]) -> Iterator[ShardRecord]:
 
 
 def _source_table(own: list[dict[str, Any]], extra: pa.Table, config: IngestConfig) -> pa.Table:
-    """Rows of a sidecar under the input's column names."""
+    """Rows of a sidecar under the input's column names. An input's own column RETRY_OF gets out of the way of ours."""
     columns = {config.url_column: [row["url"] for row in own], config.caption_column: [row["caption"] for row in own]}
     table = pa.table(columns)
-    stored = [name for name in extra.column_names if name != RETRY_OF]
-    for name, column in zip(_names_in_table(stored, config), extra.select(stored).columns, strict=True):
+    names = free_names(_names_in_table(extra.column_names, config), [RETRY_OF])
+    for name, column in zip(names, extra.columns, strict=True):
         table = table.append_column(name, column)
     return table.append_column(RETRY_OF, pa.array([row["key"] for row in own]))
 

@@ -7,7 +7,7 @@ that cannot be read) and, for jsonl, ROW_TEXT (what its hash is made from). The 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
@@ -111,6 +111,8 @@ def open_text_table(address: str, names: Sequence[str] = (), held_reader: str = 
         if place < len(head):
             say_that_a_line_waits(address)
         return TextTable(source, (), reader, dialect, {}, start, 1)
+    ends_with_cr = head[: first.stop].endswith(b"\r")
+    dialect = replace(dialect, ends_with_cr=ends_with_cr)
     if place == len(head):
         return TextTable(source, (), reader, dialect, {}, start, 1)
     if names:

@@ -3,8 +3,9 @@
 In: a file. Out: True for quotes as csv has them, False for ordinary characters, None if no field begins with a quote. Quotes
 are quotes if a name in the header is quoted (without a header: all of the first line), as writers do that quote all text; or if
 every field that begins with a quote is quoted as RFC 4180 has it, and at least one of them holds a tab, a line break or a
-doubled quote, without which it would not have been quoted ("" alone is an empty text). Lines that would be rows by themselves
-are never taken for the inside of one field, nor are two fields of such a line.
+doubled quote, without which it would not have been quoted ("" alone is an empty text). Lines that are rows by themselves are
+never taken for the inside of one field (`swallowed_rows.py`; without addresses: lines with the right number of tabs), nor are
+two fields of such a line.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import re
 import numpy as np
 
 from pipeline.ingest.delimited import LONGEST_RECORD_BYTES, Dialect, IncompleteError, length_of_records
+from pipeline.ingest.swallowed_rows import has_addresses, has_swallowed_rows
 from pipeline.ingest.text_source import TextSource
 
 TAB = Dialect(b"\t", True)
@@ -21,6 +23,7 @@ SIGNS = (b'"', b"\t", b"\n", b"\r")
 """A field that holds one of these must be quoted."""
 NEEDED, EMPTY, OTHER = "needed", "empty", "other"
 """Kinds of quoted fields: those that must be quoted, those without text, and those of which only their writer knows why."""
+JOINED = re.compile(rb"[\t\r\n]")
 NUMBER = re.compile(rb"[-+0-9.eE]*")
 
 
@@ -74,8 +77,9 @@ def _consistent_records(buffer: bytes, tabs: int, complete: bool, seen: set[str]
         except IncompleteError:
             break
         lines = buffer[place : record.stop].splitlines()
-        is_joined = len(lines) > 1 or any(b"\t" in field for field, quoted in record.fields if quoted)
-        if record.error or (is_joined and _could_be_rows(lines, tabs)):
+        fields = [field for field, _ in record.fields]
+        joined = [n for n, (field, quoted) in enumerate(record.fields) if quoted and JOINED.search(field)]
+        if record.error or any(_joins_rows(fields[:n], fields[n], fields[n + 1 :], lines, tabs) for n in joined):
             return None
         for field in (field for field, quoted in record.fields if quoted):
             seen.add(EMPTY if not field else NEEDED if any(sign in field for sign in SIGNS) else OTHER)
@@ -104,13 +108,20 @@ def _see_plain_records(records: bytes, tabs: int, seen: set[str]) -> bool:
     return not any(_are_rows(records, start, stop, tabs) for start, stop in places)
 
 
-def _could_be_rows(lines: list[bytes], tabs: int) -> bool:
-    """True if all lines have the table's number of fields by themselves; empty lines aside."""
+def _joins_rows(before: list[bytes], content: bytes, after: list[bytes], lines: list[bytes], tabs: int) -> bool:
+    """True if a quoted field joins what are rows, or two fields of a row, by themselves.
+
+    Args:
+        lines: the lines that the field touches, whole.
+    """
+    if len(lines) > 1 and has_addresses([*before, *after]):
+        return has_swallowed_rows(before, content, after, b"\t")
     return all(line.count(b"\t") == tabs for line in lines if line.strip(b"\r\n"))
 
 
 def _are_rows(records: bytes, start: int, stop: int, tabs: int) -> bool:
-    """True if all lines that a quoted field touches could be rows by themselves."""
+    """True if the quoted field between two quotes joins rows."""
     first, last = records.rfind(b"\n", 0, start) + 1, records.find(b"\n", stop)
-    lines = records[first : last if last >= 0 else None].split(b"\n")
-    return _could_be_rows(lines, tabs)
+    last = last if last >= 0 else len(records)
+    before, after = records[first:start].split(b"\t")[:-1], records[stop + 1 : last].split(b"\t")[1:]
+    return _joins_rows(before, records[start + 1 : stop], after, records[first:last].split(b"\n"), tabs)

@@ -66,3 +66,56 @@ def test_a_line_longer_than_a_record_may_be_is_named(monkeypatch):
 
 def test_line_ends_of_every_kind_are_counted():
     assert count_lines(b"a\nb\r\nc\rd") == 3
+
+
+SWALLOWED = "a quote reaches over lines that are rows; double it, or quote the field"
+CARRIAGE_RETURN = "a carriage return stands in the line; remove it, or quote the field"
+LINES = [
+    b"//h/1,a\n",
+    b'//h/2,"a\n',
+    b'//h/3,15"\n',
+    b'//h/4,"a ""b"", c\nd"\n',
+    b"//h/5,a\rb\n",
+    b"//h/6,a\r",
+    b"\n",
+    b"x,y\n",
+    b"//h/7,\r\n",
+    b'//h/8,"e\rf"\n',
+]
+
+
+def test_lines_between_two_stray_quotes_are_rows_and_the_first_is_an_error():
+    data = b'//h/1,a\n//h/2,"tall tree\n//h/3,c\n\nragged\n//h/4,15"\n//h/5,"one\ntwo"\n'
+    assert read(data) == [
+        ("//h/1", "a", None),
+        (None, None, f"line 2: {SWALLOWED}"),
+        ("//h/3", "c", None),
+        (None, None, "line 5: the line has 1 field, and the table 2 columns"),
+        ("//h/4", '15"', None),
+        ("//h/5", "one\ntwo", None),
+    ]
+
+
+def test_a_carriage_return_in_a_line_is_an_error_unless_it_ends_a_row():
+    dialect = Dialect(b",", True, ends_with_cr=False)
+    data = b"//h/1,a\rb\n//h/2,c\r//h/3,d\n//h/4,e\rf,g\n//h/5,h\r\n//h/6,i\r"
+    assert read(data, dialect=dialect) == [
+        (None, None, f"line 1: {CARRIAGE_RETURN}"),
+        ("//h/2", "c", None),
+        ("//h/3", "d", None),
+        (None, None, f"line 5: {CARRIAGE_RETURN}"),
+        ("//h/5", "h", None),
+        ("//h/6", "i", None),
+    ]
+
+
+@pytest.mark.parametrize("complete", [True, False])
+@pytest.mark.parametrize("ends_with_cr", [True, False])
+def test_swallowed_rows_and_carriage_returns_do_not_depend_on_where_blocks_end(complete, ends_with_cr):
+    dice, dialect = random.Random(1), Dialect(b",", True, ends_with_cr)
+    for _ in range(150):
+        data = b"".join(dice.choices(LINES, k=dice.randrange(1, 12)))
+        whole = read(data, (), complete, dialect)
+        for _ in range(3):
+            cuts = [dice.randrange(len(data) + 1) for _ in range(dice.randrange(4))]
+            assert read(data, cuts, complete, dialect) == whole, (data, cuts)

@@ -73,3 +73,18 @@ def test_failures_of_a_reason_are_fed_back_once(config, web, draw_shape):
 def test_columns_of_a_retry_have_names_that_become_those_of_the_sidecar(stored, url_column, names):
     assert _names_in_table(stored, IngestConfig(url_column=url_column)) == names
     assert free_names(names, COLUMNS.names) == stored
+
+
+def test_an_input_may_have_a_column_with_the_name_of_ours(config, web, draw_shape, tmp_path):
+    lines = ["url,caption,retry_of", f"{web.address}/gone,gone,mine"]
+    (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
+    ingest(config)
+    storage = open_storage(config.output)
+    assert retry(config, "http_404") == 1
+    web.put("/gone", draw_shape("green", "ring", 1))
+    assert retry(config, "http_404") == 1, "a retry of a retry"
+    rows = [row for shard in read_manifest(storage).shards for row in read_sidecar(storage, shard).to_pylist()]
+    first, second, third = sorted(rows, key=lambda row: (row["reason"] == "success", "source_retry_of" in row))
+    assert first["retry_of"] == "mine"
+    assert (second["retry_of"], third["retry_of"]) == (first["key"], second["key"])
+    assert second["source_retry_of"] == third["source_retry_of"] == "mine"

@@ -32,6 +32,10 @@ HEADER = "url\tcaption\n"
         (HEADER + 'u\t""\nv\tone\n', True),
         (HEADER + 'u\t""\nv\t"one"\n', False),
         (HEADER + 'u\t"one" and more\n', False),
+        (HEADER + '//h/1\t"a\n//h/2\tb\nragged\n//h/3\tTV 15"\n', False),
+        (HEADER + '//h/1\t"a\n\n//h/2\tTV 15"\n//h/3\t"two ""1"""\n', False),
+        (HEADER + '//h/1\t"a table:\n1\t2\n3\t4"\n', True),
+        (HEADER + '//h/1\t"a table:\n1\t2"\n//h/2\tTV 15" x 3"\n', True),
     ],
 )
 def test_quotes_are_quotes_if_the_whole_file_is_quoted_consistently(tmp_path, text, expected):
