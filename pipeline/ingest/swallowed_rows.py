@@ -13,7 +13,7 @@ ADDRESS = re.compile(
     rb"\s*(?:(?:[a-z][a-z0-9+.-]*:)?//|\.{0,2}/|[a-z]:\\)[^\s<>]+\s*|\s*[^\s<>]+\.(?:jpe?g|png|webp|gif|bmp|tiff?|avif|heic)\s*",
     re.I,
 )
-"""A URL, a path, or the name of a picture."""
+"""A URL, a path, or the name of an image."""
 LINE_END = re.compile(rb"\r\n|\n|\r")
 
 
