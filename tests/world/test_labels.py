@@ -226,12 +226,22 @@ def test_numbers_and_wordnet_ids_without_names_are_said_to_be_no_names(fish, tmp
         (("Train", "Test"), "Test"),
         (("training", "validation"), "validation"),
         (("val",), "val"),
+        (("train2017", "val2017"), "val2017"),
+        (("test_01", "train_01"), "test_01"),
     ],
 )
 def test_splits_are_no_classes(tmp_path, splits, best, inner):
     uri = write_folders(tmp_path / "pets", *(f"{split}/{inner}" for split in splits))
     remedy = f"name {uri}/{best}" if "/" in inner else "put the images of each class into a folder of its own"
     with pytest.raises(ConfigError, match=f"splits of a data set, not its classes; {remedy}"):
+        names_of(uri)
+
+
+def test_the_parts_of_a_set_for_segmentation_are_no_classes(tmp_path):
+    uri = write_folders(tmp_path / "voc", "JPEGImages/1.png", "masks/1.png")
+    with pytest.raises(
+        ConfigError, match="holds the folders JPEGImages, masks, which are parts of a data set, not its classes"
+    ):
         names_of(uri)
 
 

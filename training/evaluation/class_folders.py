@@ -8,6 +8,7 @@ folders and files, and those that systems make (`__MACOSX`, `@eaDir`), are no da
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -30,7 +31,10 @@ _SPLITS = (
     ("val", "valid", "validation", "dev", "valset", "val_set"),
     ("test", "testing", "testset", "test_set", "eval"),
 )
+YEAR = re.compile(r"[-_ ]?\d+$")
 SPLIT_OF = {name: names[0] for names in _SPLITS for name in names}
+ROLES = frozenset(("images", "imgs", "image", "img", "jpegimages", "masks", "mask", "labels", "label", "annotations", "gt"))
+"""Folders of a data set for detection or segmentation."""
 PART_SUFFIX = ".part"
 
 
@@ -126,7 +130,13 @@ def _refuse_splits(subject: str, uri: str, images: Sequence[str], classes: Seque
     for path in images:
         parts = path.split("/")
         inner[parts[0]].add(parts[1] if len(parts) > 2 else "")
-    splits = {name: SPLIT_OF[name.lower()] for name in classes if name.lower() in SPLIT_OF}
+    if len(classes) > 1 and all(name.lower() in ROLES for name in classes):
+        raise ConfigError(
+            f"{subject}: holds the folders {', '.join(classes)}, which are parts of a data set, not its classes; put the images of "
+            "each class into a folder of its own"
+        )
+    plain = {name: YEAR.sub("", name.lower()) for name in classes}  # train2017
+    splits = {name: SPLIT_OF[short] for name, short in plain.items() if short in SPLIT_OF}
     nested = [name for name in splits if "" not in inner[name]]
     if splits and (len(splits) == len(classes) or len({splits[name] for name in nested}) > 1):
         best = min(splits, key=lambda name: ("val", "test", "train").index(splits[name]))
