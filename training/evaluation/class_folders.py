@@ -132,8 +132,8 @@ def _refuse_splits(subject: str, uri: str, images: Sequence[str], classes: Seque
         inner[parts[0]].add(parts[1] if len(parts) > 2 else "")
     if len(classes) > 1 and all(name.lower() in ROLES for name in classes):
         raise ConfigError(
-            f"{subject}: holds the folders {', '.join(classes)}, which are parts of a data set, not its classes; put the images of "
-            "each class into a folder of its own"
+            f"{subject}: holds the folders {', '.join(classes)}, which are parts of a data set, not its classes; put the "
+            "images of each class into a folder of its own"
         )
     plain = {name: YEAR.sub("", name.lower()) for name in classes}  # train2017
     splits = {name: SPLIT_OF[short] for name, short in plain.items() if short in SPLIT_OF}
