@@ -7,6 +7,7 @@ out which of these lies at an address.
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,7 @@ from training.evaluation.label_names import INTEGER, Kind
 
 CLASS_NAMES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"
 READ_THREADS = 8
+NUMBER = re.compile(r"[-+]?[0-9]{1,15}(\.[0-9]*)?")
 T = TypeVar("T")
 
 
@@ -96,7 +98,20 @@ class ManifestImageSet(ImageSet):
                 except ManifestError as error:
                     raise ManifestError(f"{key}={self._label_column}: {error}") from None
                 labels += self._as_labels(column, record.name)
+        self._refuse_equal_numbers(set(labels))
         return labels
+
+    def _refuse_equal_numbers(self, labels: set[str]) -> None:
+        """Raises ConfigError if labels differ only in how a number is written, as the columns of different shards may."""
+        numbers: dict[float, str] = {}
+        for label in sorted(labels):
+            if NUMBER.fullmatch(label):
+                before = numbers.setdefault(float(label), label)
+                if before != label:
+                    raise ConfigError(
+                        f"{self.subject}: the column {self._label_column} holds {before} and {label}, one number in two forms; "
+                        "write the numbers in one form"
+                    )
 
     def _as_labels(self, column: pa.ChunkedArray, shard: str) -> list[str]:
         """Returns a column's labels as text; whole numbers without a fraction. Raises ConfigError if one is missing."""

@@ -65,6 +65,8 @@ def test_labels_of_a_column_are_text_and_whole_numbers_have_no_fraction(data_set
         (" ", "cat"): "1 samples of .* have no class",
         (("cat",), ("dog",)): "holds lists or structures",
         (b"caf\xe9", b"cat"): "not UTF-8",
+        ("1", "1.0"): "holds 1 and 1.0, one number in two forms; write the numbers in one form",
+        ("07", "7"): "holds 07 and 7, one number in two forms",
     }.items():
         with pytest.raises(ConfigError, match=message):
             labels_of(*values)
