@@ -30,7 +30,7 @@ from pipeline.ingest import text_tables
 from pipeline.ingest.delimited import BAD_ROW
 from pipeline.ingest.json_lines import ROW_TEXT
 from pipeline.ingest.text_source import GZIP_SUFFIX
-from pipeline.ingest.text_tables import TextTable, is_text_table, open_text_table
+from pipeline.ingest.text_tables import TextTable, is_text_table, open_text_table, refuse_reserved
 from pipeline.storage.address import open_storage
 from pipeline.storage.base import Storage
 from pipeline.storage.url_credentials import HIDDEN, USERINFO
@@ -340,6 +340,7 @@ def _open_parquet(table: str, first_row: int, batch_rows: int) -> tuple[Iterator
     source = open_storage(folder).open(name, READ_BYTES) if far else LocalFileSystem().open_input_file(table)
     # Without pre_buffer and with a buffer, columns stream: a row group may be larger than the memory.
     file = pq.ParquetFile(source, pre_buffer=False, buffer_size=READ_BYTES)
+    refuse_reserved(table, file.schema_arrow.names)
     group = 0
     while group < file.num_row_groups and first_row >= file.metadata.row_group(group).num_rows:
         first_row -= file.metadata.row_group(group).num_rows

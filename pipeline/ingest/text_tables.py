@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from pipeline.errors import InputError
 from pipeline.ingest.delimited import BAD_ROW, DelimitedReader, Dialect, IncompleteError, Record, count_lines
-from pipeline.ingest.json_lines import Kind, json_batches, parse_lines, settle
+from pipeline.ingest.json_lines import ROW_TEXT, Kind, json_batches, parse_lines, settle
 from pipeline.ingest.text_source import BOM, GZIP_SUFFIX, TextSource, open_source, say_that_a_line_waits
 from pipeline.ingest.tsv_quotes import quotes_of_tsv
 
@@ -122,8 +122,16 @@ def open_text_table(address: str, names: Sequence[str] = (), held_reader: str = 
         columns = _header(address, first, line)
         line += count_lines(head[place : first.stop])
         table = TextTable(source, columns, reader, dialect, {}, first.stop, line)
+    refuse_reserved(address, table.columns)
     _check_first_rows(table)
     return table
+
+
+def refuse_reserved(address: str, names: Sequence[str]) -> None:
+    """Raises InputError if a column has a name of this reader's own columns."""
+    for name in (BAD_ROW, ROW_TEXT):
+        if name in names:
+            raise InputError(f"ingest.input={address}: has a column {name}, a name that is reserved; rename the column")
 
 
 def _open_json(source: TextSource, head: bytes, start: int) -> TextTable:
@@ -132,6 +140,7 @@ def _open_json(source: TextSource, head: bytes, start: int) -> TextTable:
     fields, error = settle(parse_lines(source.blocks(start), source.settled))
     if error and not fields:
         raise InputError(f"ingest.input={source.address}: no line is a JSON object ({error}); write one object per line")
+    refuse_reserved(source.address, tuple(fields))
     return TextTable(source, tuple(fields), READER, None, fields, start, 1)
 
 

@@ -1,8 +1,11 @@
 """A text table is opened with its columns, its quotes and its types settled."""
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import InputError
+from pipeline.ingest.tables import read_batches
 from pipeline.ingest.text_tables import READER, READER_PLAIN, READER_QUOTED, is_delimited, is_text_table, open_text_table
 
 
@@ -42,3 +45,13 @@ def test_a_header_that_cannot_be_read_is_refused(tmp_path):
     for text in ('a,"b"c\n1,2\n', 'a,"b\n' + "x" * (1 << 21)):
         with pytest.raises(InputError, match=r"t\.csv: line 1"):
             table(tmp_path / "t.csv", text)
+
+
+@pytest.mark.parametrize("name", ["rayclip:row_text", "rayclip:bad_row"])
+def test_names_of_our_own_columns_are_refused(tmp_path, name):
+    for path, text in (("t.jsonl", f'{{"url": "u", "{name}": 1}}\n'), ("t.csv", f"url,{name}\nu,1\n")):
+        with pytest.raises(InputError, match=f"has a column {name}, a name that is reserved; rename the column"):
+            table(tmp_path / path, text)
+    pq.write_table(pa.table({"url": ["u"], name: ["x"]}), tmp_path / "t.parquet")
+    with pytest.raises(InputError, match=f"has a column {name}, a name that is reserved"):
+        next(read_batches(str(tmp_path / "t.parquet")))
