@@ -9,8 +9,10 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import hashlib
+import json
 import logging
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -40,6 +42,7 @@ logger = logging.getLogger(__name__)
 SUFFIXES = (".parquet", *text_tables.SUFFIXES)
 BATCH_ROWS = 16_384
 READ_BYTES = 1 << 20
+YAML_WORDS = ("null", "true", "false", "yes", "no", "on", "off", "y", "n")
 NAMED_FILES = 3
 """Number of skipped files that are named."""
 
@@ -229,7 +232,10 @@ def check_columns(table: str, names: list[str], config: IngestConfig) -> None:
     """Raises InputError if the table lacks a required column, or has two of the same name."""
     double = next((name for name in names if names.count(name) > 1), None)
     if double is not None:
-        raise InputError(f"ingest.input={table}: two columns are named {double}; rename or drop one of them")
+        what = (
+            f"two columns are named {double}; rename or drop one of them" if double else "two columns have no name; drop them"
+        )
+        raise InputError(f"ingest.input={table}: {what}")
     source = ("bytes_column", config.bytes_column) if config.bytes_column else ("url_column", config.url_column)
     for key, column in (source, ("caption_column", config.caption_column)):
         if column not in names:
@@ -246,17 +252,26 @@ def _hint(table: str, names: list[str], key: str, column: str, config: IngestCon
         return (
             f"the first line looks like a row: if there is no header, name the columns: ingest.column_names=[{','.join(known)}]"
         )
+    if is_text_table(table) and re.fullmatch("sep=.?", names[0], re.IGNORECASE):
+        return "its first line tells a spreadsheet how it is separated; remove the line"
     if len(names) == 1 and is_text_table(table):
         other = {
             "\t": "tabs: give it the suffix .tsv",
             ";": "semicolons: write it with commas",
             "|": "bars: write it with commas",
+            ",": "commas: give it the suffix .csv",
         }
         found = next((remedy for sign, remedy in other.items() if sign in names[0]), None)
         if found is not None:
             return f"its columns seem to be separated by {found}"
     close = difflib.get_close_matches(column, names, n=1)
-    return f"did you mean ingest.{key}={close[0]}?" if close else f"set ingest.{key} to one of them"
+    return f"did you mean {as_typed(f'ingest.{key}', close[0])}?" if close else f"set ingest.{key} to one of them"
+
+
+def as_typed(key: str, text: str) -> str:
+    """KEY=TEXT as it is typed in a shell, so that its value, which is read as YAML, is this text."""
+    is_plain = text == text.strip() and re.fullmatch(r"[^\W\d]\w*", text) and text.lower() not in YAML_WORDS
+    return shlex.quote(f"{key}={text if is_plain else json.dumps(text, ensure_ascii=False)}")
 
 
 def check_kinds(table: TextTable, config: IngestConfig) -> None:

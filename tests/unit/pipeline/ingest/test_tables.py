@@ -2,12 +2,15 @@
 
 import hashlib
 import io
+import re
+import shlex
 from datetime import timedelta
 
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from pipeline.config import IngestConfig
 from pipeline.dataset.manifest import PartitionRecord, ShardRecord, commit
@@ -15,7 +18,7 @@ from pipeline.errors import InputError
 from pipeline.ingest.driver import _write_notes
 from pipeline.ingest.plan import PartitionSpec, plan_ingest
 from pipeline.ingest.rows import read_range
-from pipeline.ingest.tables import hash_rows, list_tables, read_chunks
+from pipeline.ingest.tables import as_typed, check_columns, hash_rows, list_tables, read_chunks
 from pipeline.ingest.text_source import say_that_a_line_waits
 from pipeline.storage.address import open_storage
 
@@ -286,3 +289,28 @@ def test_two_columns_of_one_name_are_refused(tmp_path):
     for name in ("t.parquet", "t.csv"):
         with pytest.raises(InputError, match="two columns are named caption"):
             plan_ingest(IngestConfig(input=str(tmp_path / name), output=str(tmp_path / "out")))
+
+
+@pytest.mark.parametrize(
+    ("table", "names", "remedy"),
+    [
+        ("t.csv", ["url", " caption"], "did you mean 'ingest.caption_column=\" caption\"'?"),
+        ("t.csv", ["url", "Caption"], "did you mean ingest.caption_column=Caption?"),
+        ("t.csv", ["sep=", ""], "its first line tells a spreadsheet how it is separated; remove the line"),
+        ("t.csv", ["sep=;"], "its first line tells a spreadsheet how it is separated; remove the line"),
+        ("t.csv", ["url;caption"], "separated by semicolons"),
+        ("t.tsv", ["url,caption"], "separated by commas: give it the suffix .csv"),
+        ("t.csv", ["url", "caption", "", ""], "two columns have no name; drop them"),
+    ],
+)
+def test_the_remedy_for_columns_that_are_missing(table, names, remedy):
+    with pytest.raises(InputError, match=re.escape(remedy)):
+        check_columns(table, names, IngestConfig())
+
+
+@pytest.mark.parametrize(
+    "text", ["caption", "bild_text", "007", "1e5", " x", "null", "Yes", "a: b", "it's", "été", "{a}", "#1", "~"]
+)
+def test_a_column_as_it_is_typed_is_read_as_its_name(text):
+    (word,) = shlex.split(as_typed("key", text))
+    assert yaml.safe_load(word.removeprefix("key=")) == text
