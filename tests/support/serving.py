@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
@@ -14,6 +14,10 @@ def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
 
     class Quiet(handler):
         protocol_version = "HTTP/1.1"
+
+        def handle(self) -> None:
+            with suppress(ConnectionError):  # a client that was killed
+                super().handle()
 
         def log_message(self, format: str, *arguments: object) -> None:
             pass

@@ -9,6 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import re
+import ssl
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +23,9 @@ from training.config import TrackingConfig
 
 SERVER_ANSWERS_WITHIN_S = 30.0
 """Longest wait for W&B's server before a start continues without it; W&B's 90 s would be lost at every restart."""
+TOO_MANY_REQUESTS = 429
+UPLOADED_WITHIN_S = 60.0
+"""Longest wait for what is left to upload at the end; without it, W&B waits as long as its server is away."""
 
 
 def data_set_artifact(data_set: Mapping[str, Any]) -> Any:
@@ -78,23 +85,63 @@ def open_run(
     folder: str | None,
     config: dict[str, Any] | None,
     job_type: str | None,
+    holds_all: bool = False,
 ) -> Any:
-    """Opens a W&B run as `tracking.*` says, or resumes the one with a known id. Raises what W&B raises."""
+    """Opens a W&B run as `tracking.*` says, or resumes the one with a known id. Raises what W&B raises.
+
+    Args:
+        holds_all: all rows of the run will be logged, from its first step on. Then `wandb sync` of an offline run must replace
+            what the server has: appended, its rows would get the steps after the server's last one.
+    """
     import wandb
+
+    replaces = holds_all and tracking.wandb_mode == "offline"
 
     return wandb.init(
         project=tracking.wandb_project,
         entity=tracking.wandb_entity,
         name=run_name,
         id=run_id,
-        resume="allow" if run_id else None,
+        resume="allow" if run_id and not replaces else None,
         reinit="create_new",  # a run that other code has open in this process stays open
         mode=tracking.wandb_mode,
         dir=folder,
         config=config,
         job_type=job_type,
-        settings=wandb.Settings(silent=True, console="off", init_timeout=SERVER_ANSWERS_WITHIN_S),
+        settings=wandb.Settings(
+            silent=True,
+            console="off",
+            init_timeout=SERVER_ANSWERS_WITHIN_S,
+            finish_timeout=UPLOADED_WITHIN_S,
+            finish_timeout_raises=True,
+        ),
     )
+
+
+def why_server_is_away() -> str:
+    """Why W&B's server cannot be used now; an empty string if it answers.
+
+    W&B itself would wait for it while it starts, and could then not open the same run offline.
+    """
+    import wandb
+
+    address = wandb.setup().settings.base_url
+    request = urllib.request.Request(f"{address}/graphql", b'{"query": "{ __typename }"}', {"Content-Type": "application/json"})
+    deadline, away = time.monotonic() + SERVER_ANSWERS_WITHIN_S, ""
+    while time.monotonic() < deadline:
+        try:
+            urllib.request.urlopen(request, timeout=SERVER_ANSWERS_WITHIN_S / 3).close()
+            return ""
+        except urllib.error.HTTPError as error:
+            if error.code < 500 and error.code != TOO_MANY_REQUESTS:
+                return ""
+            away = f"{address} answers with {error.code}"
+        except OSError as error:
+            if isinstance(getattr(error, "reason", None), ssl.SSLError):
+                return ""  # it answers; W&B may trust authorities that Python does not
+            away = f"{address} does not answer ({' '.join(str(error).split())})"
+        time.sleep(min(2.0, max(0.0, deadline - time.monotonic())))
+    return away
 
 
 def _as_uri(address: str) -> str:

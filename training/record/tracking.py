@@ -21,7 +21,7 @@ from typing import Any
 from training.config import TrackingConfig
 from training.evaluation.watched_pair_images import draw_found, draw_similarity
 from training.evaluation.watched_pairs import pairs_id
-from training.record.lineage import declare_inputs, open_run
+from training.record.lineage import declare_inputs, open_run, why_server_is_away
 
 METRICS, WATCHED_PAIRS, PAIR_SIMILARITIES = "metrics.jsonl", "probe.json", "probe.jsonl"
 logger = logging.getLogger(__name__)
@@ -90,8 +90,7 @@ class Tracker:
         self.similarities = MetricsFile(folder / PAIR_SIMILARITIES, resume_step)
         self._wandb: Any = None
         if config.wandb_mode != "disabled":
-            with only_a_warning("W&B did not start; the run continues with metrics.jsonl only"):
-                self._wandb = open_run(config, run_name, run_id, str(folder), resolved_config, job_type=None)
+            self._wandb = _open_wandb(config, run_name, run_id, folder, resolved_config)
         if self._wandb is not None:
             with only_a_warning("W&B does not know the data sets of the run"):
                 declare_inputs(self._wandb, data_sets)
@@ -108,14 +107,17 @@ class Tracker:
         self._show(pairs, similarities)
 
     def _replay(self, folder: Path) -> None:
-        """Logs all kept rows to W&B in the order of their steps, since W&B accepts no earlier step."""
+        """Logs to W&B the kept rows that it lacks, in the order of their steps, since it accepts no earlier step."""
         if self._wandb is None:
             return
+        first = self._wandb.starting_step  # those before it have arrived
         pairs: dict[str, Any] = {}
         with only_a_warning("W&B gets no images of earlier steps"):
             pairs = json.loads((folder / WATCHED_PAIRS).read_bytes()) if self.similarities.kept else {}
         shown = [(row["step"], 1, row) for row in self.similarities.kept if pairs and row["pairs"] == pairs_id(pairs)]
-        for _, kind, row in sorted([*((row["step"], 0, row) for row in self.metrics.kept), *shown], key=lambda one: one[:2]):
+        for step, kind, row in sorted([*((row["step"], 0, row) for row in self.metrics.kept), *shown], key=lambda one: one[:2]):
+            if step < first:
+                continue
             if kind:
                 self._show(pairs, row)
             else:
@@ -156,7 +158,8 @@ class Tracker:
         self.metrics.close()
         self.similarities.close()
         if self._wandb is not None:
-            with only_a_warning("W&B did not finish"):
+            folder = self._wandb.settings.sync_dir
+            with only_a_warning(f"W&B did not finish; upload what is left: wandb sync --no-skip-online {folder}"):
                 self._wandb.finish()
 
     def __enter__(self) -> Tracker:
@@ -164,6 +167,18 @@ class Tracker:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def _open_wandb(config: TrackingConfig, run_name: str, run_id: str, folder: Path, resolved_config: dict[str, Any]) -> Any:
+    """A W&B run; an offline one if the server does not answer; None if there can be none."""
+    with only_a_warning("W&B did not start; the run continues with metrics.jsonl only"):
+        away = config.wandb_mode == "online" and why_server_is_away()
+        if away:
+            config = config.model_copy(update={"wandb_mode": "offline"})
+        run = open_run(config, run_name, run_id, str(folder), resolved_config, job_type=None, holds_all=True)
+        if away:
+            logger.warning("W&B is logged offline: %s; once it answers: wandb sync %s", away, run.settings.sync_dir)
+        return run
 
 
 @contextlib.contextmanager

@@ -132,7 +132,9 @@ def test_a_server_that_cannot_be_reached_does_not_stop_the_record(data_set, tmp_
     with Tracker(TrackingConfig(wandb_mode="online"), "name", "name-1234", tmp_path, {}, 0, data_sets) as tracker:
         tracker.log({"step": 1, "loss": 2.0})
     assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 2.0}]
-    assert "W&B did not start; the run continues with metrics.jsonl only" in caplog.text
+    (folder,) = tmp_path.glob("wandb/offline-run-*")
+    assert "W&B is logged offline: http://127.0.0.1:9 does not answer" in caplog.text
+    assert f"once it answers: wandb sync {folder}" in caplog.text
     assert "0" * 40 not in caplog.text
 
 
