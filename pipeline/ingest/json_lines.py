@@ -9,6 +9,7 @@ else as JSON. A line that is no object is one row with nulls and its error in th
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -242,11 +243,16 @@ def column_of(values: list[Any], kind: Kind) -> pa.Array:
     if settled is not None:
         return pa.array(values, settled)
     scalar = not kind.types & {list, dict}
-    texts = [None if value is None else value if scalar and type(value) is str else _json_text(value) for value in values]
+    texts = [value if scalar and type(value) is str else _json_text(value) for value in values]
     return pa.array(texts, pa.string())
 
 
-def _json_text(value: Any) -> str:
+def _json_text(value: Any) -> str | None:
+    """A value as JSON; None for null and for NaN, which is null in other words."""
+    if value is None or value != value:
+        return None
+    if value in (math.inf, -math.inf):
+        return str(value)
     try:
         return orjson.dumps(value).decode()
     except TypeError:

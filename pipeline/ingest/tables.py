@@ -88,6 +88,9 @@ def list_files(pattern: str, suffixes: tuple[str, ...], key: str) -> list[str]:
     for address in map(storage.address, found):
         if not address.lower().endswith(suffixes):
             raise InputError(f"{key}={address}: is not a supported file; use {', '.join(suffixes)}")
+    if suffixes == SUFFIXES:
+        keys = {part.partition("=")[0] for path in found for part in path.split("/")[:-1] if "=" in part}
+        _say_what_folders_are_called(f"{key}={pattern}", tuple(sorted(keys)))
     others = tuple(sorted({*paths} - {*found, *twins}))
     _say_what_is_skipped(f"{key}={pattern}", "no tables" if suffixes == SUFFIXES else f"no {'/'.join(suffixes)} files", others)
     _say_what_is_skipped(f"{key}={pattern}", "there without compression, too", tuple(twins))
@@ -131,6 +134,15 @@ def _say_what_is_skipped(subject: str, reason: str, paths: tuple[str, ...], noun
         found = f"1 {noun} that is" if len(paths) == 1 else f"{len(paths):,} {noun}s that are"
         more = ", ..." if len(paths) > NAMED_FILES else ""
         logger.warning("%s: skipped %s %s: %s%s", subject, found, reason, ", ".join(paths[:NAMED_FILES]), more)
+
+
+@cache
+def _say_what_folders_are_called(subject: str, keys: tuple[str, ...]) -> None:
+    if keys:
+        shown = ", ".join(f"{key}=..." for key in keys)
+        logger.warning(
+            "%s: the values in the names of folders (%s) become no columns; write them into the tables", subject, shown
+        )
 
 
 def _is_file(storage: Storage) -> bool:

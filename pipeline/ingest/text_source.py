@@ -46,6 +46,14 @@ FOREIGN = {
     b"<?xml": "XML; download the table itself, or convert it to csv",
 }
 """First bytes of files that are no text tables, and what they are."""
+WIDE_BOMS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+WIDE_ZEROS: dict[tuple[bool, ...], str] = {
+    (False, True, False, True): "UTF-16LE",
+    (True, False, True, False): "UTF-16BE",
+    (False, True, True, True): "UTF-32LE",
+    (True, True, True, False): "UTF-32BE",
+}
+"""Which of four bytes are zero in most of an ASCII text, and its encoding. With a BOM, iconv finds their order itself."""
 
 
 @dataclass(frozen=True)
@@ -145,17 +153,23 @@ def check_text(address: str, block: bytes) -> None:
     for magic, remedy in FOREIGN.items():
         if block.startswith(magic):
             raise InputError(f"ingest.input={address}: is no text table but {remedy}")
-    head = block[:4096]
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")) or _is_utf16(head):
+    encoding = _wide_encoding(block[:4096])
+    if encoding:
         raise InputError(
-            f"ingest.input={address}: is UTF-16 or UTF-32 text, and tables are read as UTF-8; convert it: "
-            "iconv -f UTF-16 -t UTF-8 OLD > NEW"
+            f"ingest.input={address}: is {encoding} text, and tables are read as UTF-8; convert it: "
+            f"iconv -f {encoding} -t UTF-8 OLD > NEW"
         )
 
 
-def _is_utf16(head: bytes) -> bool:
-    """True if every second byte is zero in most of a file's first bytes, so that ASCII text is stored in 16 bits."""
-    return len(head) >= 8 and max(head[0::2].count(0), head[1::2].count(0)) > len(head) // 4
+def _wide_encoding(head: bytes) -> str:
+    """The encoding of text in 16 or 32 bits, by its BOM, or by the zeros beside ASCII characters; empty for other text."""
+    for bom, encoding in WIDE_BOMS.items():
+        if head.startswith(bom):
+            return encoding
+    if len(head) < 8:
+        return ""
+    zeros = tuple(head[place::4].count(0) > len(head) // 8 for place in range(4))
+    return WIDE_ZEROS.get(zeros, "UTF-16") if any(zeros) else ""
 
 
 def filesystem_of(address: str) -> tuple[FileSystem, str]:

@@ -3,7 +3,8 @@
 In: a file. Out: True for quotes as csv has them, False for ordinary characters, None if no field begins with a quote. Quotes
 are quotes if a name in the header is quoted (without a header: all of the first line), as writers do that quote all text; or if
 every field that begins with a quote is quoted as RFC 4180 has it, and at least one of them holds a tab, a line break or a
-doubled quote, without which it would not have been quoted ("" alone is an empty text). Lines that are rows by themselves are
+doubled quote, without which it would not have been quoted ("" alone is an empty text); or if, as in a spreadsheet's tsv, the
+fields with a comma are quoted, all of them and no others. Lines that are rows by themselves are
 never taken for the inside of one field (`swallowed_rows.py`; without addresses: lines with the right number of tabs), nor are
 two fields of such a line.
 """
@@ -15,14 +16,17 @@ import re
 import numpy as np
 
 from pipeline.ingest.delimited import LONGEST_RECORD_BYTES, Dialect, IncompleteError, length_of_records
-from pipeline.ingest.swallowed_rows import has_addresses, has_swallowed_rows
+from pipeline.ingest.swallowed_rows import LINE_END, has_addresses, has_swallowed_rows
 from pipeline.ingest.text_source import TextSource
 
 TAB = Dialect(b"\t", True)
 SIGNS = (b'"', b"\t", b"\n", b"\r")
 """A field that holds one of these must be quoted."""
-NEEDED, EMPTY, OTHER = "needed", "empty", "other"
-"""Kinds of quoted fields: those that must be quoted, those without text, and those of which only their writer knows why."""
+NEEDED, EMPTY, COMMA, OTHER = "needed", "empty", "comma", "other"
+"""Kinds of quoted fields: those that must be quoted, those without text, those with a comma, which spreadsheets quote in a tsv
+as well, and those of which only their writer knows why."""
+FREE_COMMA = "free comma"
+"""A comma outside quotes: no spreadsheet has written this file."""
 JOINED = re.compile(rb"[\t\r\n]")
 NUMBER = re.compile(rb"[-+0-9.eE]*")
 
@@ -45,6 +49,7 @@ def quotes_of_tsv(source: TextSource, start: int, head: bytes, has_header: bool)
     for block in source.blocks(start):
         buffer += block
         if b'"' not in buffer:
+            seen.update((FREE_COMMA,) if b"," in buffer else ())
             buffer = buffer[buffer.rfind(b"\n") + 1 :]
             continue
         length = _consistent_records(buffer, tabs, False, seen)
@@ -62,7 +67,12 @@ def _decide_at_end(rest: bytes, seen: set[str], tabs: int, settled: bool) -> boo
         lines = rest[: rest.rfind(b"\n") + 1].splitlines() if b'"' in rest else []
         if lines and (not seen or (len(lines) > 1 and all(line.count(b"\t") == tabs for line in lines))):
             return False
-    return NEEDED in seen or OTHER not in seen if seen else None
+    if b"," in rest and b'"' not in rest:
+        seen.add(FREE_COMMA)
+    kinds = seen - {FREE_COMMA}
+    if NEEDED in kinds or not kinds:
+        return True if kinds else None
+    return OTHER not in kinds and not (COMMA in kinds and FREE_COMMA in seen)
 
 
 def _consistent_records(buffer: bytes, tabs: int, complete: bool, seen: set[str]) -> int | None:
@@ -81,16 +91,28 @@ def _consistent_records(buffer: bytes, tabs: int, complete: bool, seen: set[str]
         joined = [n for n, (field, quoted) in enumerate(record.fields) if quoted and JOINED.search(field)]
         if record.error or any(_joins_rows(fields[:n], fields[n], fields[n + 1 :], lines, tabs) for n in joined):
             return None
-        for field in (field for field, quoted in record.fields if quoted):
-            seen.add(EMPTY if not field else NEEDED if any(sign in field for sign in SIGNS) else OTHER)
+        for field, quoted in record.fields:
+            if quoted:
+                seen.add(_kind(field))
+            elif b"," in field:
+                seen.add(FREE_COMMA)
         place = record.stop
     return place
+
+
+def _kind(field: bytes) -> str:
+    if not field:
+        return EMPTY
+    return NEEDED if any(sign in field for sign in SIGNS) else COMMA if b"," in field else OTHER
 
 
 def _see_plain_records(records: bytes, tabs: int, seen: set[str]) -> bool:
     """Adds the kinds of quoted fields in whole, plainly quoted records to `seen`; False if one has swallowed rows or fields."""
     data = np.frombuffer(records, np.uint8)
     quotes = np.flatnonzero(data == ord('"'))
+    commas = np.flatnonzero(data == ord(","))
+    if (np.searchsorted(quotes, commas) % 2 == 0).any():
+        seen.add(FREE_COMMA)
     if not len(quotes):
         return True
     opened, closed = quotes[0::2], quotes[1::2]
@@ -102,7 +124,9 @@ def _see_plain_records(records: bytes, tabs: int, seen: set[str]) -> bool:
     long = np.searchsorted(breaks, starts) != np.searchsorted(breaks, stops)
     wide = np.searchsorted(delimiters, starts) != np.searchsorted(delimiters, stops)
     needed, empty = doubled | long | wide, stops - starts == 1
-    seen.update(kind for kind, found in ((NEEDED, needed), (EMPTY, empty), (OTHER, ~needed & ~empty)) if found.any())
+    comma = (np.searchsorted(commas, starts) != np.searchsorted(commas, stops)) & ~needed
+    found = ((NEEDED, needed), (EMPTY, empty), (COMMA, comma), (OTHER, ~needed & ~empty & ~comma))
+    seen.update(kind for kind, places in found if places.any())
     joined = long | wide
     places = zip(starts[joined].tolist(), stops[joined].tolist(), strict=True)
     return not any(_are_rows(records, start, stop, tabs) for start, stop in places)
@@ -124,4 +148,4 @@ def _are_rows(records: bytes, start: int, stop: int, tabs: int) -> bool:
     first, last = records.rfind(b"\n", 0, start) + 1, records.find(b"\n", stop)
     last = last if last >= 0 else len(records)
     before, after = records[first:start].split(b"\t")[:-1], records[stop + 1 : last].split(b"\t")[1:]
-    return _joins_rows(before, records[start + 1 : stop], after, records[first:last].split(b"\n"), tabs)
+    return _joins_rows(before, records[start + 1 : stop], after, LINE_END.split(records[first:last]), tabs)

@@ -26,6 +26,15 @@ ORIENTATION = 0x0112
 _DAMAGES = ("premature end of data segment", "bad Huffman code", "restart marker")
 """libjpeg's words for pixels that are lost. Others, such as bytes between segments, cost none."""
 
+JPEGS = ("JPEG", "MPO")
+"""Pillow's names for JPEG files; MPO is a JPEG with more images behind the first, as telephones write it."""
+PNG_DEPTH = 24
+"""Place of the bits a value in a PNG."""
+XMP = ("xmp", "XML:com.adobe.xmp")
+"""Pillow's names for metadata whose orientation browsers ignore, and which it would take."""
+WHITE_IS_ZERO = 262, 0
+"""TIFF's tag for the meaning of grey values, and the one for which 0 is white."""
+
 Image.MAX_IMAGE_PIXELS = None  # `ingest.image.max_pixels` is checked from the header instead, with a reason
 
 
@@ -36,6 +45,7 @@ def prepare_image(data: bytes, config: ImageConfig) -> StoredImage | Failure:
         failure = _check_header(image.width, image.height, config)
         if failure is not None:
             return failure
+        _prepare_transparency(image, data)
         if image.format == "PNG":
             image.load()  # or `_exif` would: Pillow looks for Exif data behind the pixels, and then has only a part of them
         exif_json = _exif_json(image)
@@ -57,7 +67,9 @@ def prepare_image(data: bytes, config: ImageConfig) -> StoredImage | Failure:
 
 def _decode(image: Image.Image, data: bytes, config: ImageConfig) -> Pixels:
     """Decodes to RGB (H, W, 3), not yet rotated, perhaps at a reduced scale, but not below the target size."""
-    if image.format == "JPEG" and image.mode in ("RGB", "L"):
+    if image.format in JPEGS and image.mode == "CMYK":
+        _refuse_lost_pixels(data)
+    if image.format in JPEGS and image.mode in ("RGB", "L"):
         target = target_size(*image.size, config)
         least = _scaled_size(image.size, target)
         try:
@@ -69,6 +81,25 @@ def _decode(image: Image.Image, data: bytes, config: ImageConfig) -> Pixels:
             if any(damage in str(error) for damage in _DAMAGES):
                 raise
     return np.asarray(to_rgb(image))
+
+
+def _refuse_lost_pixels(data: bytes) -> None:
+    """Raises ValueError for a CMYK JPEG of which libjpeg says that pixels are lost; Pillow makes grey areas of them."""
+    try:
+        simplejpeg.decode_jpeg(data, "CMYK", fastdct=True, fastupsample=True)
+    except ValueError as error:
+        if any(damage in str(error) for damage in _DAMAGES):
+            raise
+
+
+def _prepare_transparency(image: Image.Image, data: bytes) -> None:
+    """Brings a PNG's transparent colour to the 8 bits that Pillow decodes 2 and 4 bits of grey, and 16 of colour, to."""
+    colour = image.info["transparency"] if image.format == "PNG" and "transparency" in image.info else None
+    depth = data[PNG_DEPTH]
+    if isinstance(colour, int) and depth in (2, 4) and image.mode == "L":
+        image.info["transparency"] = colour * 255 // ((1 << depth) - 1)
+    if isinstance(colour, tuple) and depth == 16:
+        image.info["transparency"] = tuple(value >> 8 for value in colour)
 
 
 def _scaled_size(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
@@ -110,16 +141,25 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         # Pillow's own conversion clips 16 bits to white instead of scaling them.
         deep = np.asarray(image).astype(np.int64)
+        if image.format == "TIFF" and _tag(image, WHITE_IS_ZERO[0]) == WHITE_IS_ZERO[1]:
+            deep = 65535 - deep
         shades = (deep // 257).astype(np.uint8)
         if "transparency" in image.info:
             shades = np.where(deep == image.info["transparency"], 255, shades).astype(np.uint8)
         return Image.fromarray(shades).convert("RGB")
     if image.mode == "RGB" and not image.has_transparency_data:
         return image
+    if image.format == "BMP" and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0):
+        return image.convert("RGB")  # its fourth byte is not used
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
     return image.convert("RGB")
+
+
+def _tag(image: Image.Image, number: int) -> Any:
+    tags: Any = getattr(image, "tag_v2", {})
+    return tags[number] if number in tags else None
 
 
 def _are_16_bits(image: Image.Image) -> bool:
@@ -144,6 +184,8 @@ def _check_header(width: int, height: int, config: ImageConfig) -> Failure | Non
 
 def _exif(image: Image.Image) -> dict[int, Any]:
     """The Exif tags; none if they cannot be read: the pixels do not depend on them."""
+    for name in XMP:
+        image.info.pop(name, None)
     try:
         exif = image.getexif()
         return {number: exif[number] for number in exif}

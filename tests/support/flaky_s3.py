@@ -6,6 +6,7 @@ import http.client
 import itertools
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ def flaky_s3(
 ) -> Iterator[FlakyS3]:
     target, state = urlsplit(endpoint), FlakyS3()
     lock, requests, bodies = threading.Lock(), itertools.count(1), itertools.count(1)
+    cuts: Counter[tuple[str, str | None]] = Counter()
 
     class Handler(BaseHTTPRequestHandler):
         def forward(self) -> None:
@@ -59,7 +61,9 @@ def flaky_s3(
             cut = False
             if self.command == "GET" and len(content) > 100:
                 with lock:
-                    cut = next(bodies) % every_cut == 0
+                    asked = (self.path, self.headers.get("Range"))
+                    cut = next(bodies) % every_cut == 0 and cuts[asked] < 2  # a client does not try for ever
+                    cuts[asked] += cut
                     state.cut += cut
             self.answer(response.status, headers, content, cut)
 

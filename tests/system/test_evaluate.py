@@ -23,7 +23,7 @@ def test_two_workers_find_what_one_process_finds(data_set, tmp_path):
         options = [
             *("--config", "debug_cpu", "--weights", str(tmp_path / "weights.pt"), "--activation", "quick_gelu"),
             *(f"evaluation.retrieval_uri={data_set}", f"evaluation.zero_shot={zero_shot}", f"evaluation.linear_probe={probe}"),
-            *(f"cluster.num_workers={workers}", f"run.dir={tmp_path}", "train.device=cpu", "--json", str(path)),
+            *(f"cluster.num_workers={workers}", "train.device=cpu", "--json", str(path)),
         ]
         assert run(evaluate.arguments(), evaluate.job, options) == 0
         found.append(json.loads(path.read_text()))

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from model.image_loading import load_eval_image
 from pipeline.config import ImageConfig, IngestConfig
 from pipeline.dataset.shard import StoredImage
+from pipeline.errors import Failure
 from pipeline.ingest.plan import options_fingerprint
 from pipeline.transform.image import prepare_image
 
@@ -266,3 +267,83 @@ def test_data_sets_that_exist_keep_their_options():
     for options, fingerprint in known.items():
         values = dict(option.split("=") for option in options.split(",") if option)
         assert options_fingerprint(IngestConfig(image=ImageConfig(**values))) == fingerprint, options
+
+
+def as_decoded(data: bytes, **options) -> list[NDArray[np.uint8]]:
+    """Pixels as ingestion stores them, and as training and evaluation read the file."""
+    stored = prepare(data, size_px=16, format="png", quality=1, keep_bytes=False, **options)
+    return [np.asarray(Image.open(io.BytesIO(stored.data)).convert("RGB")), load_eval_image(data, 16)]
+
+
+def grey_png(bits: int, colour_type: int, transparent: bytes, row: bytes) -> bytes:
+    header = struct.pack(">IIBBBBB", 16, 16, bits, colour_type, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"tRNS", transparent), (b"IDAT", zlib.compress((b"\0" + row) * 16)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in chunks)
+
+
+@pytest.mark.parametrize(("bits", "value"), [(2, 1), (4, 5), (8, 85), (16, 0x5566)])
+def test_the_transparent_grey_of_a_png_is_white_at_any_depth(bits, value):
+    row = int("".join(f"{value:0{bits}b}" for _ in range(16)), 2).to_bytes(16 * bits // 8, "big")
+    for pixels in as_decoded(grey_png(bits, 0, struct.pack(">H", value), row)):
+        assert pixels.min() == 255
+    for pixels in as_decoded(grey_png(bits, 0, struct.pack(">H", 0), row)):
+        assert pixels.max() == 85, "another colour is transparent"
+
+
+def test_the_transparent_colour_of_a_png_of_sixteen_bits_is_white():
+    row = struct.pack(">HHH", 0x1234, 0x5678, 0x9ABC) * 16
+    for pixels in as_decoded(grey_png(16, 2, struct.pack(">HHH", 0x1234, 0x5678, 0x9ABC), row)):
+        assert pixels.min() == 255
+
+
+def test_the_fourth_byte_of_a_bmp_that_is_never_used_is_no_transparency():
+    header = struct.pack("<IiiHHIIiiII", 124, 16, 16, 1, 32, 3, 16 * 16 * 4, 0, 0, 0, 0)
+    header += struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000) + b"BGRs" + bytes(124 - 60)
+    for alpha, expected in ((0, (200, 100, 50)), (255, (200, 100, 50))):
+        pixels_BGRA = bytes((50, 100, 200, alpha)) * 256
+        data = b"BM" + struct.pack("<IHHI", 138 + len(pixels_BGRA), 0, 0, 138) + header + pixels_BGRA
+        for pixels in as_decoded(data):
+            assert tuple(pixels[8, 8]) == expected
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_tiff_in_which_zero_is_white_is_no_negative(bits):
+    value = struct.pack("<H" if bits == 16 else "<B", 10_000 >> (16 - bits))
+    content = value * 256
+    entries = [(256, 3, 1, 16), (257, 3, 1, 16), (258, 3, 1, bits), (259, 3, 1, 1), (262, 3, 1, 0), (273, 4, 1, 8)]
+    entries += [(277, 3, 1, 1), (278, 3, 1, 16), (279, 4, 1, len(content))]
+    directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *entry) for entry in entries) + bytes(4)
+    for pixels in as_decoded(b"II*\0" + struct.pack("<I", 8 + len(content)) + content + directory):
+        assert abs(int(pixels[8, 8, 0]) - (255 - 39)) <= 1
+
+
+def test_orientation_in_xmp_alone_turns_nothing():
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    xmp += b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'
+    for format, options in (("JPEG", {"quality": 95}), ("PNG", {}), ("WEBP", {"lossless": True})):
+        if format == "PNG":
+            words = b"XML:com.adobe.xmp\0\0\0\0\0" + xmp
+            data = encode(upright(), format)
+            data = data[:33] + png_chunk(b"iTXt", words) + data[33:]
+        else:
+            data = encode(upright(), format, xmp=xmp, **options)
+        check_upright(data)
+        assert load_eval_image(data, 48).shape == (48, 48, 3)
+
+
+@pytest.mark.parametrize(("mode", "format"), [("RGB", "JPEG"), ("L", "JPEG"), ("CMYK", "JPEG"), ("RGB", "MPO"), ("L", "MPO")])
+def test_lost_pixels_of_a_jpeg_are_a_failure_and_odd_bytes_are_none(mode, format):
+    noise = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+    options = {"save_all": True, "append_images": [Image.new(mode, (96, 96))]} if format == "MPO" else {}
+    whole = encode(Image.fromarray(noise).convert(mode), format, quality=90, **options)
+    end = whole.find(b"\xff\xd9")
+    cut = whole[: end * 2 // 3] + b"\xff\xd9"
+    failure = prepare_image(cut, ImageConfig())
+    assert isinstance(failure, Failure)
+    assert failure.reason == "decode"
+    odd = whole[:end] + bytes(8) + whole[end:]
+    assert isinstance(prepare_image(odd, ImageConfig()), StoredImage)
+    assert np.array_equal(load_eval_image(odd, 96), load_eval_image(whole, 96))
+    if mode != "CMYK":
+        with pytest.raises(ValueError, match="premature end of data segment"):
+            load_eval_image(cut, 96)

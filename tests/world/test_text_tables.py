@@ -236,11 +236,13 @@ def test_a_bad_line_costs_its_row_with_a_reason(rows, name, data, error):
     assert [row[BAD_ROW] for row in (table[0], table[2])] == [None, None]
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"])
 @pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.jsonl"])
 def test_utf16_is_refused_with_a_remedy(rows, name, encoding):
-    with pytest.raises(InputError, match=r"is UTF-16 or UTF-32 text.*iconv -f UTF-16"):
+    with pytest.raises(InputError, match=r"is UTF-(16|32).* text.*iconv -f UTF-(16|32)") as refused:
         rows(name, "url,caption\nu,c\n".encode(encoding))
+    stated = str(refused.value).partition("iconv -f ")[2].split()[0]
+    assert "url,caption\nu,c\n".encode(encoding).decode(stated) == "url,caption\nu,c\n", "the remedy works"
 
 
 @pytest.mark.parametrize(("name", "text"), [("t.csv", "url,caption\nu,c\n"), ("t.jsonl", '{"url": "u", "caption": "c"}\n')])

@@ -55,3 +55,8 @@ def test_a_last_line_without_an_end_waits_unless_the_file_is_complete():
     assert [lines for _, lines in parse_lines(blocks, False, 1, lambda: waits.append(1))] == [[{"a": 1}]]
     assert waits == [1]
     assert [line for _, lines in parse_lines(blocks, True) for line in lines] == [{"a": 1}, {"a": 2}]
+
+
+def test_nan_is_null_and_infinity_a_word_in_a_field_of_text():
+    rows = read('{"x": "a"}', '{"x": NaN}', '{"x": Infinity}', '{"x": -Infinity}', '{"x": null}', '{"x": 7}')
+    assert rows["x"].to_pylist() == ["a", None, "inf", "-inf", None, "7"]

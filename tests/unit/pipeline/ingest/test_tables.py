@@ -282,6 +282,13 @@ def test_columns_of_any_type_can_be_planned_and_an_edit_is_seen(tmp_path, values
     assert hash_rows(next(read_chunks(str(table), [2, 2]))) != before
 
 
+def test_values_in_the_names_of_folders_are_said_to_become_no_columns(tmp_path, caplog):
+    for language in ("en", "de"):
+        write(tmp_path / f"lang={language}" / "part-0.parquet")
+    assert len(list_tables(str(tmp_path))) == 2
+    assert "the values in the names of folders (lang=...) become no columns; write them into the tables" in caplog.text
+
+
 def test_two_columns_of_one_name_are_refused(tmp_path):
     table = pa.Table.from_arrays([pa.array(["u"])] * 3, names=["url", "caption", "caption"])
     pq.write_table(table, tmp_path / "t.parquet")
