@@ -53,7 +53,7 @@ WIDE_ZEROS: dict[tuple[bool, ...], str] = {
     (False, True, True, True): "UTF-32LE",
     (True, True, True, False): "UTF-32BE",
 }
-"""Which of four bytes are zero in most of an ASCII text, and its encoding. With a BOM, iconv finds their order itself."""
+"""Bytes of four are zero in most of an ASCII text, and its encoding. With a BOM, iconv finds their order itself."""
 
 
 @dataclass(frozen=True)

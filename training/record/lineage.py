@@ -119,7 +119,7 @@ def open_run(
 
 
 def why_server_is_away() -> str:
-    """Why W&B's server cannot be used now; an empty string if it answers.
+    """Reason why W&B's server cannot be used now; an empty string if it answers.
 
     W&B itself would wait for it while it starts, and could then not open the same run offline.
     """

@@ -106,10 +106,3 @@ def test_a_caption_that_nobody_can_see_is_empty(text):
     outcome = clean_caption(text.replace(" ", ""), CaptionConfig())
     assert isinstance(outcome, Failure)
     assert outcome.reason == "empty_caption"
-
-
-@pytest.mark.parametrize(
-    ("value", "text"), [(300.0, "300"), (2.5, "2.5"), (-0.0, "0"), (1e300, "1e+300"), (7, "7"), (True, "True")]
-)
-def test_a_number_is_written_without_a_fraction_that_it_does_not_have(value, text):
-    assert clean_caption(value, CaptionConfig()) == text
