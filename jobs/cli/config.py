@@ -11,6 +11,8 @@ Precedence, later wins:
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -240,8 +242,8 @@ def _explain(error: Any, job: str | None) -> str:
     if error["type"] == "missing":
         return f"{path}: is required; set it in the recipe or on the command line"
     if error["type"] == "tuple_type":
-        shown = error["input"] if isinstance(error["input"], str | int | float) else "..."
-        return f"{path}={error['input']!r}: is a list; write '{path}=[{shown}]'"
+        shown = json.dumps(error["input"], ensure_ascii=False) if isinstance(error["input"], str | int | float) else "..."
+        return f"{path}={error['input']!r}: is a list; write {shlex.quote(f'{path}=[{shown}]')}"
     rule = error["msg"].removeprefix("Value error, ")
     if path.startswith("cluster.runtime_env"):  # its value may hold a secret
         return f"{path}: {rule[0].lower()}{rule[1:]}"

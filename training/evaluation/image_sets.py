@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.dataset.json_values import is_bytes, is_text
 from pipeline.dataset.manifest import Manifest, ManifestError
 from pipeline.errors import ConfigError
 from pipeline.storage.base import Storage
@@ -121,8 +122,8 @@ class ManifestImageSet(ImageSet):
         remedy = "name a column that holds one class for each sample"
         if pa.types.is_floating(kind):
             column = pc.if_else(pc.is_nan(column), pa.scalar(None, kind), column)
-        if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-            column = pc.if_else(pc.equal(pc.utf8_trim_whitespace(column), ""), pa.scalar(None, kind), column)
+        if is_bytes(kind) or is_text(kind):
+            column = pa.chunked_array([pa.array(map(_stripped, column.to_pylist()), pa.large_binary())])
         if column.null_count:
             raise ConfigError(
                 f"{self.subject}: {column.null_count} samples of {shard} have no {self._label_column}; remove "
@@ -136,7 +137,7 @@ class ManifestImageSet(ImageSet):
                 raise ConfigError(f"{subject} holds {broken}, which is not the number of a class; {remedy}")
             return [str(int(value)) for value in column.to_pylist()]
         values = column.to_pylist()
-        if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        if is_bytes(kind) or is_text(kind):
             try:
                 values = [value.decode("utf-8") for value in values]
             except UnicodeDecodeError:
@@ -151,6 +152,13 @@ class ManifestImageSet(ImageSet):
             before += record.num_samples
             if begin < end:
                 yield shard, begin, end
+
+
+def _stripped(label: str | bytes | None) -> bytes | None:
+    """A label without the space around it, and without the zeros that fill a field of fixed size; None for a blank one."""
+    if label is None:
+        return None
+    return (label.strip().encode() if isinstance(label, str) else label.rstrip(b"\0").strip()) or None
 
 
 class FolderImageSet(ImageSet):

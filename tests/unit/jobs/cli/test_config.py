@@ -1,5 +1,7 @@
 """One YAML recipe and overrides, validated once, every problem named."""
 
+import shlex
+
 import pytest
 import yaml
 
@@ -110,3 +112,13 @@ def test_show_config_prints_the_resolved_tree(capsys):
 
 def test_recipes_hold_no_unknown_file():
     assert {path.suffix for path in RECIPES.iterdir()} == {".yaml"}
+
+
+def test_the_remedy_for_a_list_can_be_typed():
+    with pytest.raises(ConfigError) as refused:
+        load_config("default", ["evaluation.zero_shot={uri: x, templates: 'a photo of a {}.'}"])
+    typed = str(refused.value).partition("is a list; write ")[2].splitlines()[0]
+    (override,) = shlex.split(typed)
+    assert override == 'evaluation.zero_shot.templates=["a photo of a {}."]'
+    zero_shot = load_config("default", ["evaluation.zero_shot.uri=x", override]).evaluation.zero_shot
+    assert zero_shot.templates == ("a photo of a {}.",)

@@ -58,6 +58,11 @@ def test_labels_of_a_column_are_text_and_whole_numbers_have_no_fraction(data_set
     assert labels_of("cat\r", " dog") == ("text", ["cat", "dog"])
     assert labels_of(b"cat", b"caf\xc3\xa9") == ("text", ["cat", "café"])
     assert labels_of("cat", "dog", kind=pa.dictionary(pa.int8(), pa.string())) == ("text", ["cat", "dog"])
+    assert labels_of(b"cat\0\0", b"otter", kind=pa.binary(5)) == ("text", ["cat", "otter"])
+    assert labels_of(b"cat", b" dog", kind=pa.large_binary()) == ("text", ["cat", "dog"])
+    for kind in (pa.string_view(), pa.large_binary(), pa.binary()):
+        with pytest.raises(ConfigError, match=r"1 samples of .* have no class"):
+            labels_of(*(value if kind == pa.string_view() else value.encode() for value in (" ", "cat")), kind=kind)
     for values, message in {
         (1.5, 0.0): "holds 1.5, which is not the number of a class",
         (float("nan"), 0.0): "1 samples of .* have no class",
