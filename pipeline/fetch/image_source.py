@@ -25,6 +25,9 @@ READERS = 16
 """Threads that read objects and files."""
 _WEB = re.compile(r"\s*https?:", re.IGNORECASE)
 """Begins a web address, also one that is written `http:/host/path`."""
+_FILE = re.compile(r"file:/", re.IGNORECASE)
+"""Begins the address of a file; Java writes `file:/path`."""
+_DATA = re.compile(r"data:", re.IGNORECASE)
 
 
 class ImageSource:
@@ -52,7 +55,8 @@ class ImageSource:
         """Returns the image's bytes. A bad URL or answer never raises."""
         if self._s3 and url.startswith("s3://"):
             return await self._read(lambda: self._object(url), claim)
-        if self._folders and (url.startswith("file://") or ("://" not in url and not _WEB.match(url))):
+        is_path = "://" not in url and not _WEB.match(url) and not _DATA.match(url)
+        if self._folders and (is_path or _FILE.match(url)):
             return await self._read(lambda: self._file(url), claim)
         return await self._web.fetch(url, claim)
 
@@ -79,7 +83,7 @@ class ImageSource:
 
     def _file(self, url: str) -> bytes | Failure:
         try:
-            named = Path(url2pathname(urlsplit(url).path)) if url.startswith("file://") else Path(url)
+            named = Path(url2pathname(urlsplit(url).path)) if _FILE.match(url) else Path(url)
             for folder in self._folders:
                 path = (folder / named).resolve()
                 if path.is_relative_to(folder) and path.is_file():

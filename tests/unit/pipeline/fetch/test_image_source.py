@@ -57,6 +57,13 @@ def test_files_are_read_under_the_folders_that_are_allowed(tmp_path):
     allowed = {"allow_files": (str(tmp_path / "photos"),)}
     for url in ("a b.jpg", f"{tmp_path}/photos/a b.jpg", f"file://{tmp_path}/photos/a%20b.jpg", "./x/../a b.jpg"):
         assert fetch(url, **allowed) == Fetched(b"a"), url
+    for url in (
+        f"FILE://{tmp_path}/photos/a%20b.jpg",
+        f"file:{tmp_path}/photos/a%20b.jpg",
+        f"File://localhost{tmp_path}/photos/a%20b.jpg",
+    ):
+        assert isinstance(fetch(url, allow_files=(f"{tmp_path}/photos",)), Fetched), url
+    assert reason("data:image/png;base64,AAAA", allow_files=(f"{tmp_path}/photos",)) == "unknown_scheme"
     for url in ("../secret", f"{tmp_path}/secret", "link", f"file://{tmp_path}/photos/../secret", "/etc/passwd"):
         assert reason(url, **allowed) == "address_refused", url
     assert reason("none.jpg", **allowed) == "not_found"
