@@ -57,6 +57,8 @@ LOCATIONS = (
     "evaluation.linear_probe.validation_uri",
 )
 """Keys that hold a path or an address. Where the path leads through a list of sections, each of them is meant."""
+FLOW = ('"', "'", "[", "{", "|", ">")
+"""First characters of a value that is written as YAML; any other, where a key holds text, is that text."""
 
 
 class Config(TrainingConfig):
@@ -88,7 +90,7 @@ def load_config(recipe: str, overrides: Sequence[str] = (), job: str | None = No
     _refuse_secrets(tree)
     config = None
     try:
-        config = Config.model_validate(tree)
+        config = _validate(tree, overrides)
     except ValidationError as error:
         problems += [_explain(item, job) for item in error.errors()]
     name = tree.get("model", {}).get("name") if isinstance(tree.get("model"), dict) else None
@@ -103,6 +105,33 @@ def load_config(recipe: str, overrides: Sequence[str] = (), job: str | None = No
     if problems or config is None:
         raise ConfigError("\n".join(dict.fromkeys(problems)))
     return with_absolute_paths(config)
+
+
+def _validate(tree: dict[str, Any], overrides: Sequence[str]) -> Config:
+    """The tree as a Config. Where a key holds text, an override that YAML reads as a number or a word is its text."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        texts = dict(override.split("=", 1) for override in overrides if "=" in override)
+        meant = {".".join(map(str, item["loc"])) for item in error.errors() if item["type"] == "string_type"} & texts.keys()
+        for dotted in meant:
+            if texts[dotted][:1] not in FLOW:
+                _put(tree, dotted, texts[dotted])
+        if not meant:
+            raise
+    return Config.model_validate(tree)
+
+
+def _node(tree: dict[str, Any], dotted: str) -> Any:
+    node: Any = tree
+    for key in dotted.split("."):
+        node = node[key]
+    return node
+
+
+def _put(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    parent, _, key = dotted.rpartition(".")
+    _node(tree, parent)[key] = value
 
 
 def _refuse_secrets(tree: dict[str, Any]) -> None:
@@ -217,10 +246,15 @@ def _apply_override(tree: dict[str, Any], override: str, job: str | None) -> str
     dotted, equals, text = override.partition("=")
     if not equals or "." not in dotted:
         return f"{override}: an override is section.key=value; {remedy(dotted, job)}"
+    is_plain = text[:1] not in FLOW
     try:
         value = yaml.safe_load(text) if text else ""
     except yaml.YAMLError:
-        return f"{override}: the value is not YAML; quote it"
+        if not is_plain:
+            return f"{override}: the value is not YAML; quote it"
+        value = text  # such as *.csv
+    if is_plain and isinstance(value, str):
+        value = text  # YAML takes what follows " #" for a comment
     *parents, key = dotted.split(".")
     node = tree
     for parent in parents:

@@ -122,3 +122,16 @@ def test_the_remedy_for_a_list_can_be_typed():
     assert override == 'evaluation.zero_shot.templates=["a photo of a {}."]'
     zero_shot = load_config("default", ["evaluation.zero_shot.uri=x", override]).evaluation.zero_shot
     assert zero_shot.templates == ("a photo of a {}.",)
+
+
+@pytest.mark.parametrize(
+    "name", ["Caption #2", "0", "007", "1e5", "null", "yes", "2020-01-01", "a: b", "*", "été", "it's", "-1"]
+)
+def test_the_name_of_a_column_is_what_was_typed(name):
+    assert load_config("default", [f"ingest.caption_column={name}"]).ingest.caption_column == name
+    quoted = name.replace("'", "''")
+    assert load_config("default", [f"ingest.caption_column='{quoted}'"]).ingest.caption_column == name
+
+
+def test_a_glob_may_begin_with_a_star():
+    assert load_config("default", ["ingest.input=*.csv"]).ingest.input.endswith("/*.csv")
