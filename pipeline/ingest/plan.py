@@ -7,6 +7,7 @@ any other table is streamed, and rows that are already held are checked for chan
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -43,6 +44,8 @@ from pipeline.ingest.text_tables import READER, is_delimited, open_text_table
 from pipeline.storage.address import open_storage
 from pipeline.storage.base import Storage
 from pipeline.storage.put_if_absent import ensure_put_if_absent
+
+logger = logging.getLogger(__name__)
 
 INPUTS = "inputs/"
 """Folder of a data set with notes on its tables, and with rows of text tables that wait for a worker."""
@@ -144,7 +147,13 @@ def plan_ingest(config: IngestConfig, dry_run: bool = False, output_is_checked: 
     storage = open_storage(config.output, bool(config.single_writer))
     manifest = read_manifest(storage) if list_versions(storage) else None
     spellings = {_real(record.input_path): record.input_path for record in manifest.partitions} if manifest else {}
-    tables = list(dict.fromkeys(spellings.get(_real(table), table) for table in listed))
+    first = {_real(table): table for table in reversed(listed)} | {table: table for table in listed if _real(table) == table}
+    tables = list(dict.fromkeys(spellings.get(_real(table), first[_real(table)]) for table in listed))
+    if len(tables) < len(listed):
+        links = [table for table in listed if first[_real(table)] != table]
+        logger.warning(
+            "ingest.input=%s: skipped links to tables that are there too: %s", config.input, ", ".join(links[:3]) or listed[0]
+        )
     fingerprint = options_fingerprint(config)
     finished = {item.path for item in storage.list("partitions/")}
     notes_there = {item.path for item in storage.list(INPUTS)}

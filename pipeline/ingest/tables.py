@@ -43,6 +43,8 @@ SUFFIXES = (".parquet", *text_tables.SUFFIXES)
 BATCH_ROWS = 16_384
 READ_BYTES = 1 << 20
 YAML_WORDS = ("null", "true", "false", "yes", "no", "on", "off", "y", "n")
+WRITTEN = re.compile(r"(|.*/)(?:manifests/[0-9]{8}|partitions/[^/]+|inputs/[^/]+)\.json")
+"""Files by which a data set of jobs/ingest.py is known, also one that is not committed yet."""
 NAMED_FILES = 3
 """Number of skipped files that are named."""
 
@@ -68,17 +70,23 @@ def list_files(pattern: str, suffixes: tuple[str, ...], key: str) -> list[str]:
         raise InputError(f"{key}: is empty; name a file, a folder or a glob ({', '.join(suffixes)})")
     root, wanted = _split_glob(pattern)
     storage = open_storage(root)
+    data_sets: set[str] = set()
     if wanted is not None:
-        paths = [item.path for item in storage.list("") if fnmatch.fnmatchcase(item.path, wanted)]
+        paths = [item.path for item in storage.list("")]
+        data_sets = _data_sets(paths)
+        paths = [path for path in paths if fnmatch.fnmatchcase(path, wanted)]
         found = [path for path in paths if not _is_hidden(path, wanted)]
     elif _is_file(storage):
         paths = found = [""]
     else:
         paths = [item.path for item in storage.list("")]
+        data_sets = _data_sets(paths)
         if suffixes == SUFFIXES:
             _refuse_table_formats(f"{key}={pattern}", paths)
         _say_what_is_skipped(f"{key}={pattern}", "only linked, and links are not followed", _linked_folders(storage), "folder")
         found = [path for path in paths if path.lower().endswith(suffixes) and not _is_hidden(path)]
+    own = {path for path in found if suffixes == SUFFIXES and any(path.startswith(folder) for folder in data_sets)}
+    found = [path for path in found if path not in own]
     twins = [path for path in found if path.lower().endswith(GZIP_SUFFIX) and path[: -len(GZIP_SUFFIX)] in found]
     found = [path for path in found if path not in twins]
     if not found:
@@ -91,10 +99,17 @@ def list_files(pattern: str, suffixes: tuple[str, ...], key: str) -> list[str]:
     if suffixes == SUFFIXES:
         keys = {part.partition("=")[0] for path in found for part in path.split("/")[:-1] if "=" in part}
         _say_what_folders_are_called(f"{key}={pattern}", tuple(sorted(keys)))
-    others = tuple(sorted({*paths} - {*found, *twins}))
+    _say_what_is_skipped(f"{key}={pattern}", "part of a data set of jobs/ingest.py", tuple(sorted(own)))
+    others = tuple(sorted({*paths} - {*found, *twins, *own}))
     _say_what_is_skipped(f"{key}={pattern}", "no tables" if suffixes == SUFFIXES else f"no {'/'.join(suffixes)} files", others)
     _say_what_is_skipped(f"{key}={pattern}", "there without compression, too", tuple(twins))
     return sorted(map(storage.address, found))
+
+
+def _data_sets(paths: Iterable[str]) -> set[str]:
+    """Prefixes of what jobs/ingest.py has written below a folder, whose tables are no input of the next run."""
+    roots = {found[1] for path in paths if (found := WRITTEN.fullmatch(path))}
+    return {f"{root}{folder}/" for root in roots for folder in ("shards", "inputs", "retries")}
 
 
 def _refuse_table_formats(subject: str, paths: Iterable[str]) -> None:

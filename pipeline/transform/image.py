@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ from pipeline.transform.resize import Pixels, encode, resize, target_size
 
 EXIF_LIMIT_CHARACTERS = 4096
 ORIENTATION = 0x0112
+DIRECTORIES: dict[int, dict[int, str]] = {0x8769: ExifTags.TAGS, 0x8825: ExifTags.GPSTAGS}
+"""Tags that point to a directory within the Exif data, of the camera and of GPS, and the names of its tags."""
 _DAMAGES = ("premature end of data segment", "bad Huffman code", "restart marker")
 """libjpeg's words for pixels that are lost. Others, such as bytes between segments, cost none."""
 
@@ -182,12 +185,14 @@ def _check_header(width: int, height: int, config: ImageConfig) -> Failure | Non
     return None
 
 
-def _exif(image: Image.Image) -> dict[int, Any]:
-    """The Exif tags; none if they cannot be read: the pixels do not depend on them."""
+def _exif(image: Image.Image, pointer: int | None = None) -> dict[int, Any]:
+    """The Exif tags, or those of an inner directory; none if they cannot be read: the pixels do not depend on them."""
     for name in XMP:
         image.info.pop(name, None)
     try:
-        exif = image.getexif()
+        exif: Any = image.getexif()
+        if pointer is not None:
+            exif = exif.get_ifd(pointer)
         return {number: exif[number] for number in exif}
     except Exception:  # SyntaxError, struct.error, ...
         return {}
@@ -199,9 +204,30 @@ def _orientation(image: Image.Image) -> Any:
 
 
 def _exif_json(image: Image.Image) -> str:
+    """The Exif tags of text and numbers, those of the camera and of GPS included; the longest are dropped if there are many."""
+    found = _exif(image)
+    named = [(ExifTags.TAGS, found)]
+    named += [(names, _exif(image, pointer)) for pointer, names in DIRECTORIES.items() if pointer in found]
     tags: dict[str, Any] = {}
-    for number, value in _exif(image).items():
-        if isinstance(value, str | int | float):
-            tags[ExifTags.TAGS[number] if number in ExifTags.TAGS else str(number)] = value
-    text = json.dumps(tags)
-    return text if len(text) <= EXIF_LIMIT_CHARACTERS else "{}"
+    for names, values in named:
+        for number, value in values.items():
+            plain = _plain(value) if number not in DIRECTORIES else None
+            if plain is not None:
+                tags[names[number] if number in names else str(number)] = plain
+    while len(text := json.dumps(tags)) > EXIF_LIMIT_CHARACTERS:
+        del tags[max(tags, key=lambda name: len(json.dumps(tags[name])))]
+    return text
+
+
+def _plain(value: Any) -> Any:
+    """A tag's value as JSON has it: text, a number, or a list of numbers; None for all else."""
+    if isinstance(value, str | int):
+        return value
+    if isinstance(value, tuple):
+        values = [_plain(one) for one in value]
+        return None if None in values else values
+    try:
+        number = float(value)  # also of Pillow's rationals
+    except (TypeError, ValueError, ZeroDivisionError):
+        return None
+    return number if math.isfinite(number) else None

@@ -212,3 +212,31 @@ def test_an_output_must_be_named(tmp_path):
     write(tmp_path / "t.csv")
     with pytest.raises(InputError, match=r"ingest\.output: is empty"):
         plan(tmp_path / "t.csv", "")
+
+
+@pytest.mark.parametrize("pattern", ["", "/*.parquet"])
+def test_what_ingestion_has_written_below_its_input_is_no_input(tmp_path, pattern, caplog):
+    folder = tmp_path / "data"
+    write(folder / "t.parquet")
+    write(folder / "more" / "u.parquet", [{"url": "v", "caption": "w", "n": 1}])
+    output = folder / "pairs"
+    planned = plan(f"{folder}{pattern}", output)
+    assert sum(spec.num_rows for spec in planned.partitions) == 11
+    storage = open_storage(str(output))
+    commit(storage, [record_of(spec) for spec in planned.partitions])
+    for name in ("shards", "inputs", "retries"):
+        write(output / name / "x.parquet")
+    again = plan(f"{folder}{pattern}", output)
+    assert (again.partitions, again.rows_held) == ([], 11)
+    assert "skipped 3 files that are part of a data set of jobs/ingest.py" in caplog.text
+    write(tmp_path / "elsewhere" / "retries" / "r.parquet")
+    assert len(plan(f"{output}/retries", tmp_path / "other").tables) == 1, "they are read where they are asked for"
+
+
+def test_a_link_to_a_table_that_is_there_too_is_skipped(tmp_path, caplog):
+    write(tmp_path / "t" / "2024.csv")
+    (tmp_path / "t" / "latest.csv").symlink_to("2024.csv")
+    planned = plan(tmp_path / "t", tmp_path / "out")
+    assert [table.rpartition("/")[2] for table in planned.tables] == ["2024.csv"]
+    assert "skipped links to tables that are there too" in caplog.text
+    assert "latest.csv" in caplog.text

@@ -1,6 +1,7 @@
 """Every image becomes upright RGB of the configured size, or a reason."""
 
 import io
+import json
 import struct
 import zlib
 
@@ -150,3 +151,15 @@ def test_an_unusual_jpeg_is_read_and_a_cut_one_is_not():
     padded = data[:-2] + b"\x00\x00extra" + data[-2:]  # libjpeg warns; every browser shows it
     assert prepare(padded).height == 32
     assert reason(data[: len(data) // 2])[1] == "decode"
+
+
+def test_exif_of_the_camera_and_of_gps_is_kept_and_the_longest_tags_are_dropped_first():
+    exif = Image.Exif()
+    exif[0x010F], exif[0x011A] = "Acme", 72.0
+    exif.get_ifd(0x8769).update({0x829A: 0.01, 0x9003: "2020:01:01 00:00:00"})
+    exif.get_ifd(0x8825).update({1: "N", 2: (48.0, 8.0, 3.5)})
+    expected = {"Make": "Acme", "XResolution": 72.0, "ExposureTime": 0.01, "DateTimeOriginal": "2020:01:01 00:00:00"}
+    expected |= {"GPSLatitudeRef": "N", "GPSLatitude": [48.0, 8.0, 3.5]}
+    assert json.loads(prepare(encode(colours(60, 40), "JPEG", exif=exif)).exif) == expected
+    exif[0x010E] = "x" * 5000
+    assert json.loads(prepare(encode(colours(60, 40), "JPEG", exif=exif)).exif) == expected
