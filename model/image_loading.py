@@ -33,6 +33,8 @@ WHITE_IS_ZERO = 262, 0
 """TIFF's tag for the meaning of grey values, and the one for which 0 is white."""
 HARMLESS = ("extraneous bytes before marker", "unknown JFIF revision", "unknown Adobe color transform")
 """libjpeg's words for what costs no pixels."""
+DAMAGES = ("premature end of data segment", "bad Huffman code", "restart marker")
+"""libjpeg's words for pixels that are lost."""
 _TURNS: dict[Any, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -155,6 +157,8 @@ class _Opened:
                 if colours in ("YCbCr", "Gray", "RGB"):
                     return
         with _said_as_value_error():
+            if data[:2] == b"\xff\xd8":
+                _refuse_lost_pixels(data)
             image: Image.Image = Image.open(io.BytesIO(data))
             _prepare_transparency(image, data)
             self._pixels = np.array(to_rgb(_upright(image)))
@@ -177,6 +181,17 @@ class _Opened:
                 if not any(words in str(error) for words in HARMLESS):
                     raise
             return simplejpeg.decode_jpeg(self._data, "RGB", min_height=height, min_width=width, min_factor=1, strict=False)
+
+
+def _refuse_lost_pixels(data: bytes | memoryview) -> None:
+    """Raises ValueError for a JPEG of which libjpeg says that pixels are lost; Pillow makes grey areas of them."""
+    try:
+        *_, colours, _ = simplejpeg.decode_jpeg_header(data)
+        wanted = "CMYK" if colours in ("CMYK", "YCCK") else "RGB"
+        simplejpeg.decode_jpeg(data, wanted, fastdct=True, fastupsample=True, min_height=1, min_width=1, min_factor=1)
+    except ValueError as error:
+        if any(words in str(error) for words in DAMAGES):
+            raise
 
 
 class _said_as_value_error:  # noqa: N801 (read as a statement)
