@@ -2,8 +2,8 @@
 
 In: blocks of bytes. Out: record batches. A file is read twice, for the kinds of values in each field and for the rows: a field
 may appear late, be null first, or be an integer here and a fraction there, and no type depends on how the file was cut into
-blocks. Strings stay strings. A field whose values share no type is text: numbers and strings as they are written, anything
-else as JSON. A line that is no object is one row with nulls and its error in the column BAD_ROW.
+blocks. Strings stay strings. A field whose values share no type is text: strings as they are written, numbers by their value,
+anything else as JSON. A line that is no object is one row with nulls and its error in the column BAD_ROW.
 """
 
 from __future__ import annotations
