@@ -53,7 +53,7 @@ def name_labels(given: ClassList, labels: Sequence[str], kind: Kind, subject: st
     """
     naming = _match(given, labels, kind, subject)
     # Names that a tab or JSON sets apart, or that are the labels themselves, are what they are.
-    if not given.explicit and not set(naming.names.values()) <= set(labels):
+    if not given.explicit and not set(map(normalize, naming.names.values())) <= set(map(normalize, labels)):
         refuse_more_than_names(list(naming.names.values()), given.subject, given.listed)
     return naming
 

@@ -95,3 +95,9 @@ def test_the_json_list_that_is_a_remedy_for_names_with_commas_and_numbers_works(
     with pytest.raises(ConfigError, match="write a JSON list if these are names"):
         named("\n".join(names), ["0", "1", "2"], "number")
     assert list(named(json.dumps(names), ["0", "1", "2"], "number").names.values()) == names
+
+
+def test_names_that_are_the_folders_but_for_separators_may_hold_numbers():
+    folders = ["000.Some_Bird_0", "001.Some_Bird_1"]
+    for names in (["000.Some Bird 0", "001.Some Bird 1"], ["001.Some Bird 1", "000.Some Bird 0"]):
+        assert named("\n".join(names), folders, "folder").names == dict(zip(folders, sorted(names), strict=True))
