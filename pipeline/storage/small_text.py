@@ -38,7 +38,7 @@ _OTHER_FILES = (
 )
 _LINE_END = re.compile(r"\r+\n|\n|\r")
 """Ends of lines on any system; `\\r\\r\\n` is what two conversions leave. `str.splitlines` also splits inside of names."""
-_INVISIBLE = "\ufeff\u200b\u200e\u200f"
+_INVISIBLE = "\ufeff\u200b\u2060\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 """Marks without a width: of byte order, where files were joined, and of direction, where text was copied from a page."""
 _DOS_END = "\x1a"
 
@@ -78,10 +78,18 @@ def decode_text(data: bytes, subject: str) -> str:
 
 def split_lines(text: str) -> list[str]:
     """Returns the lines without white space and invisible marks around them, and without blank ones at the end."""
-    lines = [_stripped(line) for line in _LINE_END.split(text)]
+    lines = [strip_marks(line) for line in _LINE_END.split(text)]
     while lines and not lines[-1]:
         lines.pop()
     return lines
+
+
+def strip_marks(text: str) -> str:
+    """Returns a text without white space and invisible marks around it."""
+    before = ""
+    while text != before:
+        before, text = text, text.strip().strip(_INVISIBLE)
+    return text
 
 
 def read_text(storage: Storage, path: str, subject: str = "") -> str | None:
@@ -130,10 +138,3 @@ def parse_json(text: str, subject: str) -> Any:
         raise ConfigError(f"{subject}: line {error.lineno} is not JSON ({error.msg}); correct it") from None
     except RecursionError:
         raise ConfigError(f"{subject}: is JSON that is nested too deeply; correct it") from None
-
-
-def _stripped(line: str) -> str:
-    before = ""
-    while line != before:
-        before, line = line, line.strip().strip(_INVISIBLE)
-    return line

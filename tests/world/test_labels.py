@@ -215,6 +215,22 @@ def test_numbers_and_wordnet_ids_without_names_are_said_to_be_no_names(fish, tmp
     assert "the class names are numbers" in notes_of(uri)
 
 
+@pytest.mark.parametrize("folders", [("n02085620-Chihuahua", "n02085782-Japanese_spaniel"), ("001.Albatross", "002.Auk")])
+def test_folders_that_put_a_label_before_the_name_are_said_to_do_so(tmp_path, folders):
+    uri = write_folders(tmp_path / "set", *(f"{name}/1.png" for name in folders))
+    assert f"which get into the prompts ({', '.join(folders)}); give evaluation.zero_shot.class_names_file" in notes_of(uri)
+    assert "get into the prompts" not in notes_of(uri, "one\ntwo\n")
+
+
+def test_the_remedy_for_an_unknown_header_is_to_remove_it_and_another_choice_is_said(tmp_path):
+    uri = write_tars(tmp_path / "tars", [0, 1], names=b"Species\ncat\ndog\n")
+    with pytest.raises(
+        ConfigError, match=r"if a header or another line shifts the names \(.*0 is 'Species', .*\), remove that line"
+    ):
+        names_of(uri)
+    assert "0 is 'Species', ..., 1 is 'cat'" in notes_of(uri, allow_empty_classes=True)
+
+
 # ----------------------------------------------------------------------------------------------------------- class folders
 
 

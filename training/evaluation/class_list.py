@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import ConfigError
-from pipeline.storage.small_text import parse_json, split_lines
+from pipeline.storage.small_text import parse_json, split_lines, strip_marks
 
 Pairs = tuple[tuple[str, str], ...]
 HEADER_WORDS = frozenset(
@@ -43,15 +43,29 @@ HEADER_WORDS = frozenset(
     ]
 )
 MOST_CHARACTERS = 2000
+IDENTIFIER = re.compile(r"(?=.*\d)\S+")
+"""A label that is no word: a number, a WordNet id, a code."""
 _LITERAL = re.compile(r"\s*(?:[\[{(]|\w+\s*=\s*[\[{(])")
-_QUOTED = re.compile(r"""(["'])((?:(?!\1).)+)\1,?""")
+_QUOTED = re.compile(
+    r""""((?:[^"]|"")+)",?|'([^']+)',?|[\u201c\u201e]([^\u201c-\u201e]+)[\u201c\u201d],?|\u2018([^\u2018\u2019]+)\u2019,?"""
+)
+"""A line in quotes, also in those of word processors. A table doubles the quotes inside of its own."""
+_TABLE_QUOTED = re.compile(r'"(?:[^"]|"")*(?:[,;\t]|"")(?:[^"]|"")*"')
+"""A field that a table has to quote, and whose quotes are therefore the table's."""
+_DIRECTIVE = re.compile(r'"?sep=.?"?', re.IGNORECASE)
+"""The first line of a table for Excel."""
 _MARK = re.compile(r"(?:->|=>|[-\u2013\u2014|])\s+")
 """Marks that people write between a label and its name."""
 _NO_NAME = re.compile(r"""[-*+\u2022\u2013\u2014>|]\s.*|[-=]>.*|.*[,;|]|(["']).*\1\s*:?.*|.*\d\s*[:=]\s.*""")
 """Marks of lists, and labels or quotes around names."""
-_BEGINS_WITH_ID, _ENDS_WITH_NUMBER = re.compile(r"(n\d{8}|\d+)\s+\S"), re.compile(r".*\s(\d+)")
-_NO_PROMPT = re.compile(r"""[fru]{0,2}(["']).*\1,?|.*\{\{.*|[*\u2022]\s.*|.*,|\d+[.)]\s.*""", re.IGNORECASE)
-"""Lines of code, and of lists in Markdown: what is around the prompt would get into it."""
+_BEGINS_WITH_ID, _BEGINS_WITH_NUMBER = re.compile(r"n\d{8}\s+\S"), re.compile(r"\d+\s+\S")
+_ENDS_WITH_NUMBER = re.compile(r"(.*?)[\s,;:=([]+(\d+)[)\]]?")
+_NO_PROMPT = re.compile(
+    r"""[fru]{0,2}(["']).*\1,?|.*\{\{.*|[-*\u2022]\s.*|.*,|.*\t.*|\d+\s*[.:=]\s.*|\d+\s*[,;|].*|\(?(?:\d+|[a-z])\)\s.*""",
+    re.IGNORECASE,
+)
+"""Lines of code, of lists in Markdown and of tables: what is around the prompt would get into it."""
+_NUMBERED_PROMPT = re.compile(r"(\d+)\s+\S")
 _CODE = re.compile(r"lambda\b.*:|(?:from|import)\s+\w+|def\s+\w+\(|\w+\s*=\s*\S*[\[({]")
 
 
@@ -64,6 +78,7 @@ class ClassList:
         names: one per class, in order; empty if the file can only be read as pairs.
         readings: every way to read it as (label, name) pairs, the likeliest first.
         explicit: the pairs are written as such (a tab, JSON), so the names stand for nothing else.
+        listed: the names are those of a list in JSON or Python, which sets each of them apart.
         spaced: (label, name) if a space separates them, which may as well be part of a name.
     """
 
@@ -71,6 +86,7 @@ class ClassList:
     names: tuple[str, ...]
     readings: tuple[Pairs, ...] = ()
     explicit: bool = False
+    listed: bool = False
     spaced: Pairs = ()
 
 
@@ -78,13 +94,11 @@ def parse_class_list(text: str, subject: str) -> ClassList:
     """Parses a file of class names. Raises ConfigError for a form that is none of those above."""
     if _LITERAL.match(text):
         return _of_literal(_literal(text, subject), subject)
-    lines = plain_lines(text, subject)
-    tabbed = all("\t" in line for line in lines)
-    if tabbed and any(line.count("\t") > 1 for line in lines):
-        raise ConfigError(f"{subject}: holds more than two columns; keep the label and the name, with a tab between them")
+    lines = _names_of_a_table(plain_lines(text, subject), subject)
+    tabbed = _has_tabs(lines, subject)
     readings: list[Pairs] = []
     for separator in "\t" if tabbed else (",", ";", ":", "=", "|"):
-        split = [_split(line, separator) for line in lines]
+        split = _without_column_names([_split(line, separator) for line in lines])
         if all(all(pair) for pair in split):
             _refuse_several_columns(lines, separator, subject)
             readings += _both_ways(split)
@@ -107,9 +121,15 @@ def parse_prompts(text: str, subject: str) -> tuple[str, ...]:
             raise ConfigError(f"{subject}: must be a list of prompts; write one prompt a line")
         return tuple(value)
     lines = plain_lines(text, subject)
+    numbers = [int(found[1]) for found in map(_NUMBERED_PROMPT.match, lines) if found]
     odd = next((line for line in lines if _NO_PROMPT.fullmatch(line)), None)
+    if odd is None and len(numbers) == len(lines) and is_count(numbers):
+        odd = lines[0]
     if odd is not None:
-        raise ConfigError(f"{subject}: {odd[:60]} is more than a prompt; write only its text, one prompt a line")
+        raise ConfigError(
+            f"{subject}: {odd[:60]} is more than a prompt; write only its text, one prompt a line, or a JSON list if all of it "
+            "is the prompt"
+        )
     return lines
 
 
@@ -137,32 +157,87 @@ def plain_lines(text: str, subject: str) -> tuple[str, ...]:
             )
     if len(lines) > 1 and all(line.startswith("- ") for line in lines):
         raise ConfigError(f"{subject}: is a YAML list; write one entry a line, without the hyphens")
-    quoted = [_QUOTED.fullmatch(line) for line in lines]
-    if lines and all(quoted):
-        return tuple(match[2] for match in quoted if match)
-    return tuple(lines)
+    return _unquoted(lines) or tuple(lines)
 
 
-def refuse_more_than_names(names: Sequence[str], subject: str) -> None:
-    """Raises ConfigError if something is left around the names, which would get into every prompt."""
-    begin, end = ([form.match(name) for name in names] for form in (_BEGINS_WITH_ID, _ENDS_WITH_NUMBER))
-    numbers = [int(found[1]) for found in end if found]
+def refuse_more_than_names(names: Sequence[str], subject: str, listed: bool = False) -> None:
+    """Raises ConfigError if something is left around the names, which would get into every prompt.
+
+    Args:
+        listed: a list sets the names apart, so that numbers in them are theirs unless they count the names.
+    """
     decorated = names if all(_NO_NAME.fullmatch(name) for name in names) else [name for name in names if name.endswith(",")]
-    if len(names) > 1 and (all(begin) or (len(numbers) == len(names) == len({*numbers}) and numbers != sorted(numbers))):
+    ends = [found for found in map(_ENDS_WITH_NUMBER.fullmatch, names) if found]
+    numbers = [int(found[2]) for found in ends]
+    every = 1 < len(names) == len(numbers)
+    counted = every and is_count(numbers) and len({found[1] for found in ends}) == len(names)
+    if counted or (len(names) > 1 and all(map(_BEGINS_WITH_ID.match, names))):
         decorated = names
+    remedy = "write lines of the label, a tab and the name"
+    if not decorated and not listed and len(names) > 1:
+        shuffled = every and len({*numbers}) == len(names) and numbers != sorted(numbers)
+        begin = all(_BEGINS_WITH_ID.match(name) or _BEGINS_WITH_NUMBER.match(name) for name in names)
+        if shuffled or begin:
+            decorated, remedy = names, f"{remedy}, or a JSON list if these are the names"
     if decorated:
+        raise ConfigError(f"{subject}: {decorated[0][:60]!r} is more than the name of a class; {remedy}")
+
+
+def is_count(numbers: Sequence[int]) -> bool:
+    """Returns True for numbers that count up from 0 or 1."""
+    return len(numbers) > 1 and list(numbers) in ([*range(len(numbers))], [*range(1, len(numbers) + 1)])
+
+
+def _unquoted(lines: Sequence[str]) -> tuple[str, ...]:
+    """Returns what is inside of the quotes that are around every line; nothing if one has none."""
+    found = [_QUOTED.fullmatch(line) for line in lines]
+    if not all(found):
+        return ()
+    return tuple((match[1] or "").replace('""', '"') or match[match.lastindex or 0] for match in found if match)
+
+
+def _names_of_a_table(lines: tuple[str, ...], subject: str) -> tuple[str, ...]:
+    """Returns the lines without what a table writes around some of them: quotes around those with a comma.
+
+    Raises:
+        ConfigError: some lines are in quotes that no table needs, so they may be part of the names.
+    """
+    lines = lines[1:] if len(lines) > 1 and _DIRECTIVE.fullmatch(lines[0]) else lines
+    odd = next((line for line in lines if _QUOTED.fullmatch(line) and not _TABLE_QUOTED.fullmatch(line)), None)
+    if odd is not None:
         raise ConfigError(
-            f"{subject}: {decorated[0][:60]!r} is more than the name of a class; write lines of the label, a tab and the name"
+            f"{subject}: {odd[:60]} is in quotes, but other lines are not; remove the quotes, or write a JSON list if they "
+            "belong to the name"
         )
+    return tuple(_unquoted([line])[0] if _TABLE_QUOTED.fullmatch(line) else line for line in lines)
+
+
+def _has_tabs(lines: Sequence[str], subject: str) -> bool:
+    """Returns True if a tab sets a label apart in every line. Raises ConfigError if only in some, or if there are two."""
+    without = [line for line in lines if "\t" not in line]
+    if without and len(without) < len(lines):
+        raise ConfigError(
+            f"{subject}: {without[0][:60]!r} has no tab, but other lines have one; remove it if it is a header, or write the "
+            "label, a tab and the name"
+        )
+    if any(line.count("\t") > 1 for line in lines):
+        raise ConfigError(f"{subject}: holds more than two columns; keep the label and the name, with a tab between them")
+    return bool(lines) and not without
+
+
+def _without_column_names(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Returns the pairs without a first line of which one field is empty, as the column of row numbers has no name."""
+    key, name = pairs[0] if pairs else ("", "")
+    return pairs[1:] if len(pairs) > 1 and (not key or (not name and is_header(key))) else pairs
 
 
 def _split(line: str, separator: str) -> tuple[str, str]:
     """Splits at the first separator outside of quotes."""
     fields = next(csv.reader([line], delimiter=separator, skipinitialspace=True), [])
     if len(fields) == 2:
-        return fields[0].strip(), fields[1].strip()
+        return strip_marks(fields[0]), strip_marks(fields[1])
     key, _, name = line.partition(separator)
-    return key.strip(), name.strip()
+    return strip_marks(key), strip_marks(name)
 
 
 def _refuse_several_columns(lines: Sequence[str], separator: str, subject: str) -> None:
@@ -179,7 +254,8 @@ def _plain_names(pairs: Pairs) -> Pairs:
     for form in (_MARK, _QUOTED):
         found = [form.fullmatch(name) if form is _QUOTED else form.match(name) for _, name in pairs]
         if pairs and all(found):
-            names = [match[2] if form is _QUOTED else match.string[match.end() :] for match in found if match]
+            texts = [name for _, name in pairs]
+            names = _unquoted(texts) if form is _QUOTED else [match.string[match.end() :] for match in found if match]
             pairs = tuple((label, name) for (label, _), name in zip(pairs, names, strict=True))
     return pairs
 
@@ -217,7 +293,7 @@ def _literal(text: str, subject: str) -> Any:
         tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError):
         raise as_json from None
-    found = []
+    found: list[tuple[ast.stmt, Any]] = []
     for statement in tree.body:
         if isinstance(statement, ast.Assign | ast.AnnAssign | ast.Expr) and statement.value is not None:
             try:
@@ -226,10 +302,23 @@ def _literal(text: str, subject: str) -> Any:
                 continue
             if isinstance(value, list | tuple | dict):
                 _refuse_repeated_keys(statement.value, subject)
-                found.append(value)
+                found.append((statement, value))
     if len(found) != 1:
         raise ConfigError(f"{subject}: is Python code with {len(found)} lists of plain text, not one; write one entry a line")
-    return list(found[0]) if isinstance(found[0], tuple) else found[0]
+    statement, value = found[0]
+    _refuse_use(tree, statement, subject)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _refuse_use(tree: ast.Module, written: ast.stmt, subject: str) -> None:
+    """Raises ConfigError if code uses the list, which may change it: nothing here is run."""
+    own = {node.id for node in ast.walk(written) if isinstance(node, ast.Name)}
+    for statement in tree.body:
+        if statement is not written and own & {node.id for node in ast.walk(statement) if isinstance(node, ast.Name)}:
+            raise ConfigError(
+                f"{subject}: line {statement.lineno} uses the list ({ast.unparse(statement)[:60]}), which is not run; write "
+                "the list as it should be, and nothing else"
+            )
 
 
 def _refuse_repeated_keys(node: ast.expr, subject: str) -> None:
@@ -253,19 +342,21 @@ def _unwrapped(value: Any) -> Any:
 def _of_literal(value: Any, subject: str) -> ClassList:
     value = _unwrapped(value)
     if isinstance(value, list):
-        if not value or not all(isinstance(name, str) and name.strip() for name in value):
+        if not value or not all(isinstance(name, str) and strip_marks(name) for name in value):
             raise ConfigError(f"{subject}: a list of class names must hold text alone, and no empty name; correct it")
-        return ClassList(subject, tuple(name.strip() for name in value))
+        return ClassList(subject, tuple(map(strip_marks, value)), listed=True)
     if not value:
         raise ConfigError(f"{subject}: is empty; write a name for each class")
     rows = [(_key(key), one) for key, one in value.items()]
     if all(isinstance(one, str) and one.strip() for _, one in rows):
-        readings = [tuple((key, one.strip()) for key, one in rows)]
+        readings = [tuple((key, strip_marks(one)) for key, one in rows)]
         readings.append(tuple((name, key) for key, name in readings[0]))
     elif all(isinstance(one, int) and not isinstance(one, bool) for _, one in rows):
         readings = [tuple((str(one), key) for key, one in rows)]
     elif all(isinstance(one, list) and len(one) == 2 and all(isinstance(part, str) for part in one) for _, one in rows):
-        readings = [tuple((key, one[1]) for key, one in rows), tuple((one[0], one[1]) for _, one in rows)]
+        # Two words are a label and its name if the first has the form of a label, or is one; else they may be two names.
+        ids = all(IDENTIFIER.fullmatch(one[0]) for _, one in rows)
+        readings = [tuple((key, one[1]) for key, one in rows) if ids else (), tuple((one[0], one[1]) for _, one in rows)]
     else:
         raise ConfigError(
             f"{subject}: must be a list of names or map each label to its name, as text; it holds other values; correct it"
@@ -274,4 +365,4 @@ def _of_literal(value: Any, subject: str) -> ClassList:
 
 
 def _key(key: Any) -> str:
-    return str(key).strip()
+    return strip_marks(str(key))

@@ -18,7 +18,7 @@ from pipeline.storage.small_text import read_named_text
 from training.config import PLACES, ZeroShotConfig, check_templates
 from training.evaluation.class_list import parse_class_list, parse_prompts
 from training.evaluation.image_sets import CLASS_NAMES, TEMPLATES, ImageSet
-from training.evaluation.label_names import Naming, identifiers, name_labels, some
+from training.evaluation.label_names import BEGINS_WITH_LABEL, Naming, identifiers, name_labels, some
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 NAMES_KEY, TEMPLATES_KEY = "evaluation.zero_shot.class_names_file", "evaluation.zero_shot.templates_file"
@@ -58,9 +58,10 @@ def read_classes(images: ImageSet, config: ZeroShotConfig) -> Classes:
         )
     empty = [name for label, name in names.items() if label not in counts]
     if empty and not config.allow_empty_classes:
+        shifted = f"; if a header or another line shifts the names ({naming.guess}), remove that line" if naming.guess else ""
         raise ConfigError(
             f"{images.subject}: {len(empty):,} of {len(names):,} class names have no image ({some(empty)}); remove them, or "
-            "set evaluation.zero_shot.allow_empty_classes=true if they are meant to make the task harder"
+            f"set evaluation.zero_shot.allow_empty_classes=true if they are meant to make the task harder{shifted}"
         )
     if len(names) < 2:
         raise ConfigError(
@@ -95,6 +96,12 @@ def _notes(names: dict[str, str], empty: Sequence[str]) -> Iterator[str]:
     repeated = [f"{names[labels[0]]!r} ({some(labels)})" for labels in alike.values() if len(labels) > 1]
     if repeated:
         yield f"classes with the same name cannot be told apart, so each of their images is a miss at top-1: {some(repeated)}"
+    if all(map(BEGINS_WITH_LABEL.match, names.values())):
+        shown = some(list(names.values()))
+        yield (
+            f"the class names begin with numbers or WordNet ids, which get into the prompts ({shown}); give {NAMES_KEY} with "
+            "the names alone"
+        )
     if empty:
         yield f"{len(empty):,} of {len(names):,} classes have no image; they only make the task harder"
 

@@ -12,17 +12,19 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from pipeline.errors import ConfigError
-from training.evaluation.class_list import ClassList, Pairs, is_header, refuse_more_than_names
+from training.evaluation.class_list import IDENTIFIER, ClassList, Pairs, is_count, is_header, refuse_more_than_names
 
 Kind = Literal["number", "folder", "text"]
 INTEGER = re.compile(r"[+-]?[0-9]+(?:\.0*)?")
 """A number of a class, as tables and json files spell it."""
-_IDENTIFIER = re.compile(r"(?=.*\d)\S+")
 _WORDNET = re.compile(r"n\d{8}")
-_NUMBERED = re.compile(r"(\d+)\s*[\t,;:.)\]=\s]\s*\S")
+_NUMBERED = re.compile(r"(\d+)\s*[\t,;:.)\]=|\s]\s*\S")
+BEGINS_WITH_LABEL = re.compile(r"(?:n\d{8}|\d+)[-_.)][\s_-]*[^\W\d_]")
+"""Names as folders of some data sets have them: `n02085620-Chihuahua`, `001.Black_footed_Albatross`."""
 SHOWN = 3
 
 
@@ -51,19 +53,23 @@ def name_labels(given: ClassList, labels: Sequence[str], kind: Kind, subject: st
     """
     naming = _match(given, labels, kind, subject)
     # Names that a tab or JSON sets apart, or that are the labels themselves, are what they are.
-    if not given.explicit and not set(naming.names.values()) <= set(labels):
-        refuse_more_than_names(list(naming.names.values()), given.subject)
+    if not given.explicit and not set(map(normalize, naming.names.values())) <= set(map(normalize, labels)):
+        refuse_more_than_names(list(naming.names.values()), given.subject, given.listed)
     return naming
 
 
 def _match(given: ClassList, labels: Sequence[str], kind: Kind, subject: str) -> Naming:
     by_key = _keys_of(labels)
-    found = [_from_pairs(pairs, by_key, labels, given.subject) for pairs in _readings(given, labels, by_key)]
+    readings = _readings(given, labels, by_key)
+    found = [_from_pairs(pairs, by_key, labels, given.subject) for pairs in readings]
     if found:
         one = next((label for label in labels if len({names[label] for names in found}) > 1), None)
         if one is not None:
             both = " or ".join(sorted({repr(names[one]) for names in found}))
             raise ConfigError(f"{given.subject}: may call {one} {both}; write lines of the label, a tab and the name alone")
+        spaced = readings[0] not in given.readings and not given.explicit
+        if spaced and identifiers(labels) == "numbers":  # "1 spot" is a name, or label 1 and its name
+            return Naming(found[0], f"numbers were taken for labels, not for parts of the names: {_ends(found[0], labels)}")
         return Naming(found[0])
     if given.explicit:
         return Naming(_from_pairs(given.readings[0], by_key, labels, given.subject) if given.readings[0] else _two_names(given))
@@ -124,7 +130,7 @@ def _keys_of(labels: Sequence[str]) -> dict[str, str]:
 def _readings(given: ClassList, labels: Sequence[str], by_key: dict[str, str]) -> list[Pairs]:
     """Returns the readings as pairs that name every label, the likeliest first."""
     readings = list(given.readings)
-    if given.spaced and all(_IDENTIFIER.fullmatch(label) for label in labels):
+    if given.spaced and all(IDENTIFIER.fullmatch(label) for label in labels):
         readings += [given.spaced, tuple((label.rstrip(":.)"), name) for label, name in given.spaced)]
     found = []
     for pairs in readings:
@@ -150,18 +156,29 @@ def _from_pairs(pairs: Pairs, by_key: dict[str, str], labels: Sequence[str], sub
     return names
 
 
+def _ends(names: dict[str, str], labels: Sequence[str]) -> str:
+    """Returns the names of the first and the last label, for notes."""
+    return f"{labels[0]} is {names[labels[0]]!r}, ..., {labels[-1]} is {names[labels[-1]]!r}"
+
+
 def _two_names(given: ClassList) -> dict[str, str]:
     raise ConfigError(f"{given.subject}: gives one label several names; keep one of them")
 
 
 def _refuse_what_is_no_list(given: ClassList, labels: Sequence[str], by_key: dict[str, str]) -> None:
     """Raises ConfigError if the lines hold more than names: what is beside the name would get into the prompts."""
-    numbers = [match and int(match[1]) for match in map(_NUMBERED.match, given.names)]
-    if len(numbers) > 1 and numbers in ([*range(len(numbers))], [*range(1, len(numbers) + 1)]):
-        raise ConfigError(
-            f"{given.subject}: its lines are numbered from {numbers[0]}, but these numbers are not the labels "
-            f"({some(labels)}); write lines of the label, a tab and the name"
-        )
+    found = [match and int(match[1]) for match in map(_NUMBERED.match, given.names)]
+    numbers = [number for number in found if number is not None]
+    odd = next((name for name, number in zip(given.names, found, strict=True) if number is None), None)
+    rule = ""
+    if is_count(numbers) and odd is None and not set(by_key) <= set(map(str, numbers)):
+        rule = f"its lines are numbered from {numbers[0]}, but these numbers are not the labels ({some(labels)})"
+    elif _counts_most(found) and odd is not None:
+        rule = f"most of its lines begin with a number that counts them, but {odd[:60]!r} does not"
+    elif _counts_most(found):
+        rule = f"its lines begin with the labels ({some(labels)}), and it is not clear where the names begin"
+    if rule:
+        raise ConfigError(f"{given.subject}: {rule}; write lines of the label, a tab and the name")
     begin = {normalize(label) for label, _ in given.spaced}
     for pairs in given.readings:
         begin |= {normalize(label) for label, _ in pairs}
@@ -170,6 +187,13 @@ def _refuse_what_is_no_list(given: ClassList, labels: Sequence[str], by_key: dic
             f"{given.subject}: its lines begin with the labels ({some(labels)}), and it is not clear where the names begin; "
             "write lines of the label, a tab and the name"
         )
+
+
+def _counts_most(numbers: Sequence[int | None]) -> bool:
+    """Returns True if at least half of the lines are numbered from 0 or 1, those without a number counted or not."""
+    found = [(place, number) for place, number in enumerate(numbers) if number is not None]
+    steps = [(next_[1] - one[1], next_[0] - one[0]) for one, next_ in pairwise(found)]
+    return 2 * len(found) >= len(numbers) and bool(steps) and found[0][1] in (0, 1) and all(0 < a <= b for a, b in steps)
 
 
 def _by_number(given: ClassList, labels: Sequence[str], subject: str) -> Naming:
@@ -195,7 +219,11 @@ def _by_number(given: ClassList, labels: Sequence[str], subject: str) -> Naming:
             f"{low:,} to {high:,}); write lines of the label, a tab and the name"
         )
     own = {number: label for label, number in numbers.items()}
-    return Naming({own[number] if number in own else str(number): name for number, name in enumerate(given.names)})
+    names = {own[number] if number in own else str(number): name for number, name in enumerate(given.names)}
+    if count <= high + 1:
+        return Naming(names)
+    ordered = sorted((label for label in labels if label in names), key=as_integer)
+    return Naming(names, f"labels were matched with the lines of the names by number: {_ends(names, ordered)}")
 
 
 def _by_position(given: ClassList, labels: Sequence[str], subject: str) -> Naming:
@@ -223,8 +251,5 @@ def _by_position(given: ClassList, labels: Sequence[str], subject: str) -> Namin
             f"{given.subject}: the folders of {subject} are numbers, whose alphabetical order ({some(labels)}) is not that "
             "of the numbers; write lines of FOLDER, a tab and the name"
         )
-    first, last = f"{labels[0]} is {names[0]!r}", f"{labels[-1]} is {names[-1]!r}"
-    return Naming(
-        dict(zip(labels, names, strict=True)),
-        f"class names were matched with the folders by position: {first}, ..., {last}",
-    )
+    found = dict(zip(labels, names, strict=True))
+    return Naming(found, f"class names were matched with the folders by position: {_ends(found, labels)}")

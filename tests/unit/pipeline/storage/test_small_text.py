@@ -18,6 +18,7 @@ def test_a_mark_is_no_part_of_the_text_and_an_encoding_is_followed():
 def test_lines_end_where_a_line_ends_and_nowhere_else():
     assert split_lines("a\r\nb\rc\n\u2028d\x85e\n") == ["a", "b", "c", "d\x85e"]
     assert split_lines(" a \n\n\ufeffb\u200b \n \n\n") == ["a", "", "b"]
+    assert split_lines("\u202ahttp://host/1.jpg\u202c\n\u2068b\u2069 \n") == ["http://host/1.jpg", "b"]
     assert split_lines("") == []
 
 

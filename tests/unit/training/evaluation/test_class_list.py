@@ -119,3 +119,89 @@ def test_names_may_hold_numbers_and_signs(names):
 def test_a_numbered_prompt_and_one_with_a_comma_are_refused(line):
     with pytest.raises(ConfigError, match="more than a prompt"):
         parse_prompts(f"{line}\n", "prompts.txt")
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ('"tench, Tinca tinca"\ngoldfish\n', ("tench, Tinca tinca", "goldfish")),
+        ('"12"" vinyl record"\ncat\n', ('12" vinyl record', "cat")),
+        ('"12"" vinyl record"\n"cat"\n', ('12" vinyl record', "cat")),
+        ("\u201ccat\u201d\n\u2018dog\u2019\n", ("cat", "dog")),
+        ("sep=;\ncat\ndog\n", ("cat", "dog")),
+    ],
+)
+def test_what_a_table_or_a_word_processor_writes_around_a_name_is_removed(text, names):
+    assert parse_class_list(text, "names.txt").names == names
+
+
+@pytest.mark.parametrize("text", ['"cat"\n"dog"\ncow\n', "'cat'\ndog\n", "name\n\u201ccat\u201d\ndog\n"])
+def test_quotes_around_some_lines_that_no_table_needs_are_refused(text):
+    with pytest.raises(ConfigError, match="is in quotes, but other lines are not; remove the quotes, or write a JSON list"):
+        parse_class_list(text, "names.txt")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [",name\n0,cat\n1,dog\n", '"","name"\n"0","cat"\n"1","dog"\n', "name\n0;cat\n1;dog\n", "sep=;\nid;name\n0;cat\n1;dog\n"],
+)
+def test_a_header_that_leaves_a_column_without_a_name_is_no_pair(text):
+    assert (("0", "cat"), ("1", "dog")) in parse_class_list(text, "names.txt").readings
+
+
+def test_a_line_without_the_tab_of_the_others_is_refused():
+    with pytest.raises(ConfigError, match="'name' has no tab, but other lines have one; remove it if it is a header"):
+        parse_class_list("\tname\n0\tcat\n1\tdog\n", "names.txt")
+
+
+@pytest.mark.parametrize("use", ["names = sorted(names)", "names.reverse()", "names[0] = 'kitten'", "names += ['cow']"])
+def test_python_that_may_change_its_list_is_refused(use):
+    with pytest.raises(ConfigError, match=r"line 2 uses the list \(.*\), which is not run; write the list as it should be"):
+        parse_class_list(f"names = ['dog', 'cat']\n{use}\n", "names.py")
+    assert parse_class_list("names = ['dog', 'cat']\ncount = 2\n", "names.py").names == ("dog", "cat")
+
+
+def test_two_words_for_a_label_are_a_label_and_its_name_only_if_the_first_may_be_a_label():
+    assert parse_class_list('{"0": ["cat", "kitty"], "1": ["dog", "puppy"]}', "f").readings == (
+        (),
+        (("cat", "kitty"), ("dog", "puppy")),
+    )
+
+
+def test_marks_of_direction_around_a_name_are_removed_in_every_form():
+    marked = "\u202acat\u202c"
+    assert parse_class_list(f"{marked}\ndog\n", "f").names == ("cat", "dog")
+    assert parse_class_list(f'["{marked}", "dog"]', "f").names == ("cat", "dog")
+    assert parse_class_list(f"0\t{marked}\n1\tdog\n", "f").readings[0] == (("0", "cat"), ("1", "dog"))
+
+
+@pytest.mark.parametrize("names", [("cat (0)", "dog (1)"), ("cat 1", "dog 2"), ("cat:0", "dog:1"), ("cat [0]", "dog [1]")])
+def test_a_number_after_each_name_that_counts_them_is_no_part_of_the_names(names):
+    for listed in (False, True):
+        with pytest.raises(ConfigError, match="is more than the name of a class"):
+            refuse_more_than_names(names, "names.txt", listed)
+
+
+@pytest.mark.parametrize(
+    "names", [("20 km/h", "30 km/h"), ("Audi TT 2012", "BMW M3 2008"), ("Audi, TT, 2012", "BMW, M3, 2008")]
+)
+def test_numbers_in_names_are_refused_in_lines_and_taken_in_a_list_as_the_message_says(names):
+    with pytest.raises(ConfigError, match="or a JSON list if these are the names"):
+        refuse_more_than_names(names, "names.txt")
+    refuse_more_than_names(names, "names.txt", listed=True)
+
+
+@pytest.mark.parametrize(
+    "text", ["0,a photo of a {}.\n", "1\ta photo of a {}.\n", "0 a {}\n1 the {}\n", "(1) a {}\n", "a) a {}\n", "- a {}\n"]
+)
+def test_a_number_or_a_mark_before_a_prompt_never_gets_into_it(text):
+    with pytest.raises(ConfigError, match="more than a prompt; write only its text, one prompt a line, or a JSON list"):
+        parse_prompts(text, "prompts.txt")
+
+
+def test_quotes_of_a_word_processor_around_every_prompt_are_removed():
+    assert parse_prompts("\u201ca photo of a {}.\u201d\n\u201cart of the {}.\u201d\n", "f") == (
+        "a photo of a {}.",
+        "art of the {}.",
+    )
+    assert parse_prompts("3D render of a {}.\na {}\n", "f") == ("3D render of a {}.", "a {}")
