@@ -29,7 +29,7 @@ MAX_COLUMNS = 1000
 """Columns that the json members of a tar can add to its sidecar."""
 REPEATED, SCATTERED = "repeated_key", "scattered_key"
 _INDEX_AGAIN = "and index it into a new index.output"
-_PACK_SORTED = f"pack the tar again, sorted by name (tar --sort=name -cf NEW.tar -C FOLDER .), {_INDEX_AGAIN}"
+_PACK_SORTED = f"pack the tar again, sorted by name (set -C; tar --sort=name -c -C FOLDER . > NEW.tar), {_INDEX_AGAIN}"
 _RENAME = f"pack the tar again with a name of its own for each sample, {_INDEX_AGAIN}"
 _PACK_WHOLE = f"no range of the tar holds a sparse file; pack it again without --sparse, {_INDEX_AGAIN}"
 _ADOPTED = ("url", "exif", "width", "height", "original_width", "original_height", "original_sha256")
