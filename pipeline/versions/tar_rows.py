@@ -18,6 +18,7 @@ import pyarrow as pa
 from PIL import Image
 
 from pipeline.config import IndexConfig
+from pipeline.dataset.columns import json_text
 from pipeline.dataset.shard import COLUMNS, IMAGE_EXTENSIONS, member_place, sidecar_table, types_to_try
 from pipeline.dataset.tar_members import Group, Member, Skipped
 from pipeline.errors import Failure
@@ -107,7 +108,7 @@ def _drop(row: dict[str, Any], reason: str, message: str) -> None:
 
 
 def table_of(rows: Sequence[dict[str, Any]]) -> pa.Table:
-    """The sidecar's table: our columns, then the other values of the json members, each column with one type or as JSON."""
+    """The sidecar's table: our columns, then the other values of the json members, each column with one type or as text."""
     captions = [row["caption"] for row in rows]
     table = sidecar_table([{name: row[name] for name in COLUMNS.names} | {"caption": ""} for row in rows])
     if any(isinstance(caption, list) for caption in captions):
@@ -130,7 +131,18 @@ def _column(values: list[Any]) -> pa.Array:
             return pa.array(values, kind)
         except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, TypeError):
             continue
-    return pa.array([None if value is None else json.dumps(value) for value in values])
+    return _texts([None if value != value else value for value in values])
+
+
+def _texts(values: list[Any]) -> pa.Array:
+    """Values without a common type as text or, if there is a list among them, as lists of texts.
+
+    Text stays as it was written, for captions and conditions; all else is JSON.
+    """
+    if any(isinstance(value, list) for value in values):
+        lists = [value if value is None or isinstance(value, list) else [json_text(value)] for value in values]
+        return pa.array(lists, pa.list_(pa.string()))
+    return pa.array([None if value is None else json_text(value) for value in values], pa.string())
 
 
 def _judged(group: Group, image: Member | None, caption: str | list[str] | Failure) -> Failure | dict[str, Any]:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from pipeline.dataset.manifest import read_sidecar
 from tests.support.tars import packed, pairs, whole
 
 # --------------------------------------------------------------------------------------------------------------- json members
@@ -52,7 +53,24 @@ def test_values_of_a_json_member_keep_their_types(indexed, image):
     ]
     data_set = indexed(packed([(name, data.encode() if isinstance(data, str) else data) for name, data in members]))
     found = [[row[name] for row in data_set.rows] for name in ("hash", "n", "s", "tags", "ok")]
-    assert found == [[2**63 + 5, 7], [1.0, 0.5], ['"x"', "5"], [["a", "b"], None], [True, False]]
+    assert found == [[2**63 + 5, 7], [1.0, 0.5], ["x", "5"], [["a", "b"], None], [True, False]]
+
+
+@pytest.mark.parametrize("odd", ["5", "null", "NaN", "true", '["p", "q"]'])
+def test_an_odd_value_changes_no_text_beside_it_for_captions_and_conditions(indexed, image, odd):
+    from pipeline.versions.conditions import holds, to_frame
+
+    members = [
+        member
+        for key, alt in zip("012", ('"en"', odd, '"de"'), strict=True)
+        for member in (*pairs(image, key), (f"{key}.json", b'{"alt": %s}' % alt.encode()))
+    ]
+    data_set = indexed(packed(members))
+    captions = {key: texts for key, texts, _ in data_set.samples(("caption", "alt"))}
+    assert (captions["0"], captions["2"]) == (("a disc", "en"), ("a disc", "de"))
+    frame = to_frame(read_sidecar(data_set.storage, data_set.manifest.shards[0]).select(["alt"]))
+    assert holds(frame, "alt == 'en'", "s", ["alt"]).tolist() == [True, False, False]
+    assert holds(frame, "alt != 'en'", "s", ["alt"]).tolist() == [False, True, True]
 
 
 def test_values_under_our_names_are_kept_beside_ours(indexed, image):
