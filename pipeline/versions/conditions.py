@@ -67,8 +67,8 @@ def holds(frame: pd.DataFrame, condition: str, place: str, names: Sequence[str])
         if name in frame and isinstance(value, str) and frame[name].map(type).eq(np.ndarray).any():
             if name in used_otherwise:
                 raise InputError(
-                    f"curate.where={condition}: compares {name} with {value!r} in {place}, where it holds lists; compare one of their "
-                    f"values, as in {name}.str[0] == {value!r}"
+                    f"curate.where={condition}: compares {name} with {value!r} in {place}, where it holds lists; compare "
+                    f"one of their values, as in {name}.str[0] == {value!r}"
                 )
             frame = frame.assign(**{name: _one_or_list(frame[name])})
         if name in frame and _never_equals(frame[name], value):

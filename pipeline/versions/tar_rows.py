@@ -35,7 +35,13 @@ _RENAME = f"pack the tar again with a name of its own for each sample, {_INDEX_A
 _PACK_WHOLE = f"no range of the tar holds a sparse file; pack it again without --sparse, {_INDEX_AGAIN}"
 _ADOPTED = ("url", "exif", "width", "height", "original_width", "original_height", "original_sha256")
 """Our columns that a json member may fill."""
-_BOMS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
+_BOMS = {
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF32_LE: "utf-32-le",  # begins with the mark of UTF-16
+    codecs.BOM_UTF32_BE: "utf-32-be",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
+}
 
 
 def is_read(extension: str, number: int, info: tarfile.TarInfo) -> bool:
@@ -179,6 +185,9 @@ def _caption(group: Group, metadata: dict[str, Any], config: IndexConfig) -> str
             content = _decode(text.content)
         except UnicodeDecodeError as error:
             return Failure("dropped", "bad_caption", f"the txt member is not UTF-8: {error.reason} at byte {error.start}")
+        if _is_wide(content):
+            message = "the txt member looks like UTF-16 without a byte order mark, as every other byte is 0; write it in UTF-8"
+            return Failure("dropped", "bad_caption", f"{message}, {_INDEX_AGAIN}")
         return content if content.strip() else _no_caption("the txt member is empty")
     key = config.caption_key or "caption"
     if key not in metadata:
@@ -248,8 +257,14 @@ def _fits(name: str, value: object) -> bool:
 
 
 def _decode(content: bytes) -> str:
-    """Text in UTF-8, or in UTF-16 with a byte order mark. Raises UnicodeDecodeError."""
+    """Text in UTF-8, or in UTF-16 or UTF-32 with a byte order mark. Raises UnicodeDecodeError."""
     for mark, encoding in _BOMS.items():
         if content.startswith(mark):
             return content[len(mark) :].decode(encoding)
     return content.decode()
+
+
+def _is_wide(text: str) -> bool:
+    """True for UTF-16 or UTF-32 that was read as UTF-8; zeros at the end are padding, which the tokenizer drops."""
+    text = text.rstrip("\0")
+    return max(text[::2].count("\0"), text[1::2].count("\0")) > len(text) // 4

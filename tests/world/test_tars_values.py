@@ -89,6 +89,9 @@ def test_values_under_our_names_are_kept_beside_ours(indexed, image):
     [
         (b"\xef\xbb\xbfa dog", "a dog"),
         ("a dög".encode("utf-16"), "a dög"),
+        ("a dög".encode("utf-32"), "a dög"),
+        (b"\0\0\xfe\xff" + "a dög".encode("utf-32-be"), "a dög"),
+        (b"a dog" + bytes(100), "a dog" + "\0" * 100),
         (b"a dog\r\n", "a dog\r\n"),
         ("狗".encode(), "狗"),
     ],
@@ -121,6 +124,13 @@ def test_a_txt_member_in_another_encoding_is_a_row_with_its_reason(indexed, imag
     rows = indexed(packed([("0.jpg", image), ("0.txt", content), *pairs(image, "1")])).rows
     assert [(row["reason"], row["caption"]) for row in rows] == [("bad_caption", ""), ("success", "a disc")]
     assert "is not UTF-8" in rows[0]["error_message"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+def test_a_wide_txt_member_without_a_mark_is_a_row_with_its_reason(indexed, image, encoding):
+    (row,) = indexed(packed([("0.jpg", image), ("0.txt", "a red car".encode(encoding))])).rows
+    assert (row["reason"], row["caption"]) == ("bad_caption", "")
+    assert "UTF-16 without a byte order mark" in row["error_message"]
 
 
 @pytest.mark.parametrize(
