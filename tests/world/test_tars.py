@@ -191,6 +191,48 @@ def test_a_link_to_a_tar_that_is_there_too_is_skipped(image, tmp_path, caplog):
     assert "skipped 1 links to tars that are there too, such as" in caplog.text
 
 
+def test_of_links_to_one_tar_elsewhere_one_is_read(image, tmp_path, caplog):
+    """As in a cache of Hugging Face's, where each revision of a data set links to the same blobs."""
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "abc").write_bytes(packed(pairs(image, "0")))
+    for revision in ("r1", "r2"):
+        (tmp_path / "snapshots" / revision).mkdir(parents=True)
+        (tmp_path / "snapshots" / revision / "0.tar").symlink_to("../../blobs/abc")
+    config = IndexConfig(input=str(tmp_path / "snapshots"), output=str(tmp_path / "data"))
+    assert plan_index(config, None) == [f"{tmp_path}/snapshots/r1/0.tar"]
+    assert f"such as {tmp_path}/snapshots/r2/0.tar, the same file as {tmp_path}/snapshots/r1/0.tar" in caplog.text
+
+
+def test_a_tar_that_the_data_set_holds_under_another_path_is_not_read_again(indexed, image, tmp_path, caplog):
+    from pipeline.versions.foreign_tars import count_newest_samples
+
+    data_set = indexed(packed(pairs(image, "0")))
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "u.tar").symlink_to("../t.tar")
+    again = data_set.config.model_copy(update={"input": str(tmp_path / "linked")})
+    assert plan_index(again, data_set.manifest) == []
+    assert f"linked/u.tar, held as {tmp_path}/t.tar" in caplog.text
+    assert count_newest_samples(again, data_set.storage) == 1
+    keyed = data_set.record.model_copy(update={"options_fingerprint": "indexed title"})
+    manifest = data_set.manifest.model_copy(update={"partitions": (keyed,)})
+    with pytest.raises(InputError, match=r"index\.caption_key=: the data set holds .*u\.tar with index\.caption_key=title"):
+        plan_index(again, manifest)
+
+
+def test_tars_of_the_same_bytes_are_named(image, tmp_path):
+    from pipeline.versions.foreign_tars import describe_copies, read_tar
+
+    for name, key in (("0.tar", "0"), ("0 (1).tar", "0"), ("1.tar", "1")):
+        (tmp_path / name).write_bytes(packed(pairs(image, key)))
+    config = IndexConfig(input=str(tmp_path), output=str(tmp_path / "data"))
+    done = [read_tar(tar, config) for tar in plan_index(config, None)]
+    manifest = commit(open_storage(config.output), [one.record for one in done])
+    (line,) = describe_copies(done, manifest)
+    assert line.startswith(f"WARNING: {tmp_path}/0 (1).tar, {tmp_path}/0.tar: have the same bytes")
+    assert "curate.drop_duplicates=true" in line
+    assert describe_copies([one for one in done if one.record.input_path.endswith("/1.tar")], manifest) == []
+
+
 def test_another_key_of_captions_is_no_reason_to_do_nothing(indexed, image, caplog):
     members = [*pairs(image, "0"), ("0.json", b'{"alt": "alt text"}')]
     keyed = indexed(packed(members), caption_key="alt")
