@@ -8,7 +8,6 @@ from __future__ import annotations
 import codecs
 import hashlib
 import io
-import json
 import tarfile
 from collections import defaultdict
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from PIL import Image
 
 from pipeline.config import IndexConfig
 from pipeline.dataset.columns import json_text
+from pipeline.dataset.json_members import JsonMember, caption_texts, parse_member
 from pipeline.dataset.shard import COLUMNS, IMAGE_EXTENSIONS, member_place, sidecar_table, types_to_try
 from pipeline.dataset.tar_members import Group, Member, Skipped
 from pipeline.errors import Failure
@@ -59,12 +59,14 @@ def row_of(group: Group, config: IndexConfig, skipped: Skipped | None = None) ->
         skipped: collects json members that cannot be read.
     """
     image = next((group.members[extension] for extension in IMAGE_EXTENSIONS if extension in group.members), None)
-    metadata = _metadata(group.members["json"]) if "json" in group.members else {}
-    if metadata is None:
-        metadata = {}
-        if skipped is not None:
-            skipped.add("json members that are no object in UTF-8", group.key)
-    caption = _caption(group, metadata, config)
+    member = _json_member(group.members["json"]) if "json" in group.members else JsonMember({}, frozenset())
+    if skipped is not None and member is None:
+        skipped.add("json members that are no object in UTF-8", group.key)
+    member = member or JsonMember({}, frozenset())
+    if skipped is not None and member.repeated:
+        skipped.add("json members that hold a name twice, with values that differ", f"{group.key} ({min(member.repeated)})")
+    metadata = member.values
+    caption = _caption(group, member, config)
     row: dict[str, Any] = dict.fromkeys(COLUMNS.names) | {"key": group.key, "url": ""}
     row |= {name: metadata[name] for name in _ADOPTED if name in metadata and _fits(name, metadata[name])}
     row["caption"] = "" if isinstance(caption, Failure) else caption
@@ -173,7 +175,7 @@ def _judged(group: Group, image: Member | None, caption: str | list[str] | Failu
     return {"width": width, "height": height, "sha256": hashlib.sha256(image.content).hexdigest()}
 
 
-def _caption(group: Group, metadata: dict[str, Any], config: IndexConfig) -> str | list[str] | Failure:
+def _caption(group: Group, member: JsonMember, config: IndexConfig) -> str | list[str] | Failure:
     """The caption, or several: of the txt member, or of the json member if a key is configured or there is no txt member."""
     text = group.members.get("txt")
     if text is not None and not config.caption_key:
@@ -190,17 +192,16 @@ def _caption(group: Group, metadata: dict[str, Any], config: IndexConfig) -> str
             return Failure("dropped", "bad_caption", f"{message}, {_INDEX_AGAIN}")
         return content if content.strip() else _no_caption("the txt member is empty")
     key = config.caption_key or "caption"
-    if key not in metadata:
+    if key in member.repeated:
+        return Failure("dropped", "bad_caption", f"the json member holds {key} twice, with values that differ; remove one")
+    if key not in member.values:
         if "json" not in group.members:
             return _no_caption("there is no txt and no json member" if text is None else "there is no json member")
-        names = ", ".join([*metadata][:10]) or "no values that can be read"
+        names = ", ".join([*member.values][:10]) or "no values that can be read"
         return _no_caption(f"the json member has no {key}; it has {names}")
-    value = metadata[key]
-    values = value if isinstance(value, list) else [value]
-    if any(isinstance(one, bool | dict | list) for one in values):
+    texts = caption_texts(member.values[key])
+    if texts is None:
         return Failure("dropped", "bad_caption", f"the value of {key} in the json member is neither text nor a list of texts")
-    texts = [one if isinstance(one, str) else json.dumps(one) for one in values if one is not None and one == one]
-    texts = [one for one in texts if one.strip()]
     if not texts:
         return _no_caption(f"the value of {key} in the json member is empty")
     return texts if len(texts) > 1 else texts[0]
@@ -210,13 +211,13 @@ def _no_caption(message: str) -> Failure:
     return Failure("dropped", "empty_caption", message)
 
 
-def _metadata(member: Member) -> dict[str, Any] | None:
-    """The values of a json member; None if it is not an object that can be read."""
+def _json_member(member: Member) -> JsonMember | None:
+    """What a json member holds, as it can be stored; None if it is not an object that can be read."""
     try:
-        content = json.loads(_decode(member.content or b""))
-    except (ValueError, RecursionError):
+        found = parse_member(_decode(member.content or b""))
+    except UnicodeDecodeError:
         return None
-    return _storable(content) if isinstance(content, dict) else None
+    return found and JsonMember(_storable(found.values), frozenset(map(_storable, found.repeated)))
 
 
 def _storable(value: Any) -> Any:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pipeline.dataset.manifest import read_sidecar
+from pipeline.dataset.manifest import ManifestError, read_sidecar
 from tests.support.tars import packed, pairs, whole
 
 # --------------------------------------------------------------------------------------------------------------- json members
@@ -147,6 +147,43 @@ def test_a_list_of_captions_is_several_captions_for_training(indexed, image):
     data_set = indexed(packed([*members, ("2.jpg", image)]), caption_key="alts")
     for place in ("caption", "json.alts"):
         assert data_set.samples((place,)) == [("0", ("a dog", "two"), image), ("1", ("one",), image)]
+
+
+@pytest.mark.parametrize(
+    ("value", "captions"),
+    [(b'["a", 7, null, "b"]', ("a", "7", "b")), (b'["a", 0.5, NaN, ""]', ("a", "0.5")), (b'"a"', ("a",))],
+)
+def test_the_index_and_training_take_the_same_captions_from_a_json_member(indexed, image, value, captions):
+    data_set = indexed(packed([("0.jpg", image), ("0.json", b'{"alt": %s}' % value)]), caption_key="alt")
+    for place in ("caption", "json.alt"):
+        assert data_set.samples((place,)) == [("0", captions, image)]
+
+
+@pytest.mark.parametrize(
+    ("odd", "problem"),
+    [
+        (b'{"alt": ["a", {"b": "c"}]}', "the list alt in its json member holds more than texts and numbers"),
+        (b'{"alt": ["a", true]}', "the list alt in its json member holds more than texts and numbers"),
+        (b'{"alt": "a", "alt": "b"}', "holds alt twice in its json member"),
+        (deep(200_000), "has no caption in json.alt"),
+    ],
+)
+def test_a_json_member_that_training_cannot_take_captions_from_is_named(indexed, image, odd, problem):
+    data_set = indexed(packed([*pairs(image, "0"), ("0.json", odd)]))
+    with pytest.raises(ManifestError, match=f"sample 0:? {problem}"):
+        data_set.samples(("json.alt",))
+
+
+def test_a_name_twice_with_values_that_differ_is_no_value(indexed, image):
+    odd = b'{"alt": "a", "n": 1, "alt": "b", "same": 2, "same": 2, "o": {"x": 1, "x": 2}}'
+    (row,) = indexed(packed([*pairs(image, "0"), ("0.json", odd)])).rows
+    assert ("alt" in row, row["n"], row["same"]) == (False, 1, 2)
+
+
+def test_a_caption_that_is_there_twice_is_a_row_with_its_reason(indexed, image):
+    (row,) = indexed(packed([("0.jpg", image), ("0.json", b'{"caption": "first", "caption": "second"}')])).rows
+    assert (row["reason"], row["caption"]) == ("bad_caption", "")
+    assert "holds caption twice" in row["error_message"]
 
 
 @pytest.mark.parametrize(
