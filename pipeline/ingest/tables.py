@@ -43,6 +43,8 @@ SUFFIXES = (".parquet", *text_tables.SUFFIXES)
 BATCH_ROWS = 16_384
 READ_BYTES = 1 << 20
 YAML_WORDS = ("null", "true", "false", "yes", "no", "on", "off", "y", "n")
+_BRACES = re.compile(r"\{[^{}]*(,|\.\.)[^{}]*\}")
+"""Lists and ranges as a shell and webdataset write them: {00000..00009}, {train,val}."""
 NAMED_FILES = 3
 """Number of skipped files that are named."""
 
@@ -81,6 +83,9 @@ def list_files(pattern: str, suffixes: tuple[str, ...], key: str) -> list[str]:
         found = [path for path in paths if path.lower().endswith(suffixes) and not _is_hidden(path)]
     twins = [path for path in found if path.lower().endswith(GZIP_SUFFIX) and path[: -len(GZIP_SUFFIX)] in found]
     found = [path for path in found if path not in twins]
+    if not found and _BRACES.search(pattern):
+        glob = _BRACES.sub("*", pattern)
+        raise InputError(f"{key}={pattern}: there is no such file, and braces are not expanded; write a glob, as in '{glob}'")
     if not found:
         raise InputError(
             f"{key}={pattern}: there is no such file ({', '.join(suffixes)}); give a file, a folder or a glob that matches some"

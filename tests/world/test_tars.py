@@ -170,6 +170,16 @@ def test_a_compressed_tar_is_planned_and_refused_by_its_name(image, tmp_path, na
         index_tar(tar, config)
 
 
+def test_braces_are_refused_with_the_glob_that_works(image, tmp_path):
+    for number in range(3):
+        (tmp_path / f"{number:05}.tar").write_bytes(packed(pairs(image, str(number))))
+    config = IndexConfig(input=f"{tmp_path}/{{00000..00002}}.tar", output=str(tmp_path / "data"))
+    with pytest.raises(InputError, match="braces are not expanded; write a glob, as in") as caught:
+        plan_index(config, None)
+    glob = str(caught.value).rpartition("as in ")[2].strip("'")
+    assert len(plan_index(config.model_copy(update={"input": glob}), None)) == 3
+
+
 def test_hidden_tars_are_skipped_and_upper_case_ones_are_not(image, tmp_path, caplog):
     for name in ("a.tar", "B.TAR", "._a.tar", ".ipynb_checkpoints/a.tar"):
         (tmp_path / "tars" / name).parent.mkdir(exist_ok=True, parents=True)
