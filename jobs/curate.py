@@ -7,7 +7,8 @@
     python jobs/curate.py curate.data=data/pairs --remove urls.txt         remove samples: keys or URLs, one per line
     python jobs/curate.py curate.data=data/pairs --remove urls.txt --purge --runs runs     also rewrite their shards
 
-A line of the list that names no sample gives exit code 3, and nothing is purged then. Drops are counted by reason. Earlier
+A line of the list that names no sample gives exit code 3, and nothing is purged then; a key that different samples have, as of
+tars that were indexed, gives it too, and nothing is removed. Drops are counted by reason. Earlier
 versions stay unchanged, except those that held purged samples.
 """
 
@@ -47,6 +48,8 @@ def job(config: Config, options: argparse.Namespace) -> None:
         raise InputError("curate.data: is empty; name the folder or the s3://bucket/prefix of a data set")
     if options.allow_missing and not options.purge:
         raise InputError("--allow-missing: allows --purge of lists with lines that name no sample; pass it with --purge")
+    if options.allow_repeated and not options.remove:
+        raise InputError("--allow-repeated: allows --remove of keys that several samples have; pass it with --remove")
     if options.purge and not options.remove:
         raise InputError("--purge: there is nothing to purge; list the samples with --remove FILE")
     no_rules = CurateConfig(data=config.curate.data, single_writer=config.curate.single_writer)
@@ -55,6 +58,8 @@ def job(config: Config, options: argparse.Namespace) -> None:
     storage = open_storage(config.curate.data)
     base = read_manifest(storage, config.curate.version)
     rules = read_rules(config.curate, options.remove)
+    if rules.removed and not options.allow_repeated:
+        _refuse_repeated(storage, rules, options)
     if rules.scores is not None:
         rules.scores.check(storage, base)
     rules = check_rules(storage, base, rules)  # refuses an invalid condition before Ray starts
@@ -150,6 +155,22 @@ def _materialize(storage: Storage, manifest: Manifest, shard_size_bytes: int) ->
     return changed
 
 
+def _refuse_repeated(storage: Storage, rules: Rules, options: argparse.Namespace) -> None:
+    """Raises NotMeantError if a key names several samples, which may have nothing in common but their tars' numbering."""
+    from pipeline.versions.takedown import keys_of_several
+
+    several = keys_of_several(storage, rules)
+    if several:
+        key, tars = min(several.items())
+        more = f", and {len(several) - 1:,} more such keys" if len(several) > 1 else ""
+        shown = ", ".join(tars[:3]) + (f" and {len(tars) - 3:,} more" if len(tars) > 3 else "")
+        raise NotMeantError(
+            f"--remove {options.remove}: the key {without_userinfo(key)} is that of different samples, in {shown}{more}; "
+            "nothing was removed: name a sample by its URL, or its image by the sha256 in the sidecar, in a file for "
+            "curate.exclude_hashes, or pass --allow-repeated to remove all samples with these keys"
+        )
+
+
 def _take_down(storage: Storage, rules: Rules, options: argparse.Namespace) -> None:
     """Lists the versions and runs that used the removed samples; with --purge, rewrites the shards that hold them.
 
@@ -220,6 +241,9 @@ def arguments() -> JobParser:
     )
     result.add_argument(
         "--allow-missing", action="store_true", help="with --purge: purge although some lines of the list match nothing"
+    )
+    result.add_argument(
+        "--allow-repeated", action="store_true", help="with --remove: remove all samples with a key, also if they differ"
     )
     result.add_argument("--runs", metavar="DIR", help="with --remove: list the runs in DIR that were trained on the samples")
     return result

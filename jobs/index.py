@@ -72,7 +72,7 @@ def _index(storage: Storage, tars: list[str], index: IndexConfig) -> tuple[int, 
 
     from pipeline.dataset.manifest import commit
     from pipeline.ingest.progress import Progress
-    from pipeline.versions.foreign_tars import IndexedTar, describe
+    from pipeline.versions.foreign_tars import IndexedTar, describe, describe_copies
 
     def indexed(row: dict[str, Any]) -> dict[str, Any]:
         from pipeline.versions.foreign_tars import read_tar
@@ -104,7 +104,7 @@ def _index(storage: Storage, tars: list[str], index: IndexConfig) -> tuple[int, 
                 f"{storage.uri} version {manifest.version}: {manifest.num_samples:,} samples in {len(manifest.shards):,} tars"
                 f"{empty}"
             )
-            for line in describe(done):
+            for line in [*describe(done), *describe_copies(done, manifest)]:
                 print(line, file=sys.stderr)
     return sum(one.record.counts.get("success", 0) for one in done), sorted(problems), sorted(away)
 

@@ -9,7 +9,8 @@ Rules, in order:
 2. Segments that wrap a module (`module`, `_orig_mod`, FSDP's and activation checkpointing's) are removed, wherever they are.
 3. A CLIP is a prefix under which there are weights of both encoders, with the published names, with open_clip's `text.`, or
    with those of Hugging Face's CLIPModel.
-4. One CLIP is loaded. Of several, the one whose prefix names a moving average, as for a run of our own; otherwise none is.
+4. One CLIP is loaded, also if it has several names. Of several, the one whose prefix names a moving average, as for a run of
+   our own; otherwise none is.
 5. Tensors beside it in the same state dict must be known (losses, counters): an unknown one may belong to the model.
 """
 
@@ -116,7 +117,7 @@ def find_clip(content: Any) -> Found:
         if any(hasattr(leaf.value, "named") for leaf in leaves):
             raise ValueError(_holds_no_tensors(content, leaves))
         return Found(_as_state(tensors, ""), ())
-    prefix, notices = _choose(prefixes, tensors)
+    prefix, notices = _choose(prefixes, leaves)
     inside, beside = _split(prefix, prefixes, leaves)
     return Found(_as_state(inside, prefix), notices + _check_beside(prefix, inside, beside))
 
@@ -144,18 +145,32 @@ def _prefixes(leaves: list[_Leaf], pattern: re.Pattern[str]) -> set[str]:
     return {prefix for prefix in prefixes if not any(_NOT_WEIGHTS.search(part) for part in prefix.split("."))}
 
 
-def _choose(prefixes: list[str], tensors: list[_Leaf]) -> tuple[str, tuple[str, ...]]:
+def _choose(prefixes: list[str], leaves: list[_Leaf]) -> tuple[str, tuple[str, ...]]:
     """The prefix of the CLIP to load, and what is to be said about the choice."""
     if len(prefixes) == 1:
         return prefixes[0], ()
-    averages = [prefix for prefix in prefixes if any(_AVERAGE.search(part) for part in prefix.split("."))]
     shown = " and ".join(_shown(prefix) for prefix in prefixes)
+    if _are_the_same(prefixes, leaves):
+        return prefixes[0], (f"holds one CLIP under {len(prefixes)} names, {shown}, with the same weights",)
+    averages = [prefix for prefix in prefixes if any(_AVERAGE.search(part) for part in prefix.split("."))]
     if len(averages) == 1:
         return averages[0], (
             f"holds {len(prefixes)} CLIPs, {shown}: the moving average, {_shown(averages[0])}, is loaded; for another one, "
             "save it alone",
         )
     raise ValueError(f"holds {len(prefixes)} CLIPs, {shown}, and does not say which one to use; {_SAVE}")
+
+
+def _are_the_same(prefixes: list[str], leaves: list[_Leaf]) -> bool:
+    """True if the weights under all prefixes are equal in every bit, as of a module that two attributes of another hold."""
+    first: dict[str, Tensor] | None = None
+    for prefix in prefixes:
+        inside = [leaf for leaf in _split(prefix, prefixes, leaves)[0] if isinstance(leaf.value, Tensor)]
+        state = _as_state(inside, prefix)
+        first = state if first is None else first
+        if state.keys() != first.keys() or not all(_same(value, first[key]) for key, value in state.items()):
+            return False
+    return True
 
 
 def _shown(prefix: str) -> str:

@@ -9,13 +9,14 @@ Values that a configuration omits are the defaults of its own class, which have 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from model.config import ARCHITECTURES, Activation, Architecture
 from model.preprocess import MEAN, STD
 from model.tokenizer import END_OF_TEXT, START_OF_TEXT
-from model.vocabulary import END_SYMBOL, START_SYMBOL
+from model.vocabulary import END_SYMBOL, START_SYMBOL, vocabulary
 
 BICUBIC = 3
 """Pillow's number for the bicubic filter."""
@@ -23,7 +24,8 @@ OPEN_CLIP_CONFIG = "open_clip_config.json"
 HUGGING_FACE_CONFIG = "config.json"
 HUGGING_FACE_PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
 """The second is written by transformers 5, with the first one's content under `image_processor`."""
-CONFIGS = (OPEN_CLIP_CONFIG, HUGGING_FACE_CONFIG, *HUGGING_FACE_PREPROCESSORS)
+HUGGING_FACE_VOCABULARIES = ("vocab.json", "tokenizer.json")
+CONFIGS = (OPEN_CLIP_CONFIG, HUGGING_FACE_CONFIG, *HUGGING_FACE_PREPROCESSORS, *HUGGING_FACE_VOCABULARIES)
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,7 @@ _HUGGING_FACE_PREPROCESS = {
     "do_convert_rgb": True,
     "resample": BICUBIC,
 }
+_CLIPS_PROCESSORS = re.compile(r"CLIP(ImageProcessor(Fast|Pil)?|FeatureExtractor)")
 _FIRST_RELEASES_END_OF_TEXT = 2
 """End-of-text in the first published configurations. transformers then reads at the largest id, as we do."""
 # Pairs of tables: defaults of these classes for values that a configuration omits; and values that must not differ, since
@@ -245,6 +248,9 @@ def stated_by_hugging_face(config: dict[str, Any], *preprocessors: dict[str, Any
         )
     for preprocessor in preprocessors:
         images = preprocessor["image_processor"] if "image_processor" in preprocessor else preprocessor
+        for key in ("image_processor_type", "feature_extractor_type"):
+            if key in images and not _CLIPS_PROCESSORS.fullmatch(str(images[key])):  # omitted values are those of its class
+                _check_fixed("image_processor", images, {key: "CLIPImageProcessor"})
         _check_fixed(
             "image_processor",
             images,
@@ -263,6 +269,21 @@ def stated_by_hugging_face(config: dict[str, Any], *preprocessors: dict[str, Any
         "vocab_size": text["vocab_size"],
     }
     return Stated(HUGGING_FACE_CONFIG, vision["hidden_act"], facts, vision["image_size"])
+
+
+def check_vocabulary(source: str, content: dict[str, Any]) -> None:
+    """Raises ValueError if a vocab.json or tokenizer.json gives tokens other ids than the paper's CLIP."""
+    found = content["model"]["vocab"] if source == "tokenizer.json" else content
+    ours = vocabulary()
+    differing = next((symbol for symbol in found if symbol not in ours or found[symbol] != ours[symbol]), None)
+    differing = next((symbol for symbol in ours if symbol not in found), None) if differing is None else differing
+    if differing is not None:
+        theirs, own = found.get(differing, "missing"), ours.get(differing, "missing")
+        raise ValueError(
+            f"{source}: the token {differing!r} is {theirs}, but {own} in the paper's CLIP, whose tokenizer is the only one "
+            "here; use other weights, or, to train these weights nevertheless, give a copy of their file without its "
+            "configuration, and their activation"
+        )
 
 
 def check_stated(row: Architecture, stated: Stated | None, weights: str) -> None:

@@ -24,7 +24,15 @@ from torch import Tensor
 
 from model.clip_search import find_clip
 from model.file_formats import format_of
-from model.foreign_config import HUGGING_FACE_CONFIG, OPEN_CLIP_CONFIG, Stated, stated_by_hugging_face, stated_by_open_clip
+from model.foreign_config import (
+    HUGGING_FACE_CONFIG,
+    HUGGING_FACE_VOCABULARIES,
+    OPEN_CLIP_CONFIG,
+    Stated,
+    check_vocabulary,
+    stated_by_hugging_face,
+    stated_by_open_clip,
+)
 from model.state_dict_keys import from_hugging_face, is_hugging_face
 from model.torch_files import read_torch, read_torchscript
 from model.weight_folders import (
@@ -39,6 +47,8 @@ from model.weight_values import checked_values
 
 __all__ = ["HUGGING_FACE_WEIGHTS", "OPEN_CLIP_WEIGHTS", "Weights", "choose_files", "files_of", "read_weights"]
 _MAX_PATHS, _MAX_DEPTH = 10_000, 4
+_TAIL_ROWS = 2
+"""So many rows of zeros at the end of the last matrix are no values that training has left; one may be of a dead unit."""
 _NAME_ELSEWHERE = re.compile(r"(hf-hub:)?[\w.-]+/[\w.-]+")
 
 
@@ -146,11 +156,15 @@ def _read_stated(folder: Path, descriptions: tuple[str, ...]) -> Stated | None:
     """The facts that a folder's configurations state."""
     if not descriptions or descriptions[0].endswith(CHECKPOINT_RECORD):
         return None
-    contents = [_read_json(folder / name) for name in descriptions]
+    contents = {name: _read_json(folder / name) for name in descriptions}
     try:
         if descriptions[0] == OPEN_CLIP_CONFIG:
-            return stated_by_open_clip(contents[0])
-        return stated_by_hugging_face(*contents)
+            return stated_by_open_clip(contents[OPEN_CLIP_CONFIG])
+        vocabularies = {name: contents.pop(name) for name in HUGGING_FACE_VOCABULARIES if name in contents}
+        stated = stated_by_hugging_face(*contents.values())
+        for name, content in vocabularies.items():
+            check_vocabulary(name, content)
+        return stated
     except ValueError as error:
         raise ValueError(f"{descriptions[0]}: {error}") from None
     except (TypeError, KeyError, AttributeError):
@@ -207,9 +221,26 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
         raise ValueError(
             "is not a complete safetensors file (its header is damaged or has unknown dtypes); download or export it again"
         ) from None
+    _check_tail(path, state)
     if "format" in metadata and metadata["format"] in ("tf", "flax", "jax", "mlx"):
         raise ValueError(f"holds weights of {metadata['format']}, whose layouts differ; use the file for PyTorch")
     return state, metadata["activation"] if "activation" in metadata else None
+
+
+def _check_tail(path: Path, state: dict[str, Tensor]) -> None:
+    """Raises ValueError if the last rows in the file are zeros: a file that was preallocated has its size from the start.
+
+    `checked_values` refuses matrices that are zero as a whole.
+    """
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    header.pop("__metadata__", None)
+    for key in sorted(header, key=lambda key: header[key]["data_offsets"][1], reverse=True):
+        value = state[key]
+        if value.numel() and bool(value.any()):
+            if value.ndim > 1 and len(value) > _TAIL_ROWS and not bool(value[-_TAIL_ROWS:].any()):
+                raise ValueError(f"ends with zeros within {key}, as if a download had stopped; download or export it again")
+            return
 
 
 def _read_shards(index: Path) -> tuple[dict[str, Tensor], str | None]:

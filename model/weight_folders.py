@@ -21,7 +21,13 @@ from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 
 from model.file_formats import INDEX_SUFFIX
-from model.foreign_config import CONFIGS, HUGGING_FACE_CONFIG, HUGGING_FACE_PREPROCESSORS, OPEN_CLIP_CONFIG
+from model.foreign_config import (
+    CONFIGS,
+    HUGGING_FACE_CONFIG,
+    HUGGING_FACE_PREPROCESSORS,
+    HUGGING_FACE_VOCABULARIES,
+    OPEN_CLIP_CONFIG,
+)
 
 OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
 HUGGING_FACE_WEIGHTS = "model.safetensors"
@@ -153,7 +159,7 @@ def files_of(file: str, names: Collection[str]) -> tuple[str, ...]:
         return (file,)
     if config == OPEN_CLIP_CONFIG:
         return (file, config)
-    return (file, config, *[name for name in HUGGING_FACE_PREPROCESSORS if name in names])
+    return (file, config, *[name for name in (*HUGGING_FACE_PREPROCESSORS, *HUGGING_FACE_VOCABULARIES) if name in names])
 
 
 def shards_of(index: Path) -> dict[str, Sequence[str]]:

@@ -5,11 +5,15 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 from torch import Tensor, nn
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _BLOCKS = -1000.0
+_NEVER_ZERO = re.compile(r"(^|\.)(ln_\w+\.weight|class_embedding)$")
+"""Vectors that no training makes zero; biases, and the last scales of a ResNet's branches, begin as zeros."""
 _COUNTER = "num_batches_tracked"
 _MAX_LOGIT_SCALE = 10.0
 """Its exponential is the factor of the logits, which CLIP limits to 100 (4.6 here)."""
@@ -19,7 +23,7 @@ def checked_values(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The state dict as plain tensors without gradients, its scalars without dimensions, without a causal mask.
 
     Raises:
-        ValueError: a value is not a weight that can be computed with. Names the tensor.
+        ValueError: a value is not a weight that can be computed with, or one that no training leaves. Names the tensor.
     """
     plain = {}
     for key, value in state.items():
@@ -32,6 +36,7 @@ def checked_values(state: dict[str, Tensor]) -> dict[str, Tensor]:
             value = value.reshape(())
         plain[key] = value
     _check_finite(plain)
+    _check_nonzero(plain)
     scale = plain["logit_scale"] if "logit_scale" in plain else None
     if scale is not None and scale.ndim == 0 and float(scale) > _MAX_LOGIT_SCALE:
         raise ValueError(
@@ -69,6 +74,15 @@ def _check_finite(state: dict[str, Tensor]) -> None:
             f"holds values that are NaN or infinite in {shown}{more}; the run diverged or the file is damaged: use an earlier "
             "checkpoint, or download it again"
         )
+
+
+def _check_nonzero(state: dict[str, Tensor]) -> None:
+    """Raises ValueError for matrices of nothing but zeros: what a file of the full size holds where a download has stopped."""
+    candidates = {key: value for key, value in state.items() if value.ndim > 1 or _NEVER_ZERO.search(key)}
+    empty = [key for key, value in candidates.items() if value.numel() and not bool(value.any())]
+    if empty:
+        shown = ", ".join(empty[:3]) + (f" and {len(empty) - 3} more tensors" if len(empty) > 3 else "")
+        raise ValueError(f"holds nothing but zeros in {shown}, as if a download had stopped; download or export it again")
 
 
 def _check_mask(key: str, value: Tensor) -> None:

@@ -45,6 +45,8 @@ READ_BYTES = 1 << 20
 YAML_WORDS = ("null", "true", "false", "yes", "no", "on", "off", "y", "n")
 WRITTEN = re.compile(r"(|.*/)(?:manifests/[0-9]{8}|partitions/[^/]+|inputs/[^/]+)\.json")
 """Files by which a data set of jobs/ingest.py is known, also one that is not committed yet."""
+_BRACES = re.compile(r"\{[^{}]*(,|\.\.)[^{}]*\}")
+"""Lists and ranges as a shell and webdataset write them: {00000..00009}, {train,val}."""
 NAMED_FILES = 3
 """Number of skipped files that are named."""
 
@@ -89,6 +91,9 @@ def list_files(pattern: str, suffixes: tuple[str, ...], key: str) -> list[str]:
     found = [path for path in found if path not in own]
     twins = [path for path in found if path.lower().endswith(GZIP_SUFFIX) and path[: -len(GZIP_SUFFIX)] in found]
     found = [path for path in found if path not in twins]
+    if not found and _BRACES.search(pattern):
+        glob = _BRACES.sub("*", pattern)
+        raise InputError(f"{key}={pattern}: there is no such file, and braces are not expanded; write a glob, as in '{glob}'")
     if not found:
         raise InputError(
             f"{key}={pattern}: there is no such file ({', '.join(suffixes)}); give a file, a folder or a glob that matches some"

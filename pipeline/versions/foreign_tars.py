@@ -72,10 +72,11 @@ def plan_index(config: IndexConfig, manifest: Manifest | None) -> list[str]:
     """Addresses of the tars that the data set does not hold yet. Raises InputError if the input has no tars."""
     if not config.output:
         raise InputError("index.output: is empty; name the folder or the s3://bucket/prefix of the data set")
-    held = {record.input_path: record.options_fingerprint for record in manifest.partitions} if manifest else {}
-    tars = _list_tars(config)
-    other = next((tar for tar in tars if tar in held and held[tar] != _fingerprint(config)), None)
-    if other is not None and held[other] == FINGERPRINT:
+    held = {_real(record.input_path): record for record in manifest.partitions} if manifest else {}
+    tars = {tar: held.get(_real(tar)) for tar in _list_tars(config)}
+    prints = {tar: record.options_fingerprint for tar, record in tars.items() if record}
+    other = next((tar for tar in prints if prints[tar] != _fingerprint(config)), None)
+    if other is not None and prints[other] == FINGERPRINT:
         logger.warning(
             "index.caption_key=%s: changes nothing in tars that the data set holds already, such as %s; if they were indexed "
             "without it, index them into a new index.output",
@@ -84,9 +85,19 @@ def plan_index(config: IndexConfig, manifest: Manifest | None) -> list[str]:
     elif other is not None:
         raise InputError(
             f"index.caption_key={config.caption_key}: the data set holds {other} with index.caption_key="
-            f"{held[other].removeprefix(FINGERPRINT).lstrip()}; use the same key, or index into a new index.output"
+            f"{prints[other].removeprefix(FINGERPRINT).lstrip()}; use the same key, or index into a new index.output"
         )
-    return [tar for tar in tars if tar not in held]
+    again = [(tar, record.input_path) for tar, record in tars.items() if record and record.input_path != tar]
+    if again:
+        logger.warning(
+            "skipped %d tars that the data set holds under another path, such as %s, held as %s", len(again), *again[0]
+        )
+    return [tar for tar, record in tars.items() if record is None]
+
+
+def _real(tar: str) -> str:
+    """The address of a tar without links on the way, which is the same for all paths that lead to it."""
+    return tar if "://" in tar else os.path.realpath(tar)
 
 
 def _fingerprint(config: IndexConfig) -> str:
@@ -103,14 +114,16 @@ def _list_tars(config: IndexConfig) -> list[str]:
     root = open_storage(config.input if wild is None else config.input[: wild.start()].rpartition("/")[0] or ".").uri
     own = f"{open_storage(config.output).uri}/shards/"
     tars = [tar for tar in found if not tar.startswith(own) and "/." not in f"/{tar.removeprefix(root).lstrip('/')}"]
-    real = {tar: tar if "://" in tar else os.path.realpath(tar) for tar in tars}
-    twice = [tar for tar in tars if real[tar] != tar and real[tar] in real]
-    if twice:
-        logger.warning("skipped %d links to tars that are there too, such as %s", len(twice), twice[0])
-        tars = [tar for tar in tars if tar not in set(twice)]
     hidden = [tar for tar in found if not tar.startswith(own) and tar not in set(tars)]
     if hidden:
         logger.warning("skipped %d hidden files, such as %s", len(hidden), hidden[0])
+    real = {tar: _real(tar) for tar in tars}
+    first = {real[tar]: tar for tar in reversed(tars)} | {tar: tar for tar in tars if real[tar] == tar}
+    twice = [tar for tar in tars if first[real[tar]] != tar]
+    if twice:
+        which = (len(twice), twice[0], first[real[twice[0]]])
+        logger.warning("skipped %d links to tars that are there too, such as %s, the same file as %s", *which)
+        tars = [tar for tar in tars if first[real[tar]] == tar]
     if not tars:
         raise InputError(f"index.input={config.input}: all its tars are hidden or in index.output; name other ones")
     return tars
@@ -118,13 +131,13 @@ def _list_tars(config: IndexConfig) -> list[str]:
 
 def count_newest_samples(config: IndexConfig, storage: Storage) -> int:
     """Samples of those of the input's tars that were indexed last, when they were; other tars may have been indexed since."""
-    tars = set(_list_tars(config))
+    tars = set(map(_real, _list_tars(config)))
     versions = list_versions(storage)
     newer = read_manifest(storage, versions[-1]).partitions
     for version in reversed([0, *versions[:-1]]):
         older = read_manifest(storage, version).partitions if version else ()
         known = {record.id for record in older}
-        added = [record for record in newer if record.id not in known and record.input_path in tars]
+        added = [record for record in newer if record.id not in known and _real(record.input_path) in tars]
         if added:
             return sum(record.counts.get("success", 0) for record in added)
         newer = older
@@ -257,3 +270,19 @@ def describe(done: Sequence[IndexedTar]) -> list[str]:
     empty = [one.record.input_path for one in done if not one.record.shards[0].num_samples]
     lines += [f"WARNING: {tar} has no sample" for tar in empty[:MOST_LINES]]
     return [*lines, f"WARNING: {len(empty) - MOST_LINES:,} more tars have no sample"] if len(empty) > MOST_LINES else lines
+
+
+def describe_copies(done: Sequence[IndexedTar], manifest: Manifest) -> list[str]:
+    """Lines about tars whose bytes are those of another tar of the data set, so that it holds their samples more than once."""
+    by_bytes: dict[str, list[str]] = {}
+    for shard in manifest.shards:
+        if shard.address and shard.num_samples:
+            by_bytes.setdefault(shard.tar_sha256, []).append(shard.address)
+    new = {one.record.input_path for one in done}
+    copies = [tars for tars in by_bytes.values() if len(tars) > 1 and new.intersection(tars)]
+    lines = [
+        f"WARNING: {', '.join(tars[:3])}{', ...' if len(tars) > 3 else ''}: have the same bytes, so their samples are there "
+        f"{len(tars)} times; if that is not meant: jobs/curate.py with curate.drop_duplicates=true"
+        for tars in copies[:MOST_LINES]
+    ]
+    return [*lines, f"WARNING: {len(copies) - MOST_LINES:,} more such tars"] if len(copies) > MOST_LINES else lines

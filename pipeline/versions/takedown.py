@@ -78,6 +78,28 @@ def _positions(storage: Storage, shard: ShardRecord, removed: pa.Array) -> tuple
     return set(rows.to_pylist()), {*named["key"].to_pylist(), *named["url"].to_pylist()} & set(removed.to_pylist())
 
 
+def keys_of_several(storage: Storage, rules: Rules) -> dict[str, list[str]]:
+    """Keys to remove that name different samples, with the addresses of the tars that hold these.
+
+    The keys of indexed tars may repeat. Samples with one URL, or with the same image, are one sample: versions share them.
+    """
+    removed = pa.array(sorted(rules.removed), pa.string())
+    samples: dict[str, dict[str, str]] = {}
+    shards = {shard.name: shard for version in list_versions(storage) for shard in read_manifest(storage, version).shards}
+    for shard in shards.values():
+        if not storage.exists(shard.sidecar_path):
+            continue
+        table = read_sidecar(storage, shard, ["key", "url", "status", "sha256"])
+        table = table.filter(pc.and_(pc.is_in(table["key"], value_set=removed), pc.equal(table["status"], "success")))
+        for row in table.to_pylist():
+            samples.setdefault(row["key"], {}).setdefault(row["url"] or row["sha256"], _tar_of(storage, shard))
+    return {key: list(dict.fromkeys(found.values())) for key, found in samples.items() if len(found) > 1}
+
+
+def _tar_of(storage: Storage, shard: ShardRecord) -> str:
+    return shard.address or storage.address(shard.tar_path)
+
+
 def _in_tables(storage: Storage, names: frozenset[str]) -> set[str]:
     """The names that a table in the data set has, of rows that wait to be fetched or retried."""
     tables = [

@@ -8,7 +8,6 @@ from __future__ import annotations
 import codecs
 import hashlib
 import io
-import json
 import tarfile
 from collections import defaultdict
 from collections.abc import Sequence
@@ -18,6 +17,8 @@ import pyarrow as pa
 from PIL import Image
 
 from pipeline.config import IndexConfig
+from pipeline.dataset.columns import json_text
+from pipeline.dataset.json_members import JsonMember, caption_texts, parse_member
 from pipeline.dataset.shard import COLUMNS, IMAGE_EXTENSIONS, member_place, sidecar_table, types_to_try
 from pipeline.dataset.tar_members import Group, Member, Skipped
 from pipeline.errors import Failure
@@ -29,12 +30,18 @@ MAX_COLUMNS = 1000
 """Columns that the json members of a tar can add to its sidecar."""
 REPEATED, SCATTERED = "repeated_key", "scattered_key"
 _INDEX_AGAIN = "and index it into a new index.output"
-_PACK_SORTED = f"pack the tar again, sorted by name (tar --sort=name -cf NEW.tar -C FOLDER .), {_INDEX_AGAIN}"
+_PACK_SORTED = f"pack the tar again, sorted by name (set -C; tar --sort=name -c -C FOLDER . > NEW.tar), {_INDEX_AGAIN}"
 _RENAME = f"pack the tar again with a name of its own for each sample, {_INDEX_AGAIN}"
 _PACK_WHOLE = f"no range of the tar holds a sparse file; pack it again without --sparse, {_INDEX_AGAIN}"
 _ADOPTED = ("url", "exif", "width", "height", "original_width", "original_height", "original_sha256")
 """Our columns that a json member may fill."""
-_BOMS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
+_BOMS = {
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF32_LE: "utf-32-le",  # begins with the mark of UTF-16
+    codecs.BOM_UTF32_BE: "utf-32-be",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
+}
 
 
 def is_read(extension: str, number: int, info: tarfile.TarInfo) -> bool:
@@ -52,12 +59,14 @@ def row_of(group: Group, config: IndexConfig, skipped: Skipped | None = None) ->
         skipped: collects json members that cannot be read.
     """
     image = next((group.members[extension] for extension in IMAGE_EXTENSIONS if extension in group.members), None)
-    metadata = _metadata(group.members["json"]) if "json" in group.members else {}
-    if metadata is None:
-        metadata = {}
-        if skipped is not None:
-            skipped.add("json members that are no object in UTF-8", group.key)
-    caption = _caption(group, metadata, config)
+    member = _json_member(group.members["json"]) if "json" in group.members else JsonMember({}, frozenset())
+    if skipped is not None and member is None:
+        skipped.add("json members that are no object in UTF-8", group.key)
+    member = member or JsonMember({}, frozenset())
+    if skipped is not None and member.repeated:
+        skipped.add("json members that hold a name twice, with values that differ", f"{group.key} ({min(member.repeated)})")
+    metadata = member.values
+    caption = _caption(group, member, config)
     row: dict[str, Any] = dict.fromkeys(COLUMNS.names) | {"key": group.key, "url": ""}
     row |= {name: metadata[name] for name in _ADOPTED if name in metadata and _fits(name, metadata[name])}
     row["caption"] = "" if isinstance(caption, Failure) else caption
@@ -107,7 +116,7 @@ def _drop(row: dict[str, Any], reason: str, message: str) -> None:
 
 
 def table_of(rows: Sequence[dict[str, Any]]) -> pa.Table:
-    """The sidecar's table: our columns, then the other values of the json members, each column with one type or as JSON."""
+    """The sidecar's table: our columns, then the other values of the json members, each column with one type or as text."""
     captions = [row["caption"] for row in rows]
     table = sidecar_table([{name: row[name] for name in COLUMNS.names} | {"caption": ""} for row in rows])
     if any(isinstance(caption, list) for caption in captions):
@@ -130,7 +139,18 @@ def _column(values: list[Any]) -> pa.Array:
             return pa.array(values, kind)
         except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, TypeError):
             continue
-    return pa.array([None if value is None else json.dumps(value) for value in values])
+    return _texts([None if value != value else value for value in values])
+
+
+def _texts(values: list[Any]) -> pa.Array:
+    """Values without a common type as text or, if there is a list among them, as lists of texts.
+
+    Text stays as it was written, for captions and conditions; all else is JSON.
+    """
+    if any(isinstance(value, list) for value in values):
+        lists = [value if value is None or isinstance(value, list) else [json_text(value)] for value in values]
+        return pa.array(lists, pa.list_(pa.string()))
+    return pa.array([None if value is None else json_text(value) for value in values], pa.string())
 
 
 def _judged(group: Group, image: Member | None, caption: str | list[str] | Failure) -> Failure | dict[str, Any]:
@@ -155,7 +175,7 @@ def _judged(group: Group, image: Member | None, caption: str | list[str] | Failu
     return {"width": width, "height": height, "sha256": hashlib.sha256(image.content).hexdigest()}
 
 
-def _caption(group: Group, metadata: dict[str, Any], config: IndexConfig) -> str | list[str] | Failure:
+def _caption(group: Group, member: JsonMember, config: IndexConfig) -> str | list[str] | Failure:
     """The caption, or several: of the txt member, or of the json member if a key is configured or there is no txt member."""
     text = group.members.get("txt")
     if text is not None and not config.caption_key:
@@ -167,19 +187,21 @@ def _caption(group: Group, metadata: dict[str, Any], config: IndexConfig) -> str
             content = _decode(text.content)
         except UnicodeDecodeError as error:
             return Failure("dropped", "bad_caption", f"the txt member is not UTF-8: {error.reason} at byte {error.start}")
+        if _is_wide(content):
+            message = "the txt member looks like UTF-16 without a byte order mark, as every other byte is 0; write it in UTF-8"
+            return Failure("dropped", "bad_caption", f"{message}, {_INDEX_AGAIN}")
         return content if content.strip() else _no_caption("the txt member is empty")
     key = config.caption_key or "caption"
-    if key not in metadata:
+    if key in member.repeated:
+        return Failure("dropped", "bad_caption", f"the json member holds {key} twice, with values that differ; remove one")
+    if key not in member.values:
         if "json" not in group.members:
             return _no_caption("there is no txt and no json member" if text is None else "there is no json member")
-        names = ", ".join([*metadata][:10]) or "no values that can be read"
+        names = ", ".join([*member.values][:10]) or "no values that can be read"
         return _no_caption(f"the json member has no {key}; it has {names}")
-    value = metadata[key]
-    values = value if isinstance(value, list) else [value]
-    if any(isinstance(one, bool | dict | list) for one in values):
+    texts = caption_texts(member.values[key])
+    if texts is None:
         return Failure("dropped", "bad_caption", f"the value of {key} in the json member is neither text nor a list of texts")
-    texts = [one if isinstance(one, str) else json.dumps(one) for one in values if one is not None and one == one]
-    texts = [one for one in texts if one.strip()]
     if not texts:
         return _no_caption(f"the value of {key} in the json member is empty")
     return texts if len(texts) > 1 else texts[0]
@@ -189,13 +211,13 @@ def _no_caption(message: str) -> Failure:
     return Failure("dropped", "empty_caption", message)
 
 
-def _metadata(member: Member) -> dict[str, Any] | None:
-    """The values of a json member; None if it is not an object that can be read."""
+def _json_member(member: Member) -> JsonMember | None:
+    """What a json member holds, as it can be stored; None if it is not an object that can be read."""
     try:
-        content = json.loads(_decode(member.content or b""))
-    except (ValueError, RecursionError):
+        found = parse_member(_decode(member.content or b""))
+    except UnicodeDecodeError:
         return None
-    return _storable(content) if isinstance(content, dict) else None
+    return found and JsonMember(_storable(found.values), frozenset(map(_storable, found.repeated)))
 
 
 def _storable(value: Any) -> Any:
@@ -236,8 +258,14 @@ def _fits(name: str, value: object) -> bool:
 
 
 def _decode(content: bytes) -> str:
-    """Text in UTF-8, or in UTF-16 with a byte order mark. Raises UnicodeDecodeError."""
+    """Text in UTF-8, or in UTF-16 or UTF-32 with a byte order mark. Raises UnicodeDecodeError."""
     for mark, encoding in _BOMS.items():
         if content.startswith(mark):
             return content[len(mark) :].decode(encoding)
     return content.decode()
+
+
+def _is_wide(text: str) -> bool:
+    """True for UTF-16 or UTF-32 that was read as UTF-8; zeros at the end are padding, which the tokenizer drops."""
+    text = text.rstrip("\0")
+    return max(text[::2].count("\0"), text[1::2].count("\0")) > len(text) // 4

@@ -97,7 +97,7 @@ def open_whole(stream: HashedTar, address: str) -> Iterator[tarfile.TarFile]:
         InputError: it is not a whole tar, or training cannot read ranges of it.
     """
     subject = f"index.input={address}"
-    name = shlex.quote(address.rpartition("/")[2])
+    name = address.rpartition("/")[2]
     _check_kind(stream.peek(0, BLOCK_BYTES), subject, name)
     try:
         with open_tar(stream, "r|", BUFFER_BYTES) as tar:
@@ -111,7 +111,7 @@ def open_whole(stream: HashedTar, address: str) -> Iterator[tarfile.TarFile]:
 def find_compressed(addresses: Iterable[str]) -> dict[str, str]:
     """Messages about tars that are compressed by their names, by address."""
     return {
-        address: _compressed(f"index.input={address}", program, shlex.quote(address.rpartition("/")[2]))
+        address: _compressed(f"index.input={address}", program, address.rpartition("/")[2])
         for address in addresses
         for suffix, program in COMPRESSED_SUFFIXES.items()
         if address.lower().endswith(suffix)
@@ -120,7 +120,19 @@ def find_compressed(addresses: Iterable[str]) -> dict[str, str]:
 
 def _compressed(subject: str, program: str, name: str) -> str:
     rule = f"is compressed with {program}, so that training cannot read its images by range"
-    return f"{subject}: {rule}; decompress it: {program} -dc {name} > NEW.tar"
+    remedy = _without_overwriting(f"{program} -dc {shlex.quote(name)} > {_part_of(name, 'plain')}")
+    return f"{subject}: {rule}; decompress it: {remedy}"
+
+
+def _without_overwriting(command: str) -> str:
+    """A command in which the shell refuses to write over a file that exists (`noclobber`)."""
+    return f"(set -C; {command})"
+
+
+def _part_of(name: str, part: str) -> str:
+    """The quoted name of a file to make out of a tar: of its own for each tar and each part."""
+    suffix = next((suffix for suffix in (*COMPRESSED_SUFFIXES, ".tar") if name.lower().endswith(suffix)), "")
+    return shlex.quote(f"{name[: len(name) - len(suffix)]}.{part}.tar")
 
 
 def _check_kind(head: bytes, subject: str, name: str) -> None:
@@ -153,22 +165,25 @@ def _check_end(stream: HashedTar, end: int, subject: str, name: str) -> None:
     if follows is None and size - end < BLOCK_BYTES:
         raise InputError(
             f"{subject}: is not a complete tar (it has no end: members may be missing); restore it, or if nothing is missing, "
-            f"end it: head -c 1024 /dev/zero >> {name}"
+            f"end it: head -c 1024 /dev/zero >> {shlex.quote(name)}"
         )
     if follows is None:
         if size - end > MAX_PADDING_BYTES:
             raise InputError(
                 f"{subject}: is not a complete tar (it is empty after byte {end:,}, as if a download had stopped); "
-                f"restore it, or if nothing is missing, cut it there: truncate -s {end + 2 * BLOCK_BYTES} {name}"
+                f"restore it, or if nothing is missing, cut it there: truncate -s {end + 2 * BLOCK_BYTES} "
+                f"{shlex.quote(name)}"
             )
         return
     if follows < end + BLOCK_BYTES:
         problem = "it is cut in a header" if size - end < BLOCK_BYTES else f"the header at byte {end:,} is damaged"
         raise InputError(f"{subject}: is not a complete tar ({problem}); restore it or remove it")
     start = end + (follows - end) // BLOCK_BYTES * BLOCK_BYTES
+    whole, first, rest = shlex.quote(name), _part_of(name, "first"), _part_of(name, "rest")
+    cut = _without_overwriting(f"head -c {start} {whole} > {first} && tail -c +{start + 1} {whole} > {rest}")
     raise InputError(
-        f"{subject}: ends at byte {end:,}, and more follows, perhaps another tar, which no program reads; cut it in two: "
-        f"head -c {start} {name} > FIRST.tar; tail -c +{start + 1} {name} > SECOND.tar"
+        f"{subject}: ends at byte {end:,}, and more follows, perhaps another tar, which no program reads; cut it in two, "
+        f"and remove it once both are indexed: {cut}"
     )
 
 

@@ -103,7 +103,7 @@ def test_members_that_do_not_lie_together_are_named_and_the_remedy_works(indexed
     jpgs, texts = pairs(image, "0", "1")[::2], pairs(image, "0", "1")[1::2]
     data_set = indexed(packed(jpgs + texts))
     assert data_set.reasons == [("0", "scattered_key"), ("1", "scattered_key")] * 2
-    assert "tar --sort=name -cf NEW.tar -C FOLDER ." in data_set.rows[0]["error_message"]
+    assert "(set -C; tar --sort=name -c -C FOLDER . > NEW.tar)" in data_set.rows[0]["error_message"]
     again = packed(sorted(jpgs + texts))
     shutil.rmtree(tmp_path / "data")  # a new index.output
     assert indexed(again).samples() == [(key, text, image) for key, text in whole("0", "1")]
@@ -116,7 +116,7 @@ def test_gnu_tar_packs_scattered_members_side_by_side(indexed, image, tmp_path):
     (tmp_path / "files").mkdir()
     for name, data in reversed(pairs(image, "a", "a-b", "aa", "b")):
         (tmp_path / "files" / name).write_bytes(data)
-    subprocess.run(["tar", "--sort=name", "-cf", "NEW.tar", "-C", "files", "."], cwd=tmp_path, check=True)
+    subprocess.run("(set -C; tar --sort=name -c -C files . > NEW.tar)", shell=True, cwd=tmp_path, check=True)
     found = indexed((tmp_path / "NEW.tar").read_bytes()).samples()
     assert sorted(found) == [(f"./{key}", text, image) for key, text in whole("a", "a-b", "aa", "b")]
 
@@ -166,8 +166,18 @@ def test_a_compressed_tar_is_planned_and_refused_by_its_name(image, tmp_path, na
     (tmp_path / "tars" / name).write_bytes(gzip.compress(packed(pairs(image, "0"))))
     config = IndexConfig(input=str(tmp_path / "tars"), output=str(tmp_path / "data"))
     (tar,) = plan_index(config, None)
-    with pytest.raises(InputError, match=rf"{name}: is compressed with gzip.* gzip -dc {name} > NEW\.tar"):
+    with pytest.raises(InputError, match=rf"{name}: is compressed with gzip.* gzip -dc {name} > t\.plain\.tar"):
         index_tar(tar, config)
+
+
+def test_braces_are_refused_with_the_glob_that_works(image, tmp_path):
+    for number in range(3):
+        (tmp_path / f"{number:05}.tar").write_bytes(packed(pairs(image, str(number))))
+    config = IndexConfig(input=f"{tmp_path}/{{00000..00002}}.tar", output=str(tmp_path / "data"))
+    with pytest.raises(InputError, match="braces are not expanded; write a glob, as in") as caught:
+        plan_index(config, None)
+    glob = str(caught.value).rpartition("as in ")[2].strip("'")
+    assert len(plan_index(config.model_copy(update={"input": glob}), None)) == 3
 
 
 def test_hidden_tars_are_skipped_and_upper_case_ones_are_not(image, tmp_path, caplog):
@@ -189,6 +199,48 @@ def test_a_link_to_a_tar_that_is_there_too_is_skipped(image, tmp_path, caplog):
     config = IndexConfig(input=str(tmp_path / "tars"), output=str(tmp_path / "data"))
     assert [tar.rpartition("/")[2] for tar in plan_index(config, None)] == ["0.tar", "other.tar"]
     assert "skipped 1 links to tars that are there too, such as" in caplog.text
+
+
+def test_of_links_to_one_tar_elsewhere_one_is_read(image, tmp_path, caplog):
+    """As in a cache of Hugging Face's, where each revision of a data set links to the same blobs."""
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "abc").write_bytes(packed(pairs(image, "0")))
+    for revision in ("r1", "r2"):
+        (tmp_path / "snapshots" / revision).mkdir(parents=True)
+        (tmp_path / "snapshots" / revision / "0.tar").symlink_to("../../blobs/abc")
+    config = IndexConfig(input=str(tmp_path / "snapshots"), output=str(tmp_path / "data"))
+    assert plan_index(config, None) == [f"{tmp_path}/snapshots/r1/0.tar"]
+    assert f"such as {tmp_path}/snapshots/r2/0.tar, the same file as {tmp_path}/snapshots/r1/0.tar" in caplog.text
+
+
+def test_a_tar_that_the_data_set_holds_under_another_path_is_not_read_again(indexed, image, tmp_path, caplog):
+    from pipeline.versions.foreign_tars import count_newest_samples
+
+    data_set = indexed(packed(pairs(image, "0")))
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "u.tar").symlink_to("../t.tar")
+    again = data_set.config.model_copy(update={"input": str(tmp_path / "linked")})
+    assert plan_index(again, data_set.manifest) == []
+    assert f"linked/u.tar, held as {tmp_path}/t.tar" in caplog.text
+    assert count_newest_samples(again, data_set.storage) == 1
+    keyed = data_set.record.model_copy(update={"options_fingerprint": "indexed title"})
+    manifest = data_set.manifest.model_copy(update={"partitions": (keyed,)})
+    with pytest.raises(InputError, match=r"index\.caption_key=: the data set holds .*u\.tar with index\.caption_key=title"):
+        plan_index(again, manifest)
+
+
+def test_tars_of_the_same_bytes_are_named(image, tmp_path):
+    from pipeline.versions.foreign_tars import describe_copies, read_tar
+
+    for name, key in (("0.tar", "0"), ("0 (1).tar", "0"), ("1.tar", "1")):
+        (tmp_path / name).write_bytes(packed(pairs(image, key)))
+    config = IndexConfig(input=str(tmp_path), output=str(tmp_path / "data"))
+    done = [read_tar(tar, config) for tar in plan_index(config, None)]
+    manifest = commit(open_storage(config.output), [one.record for one in done])
+    (line,) = describe_copies(done, manifest)
+    assert line.startswith(f"WARNING: {tmp_path}/0 (1).tar, {tmp_path}/0.tar: have the same bytes")
+    assert "curate.drop_duplicates=true" in line
+    assert describe_copies([one for one in done if one.record.input_path.endswith("/1.tar")], manifest) == []
 
 
 def test_another_key_of_captions_is_no_reason_to_do_nothing(indexed, image, caplog):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from pipeline.dataset.manifest import ManifestError, read_sidecar
 from tests.support.tars import packed, pairs, whole
 
 # --------------------------------------------------------------------------------------------------------------- json members
@@ -52,7 +53,24 @@ def test_values_of_a_json_member_keep_their_types(indexed, image):
     ]
     data_set = indexed(packed([(name, data.encode() if isinstance(data, str) else data) for name, data in members]))
     found = [[row[name] for row in data_set.rows] for name in ("hash", "n", "s", "tags", "ok")]
-    assert found == [[2**63 + 5, 7], [1.0, 0.5], ['"x"', "5"], [["a", "b"], None], [True, False]]
+    assert found == [[2**63 + 5, 7], [1.0, 0.5], ["x", "5"], [["a", "b"], None], [True, False]]
+
+
+@pytest.mark.parametrize("odd", ["5", "null", "NaN", "true", '["p", "q"]'])
+def test_an_odd_value_changes_no_text_beside_it_for_captions_and_conditions(indexed, image, odd):
+    from pipeline.versions.conditions import holds, to_frame
+
+    members = [
+        member
+        for key, alt in zip("012", ('"en"', odd, '"de"'), strict=True)
+        for member in (*pairs(image, key), (f"{key}.json", b'{"alt": %s}' % alt.encode()))
+    ]
+    data_set = indexed(packed(members))
+    captions = {key: texts for key, texts, _ in data_set.samples(("caption", "alt"))}
+    assert (captions["0"], captions["2"]) == (("a disc", "en"), ("a disc", "de"))
+    frame = to_frame(read_sidecar(data_set.storage, data_set.manifest.shards[0]).select(["alt"]))
+    assert holds(frame, "alt == 'en'", "s", ["alt"]).tolist() == [True, False, False]
+    assert holds(frame, "alt != 'en'", "s", ["alt"]).tolist() == [False, True, True]
 
 
 def test_values_under_our_names_are_kept_beside_ours(indexed, image):
@@ -71,6 +89,9 @@ def test_values_under_our_names_are_kept_beside_ours(indexed, image):
     [
         (b"\xef\xbb\xbfa dog", "a dog"),
         ("a dög".encode("utf-16"), "a dög"),
+        ("a dög".encode("utf-32"), "a dög"),
+        (b"\0\0\xfe\xff" + "a dög".encode("utf-32-be"), "a dög"),
+        (b"a dog" + bytes(100), "a dog" + "\0" * 100),
         (b"a dog\r\n", "a dog\r\n"),
         ("狗".encode(), "狗"),
     ],
@@ -105,6 +126,13 @@ def test_a_txt_member_in_another_encoding_is_a_row_with_its_reason(indexed, imag
     assert "is not UTF-8" in rows[0]["error_message"]
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+def test_a_wide_txt_member_without_a_mark_is_a_row_with_its_reason(indexed, image, encoding):
+    (row,) = indexed(packed([("0.jpg", image), ("0.txt", "a red car".encode(encoding))])).rows
+    assert (row["reason"], row["caption"]) == ("bad_caption", "")
+    assert "UTF-16 without a byte order mark" in row["error_message"]
+
+
 @pytest.mark.parametrize(
     ("value", "caption"), [('"a dog"', "a dog"), ('["", "a dog", null]', "a dog"), ("7", "7"), ("[7]", "7")]
 )
@@ -119,6 +147,43 @@ def test_a_list_of_captions_is_several_captions_for_training(indexed, image):
     data_set = indexed(packed([*members, ("2.jpg", image)]), caption_key="alts")
     for place in ("caption", "json.alts"):
         assert data_set.samples((place,)) == [("0", ("a dog", "two"), image), ("1", ("one",), image)]
+
+
+@pytest.mark.parametrize(
+    ("value", "captions"),
+    [(b'["a", 7, null, "b"]', ("a", "7", "b")), (b'["a", 0.5, NaN, ""]', ("a", "0.5")), (b'"a"', ("a",))],
+)
+def test_the_index_and_training_take_the_same_captions_from_a_json_member(indexed, image, value, captions):
+    data_set = indexed(packed([("0.jpg", image), ("0.json", b'{"alt": %s}' % value)]), caption_key="alt")
+    for place in ("caption", "json.alt"):
+        assert data_set.samples((place,)) == [("0", captions, image)]
+
+
+@pytest.mark.parametrize(
+    ("odd", "problem"),
+    [
+        (b'{"alt": ["a", {"b": "c"}]}', "the list alt in its json member holds more than texts and numbers"),
+        (b'{"alt": ["a", true]}', "the list alt in its json member holds more than texts and numbers"),
+        (b'{"alt": "a", "alt": "b"}', "holds alt twice in its json member"),
+        (deep(200_000), "has no caption in json.alt"),
+    ],
+)
+def test_a_json_member_that_training_cannot_take_captions_from_is_named(indexed, image, odd, problem):
+    data_set = indexed(packed([*pairs(image, "0"), ("0.json", odd)]))
+    with pytest.raises(ManifestError, match=f"sample 0:? {problem}"):
+        data_set.samples(("json.alt",))
+
+
+def test_a_name_twice_with_values_that_differ_is_no_value(indexed, image):
+    odd = b'{"alt": "a", "n": 1, "alt": "b", "same": 2, "same": 2, "o": {"x": 1, "x": 2}}'
+    (row,) = indexed(packed([*pairs(image, "0"), ("0.json", odd)])).rows
+    assert ("alt" in row, row["n"], row["same"]) == (False, 1, 2)
+
+
+def test_a_caption_that_is_there_twice_is_a_row_with_its_reason(indexed, image):
+    (row,) = indexed(packed([("0.jpg", image), ("0.json", b'{"caption": "first", "caption": "second"}')])).rows
+    assert (row["reason"], row["caption"]) == ("bad_caption", "")
+    assert "holds caption twice" in row["error_message"]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline.dataset.json_members import caption_texts, parse_member
 from pipeline.dataset.manifest import Manifest, ManifestError, ShardRecord, locate_tar, read_samples, read_sidecar
 from pipeline.storage.base import Storage
 from training.data.range_cache import RangeCache
@@ -217,7 +217,7 @@ class ShardReader:
             if name in index.columns:
                 value = index.columns[name][position].as_py()
             elif name.startswith(IN_JSON):
-                value = _json_value(member("json"), name.removeprefix(IN_JSON))
+                value = _json_captions(member("json"), name.removeprefix(IN_JSON), key)
             elif name == "caption":
                 value = member("txt").decode("utf-8", "replace")
             else:
@@ -309,9 +309,17 @@ def _join(index: _ShardIndex, positions: range) -> tuple[int, int]:
     return index.span(positions[0])[0], index.span(positions[-1])[1]
 
 
-def _json_value(content: bytes, key: str) -> Any:
-    try:
-        record = json.loads(content)
-    except ValueError:
+def _json_captions(content: bytes, name: str, key: str) -> Any:
+    """Returns the value of a sample's json member under a name: text, or the texts of a list. Raises _DamagedError."""
+    found = parse_member(content)
+    if found is None:
         return None
-    return record[key] if isinstance(record, dict) and key in record else None
+    if name in found.repeated:
+        raise _DamagedError(f"sample {key} holds {name} twice in its json member, with values that differ; remove one")
+    value = found.values.get(name)
+    if not isinstance(value, list) or not any(isinstance(one, str) for one in value):
+        return value
+    texts = caption_texts(value)
+    if texts is None:
+        raise _DamagedError(f"sample {key}: the list {name} in its json member holds more than texts and numbers; correct it")
+    return texts

@@ -12,9 +12,10 @@ In: such a folder, or one split of it. Out: an `ImageSet`. Each rank indexes som
 
 from __future__ import annotations
 
+import hashlib
 import tarfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -80,6 +81,7 @@ class TarImageSet(ImageSet):
         self.num_samples = len(self._members)
         for member in self._members:
             self._check(member)
+        self._refuse_copies(tars, indices)
 
     def read(self, first: int, stop: int) -> list[RawSample]:
         members = self._members[first:stop]
@@ -118,6 +120,22 @@ class TarImageSet(ImageSet):
             remedy = "remove it, or correct nshards.txt" if promised and more and not missing else "fetch the data set again"
             raise ConfigError(f"{self.subject}: {folder}nshards.txt says {told}, {rule}; {remedy}")
         return promised
+
+    def _refuse_copies(self, tars: Sequence[str], indices: Sequence[_Index]) -> None:
+        """Raises ConfigError if a tar is the copy of another, as programs make it by the name `0 (1).tar`."""
+        alike: dict[tuple[_Member, ...], list[str]] = {}
+        for tar, index in zip(tars, indices, strict=True):
+            if index.members:
+                alike.setdefault(tuple(replace(member, tar="") for member in index.members), []).append(tar)
+        for several in (found for found in alike.values() if len(found) > 1):
+            first: dict[str, str] = {}
+            for tar in several:
+                with self._storage.open(tar, BUFFER_BYTES) as file:
+                    before = first.setdefault(hashlib.file_digest(file, "sha256").hexdigest(), tar)
+                if before != tar:
+                    raise ConfigError(
+                        f"{self.subject}: {tar} has the same bytes as {before}, so its samples would count twice; remove one"
+                    )
 
     def _check(self, member: _Member) -> None:
         subject = f"{self.subject}: {member.tar}: sample {member.key}"

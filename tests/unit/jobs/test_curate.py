@@ -1,5 +1,7 @@
 """jobs/curate.py without Ray: what it refuses, and the account of a selection. tests/system/test_curate.py runs it on Ray."""
 
+from pathlib import Path
+
 import pytest
 
 from jobs import curate
@@ -22,6 +24,7 @@ def test_bad_input_costs_no_cluster(data_set, tmp_path, capsys):
         ("curate.min_side_px=3",): "curate.data: is empty; name the folder",
         (data,): "curate: no rule is set; set keys of curate.*",
         (data, "--remove", "x", "--allow-missing"): "--allow-missing: allows --purge",
+        (data, "--materialize", "--allow-repeated"): "--allow-repeated: allows --remove",
         (data, "--purge"): "--purge: there is nothing to purge; list the samples with --remove FILE",
         (f"curate.data={tmp_path}", "curate.min_side_px=3"): "there is no data set",
         (data, "curate.where=nobody > 3"): "curate.where",
@@ -80,7 +83,7 @@ def take_down(make_data_set, tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(curate, "_choose", choose)
 
-    def job(lines, *options):
+    def job(lines, *options, storage=storage):
         (tmp_path / "lines.txt").write_text("".join(f"{line}\n" for line in lines))
         words = [f"curate.data={storage.uri}", "--remove", str(tmp_path / "lines.txt"), *options]
         code = run(curate.arguments(), curate.job, words)
@@ -131,3 +134,23 @@ def test_a_takedown_without_purge_names_missing_lines_and_stays_a_success_with_n
     assert "purged" not in text
     code, text, _ = take_down([])
     assert (code, "has no lines, so nothing was removed" in text) == (0, True)
+
+
+def test_a_key_of_different_samples_removes_none_of_them_without_a_sign(take_down, draw_shape, tmp_path):
+    from pipeline.config import IndexConfig
+    from pipeline.dataset.manifest import commit
+    from pipeline.versions.foreign_tars import index_tar
+    from tests.support.tars import packed, pairs
+
+    config = IndexConfig(output=str(tmp_path / "indexed"))
+    storage, tars = open_storage(config.output), [f"{tmp_path}/{number}.tar" for number in range(3)]
+    for tar, colour, more in zip(tars, ("red", "blue", "red"), ("a", "b", "c"), strict=True):
+        Path(tar).write_bytes(packed(pairs(draw_shape(colour, "disc", 0), "0", more)))
+    commit(storage, [index_tar(tar, config) for tar in tars])
+    code, text, _ = take_down(["0", "a"], storage=storage)
+    assert (code, len(read_manifest(storage).shards), read_manifest(storage).num_samples) == (EXIT_NOT_MEANT, 3, 6)
+    assert f"the key 0 is that of different samples, in {tars[0]}, {tars[1]}; nothing was removed" in text
+    assert take_down(["a"], storage=storage)[0] == 0
+    assert read_manifest(storage).num_samples == 5
+    assert take_down(["0"], "--allow-repeated", storage=storage)[0] == 0
+    assert read_manifest(storage).num_samples == 2

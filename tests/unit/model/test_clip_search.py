@@ -40,6 +40,19 @@ def test_unknown_tensors_beside_the_clip_are_refused(name):
         find_clip(CLIP | {name: torch.ones(1)})
 
 
+def test_one_clip_under_two_names_is_loaded_and_another_one_is_not():
+    """As a Lightning module saves a model that two of its attributes hold."""
+    twice = {f"{prefix}.{key}": value.clone() for prefix in ("model", "clip_model") for key, value in CLIP.items()}
+    found = find_clip({"state_dict": twice, "epoch": 3})
+    assert found.state.keys() == CLIP.keys()
+    assert found.notices[0] == (
+        "holds one CLIP under 2 names, `state_dict.clip_model` and `state_dict.model`, with the same weights"
+    )
+    for changed in ({"model.visual.proj": torch.zeros(2)}, {"model.visual.ln_post.weight": torch.ones(2)}):
+        with pytest.raises(ValueError, match="holds 2 CLIPs"):
+            find_clip({"state_dict": twice | changed})
+
+
 @pytest.mark.parametrize("name", ["best_avg_recall_state_dict", "schema", "swapped", "email_clip"])
 def test_a_name_that_only_begins_like_an_average_is_none(name):
     with pytest.raises(ValueError, match="holds 2 CLIPs"):

@@ -169,9 +169,11 @@ def test_other_preprocessing_is_refused_under_either_name_of_its_file(hugging_fa
         ("size", 48),
         ("crop_size", {"height": 32, "width": 48}),
         ("rescale_factor", 1 / 127.5),
+        ("image_processor_type", "ViTImageProcessor"),
+        ("feature_extractor_type", "ViTFeatureExtractor"),
     ],
 )
-def test_other_sizes_of_images_are_refused(hugging_face_folder, clip, key, value):
+def test_other_sizes_and_kinds_of_image_processors_are_refused(hugging_face_folder, clip, key, value):
     write(hugging_face_folder, preprocessor_config=preprocessor_config(clip.architecture) | {key: value})
     with pytest.raises(ValueError, match=rf"image_processor\.{key}=.*differs from"):
         load_clip("debug-vit", hugging_face_folder)
@@ -253,3 +255,43 @@ def test_a_torchscript_archive_is_loaded_only_where_that_is_allowed(name, tmp_pa
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(ValueError, match="is not a plain state dict"):
         load_clip(name, path, activation="quick_gelu", allow_torchscript=True)
+
+
+@pytest.mark.parametrize("share", [0.999, 0.95, 0.5, 0.1])
+def test_a_file_whose_tail_is_zeros_is_refused(clip, tmp_path, share):
+    path = tmp_path / "w.safetensors"
+    save_weights(clip, path)
+    content = path.read_bytes()
+    kept = int(share * len(content))
+    path.write_bytes(content[:kept] + bytes(len(content) - kept))
+    with pytest.raises(ValueError, match=r"zeros (within|in) .*, as if a download had stopped; download"):
+        load_clip("debug-vit", path)
+
+
+def test_newly_initialised_weights_are_no_tail_of_zeros(tmp_path):
+    from model.clip import CLIP
+    from model.config import get_architecture
+
+    save_weights(CLIP(get_architecture("debug-vit")), tmp_path / "w.safetensors")
+    load_clip("debug-vit", tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("file", ["vocab.json", "tokenizer.json"])
+def test_another_vocabulary_is_refused_and_the_published_one_is_not(clip, hugging_face_folder, file):
+    from model.vocabulary import vocabulary
+
+    ids = vocabulary()
+    swapped = ids | {"red</w>": ids["dog</w>"], "dog</w>": ids["red</w>"]}
+    for found, is_right in (
+        (ids, True),
+        (swapped, False),
+        (dict(list(ids.items())[1:]), False),
+        (ids | {"<new>": 49408}, False),
+    ):
+        content = {"model": {"type": "BPE", "vocab": found}} if file == "tokenizer.json" else found
+        (hugging_face_folder / file).write_text(json.dumps(content))
+        if is_right:
+            assert_is(clip, load_clip("debug-vit", hugging_face_folder)[0])
+        else:
+            with pytest.raises(ValueError, match=rf"{file}: the token .* in the paper's CLIP"):
+                load_clip("debug-vit", hugging_face_folder)

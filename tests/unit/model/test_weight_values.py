@@ -30,6 +30,19 @@ def test_every_damaged_tensor_is_counted_and_three_are_named():
         checked_values(state)
 
 
+@pytest.mark.parametrize("name", ["visual.proj", "transformer.resblocks.0.ln_1.weight", "visual.class_embedding"])
+def test_weights_that_no_training_makes_zero_are_refused(name):
+    shape = (2, 2) if name == "visual.proj" else (4,)
+    with pytest.raises(ValueError, match=rf"holds nothing but zeros in {name}, as if a download had stopped"):
+        checked_values({name: torch.zeros(shape), "other": torch.ones(2)})
+    assert checked_values({name: torch.eye(4)[0] if len(shape) == 1 else torch.eye(2)})
+
+
+@pytest.mark.parametrize("name", ["ln_final.bias", "transformer.resblocks.0.attn.in_proj_bias", "visual.layer1.0.bn3.weight"])
+def test_weights_that_begin_as_zeros_may_be_zero(name):
+    assert checked_values({name: torch.zeros(4)})
+
+
 @pytest.mark.parametrize("mask", [torch.full((4, 4), float("-inf")).triu(1), torch.ones(4, 4, dtype=torch.bool).triu(1)])
 def test_a_causal_mask_is_dropped(mask):
     assert checked_values({"attn_mask": mask}) == {}

@@ -47,6 +47,44 @@ def test_text_among_numbers_is_named_with_its_conversion():
         holds(to_frame(pa.table({"n": ["1"]})), "n > 0", "s", ["n"])
 
 
+@pytest.mark.parametrize(
+    ("texts", "works"),
+    [
+        (["1", "0.5", None], "n.astype('float64') > 0.7"),
+        (['"1"', "0.5", None], """n.str.strip('"').astype('float64') > 0.7"""),
+        (["1", "n/a", None], "n.astype('str') == '1'"),
+    ],
+)
+def test_the_conversion_in_the_message_works_on_the_values(texts, works):
+    frame = to_frame(pa.table({"n": texts}))
+    for condition in ("n > 0.7", "n == 1", "n != 1", "1 == n", "n in [1, 2]"):
+        with pytest.raises(InputError) as caught:
+            holds(frame, condition, "s", ["n"])
+        assert works.partition(" ")[0] in str(caught.value)
+    assert holds(frame, works, "s", ["n"]).tolist() == [True, False, False]
+
+
+def test_numbers_compared_with_a_number_in_quotes_are_refused(data_set):
+    frame = to_frame(pa.table({"n": [0, 1, None], "none": pa.nulls(3, pa.int64())}))
+    for condition in ("n == '0'", "none == '0' or n != '0'"):
+        with pytest.raises(
+            InputError, match=r"compares n with '0' in s, which none .* convert it, as in n\.astype\('float64'\)"
+        ):
+            holds(frame, condition, "s", ["n"])
+    assert holds(frame, "n != 'x' and none != '1'", "s", ["n"]).tolist() == [True] * 3
+
+
+def test_a_list_of_one_text_equals_it_and_one_of_several_equals_none():
+    frame = to_frame(pa.table({"a b": [["en"], ["p", "q"], ["de"], None, []], "n": [["en"], ["p", "q"], ["de"], None, []]}))
+    for name in ("`a b`", "n"):
+        assert holds(frame, f"{name} == 'en'", "s", ["n"]).tolist() == [True, False, False, False, False]
+        assert holds(frame, f"({name} != 'en') & ({name} != 'p')", "s", ["n"]).tolist() == [False, True, True, True, True]
+        assert holds(frame, f"{name} in ['en', 'de']", "s", ["n"]).tolist() == [True, False, True, False, False]
+    assert holds(frame, "n.str.len() == 2 or n.str[0] == 'en'", "s", ["n"]).tolist() == [True, True, False, False, False]
+    with pytest.raises(InputError, match=r"holds lists; compare one of their values, as in n\.str\[0\] == 'en'"):
+        holds(frame, "n == 'en' or n.str.len() == 2", "s", ["n"])
+
+
 def test_the_first_of_several_captions_stands_for_a_sample():
     assert first_captions(pa.chunked_array([[["a", "b"], [], None]])).to_pylist() == ["a", None, None]
     assert first_captions(pa.chunked_array([["a"]])).to_pylist() == ["a"]

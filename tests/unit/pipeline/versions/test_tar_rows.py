@@ -48,13 +48,28 @@ def test_of_the_rows_of_a_key_the_first_sample_stays(image):
     assert [row["reason"] for row in rows] == [SCATTERED, "success", REPEATED, "no_image"]
 
 
-def test_columns_have_one_type_or_are_json():
+def test_columns_have_one_type_or_are_text():
     values = [{"a": 2**64 - 1, "b": 2**70, "c": 1, "d": True}, {"a": 1, "b": None, "c": "x", "d": 3}, {}]
     rows = [row_of(group_of(txt=b""), IndexConfig()) | value for value in values]
     table = table_of(rows)
     assert [str(table[name].type) for name in "abcd"] == ["uint64", "string", "string", "string"]
-    assert table["c"].to_pylist() == ["1", '"x"', None]
+    assert table["c"].to_pylist() == ["1", "x", None]
     assert table["b"].to_pylist() == [str(2**70), None, None]
+
+
+@pytest.mark.parametrize(
+    ("values", "stored"),
+    [
+        (["en", 5, True, None], ["en", "5", "true", None]),
+        ([0, "0", 0.5, float("nan")], ["0", "0", "0.5", None]),
+        (["one", ["p", "q"], 7, None, []], [["one"], ["p", "q"], ["7"], None, []]),
+        (['"quoted"', 'say "x"', 1], ['"quoted"', 'say "x"', "1"]),
+        ([True, 3], ["true", "3"]),
+    ],
+)
+def test_text_beside_other_values_stays_as_it_was_written(values, stored):
+    rows = [row_of(group_of(txt=b""), IndexConfig()) | {"alt": value} for value in values]
+    assert table_of(rows)["alt"].to_pylist() == stored
 
 
 def test_names_that_differ_in_every_row_make_no_endless_table():

@@ -1,5 +1,6 @@
 """A tar that is not whole is refused with what is wrong, and each remedy that a message prints works."""
 
+import gzip
 import io
 import subprocess
 import tarfile
@@ -73,22 +74,49 @@ def test_what_is_not_whole_is_refused(names_of, content, message):
     assert "t.tar: is" in str(caught.value) or "t.tar: ends" in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [WHOLE[:END], WHOLE[:END] + bytes(2 * MAX_PADDING_BYTES), WHOLE + WHOLE])
-def test_the_remedy_in_the_message_works(names_of, tmp_path, content):
+@pytest.fixture
+def follow(tmp_path):
+    """Runs the command in the message of an error, in the folder of the tar."""
+
+    def run(error):
+        command = str(error.value).rpartition(": ")[2]
+        return subprocess.run(command, shell=True, cwd=tmp_path, stderr=subprocess.DEVNULL, check=False).returncode
+
+    return run
+
+
+@pytest.mark.parametrize("content", [WHOLE[:END], WHOLE[:END] + bytes(2 * MAX_PADDING_BYTES)])
+def test_the_remedy_in_the_message_works(names_of, follow, content):
     with pytest.raises(InputError) as caught:
-        names_of(content)
-    command = str(caught.value).rpartition(": " if "two" not in str(caught.value) else "two: ")[2]
-    subprocess.run(command, shell=True, cwd=tmp_path, check=True)
-    name = "FIRST.tar" if "FIRST" in command else "t.tar"
-    assert names_of(None, name) == ["a.jpg", "b.jpg"]
-    if name == "FIRST.tar":
-        assert names_of(None, "SECOND.tar") == ["a.jpg", "b.jpg"]
+        names_of(content, "a b.tar")
+    assert follow(caught) == 0
+    assert names_of(None, "a b.tar") == ["a.jpg", "b.jpg"]
 
 
-def test_a_compressed_tar_is_refused_with_the_command_that_decompresses_it(names_of, tmp_path):
-    import gzip
+def test_the_remedies_for_three_joined_tars_keep_the_samples_of_all(names_of, follow):
+    for content, name in ((WHOLE + tar_of("c.jpg") + tar_of("d.jpg"), "t 1.tar"), (None, "t 1.rest.tar")):
+        with pytest.raises(InputError, match="more follows") as caught:
+            names_of(content, name)
+        assert follow(caught) == 0
+    parts = [names_of(None, f"t 1.{part}.tar") for part in ("first", "rest.first", "rest.rest")]
+    assert parts == [["a.jpg", "b.jpg"], ["c.jpg"], ["d.jpg"]]
 
+
+@pytest.mark.parametrize("name", ["t.tar", "t.tar.gz", "T.TGZ", "t"])
+def test_no_remedy_writes_over_a_file_and_each_tar_has_names_of_its_own(names_of, follow, tmp_path, name):
+    for content in (WHOLE + WHOLE, gzip.compress(WHOLE)):
+        with pytest.raises(InputError) as caught:
+            names_of(content, name)
+        written = [part for part in str(caught.value).split() if part.rstrip(")").endswith((".first.tar", ".plain.tar"))]
+        (target,) = {tmp_path / part.rstrip(")") for part in written}
+        assert target.name.partition(".")[0] == name.partition(".")[0]
+        target.write_bytes(b"mine")
+        assert follow(caught) != 0
+        assert target.read_bytes() == b"mine"
+
+
+def test_a_compressed_tar_is_refused_with_the_command_that_decompresses_it(names_of, follow):
     with pytest.raises(InputError, match="compressed with gzip") as caught:
         names_of(gzip.compress(WHOLE), "a b.tar")
-    subprocess.run(str(caught.value).rpartition(": ")[2], shell=True, cwd=tmp_path, check=True)
-    assert names_of(None, "NEW.tar") == ["a.jpg", "b.jpg"]
+    assert follow(caught) == 0
+    assert names_of(None, "a b.plain.tar") == ["a.jpg", "b.jpg"]

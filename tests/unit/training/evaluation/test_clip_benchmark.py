@@ -1,6 +1,7 @@
 """Tars of the clip-benchmark community are read as they are, and refused if they are broken."""
 
 import io
+import shutil
 
 import pytest
 import torch
@@ -50,6 +51,17 @@ def test_tars_in_object_storage_are_read_like_those_on_a_disk(benchmark, bucket,
         storage.write(item.path, local.read(item.path))
     assert measure_zero_shot(clip, f"{bucket}/wds") == measure_zero_shot(clip, benchmark)
     assert measure_zero_shot(clip, f"{bucket}/wds/test") == measure_zero_shot(clip, benchmark)
+
+
+def test_a_copy_of_a_tar_is_refused(tmp_path, drawn_images, clip):
+    (extension, image), _ = drawn_images[0]
+    samples = [{extension: image + bytes([number]), "cls": b"%d" % (number % 2)} for number in range(3)]
+    uri = write_benchmark(tmp_path / "a", samples, names=("a", "b"))
+    (tmp_path / "a" / "test" / "nshards.txt").unlink()
+    assert measure_zero_shot(clip, uri), "tars with equal places and sizes are no copies"
+    shutil.copy(tmp_path / "a" / "test" / "0.tar", tmp_path / "a" / "test" / "0 (1).tar")
+    message = "test/0 (1).tar has the same bytes as test/0.tar, so its samples would count twice; remove one"
+    assert message in refusal(zero_shot={"uri": uri})
 
 
 def test_broken_tars_are_refused(tmp_path, drawn_images):
