@@ -48,7 +48,7 @@ from model.weight_values import checked_values
 __all__ = ["HUGGING_FACE_WEIGHTS", "OPEN_CLIP_WEIGHTS", "Weights", "choose_files", "files_of", "read_weights"]
 _MAX_PATHS, _MAX_DEPTH = 10_000, 4
 _TAIL_ROWS = 2
-"""So many rows of zeros at the end of the last matrix are no values that training has left; one may be of a dead unit."""
+"""Rows of zeros at the end of the last matrix that are no values which training has left; one may be of a dead unit."""
 _NAME_ELSEWHERE = re.compile(r"(hf-hub:)?[\w.-]+/[\w.-]+")
 
 

@@ -12,6 +12,7 @@ Precedence, later wins:
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -276,7 +277,9 @@ def _explain(error: Any, job: str | None) -> str:
     if error["type"] == "missing":
         return f"{path}: is required; set it in the recipe or on the command line"
     if error["type"] == "tuple_type":
-        shown = json.dumps(error["input"], ensure_ascii=False) if isinstance(error["input"], str | int | float) else "..."
+        typed = error["input"]
+        shown = "..." if not isinstance(typed, str | int | float) else json.dumps(typed, ensure_ascii=False)
+        shown = typed if isinstance(typed, str) and re.fullmatch(r"[A-Za-z]\w*", typed) else shown
         return f"{path}={error['input']!r}: is a list; write {shlex.quote(f'{path}=[{shown}]')}"
     rule = error["msg"].removeprefix("Value error, ")
     if path.startswith("cluster.runtime_env"):  # its value may hold a secret

@@ -142,7 +142,7 @@ def _is_number(text: object) -> bool:
 
 
 def _hint(column: pd.Series) -> str:
-    """How to compare a column of text with numbers; empty if it holds no text."""
+    """A way to compare a column of text with numbers; empty if it holds no text."""
     texts = [value for value in column if isinstance(value, str)]
     if not texts:
         return ""
@@ -150,7 +150,7 @@ def _hint(column: pd.Series) -> str:
         if all(_is_number(text.strip('"') if conversion else text) for text in texts):
             return f"text there; convert it, as in {column.name}{conversion}.astype('float64')"
     other = next(text for text in texts if not _is_number(text.strip('"')))
-    return f"text there, such as {other[:40]!r}, which is no number; compare texts, as in {column.name}.astype('str') == '7'"
+    return f"text there, such as {other[:40]!r}, not numbers; compare texts, as in {column.name}.astype('str') == '7'"
 
 
 def to_frame(table: pa.Table, missing: Iterable[str] = ()) -> pd.DataFrame:

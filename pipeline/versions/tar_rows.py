@@ -212,7 +212,7 @@ def _no_caption(message: str) -> Failure:
 
 
 def _json_member(member: Member) -> JsonMember | None:
-    """What a json member holds, as it can be stored; None if it is not an object that can be read."""
+    """The values of a json member, as they can be stored; None if it is not an object that can be read."""
     try:
         found = parse_member(_decode(member.content or b""))
     except UnicodeDecodeError:

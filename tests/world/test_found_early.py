@@ -458,7 +458,7 @@ def test_keys_of_another_model_than_the_one_that_is_evaluated_are_refused(data_s
     [
         ("data.captions=caption", "write 'data.captions=[caption]'"),
         ("model.lock=image", "write 'model.lock=[image]'"),
-        ("evaluation.zero_shot={uri: a, templates: 'a {c}'}", "write 'evaluation.zero_shot.templates=[a {c}]'"),
+        ("evaluation.zero_shot={uri: a, templates: 'a {c}'}", "write 'evaluation.zero_shot.templates=[\"a {c}\"]'"),
     ],
 )
 def test_a_text_where_a_list_belongs_is_not_taken_letter_by_letter_detectron2_1153(typed, remedy):

@@ -163,7 +163,7 @@ def test_a_value_that_is_null_at_first_and_text_later_is_kept(indexed, image):
     members = [
         (name, data if isinstance(data, bytes) else json.dumps({"tag": data, "list": []}).encode()) for name, data in members
     ]
-    assert [row["tag"] for row in indexed(packed(members)).rows] == [None, None, '"x"', '["a"]', "5"]
+    assert [row["tag"] for row in indexed(packed(members)).rows] == [None, None, ["x"], ["a"], ["5"]]
 
 
 def test_a_sample_of_another_program_in_each_part_is_still_one_sample(indexed, image):

@@ -66,6 +66,6 @@ def test_templates_without_a_place_are_refused_wherever_they_come_from(tmp_path,
 def test_a_probe_on_classes_that_training_does_not_show_is_refused(benchmark, data_set, as_folders, tmp_path):
     probe = {"train_uri": as_folders, "test_uri": benchmark}
     assert "holds classes that evaluation.linear_probe.train_uri=" in refusal(linear_probe=probe)
-    one = [{"jpg": b"x", "cls": b"0"}] * 3
+    one = [{"jpg": b"x%d" % number, "cls": b"0"} for number in range(3)]
     probe = {"train_uri": write_benchmark(tmp_path / "one", one), "test_uri": benchmark}
     assert "all samples are of class 0" in refusal(linear_probe=probe)

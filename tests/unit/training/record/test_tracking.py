@@ -3,6 +3,7 @@
 import json
 import subprocess
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -125,7 +126,8 @@ def test_a_broken_wandb_does_not_stop_the_record(data_set, tmp_path, monkeypatch
 
 
 def test_a_server_that_cannot_be_reached_does_not_stop_the_record(data_set, tmp_path, monkeypatch, caplog):
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
+    address = SimpleNamespace(settings=SimpleNamespace(base_url="http://127.0.0.1:9"))  # nobody listens there
+    monkeypatch.setattr("wandb.setup", lambda: address)
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setattr("training.record.lineage.SERVER_ANSWERS_WITHIN_S", 2.0)
     data_sets = [{"uri": data_set, "version": 1, "identity": "a" * 64}]
