@@ -249,7 +249,7 @@ def test_carelessly_written_tars_are_indexed_and_rewritten_as_ours(tmp_path):
     shard = rewrite(storage, list(record.shards), f"{record.id}-000")
     manifest = commit(storage, [record.model_copy(update={"shards": (shard,)})])
     assert [sample.key for sample in ShardReader(storage, manifest).read(0, 0, 2)] == keys[:2]
-    assert [row["score"] for row in read_sidecar(storage, shard).to_pylist()] == ["1", '"high"', None, None]
+    assert [row["score"] for row in read_sidecar(storage, shard).to_pylist()] == ["1", "high", None, None]
     with tarfile.open(storage.root / shard.tar_path) as tar:
         assert [name.rpartition(".")[0] for name in tar.getnames()[::2]] == keys[:2]
 
