@@ -165,10 +165,8 @@ def _train_on_this_worker(arguments: dict[str, Any]) -> Any:
         with Publisher(TRAINING, {"run": config.run.name}, ray.util.metrics) as metrics:
             link = RunLink(mailbox, metrics, ray_internals.removal_deadline)
             return asdict(train(config, world, link, launch))
-    except (
-        DivergedError,
-        EvaluationFailedError,
-    ) as error:  # every rank raises it; returned, so that Ray does not try the same again
+    except (DivergedError, EvaluationFailedError) as error:
+        # every rank raises it; returned, so that Ray does not try the same again
         return {"ended": str(error)}
     except (RunError, ManifestError) as error:  # this rank's alone: the others fail as they miss it, and end when started again
         if not (isinstance(error, RunTakenError) and error.by_own_launch):

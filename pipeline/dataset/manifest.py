@@ -24,7 +24,7 @@ from pipeline.dataset.columns import take_rows
 from pipeline.errors import InputError, StorageAwayError
 from pipeline.storage.address import open_storage
 from pipeline.storage.base import Storage
-from pipeline.storage.parquet import read_parquet
+from pipeline.storage.parquet import parquet_columns, read_parquet
 
 FOLDER = "manifests"
 UNLISTED_ATTEMPTS, UNLISTED_PAUSE_S = 8, 0.05
@@ -287,13 +287,21 @@ def _without_overlaps(held: Iterable[PartitionRecord], records: list[PartitionRe
     return new
 
 
-def read_sidecar(storage: Storage, shard: ShardRecord, columns: Sequence[str] | None = None) -> pa.Table:
+def read_sidecar(
+    storage: Storage, shard: ShardRecord, columns: Sequence[str] | None = None, if_there: Sequence[str] = ()
+) -> pa.Table:
     """Reads a shard's sidecar, or some of its columns; failed rows are included.
+
+    Args:
+        if_there: more columns, of which a sidecar may lack some.
 
     Raises:
         ManifestError: the sidecar is missing, or its sha256 is not the one in the manifest.
     """
     data = _read_checked(storage, shard.sidecar_path, shard.sidecar_sha256, "sidecar")
+    if columns is not None and if_there:
+        held = set(parquet_columns(data))
+        columns = [*dict.fromkeys([*columns, *(name for name in if_there if name in held)])]
     return read_parquet(data, columns)
 
 
@@ -310,9 +318,13 @@ def _storage_at(uri: str) -> Storage:
     return open_storage(uri)
 
 
-def read_samples(storage: Storage, shard: ShardRecord, columns: Sequence[str]) -> pa.Table:
-    """Reads the sidecar's rows of the samples that this version holds, in order. Raises ManifestError."""
-    table = read_sidecar(storage, shard, [*dict.fromkeys([*columns, "status"])])
+def read_samples(storage: Storage, shard: ShardRecord, columns: Sequence[str], if_there: Sequence[str] = ()) -> pa.Table:
+    """Reads the sidecar's rows of the samples that this version holds, in order. Raises ManifestError.
+
+    Args:
+        if_there: more columns, of which a sidecar may lack some.
+    """
+    table = read_sidecar(storage, shard, [*dict.fromkeys([*columns, "status"])], if_there)
     rows = pc.indices_nonzero(pc.equal(table["status"], "success"))
     if len(rows) != shard.tar_samples:
         raise ManifestError(
@@ -320,7 +332,8 @@ def read_samples(storage: Storage, shard: ShardRecord, columns: Sequence[str]) -
             f"{shard.tar_samples}; restore the sidecar"
         )
     chosen = rows if shard.selection is None else rows.take(read_selection(storage, shard.selection))
-    return take_rows(table.select(list(columns)), chosen)
+    found = [name for name in if_there if name in table.column_names]
+    return take_rows(table.select([*dict.fromkeys([*columns, *found])]), chosen)
 
 
 def read_selection(storage: Storage, selection: Selection) -> pa.Array:

@@ -8,7 +8,6 @@ any other table is streamed, and rows that are already held are checked for chan
 from __future__ import annotations
 
 import logging
-import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -41,7 +40,7 @@ from pipeline.ingest.tables import (
     without_row_text,
 )
 from pipeline.ingest.text_tables import READER, is_delimited, open_text_table
-from pipeline.storage.address import open_storage
+from pipeline.storage.address import open_storage, real_address
 from pipeline.storage.base import Storage
 from pipeline.storage.put_if_absent import ensure_put_if_absent
 
@@ -146,14 +145,7 @@ def plan_ingest(config: IngestConfig, dry_run: bool = False, output_is_checked: 
         )
     storage = open_storage(config.output, bool(config.single_writer))
     manifest = read_manifest(storage) if list_versions(storage) else None
-    spellings = {_real(record.input_path): record.input_path for record in manifest.partitions} if manifest else {}
-    first = {_real(table): table for table in reversed(listed)} | {table: table for table in listed if _real(table) == table}
-    tables = list(dict.fromkeys(spellings.get(_real(table), first[_real(table)]) for table in listed))
-    if len(tables) < len(listed):
-        links = [table for table in listed if first[_real(table)] != table]
-        logger.warning(
-            "ingest.input=%s: skipped links to tables that are there too: %s", config.input, ", ".join(links[:3]) or listed[0]
-        )
+    tables = _each_once(config.input, listed, [record.input_path for record in manifest.partitions] if manifest else [])
     fingerprint = options_fingerprint(config)
     finished = {item.path for item in storage.list("partitions/")}
     notes_there = {item.path for item in storage.list(INPUTS)}
@@ -329,9 +321,17 @@ class _Planner:
             self._storage.write_file(path, Path(folder) / "rows.parquet")
 
 
-def _real(table: str) -> str:
-    """A table's address without `..` and links, by which it is recognised under any spelling."""
-    return table if "://" in table else os.path.realpath(table)
+def _each_once(pattern: str, listed: Iterable[str], held: Iterable[str]) -> list[str]:
+    """The tables without links to others of them, under the addresses by which the data set knows them."""
+    by_file: dict[str, list[str]] = {}
+    for table in listed:
+        by_file.setdefault(real_address(table), []).append(table)
+    known = {real_address(table): table for table in held}
+    kept = {file: file if file in alike else alike[0] for file, alike in by_file.items()}
+    links = [table for file, alike in by_file.items() for table in alike if table != kept[file]]
+    if links:
+        logger.warning("ingest.input=%s: skipped links to tables that are there too, such as %s", pattern, links[0])
+    return [known.get(file, table) for file, table in kept.items()]
 
 
 def _held_ranges(manifest: Manifest | None, table: str, fingerprints: set[str]) -> list[PartitionRecord]:

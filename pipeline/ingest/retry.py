@@ -23,6 +23,7 @@ from pipeline.storage.base import Storage
 
 FOLDER = "retries"
 RETRY_OF = "retry_of"
+RETRY_TABLE = re.compile(rf"/{FOLDER}/[0-9a-f]{{16}}-[0-9a-f]{{12}}\.parquet$")
 
 
 def write_retry_tables(storage: Storage, manifest: Manifest, reasons: Sequence[str], config: IngestConfig) -> int:
@@ -40,7 +41,7 @@ def write_retry_tables(storage: Storage, manifest: Manifest, reasons: Sequence[s
 
 def in_retries(table: str) -> bool:
     """True for a table that `write_retry_tables` wrote."""
-    return f"/{FOLDER}/" in table
+    return RETRY_TABLE.search(table) is not None
 
 
 def retried_partition(table: str) -> str:

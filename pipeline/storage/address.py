@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from pipeline.errors import StorageError
 from pipeline.storage.base import Storage
 from pipeline.storage.local import LocalStorage
@@ -21,6 +23,11 @@ def open_storage(uri: str, single_writer: bool = False) -> Storage:
     storage = _open(uri)
     storage.single_writer = single_writer
     return storage
+
+
+def real_address(address: str) -> str:
+    """A file's address without `..` and links on the way, which is the same for all paths that lead to it."""
+    return address if "://" in address else os.path.realpath(address)
 
 
 def _open(uri: str) -> Storage:

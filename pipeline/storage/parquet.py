@@ -22,3 +22,8 @@ def read_parquet(file: bytes | BinaryIO | io.BufferedIOBase, columns: Sequence[s
     source = io.BytesIO(file) if isinstance(file, bytes) else file
     wanted = None if columns is None else list(columns)
     return pq.read_table(source, columns=wanted, use_threads=False, pre_buffer=False)
+
+
+def parquet_columns(file: bytes) -> list[str]:
+    """The names of a file's columns, from its end alone. Raises pa.ArrowInvalid: it is not a parquet file."""
+    return list(pq.read_schema(io.BytesIO(file)).names)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import re
 import tempfile
 from collections import Counter
@@ -31,7 +30,7 @@ from pipeline.dataset.manifest import (
 from pipeline.dataset.tar_members import Skipped, group_members
 from pipeline.errors import InputError
 from pipeline.ingest.tables import list_files
-from pipeline.storage.address import open_storage
+from pipeline.storage.address import open_storage, real_address
 from pipeline.storage.base import Storage
 from pipeline.versions.tar_rows import is_read, mark_repeated, mark_scattered, row_of, table_of
 from pipeline.versions.whole_tar import COMPRESSED_SUFFIXES, HashedTar, open_whole
@@ -72,8 +71,8 @@ def plan_index(config: IndexConfig, manifest: Manifest | None) -> list[str]:
     """Addresses of the tars that the data set does not hold yet. Raises InputError if the input has no tars."""
     if not config.output:
         raise InputError("index.output: is empty; name the folder or the s3://bucket/prefix of the data set")
-    held = {_real(record.input_path): record for record in manifest.partitions} if manifest else {}
-    tars = {tar: held.get(_real(tar)) for tar in _list_tars(config)}
+    held = {real_address(record.input_path): record for record in manifest.partitions} if manifest else {}
+    tars = {tar: held.get(real_address(tar)) for tar in _list_tars(config)}
     prints = {tar: record.options_fingerprint for tar, record in tars.items() if record}
     other = next((tar for tar in prints if prints[tar] != _fingerprint(config)), None)
     if other is not None and prints[other] == FINGERPRINT:
@@ -95,11 +94,6 @@ def plan_index(config: IndexConfig, manifest: Manifest | None) -> list[str]:
     return [tar for tar, record in tars.items() if record is None]
 
 
-def _real(tar: str) -> str:
-    """The address of a tar without links on the way, which is the same for all paths that lead to it."""
-    return tar if "://" in tar else os.path.realpath(tar)
-
-
 def _fingerprint(config: IndexConfig) -> str:
     return f"{FINGERPRINT} {config.caption_key}" if config.caption_key else FINGERPRINT
 
@@ -117,7 +111,7 @@ def _list_tars(config: IndexConfig) -> list[str]:
     hidden = [tar for tar in found if not tar.startswith(own) and tar not in set(tars)]
     if hidden:
         logger.warning("skipped %d hidden files, such as %s", len(hidden), hidden[0])
-    real = {tar: _real(tar) for tar in tars}
+    real = {tar: real_address(tar) for tar in tars}
     first = {real[tar]: tar for tar in reversed(tars)} | {tar: tar for tar in tars if real[tar] == tar}
     twice = [tar for tar in tars if first[real[tar]] != tar]
     if twice:
@@ -131,13 +125,13 @@ def _list_tars(config: IndexConfig) -> list[str]:
 
 def count_newest_samples(config: IndexConfig, storage: Storage) -> int:
     """Samples of those of the input's tars that were indexed last, when they were; other tars may have been indexed since."""
-    tars = set(map(_real, _list_tars(config)))
+    tars = set(map(real_address, _list_tars(config)))
     versions = list_versions(storage)
     newer = read_manifest(storage, versions[-1]).partitions
     for version in reversed([0, *versions[:-1]]):
         older = read_manifest(storage, version).partitions if version else ()
         known = {record.id for record in older}
-        added = [record for record in newer if record.id not in known and _real(record.input_path) in tars]
+        added = [record for record in newer if record.id not in known and real_address(record.input_path) in tars]
         if added:
             return sum(record.counts.get("success", 0) for record in added)
         newer = older

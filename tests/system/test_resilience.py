@@ -86,7 +86,7 @@ def settings_of(data_set, folder, *overrides):
         f"data.uri={data_set}",
         f"run.dir={folder}",
         *SLOW,
-        "cluster.resize_every_s=2",
+        *["cluster.resize_every_s=2"] * any(override.startswith("cluster.num_workers=[") for override in overrides),
         "checkpoint.every_steps=5",
         *overrides,
     )

@@ -245,9 +245,12 @@ class ShardReader:
 
     def _read_index(self, shard: int) -> _ShardIndex:
         record = self.manifest.shards[shard]
-        columns = self._caption_columns(record)
+        wanted = [name for name in self._captions if name != "caption" and not name.startswith(IN_JSON)]
         places = [f"{member}_{what}" for member in _MEMBERS for what in ("offset", "size")]
-        table = read_samples(self.storage, record, ["key", "sha256", "caption", *places])
+        table = read_samples(self.storage, record, ["key", "sha256", "caption", *places], wanted)
+        columns = {name: table[name] for name in wanted if name in table.column_names}
+        if not columns and wanted and len(wanted) == len(self._captions):
+            raise self._missing_column(record, wanted[0])
         members = ["jpg", *(["json"] if any(name.startswith(IN_JSON) for name in self._captions) else [])]
         if "caption" in self._captions:
             if table["txt_offset"].null_count:  # tars that others wrote may keep captions in their json
@@ -267,20 +270,12 @@ class ShardReader:
             columns=columns,
         )
 
-    def _caption_columns(self, record: ShardRecord) -> dict[str, pa.ChunkedArray]:
-        """Returns the columns of captions that a shard has, besides `caption`. Raises MissingColumnError."""
-        wanted = [name for name in self._captions if name != "caption" and not name.startswith(IN_JSON)]
-        if not wanted:
-            return {}
-        held = read_sidecar(self.storage, record).column_names
-        found = [name for name in wanted if name in held]
-        if not found and len(wanted) == len(self._captions):
-            raise MissingColumnError(
-                f"column {wanted[0]}: {self.storage.address(record.sidecar_path)} has {', '.join(held)}; name one of them "
-                f"in {self._captions_key}: of several, those that a shard has are used"
-            )
-        table = read_samples(self.storage, record, found) if found else None
-        return {} if table is None else {name: table[name] for name in found}
+    def _missing_column(self, record: ShardRecord, name: str) -> MissingColumnError:
+        held = ", ".join(read_sidecar(self.storage, record).column_names)
+        return MissingColumnError(
+            f"column {name}: {self.storage.address(record.sidecar_path)} has {held}; name one of them in "
+            f"{self._captions_key}: of several, those that a shard has are used"
+        )
 
 
 class _DamagedError(Exception):

@@ -19,6 +19,8 @@ from pipeline.ingest.plan import options_fingerprint
 from pipeline.storage.address import open_storage
 
 CONFIG = IngestConfig()
+A, B, C, D = (letter * 16 for letter in "abcd")
+"""Ids of partitions."""
 NOW = datetime(2026, 11, 28, 3, 15, tzinfo=UTC)
 
 
@@ -43,6 +45,11 @@ def record(name: str, rows: int, successes: int, table: str = "/t.csv", reason: 
         counts={reason: count for reason, count in counts.items() if count},
         shards=(shard,),
     )
+
+
+def retries_of(partition: str) -> str:
+    """The table with rows of a partition that are tried again."""
+    return f"/out/retries/{partition}-{'0' * 12}.parquet"
 
 
 def manifest(*records: PartitionRecord) -> Manifest:
@@ -116,31 +123,31 @@ def test_a_verdict_stands_until_rows_of_the_same_tables_succeed(newest_first, re
 
 
 def test_rows_of_earlier_releases_which_kept_no_outcomes_are_judged_as_one_run():
-    assert "0 of 300 rows" in standing_shortfall(manifest(record("a", 300, 0)), [], {"/t.csv"}, CONFIG, False, False)
-    retried = manifest(record("a", 300, 0), record("b", 300, 40, "/out/retries/a-0123.parquet"))
+    assert "0 of 300 rows" in standing_shortfall(manifest(record(A, 300, 0)), [], {"/t.csv"}, CONFIG, False, False)
+    retried = manifest(record(A, 300, 0), record(B, 300, 40, retries_of(A)))
     assert standing_shortfall(retried, [], {"/t.csv"}, CONFIG, False, False) is None, "40 of the 300 are samples now"
 
 
 def test_held_rows_are_counted_once_and_by_reason_unless_some_were_retried():
-    first = record("a", 300, 200)
-    held = count_held(manifest(first, record("c", 9, 9, "/other.csv")), {"/t.csv"}, frozenset())
+    first = record(A, 300, 200)
+    held = count_held(manifest(first, record(C, 9, 9, "/other.csv")), {"/t.csv"}, frozenset())
     assert (held.rows, held.without_sample, held.reasons, held.all_failed) == (300, 100, {"http_404": 100}, True)
-    again = [record("b", 100, 30, "/out/retries/a-0123.parquet"), record("d", 70, 5, "/out/retries/b-0123.parquet")]
+    again = [record(B, 100, 30, retries_of(A)), record(D, 70, 5, retries_of(B))]
     held = count_held(manifest(first, *again), {"/t.csv"}, frozenset(["too_small"]))
     assert (held.rows, held.without_sample, held.reasons) == (300, 65, {})
-    dropped = count_held(manifest(record("a", 3, 1, reason="too_small")), {"/t.csv"}, frozenset(["too_small"]))
+    dropped = count_held(manifest(record(A, 3, 1, reason="too_small")), {"/t.csv"}, frozenset(["too_small"]))
     assert not dropped.all_failed
 
 
 def test_a_retry_of_a_retry_comes_from_the_first_table():
     records = [
-        record("a", 3, 0),
-        record("b", 3, 0, "/out/retries/a-01.parquet"),
-        record("c", 3, 0, "/out/retries/b-01.parquet"),
+        record(A, 3, 0),
+        record(B, 3, 0, retries_of(A)),
+        record(C, 3, 0, retries_of(B)),
     ]
     lineage = Lineage(manifest(*records))
-    assert lineage.sources(["/out/retries/c-01.parquet", "/u.csv"]) == {"/t.csv", "/u.csv"}
-    assert {one.id for one in lineage.of_tables({"/t.csv"})} == {"a", "b", "c"}
+    assert lineage.sources([retries_of(C), "/u.csv"]) == {"/t.csv", "/u.csv"}
+    assert {one.id for one in lineage.of_tables({"/t.csv"})} == {A, B, C}
 
 
 def test_a_run_that_is_killed_after_its_first_commit_leaves_its_outcome(tmp_path):
@@ -149,20 +156,20 @@ def test_a_run_that_is_killed_after_its_first_commit_leaves_its_outcome(tmp_path
     assert read_outcomes(storage) == [], "a run without work writes nothing"
     ledger.close(set())
     assert read_outcomes(storage) == []
-    ledger.add([record("a", 150, 0)])
+    ledger.add([record(A, 150, 0)])
     (early,) = read_outcomes(storage)
-    ledger.add([record("b", 150, 100), record("c", 50, 50)])
-    ledger.close({"a", "b"})
+    ledger.add([record(B, 150, 100), record(C, 50, 50)])
+    ledger.close({A, B})
     (late,) = read_outcomes(storage)
     assert (early.rows, early.successes, late.rows, late.successes) == (150, 0, 300, 100), "another run committed c"
-    assert late.partitions == ["a", "b"]
+    assert late.partitions == [A, B]
 
 
 def test_the_history_is_what_was_fetched_before_and_the_new_keys_change_no_fingerprint(tmp_path):
     storage = open_storage(str(tmp_path))
-    before = commit(storage, [record("a", 200, 150), record("b", 50, 1, "/out/retries/a-0123.parquet")])
+    before = commit(storage, [record(A, 200, 150), record(B, 50, 1, retries_of(A))])
     ledger = Ledger(storage, CONFIG, ["/t.csv"], before)
-    ledger.add([record("c", 5, 5)])
+    ledger.add([record(C, 5, 5)])
     (one,) = read_outcomes(storage)
     assert (one.history_rows, one.history_successes) == (200, 150), "retries are no first attempts"
     changed = IngestConfig(min_success_share=0.9, min_share_of_history=0)

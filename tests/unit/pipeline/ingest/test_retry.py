@@ -88,3 +88,11 @@ def test_an_input_may_have_a_column_with_the_name_of_ours(config, web, draw_shap
     assert first["retry_of"] == "mine"
     assert (second["retry_of"], third["retry_of"]) == (first["key"], second["key"])
     assert second["source_retry_of"] == third["source_retry_of"] == "mine"
+
+
+def test_a_folder_of_a_persons_own_that_is_called_retries_holds_no_retries(config, tmp_path):
+    (tmp_path / "retries").mkdir()
+    (tmp_path / "t.csv").rename(tmp_path / "retries" / "t.csv")
+    config = config.model_copy(update={"input": str(tmp_path / "retries" / "t.csv")})
+    ingest(config)
+    assert retry(config, "http_404") == 1
