@@ -119,7 +119,7 @@ def _start_afresh(storage: Storage) -> None:
 
 def _ingest(pairs: list[Pair], uris: dict[str, str], config: Config) -> None:
     """Ingests each split's table into its data set, over HTTP."""
-    from jobs.demonstration.drawings import serve, write_tables
+    from jobs.demonstration.drawings import NUM_BROKEN, serve, write_tables
     from pipeline.ingest.driver import run_ingest
 
     quieten_ray_data()
@@ -128,6 +128,8 @@ def _ingest(pairs: list[Pair], uris: dict[str, str], config: Config) -> None:
             if _count(pairs, split) == 0:
                 continue
             print(f"\ningesting {split} from {address} into {uris[split]}", flush=True)
+            if split == "train":
+                print(f"(its table has {NUM_BROKEN} broken rows on purpose, to show how failures are reported)", flush=True)
             print(run_ingest(config.ingest.model_copy(update={"input": str(table), "output": uris[split]})), flush=True)
 
 

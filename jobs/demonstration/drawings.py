@@ -113,7 +113,7 @@ def _rows(pairs: list[Pair], address: str) -> dict[str, list[dict[str, str]]]:
     for pair in pairs:
         rows[pair.split].append(_row(pair, f"{address}/{pair.name}.png"))
     good = rows["train"][0]
-    for url in (*(f"{address}/{name}.png" for name in (*BROKEN, "gone-1", "gone-2", "gone-3")), *DEAD_LINKS):
+    for url in (*(f"{address}/{name}.png" for name in (*BROKEN, *GONE)), *DEAD_LINKS):
         rows["train"].append(good | {"url": url})
     rows["train"].append(good | {"caption": " "})
     return rows
@@ -125,12 +125,18 @@ BROKEN = {
     "empty": lambda png: b"",
 }
 """Broken files on the server: name -> content, made from a good image."""
+GONE = ("gone-1", "gone-2", "gone-3")
+"""Files that the server does not have."""
 DEAD_LINKS = (
     "http://127.0.0.1:1/nobody-listens.png",
     "http://name.invalid/no-such-host.png",
     "http://169.254.169.254/latest/meta-data/",
     "file:///etc/hostname",
 )
+
+
+NUM_BROKEN = len(BROKEN) + len(GONE) + len(DEAD_LINKS) + 1
+"""Rows of the training table that become no samples, to show how failures are reported; the last one has no caption."""
 
 
 @contextmanager

@@ -23,6 +23,8 @@ from pipeline.storage.url_credentials import without_userinfo
 
 DROPPED = frozenset({"bad_caption", "empty_caption", "short_caption", "long_caption", "too_small", "aspect_ratio"})
 """Reasons of rows that a rule dropped: all of the status `dropped`."""
+SYSTEM_FOLDERS = ("/boot", "/etc", "/proc", "/sys")
+"""Folders that no table of images needs, and whose files may be secret."""
 LONGEST_URL = 120
 ALLOWED = frozenset({"bad_url", "unknown_scheme", "address_refused"})
 """Reasons of rows whose addresses a setting may allow."""
@@ -115,7 +117,10 @@ def _schemes(reason: str, rows: Sequence[FailedRow], fetch: FetchConfig) -> str:
 
 
 def _paths(reason: str, rows: Sequence[FailedRow], fetch: FetchConfig) -> str:
-    folders = {str(PurePosixPath(path).parent) for row in rows if (path := _path(row.url)).startswith("/")}
+    asked = {PurePosixPath(path).parent for row in rows if (path := _path(row.url)).startswith("/")}
+    folders = {str(folder) for folder in asked if not any(folder.is_relative_to(one) for one in SYSTEM_FOLDERS)}
+    if asked and not folders:
+        return "these are files of the system, which may be secret: leave them refused, and remove these rows, in a new table"
     common = os.path.commonpath(folders) if folders else ""
     named = [common] if common not in ("", "/") else sorted(folders - {"/"})[:3] or ["FOLDER"]
     add = _setting("ingest.fetch.allow_files", [*fetch.allow_files, *(one for one in named if one not in fetch.allow_files)])
@@ -211,7 +216,7 @@ FIXED = {
     "too_many_pixels": f"raise ingest.image.max_pixels, {_NEW_OUTPUT}",
     "too_small": f"lower ingest.image.min_side_px, {_NEW_OUTPUT}",
     "aspect_ratio": f"raise ingest.image.max_aspect_ratio, {_NEW_OUTPUT}",
-    "empty_caption": f"is ingest.caption_column the right column? Set it, {_NEW_OUTPUT}",
+    "empty_caption": f"these rows have no caption; if all are so, set ingest.caption_column to another column, {_NEW_OUTPUT}",
     "short_caption": f"lower ingest.caption.min_words and min_characters, {_NEW_OUTPUT}",
     "long_caption": f"raise ingest.caption.max_characters, {_NEW_OUTPUT}",
     "bad_caption": "write these captions as UTF-8 in a new table, and ingest that",

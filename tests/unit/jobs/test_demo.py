@@ -6,7 +6,7 @@ import pytest
 
 from jobs.cli.config import load_config
 from jobs.demo import MARKER, _start_afresh, arguments, job
-from jobs.demonstration.drawings import BROKEN, DEAD_LINKS, render_pairs
+from jobs.demonstration.drawings import NUM_BROKEN, render_pairs
 from pipeline.errors import ConfigError
 from pipeline.storage.address import open_storage
 
@@ -21,7 +21,7 @@ def test_images_for_another_web_server_are_those_of_the_table_and_nothing_else_i
     pairs = render_pairs(3)
     trained = [pair for pair in pairs if pair.split == "train"]
     assert [row["caption"] for row in rows[: len(trained)]] == [pair.caption for pair in trained]
-    assert len(rows) == len(trained) + len(BROKEN) + 3 + len(DEAD_LINKS) + 1
+    assert len(rows) == len(trained) + NUM_BROKEN
     names = [row["url"].removeprefix("http://127.0.0.1:1234/") for row in rows[: len(trained)]]
     assert [(tmp_path / "images" / name).read_bytes() for name in names] == [pair.png for pair in trained]
     assert (tmp_path / "images" / "html.png").read_bytes().startswith(b"<!doctype html>")

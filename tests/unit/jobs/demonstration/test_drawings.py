@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from jobs.demonstration.drawings import BROKEN, DEAD_LINKS, DUPLICATE_PX, TONES, render_pairs, serve, write_tables
+from jobs.demonstration.drawings import DUPLICATE_PX, NUM_BROKEN, TONES, render_pairs, serve, write_tables
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_the_split_is_the_same_every_time_and_captions_are_names(pairs):
 def test_the_training_table_has_dead_links_and_broken_files(pairs, tmp_path):
     tables = write_tables(pairs, "http://127.0.0.1:1234", tmp_path)
     rows = {split: pq.read_table(table).to_pylist() for split, table in tables.items()}
-    assert len(rows["train"]) == sum(pair.split == "train" for pair in pairs) + len(BROKEN) + 3 + len(DEAD_LINKS) + 1
+    assert len(rows["train"]) == sum(pair.split == "train" for pair in pairs) + NUM_BROKEN
     assert len(rows["heldout"]) == sum(pair.split == "heldout" for pair in pairs)
     assert set(rows["heldout"][0]) == {"url", "caption", "concept", "tone"}
 

@@ -86,6 +86,8 @@ def test_no_line_is_for_a_reason_that_no_row_can_have():
         ("bad_url", [""], "the URL is empty", "ingest.url_column"),
         ("bad_url", ["http://u:p@e.org/1"], "the URL holds a user name or a password", "must not hold a user name"),
         ("unknown_scheme", ["file:///data/1.jpg"], "file: is not fetched", "ingest.fetch.allow_files=[/data]"),
+        ("unknown_scheme", ["file:///etc/passwd"], "file: is not fetched", "leave them refused"),
+        ("unknown_scheme", ["file:///etc/a/b", "file:///data/1.jpg"], "file: is not fetched", "allow_files=[/data]"),
         ("unknown_scheme", ["s3://b/a/1.jpg"], "s3: is not fetched", "ingest.fetch.allow_s3=[s3://b/]"),
         ("unknown_scheme", ["gs://b/a/1.jpg"], "gs: is not fetched", "ingest.bytes_column"),
         ("address_refused", ["http://h/1"], refused("10.0.0.7"), "allow_addresses=[10.0.0.7/32]"),
