@@ -19,22 +19,14 @@ import numpy as np
 import simplejpeg
 import torch
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import Image
+
+from model.image_files import HARMLESS, orientation, prepare_transparency, refuse_lost_pixels, to_rgb
 
 MARGIN = 2
 """A JPEG is decoded at a reduced scale only while both sides stay at least this many times the target."""
 Pixels = NDArray[np.uint8]
 """(H, W, 3), RGB."""
-PNG_DEPTH = 24
-"""Place of the bits a value in a PNG."""
-XMP = ("xmp", "XML:com.adobe.xmp")
-"""Pillow's names for metadata whose orientation browsers ignore, and which it would take."""
-WHITE_IS_ZERO = 262, 0
-"""TIFF's tag for the meaning of grey values, and the one for which 0 is white."""
-HARMLESS = ("extraneous bytes before marker", "unknown JFIF revision", "unknown Adobe color transform")
-"""libjpeg's words for what costs no pixels."""
-DAMAGES = ("premature end of data segment", "bad Huffman code", "restart marker")
-"""libjpeg's words for pixels that are lost."""
 _TURNS: dict[Any, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -106,45 +98,6 @@ def resize(pixels: Pixels, width: int, height: int, out: Pixels | None = None) -
     return out
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Converts any of Pillow's modes to RGB: transparency on white, 16 bits scaled to 8. Raises ValueError for 32-bit grey."""
-    if image.mode == "F" or (image.mode == "I" and not _are_16_bits(image)):
-        raise ValueError("32-bit grey values have no range that says which are black and white; convert them to 8 or 16 bits")
-    if image.mode.startswith("I"):
-        # 16-bit grey; Pillow's own conversion would clip it to white.
-        deep = np.asarray(image).astype(np.int64)
-        if getattr(image, "tag_v2", {}).get(WHITE_IS_ZERO[0]) == WHITE_IS_ZERO[1]:
-            deep = 65535 - deep
-        shades = (deep // 257).astype(np.uint8)
-        if "transparency" in image.info:
-            shades = np.where(deep == image.info["transparency"], 255, shades).astype(np.uint8)
-        return Image.fromarray(shades).convert("RGB")
-    if image.format == "BMP" and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0):
-        return image.convert("RGB")  # its fourth byte is not used
-    if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        paper = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-        return Image.alpha_composite(paper, layer).convert("RGB")
-    return image.convert("RGB")
-
-
-def _prepare_transparency(image: Image.Image, data: bytes | memoryview) -> None:
-    """Brings a PNG's transparent colour to the 8 bits that Pillow decodes 2 and 4 bits of grey, and 16 of colour, to."""
-    colour = image.info["transparency"] if image.format == "PNG" and "transparency" in image.info else None
-    depth = data[PNG_DEPTH]
-    if isinstance(colour, int) and depth in (2, 4) and image.mode == "L":
-        image.info["transparency"] = colour * 255 // ((1 << depth) - 1)
-    if isinstance(colour, tuple) and depth == 16:
-        image.info["transparency"] = tuple(value >> 8 for value in colour)
-
-
-def _are_16_bits(image: Image.Image) -> bool:
-    """True if all values fit into 16 bits but not into 8. Zeros alone are black in both."""
-    values = np.asarray(image)
-    low, high = int(values.min()), int(values.max())
-    return low >= 0 and (high == 0 or 255 < high < 1 << 16)
-
-
 class _Opened:
     """An image of known size. A JPEG is decoded later, by `decode`; other formats are decoded here."""
 
@@ -158,9 +111,9 @@ class _Opened:
                     return
         with _said_as_value_error():
             if data[:2] == b"\xff\xd8":
-                _refuse_lost_pixels(data)
+                refuse_lost_pixels(data)
             image: Image.Image = Image.open(io.BytesIO(data))
-            _prepare_transparency(image, data)
+            prepare_transparency(image, data)
             self._pixels = np.array(to_rgb(_upright(image)))
         self.height, self.width = self._pixels.shape[:2]
 
@@ -183,17 +136,6 @@ class _Opened:
             return simplejpeg.decode_jpeg(self._data, "RGB", min_height=height, min_width=width, min_factor=1, strict=False)
 
 
-def _refuse_lost_pixels(data: bytes | memoryview) -> None:
-    """Raises ValueError for a JPEG of which libjpeg says that pixels are lost; Pillow makes grey areas of them."""
-    try:
-        *_, colours, _ = simplejpeg.decode_jpeg_header(data)
-        wanted = "CMYK" if colours in ("CMYK", "YCCK") else "RGB"
-        simplejpeg.decode_jpeg(data, wanted, fastdct=True, fastupsample=True, min_height=1, min_width=1, min_factor=1)
-    except ValueError as error:
-        if any(words in str(error) for words in DAMAGES):
-            raise
-
-
 class _said_as_value_error:  # noqa: N801 (read as a statement)
     """Turns the exceptions of decoders on broken data into ValueError."""
 
@@ -206,15 +148,10 @@ class _said_as_value_error:  # noqa: N801 (read as a statement)
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Undoes the orientation that Exif states. Exif data that cannot be read states none."""
+    """Undoes the orientation that Exif states."""
     image.load()  # Pillow turns a TIFF here, and drops its orientation
-    for name in XMP:
-        image.info.pop(name, None)
-    try:
-        # Not ImageOps.exif_transpose: it also writes the Exif data again, which fails for odd tags.
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
-    except Exception:  # SyntaxError, struct.error, ...
-        return image
+    # Not ImageOps.exif_transpose: it also writes the Exif data again, which fails for odd tags.
+    turn = _TURNS.get(orientation(image))
     return image if turn is None else image.transpose(turn)
 
 

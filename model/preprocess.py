@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from model.image_loading import eval_crop, to_rgb
+from model.image_files import to_rgb
+from model.image_loading import eval_crop
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)

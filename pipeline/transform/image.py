@@ -16,6 +16,7 @@ import numpy as np
 import simplejpeg
 from PIL import ExifTags, Image
 
+from model.image_files import LOST, orientation, prepare_transparency, read_exif, refuse_lost_pixels, to_rgb
 from pipeline.config import ImageConfig
 from pipeline.dataset.shard import StoredImage
 from pipeline.errors import Failure
@@ -23,20 +24,10 @@ from pipeline.transform.content_names import FORMATS, refusal
 from pipeline.transform.resize import Pixels, encode, resize, target_size
 
 EXIF_LIMIT_CHARACTERS = 4096
-ORIENTATION = 0x0112
 DIRECTORIES: dict[int, dict[int, str]] = {0x8769: ExifTags.TAGS, 0x8825: ExifTags.GPSTAGS}
 """Tags that point to a directory within the Exif data, of the camera and of GPS, and the names of its tags."""
-_DAMAGES = ("premature end of data segment", "bad Huffman code", "restart marker")
-"""libjpeg's words for pixels that are lost. Others, such as bytes between segments, cost none."""
-
 JPEGS = ("JPEG", "MPO")
 """Pillow's names for JPEG files; MPO is a JPEG with more images behind the first, as telephones write it."""
-PNG_DEPTH = 24
-"""Place of the bits a value in a PNG."""
-XMP = ("xmp", "XML:com.adobe.xmp")
-"""Pillow's names for metadata whose orientation browsers ignore, and which it would take."""
-WHITE_IS_ZERO = 262, 0
-"""TIFF's tag for the meaning of grey values, and the one for which 0 is white."""
 
 Image.MAX_IMAGE_PIXELS = None  # `ingest.image.max_pixels` is checked from the header instead, with a reason
 
@@ -48,15 +39,15 @@ def prepare_image(data: bytes, config: ImageConfig) -> StoredImage | Failure:
         failure = _check_header(image.width, image.height, config)
         if failure is not None:
             return failure
-        _prepare_transparency(image, data)
+        prepare_transparency(image, data)
         if image.format == "PNG":
             image.load()  # or `_exif` would: Pillow looks for Exif data behind the pixels, and then has only a part of them
         exif_json = _exif_json(image)
         pixels_HWC = _decode(image, data, config)
-        orientation = _orientation(image)  # not before decoding: Pillow turns TIFFs while it decodes them, and says so then
-        pixels_HWC = _upright(pixels_HWC, orientation)
-        original = image.size if orientation not in (5, 6, 7, 8) else image.size[::-1]
-        if _may_stay(image, original, orientation, config):
+        turn = orientation(image)  # not before decoding: Pillow turns TIFFs while it decodes them, and says so then
+        pixels_HWC = _upright(pixels_HWC, turn)
+        original = image.size if turn not in (5, 6, 7, 8) else image.size[::-1]
+        if _may_stay(image, original, turn, config):
             stored, (width, height) = data, original
         else:
             resized_HWC = resize(pixels_HWC, config, original)
@@ -71,7 +62,7 @@ def prepare_image(data: bytes, config: ImageConfig) -> StoredImage | Failure:
 def _decode(image: Image.Image, data: bytes, config: ImageConfig) -> Pixels:
     """Decodes to RGB (H, W, 3), not yet rotated, perhaps at a reduced scale, but not below the target size."""
     if image.format in JPEGS and image.mode == "CMYK":
-        _refuse_lost_pixels(data)
+        refuse_lost_pixels(data)
     if image.format in JPEGS and image.mode in ("RGB", "L"):
         target = target_size(*image.size, config)
         least = _scaled_size(image.size, target)
@@ -81,28 +72,9 @@ def _decode(image: Image.Image, data: bytes, config: ImageConfig) -> Pixels:
             return np.asarray(simplejpeg.decode_jpeg(data, "RGB", quick, quick, min_width=least[0], min_height=least[1]))
         except ValueError as error:
             # Unusual but valid files are refused too: Pillow decodes those. Of lost pixels it would make grey areas.
-            if any(damage in str(error) for damage in _DAMAGES):
+            if any(words in str(error) for words in LOST):
                 raise
     return np.asarray(to_rgb(image))
-
-
-def _refuse_lost_pixels(data: bytes) -> None:
-    """Raises ValueError for a CMYK JPEG of which libjpeg says that pixels are lost; Pillow makes grey areas of them."""
-    try:
-        simplejpeg.decode_jpeg(data, "CMYK", fastdct=True, fastupsample=True)
-    except ValueError as error:
-        if any(damage in str(error) for damage in _DAMAGES):
-            raise
-
-
-def _prepare_transparency(image: Image.Image, data: bytes) -> None:
-    """Brings a PNG's transparent colour to the 8 bits that Pillow decodes 2 and 4 bits of grey, and 16 of colour, to."""
-    colour = image.info["transparency"] if image.format == "PNG" and "transparency" in image.info else None
-    depth = data[PNG_DEPTH]
-    if isinstance(colour, int) and depth in (2, 4) and image.mode == "L":
-        image.info["transparency"] = colour * 255 // ((1 << depth) - 1)
-    if isinstance(colour, tuple) and depth == 16:
-        image.info["transparency"] = tuple(value >> 8 for value in colour)
 
 
 def _scaled_size(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
@@ -116,60 +88,24 @@ def _scaled_size(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, i
     return -(-size[0] // divisor), -(-size[1] // divisor)
 
 
-def _upright(pixels_HWC: Pixels, orientation: int) -> Pixels:
+def _upright(pixels_HWC: Pixels, turn: int) -> Pixels:
     """Undoes the EXIF orientation (1 to 8; other values are ignored)."""
-    if orientation in (5, 6, 7, 8):
+    if turn in (5, 6, 7, 8):
         pixels_HWC = pixels_HWC.transpose(1, 0, 2)  # (H, W, C) -> (W, H, C)
-    if orientation in (2, 3, 6, 7):
+    if turn in (2, 3, 6, 7):
         pixels_HWC = pixels_HWC[:, ::-1]
-    if orientation in (3, 4, 7, 8):
+    if turn in (3, 4, 7, 8):
         pixels_HWC = pixels_HWC[::-1]
     return np.ascontiguousarray(pixels_HWC)
 
 
-def _may_stay(image: Image.Image, size: tuple[int, int], orientation: int, config: ImageConfig) -> bool:
+def _may_stay(image: Image.Image, size: tuple[int, int], turn: int, config: ImageConfig) -> bool:
     """True if the fetched bytes can be stored unchanged: encoding again would only cost quality."""
     stored = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}[config.format]
-    plain = image.format == stored and image.mode == "RGB" and orientation == 1 and not image.has_transparency_data
+    plain = image.format == stored and image.mode == "RGB" and turn == 1 and not image.has_transparency_data
     fits = config.resize_only_if_bigger and target_size(*size, config) == size
     # Frames last: they are counted by reading them, which fails where a GIF is cut after its first one.
     return config.keep_bytes and plain and fits and getattr(image, "n_frames", 1) == 1
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Converts any mode to RGB: 16 bits scaled to 8, transparency on white. Raises ValueError for values of no known range."""
-    image.load()
-    if image.mode == "F" or (image.mode == "I" and not _are_16_bits(image)):
-        raise ValueError("32-bit grey values have no range that says which are black and white; convert them to 8 or 16 bits")
-    if image.mode.startswith("I"):
-        # Pillow's own conversion clips 16 bits to white instead of scaling them.
-        deep = np.asarray(image).astype(np.int64)
-        if image.format == "TIFF" and _tag(image, WHITE_IS_ZERO[0]) == WHITE_IS_ZERO[1]:
-            deep = 65535 - deep
-        shades = (deep // 257).astype(np.uint8)
-        if "transparency" in image.info:
-            shades = np.where(deep == image.info["transparency"], 255, shades).astype(np.uint8)
-        return Image.fromarray(shades).convert("RGB")
-    if image.mode == "RGB" and not image.has_transparency_data:
-        return image
-    if image.format == "BMP" and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0):
-        return image.convert("RGB")  # its fourth byte is not used
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-    return image.convert("RGB")
-
-
-def _tag(image: Image.Image, number: int) -> Any:
-    tags: Any = getattr(image, "tag_v2", {})
-    return tags[number] if number in tags else None
-
-
-def _are_16_bits(image: Image.Image) -> bool:
-    """True if all values fit into 16 bits but not into 8. Zeros alone are black in both."""
-    values = np.asarray(image)
-    low, high = int(values.min()), int(values.max())
-    return low >= 0 and (high == 0 or 255 < high < 1 << 16)
 
 
 def _check_header(width: int, height: int, config: ImageConfig) -> Failure | None:
@@ -185,29 +121,11 @@ def _check_header(width: int, height: int, config: ImageConfig) -> Failure | Non
     return None
 
 
-def _exif(image: Image.Image, pointer: int | None = None) -> dict[int, Any]:
-    """The Exif tags, or those of an inner directory; none if they cannot be read: the pixels do not depend on them."""
-    for name in XMP:
-        image.info.pop(name, None)
-    try:
-        exif: Any = image.getexif()
-        if pointer is not None:
-            exif = exif.get_ifd(pointer)
-        return {number: exif[number] for number in exif}
-    except Exception:  # SyntaxError, struct.error, ...
-        return {}
-
-
-def _orientation(image: Image.Image) -> Any:
-    exif = _exif(image)
-    return exif[ORIENTATION] if ORIENTATION in exif else 1
-
-
 def _exif_json(image: Image.Image) -> str:
     """The Exif tags of text and numbers, those of the camera and of GPS included; the longest are dropped if there are many."""
-    found = _exif(image)
+    found = read_exif(image)
     named = [(ExifTags.TAGS, found)]
-    named += [(names, _exif(image, pointer)) for pointer, names in DIRECTORIES.items() if pointer in found]
+    named += [(names, read_exif(image, pointer)) for pointer, names in DIRECTORIES.items() if pointer in found]
     tags: dict[str, Any] = {}
     for names, values in named:
         for number, value in values.items():

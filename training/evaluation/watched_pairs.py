@@ -27,7 +27,8 @@ from PIL import Image
 from torch import Tensor
 
 from model.clip import CLIP
-from model.image_loading import load_eval_image, to_rgb
+from model.image_files import to_rgb
+from model.image_loading import load_eval_image
 from model.preprocess import normalize_images
 from model.tokenizer import tokenize
 from pipeline.dataset.manifest import Manifest, list_versions, read_manifest

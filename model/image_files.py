@@ -1,0 +1,101 @@
+"""Image files as browsers show them: their colours, transparency and Exif data, and whether pixels are lost.
+
+In: an encoded file, and Pillow's image of it. Out: RGB pixels, or a ValueError. Ingestion, training and evaluation read files
+by these rules alone, so that a file which is stored can be trained on and looks the same. Imports no torch: ingestion has none.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import simplejpeg
+from PIL import ExifTags, Image
+
+HARMLESS = ("extraneous bytes before marker", "unknown JFIF revision", "unknown Adobe color transform")
+"""libjpeg's words for what costs no pixels."""
+LOST = ("premature end of data segment", "bad Huffman code", "restart marker")
+"""libjpeg's words for pixels that are lost."""
+_PNG_DEPTH = 24
+"""Place of the bits a value in a PNG."""
+_XMP = ("xmp", "XML:com.adobe.xmp")
+"""Pillow's names for metadata whose orientation browsers ignore, and which it would take."""
+_WHITE_IS_ZERO = 262, 0
+"""TIFF's tag for the meaning of grey values, and the one for which 0 is white."""
+
+
+def refuse_lost_pixels(data: bytes | memoryview) -> None:
+    """Raises ValueError for a JPEG of which libjpeg says that pixels are lost; Pillow makes grey areas of them."""
+    try:
+        *_, colours, _ = simplejpeg.decode_jpeg_header(data)
+        wanted = "CMYK" if colours in ("CMYK", "YCCK") else "RGB"
+        simplejpeg.decode_jpeg(data, wanted, fastdct=True, fastupsample=True, min_height=1, min_width=1, min_factor=1)
+    except ValueError as error:
+        if any(words in str(error) for words in LOST):
+            raise
+
+
+def prepare_transparency(image: Image.Image, data: bytes | memoryview) -> None:
+    """Brings a PNG's transparent colour to the 8 bits that Pillow decodes 2 and 4 bits of grey, and 16 of colour, to."""
+    colour = image.info["transparency"] if image.format == "PNG" and "transparency" in image.info else None
+    depth = data[_PNG_DEPTH]
+    if isinstance(colour, int) and depth in (2, 4) and image.mode == "L":
+        image.info["transparency"] = colour * 255 // ((1 << depth) - 1)
+    if isinstance(colour, tuple) and depth == 16:
+        image.info["transparency"] = tuple(value >> 8 for value in colour)
+
+
+def read_exif(image: Image.Image, pointer: int | None = None) -> dict[int, Any]:
+    """The Exif tags, or those of an inner directory; none if they cannot be read: the pixels do not depend on them.
+
+    Call it after the pixels are loaded: Pillow turns TIFFs while it decodes them, and says so then.
+    """
+    for name in _XMP:
+        image.info.pop(name, None)
+    try:
+        exif: Any = image.getexif()
+        if pointer is not None:
+            exif = exif.get_ifd(pointer)
+        return {number: exif[number] for number in exif}
+    except Exception:  # SyntaxError, struct.error, ...
+        return {}
+
+
+def orientation(image: Image.Image) -> Any:
+    """The orientation that Exif states, 1 to 8; 1 if it states none. Odd files state any other value."""
+    exif = read_exif(image)
+    return exif[ExifTags.Base.Orientation] if ExifTags.Base.Orientation in exif else 1
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Converts any mode to RGB: 16 bits scaled to 8, transparency on white. Raises ValueError for values of no known range."""
+    image.load()
+    if image.mode == "F" or (image.mode == "I" and not _are_16_bits(image)):
+        raise ValueError("32-bit grey values have no range that says which are black and white; convert them to 8 or 16 bits")
+    if image.mode.startswith("I"):
+        return _scaled(image)
+    if image.format == "BMP" and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0):
+        return image.convert("RGB")  # its fourth byte is not used
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _scaled(image: Image.Image) -> Image.Image:
+    """16-bit grey as RGB; Pillow's own conversion clips it to white."""
+    deep = np.asarray(image).astype(np.int64)
+    tag, white_is_zero = _WHITE_IS_ZERO
+    if getattr(image, "tag_v2", {}).get(tag) == white_is_zero:
+        deep = 65535 - deep
+    shades = (deep // 257).astype(np.uint8)
+    if "transparency" in image.info:
+        shades = np.where(deep == image.info["transparency"], 255, shades).astype(np.uint8)
+    return Image.fromarray(shades).convert("RGB")
+
+
+def _are_16_bits(image: Image.Image) -> bool:
+    """True if all values fit into 16 bits but not into 8. Zeros alone are black in both."""
+    values = np.asarray(image)
+    low, high = int(values.min()), int(values.max())
+    return low >= 0 and (high == 0 or 255 < high < 1 << 16)
