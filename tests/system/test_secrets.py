@@ -47,7 +47,13 @@ PUBLIC = {"bucket": "bucket-of-the-whole-run", "caption": "a caption that all ma
 PLACES = (
     *(".tar > ", ".parquet > caption", "debug_cpu/config.yaml", "checkpoint.json", "report.html", "exports/model/README.md"),
     *("whole.log", "trouble.log", "offline-run-", "run-online-", ".wandb > message", "/debug.log", "wandb-metadata.json"),
-    *("sent to W&B, /files/someone/rayclip/run/file_stream", "sent to W&B, /graphql", "/logs/worker-", "/logs/train/"),
+    *(
+        "sent to W&B, /files/someone/rayclip/online-",
+        "/file_stream: ",
+        "sent to W&B, /graphql",
+        "/logs/worker-",
+        "/logs/train/",
+    ),
 )
 """Places in which the public values must be found."""
 CHAIN = """
