@@ -29,6 +29,7 @@ def quick(monkeypatch):
 def answer(handler, status, body, length=None):
     handler.send_response(status)
     handler.send_header("Content-Length", str(len(body) if length is None else length))
+    handler.send_header("Connection", "close")  # else a client that asks again at once may do so on what is being closed
     handler.end_headers()
     handler.wfile.write(body)
     handler.close_connection = True
