@@ -6,11 +6,13 @@ by these rules alone, so that a file which is stored can be trained on and looks
 
 from __future__ import annotations
 
+import struct
+import zlib
 from typing import Any
 
 import numpy as np
 import simplejpeg
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImagePalette
 
 HARMLESS = ("extraneous bytes before marker", "unknown JFIF revision", "unknown Adobe color transform")
 """libjpeg's words for what costs no pixels."""
@@ -22,6 +24,14 @@ _XMP = ("xmp", "XML:com.adobe.xmp")
 """Pillow's names for metadata whose orientation browsers ignore, and which it would take."""
 _WHITE_IS_ZERO = 262, 0
 """TIFF's tag for the meaning of grey values, and the one for which 0 is white."""
+_REDUCED = 254
+"""TIFF's tag whose lowest bit says that a page is a smaller copy of another one."""
+_COLOUR_MAP = 320
+"""TIFF's tag for the colours of a palette: all reds, all greens, all blues, of 16 bits."""
+_PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+"""An interlaced PNG's passes: first column and row, and the steps to the next ones (PNG specification, 8.2)."""
+_PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+"""Values of a pixel, by a PNG's type of colour."""
 
 
 def refuse_lost_pixels(data: bytes | memoryview) -> None:
@@ -35,14 +45,52 @@ def refuse_lost_pixels(data: bytes | memoryview) -> None:
             raise
 
 
-def prepare_transparency(image: Image.Image, data: bytes | memoryview) -> None:
+def prepare_image_file(image: Image.Image, data: bytes | memoryview) -> None:
+    """Corrects, before pixels are decoded, what Pillow reads otherwise than was meant; raises ValueError if it cannot be."""
+    if image.format == "PNG":
+        _refuse_short_png(data)
+        _prepare_transparency(image, data[_PNG_DEPTH])
+    tags = getattr(image, "tag_v2", None) if image.format == "TIFF" else None
+    if tags is None:
+        return
+    if tags.get(_REDUCED, 0) & 1:
+        raise ValueError("its first page is a small copy of the picture, as in a camera's raw file (DNG); convert it to JPEG")
+    colours = tags.get(_COLOUR_MAP)
+    if image.mode == "P" and colours and max(colours) < 256:  # of 8 bits, as some programs write them; libtiff takes them too
+        planes = np.asarray(colours, np.uint8).reshape(3, -1)
+        image.palette = ImagePalette.raw("RGB", planes.T.tobytes())
+
+
+def _prepare_transparency(image: Image.Image, depth: int) -> None:
     """Brings a PNG's transparent colour to the 8 bits that Pillow decodes 2 and 4 bits of grey, and 16 of colour, to."""
-    colour = image.info["transparency"] if image.format == "PNG" and "transparency" in image.info else None
-    depth = data[_PNG_DEPTH]
+    colour = image.info.get("transparency")
     if isinstance(colour, int) and depth in (2, 4) and image.mode == "L":
         image.info["transparency"] = colour * 255 // ((1 << depth) - 1)
     if isinstance(colour, tuple) and depth == 16:
         image.info["transparency"] = tuple(value >> 8 for value in colour)
+
+
+def _refuse_short_png(data: bytes | memoryview) -> None:
+    """Raises ValueError for a PNG whose compressed rows end before the last one; Pillow makes black rows of them."""
+    width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", data[16:29])
+    wanted = 0
+    for left, top, across, down in _PASSES if interlaced else ((0, 0, 1, 1),):
+        columns, rows = -(-(width - left) // across), -(-(height - top) // down)
+        if columns > 0 and rows > 0:
+            wanted += rows * (1 + (columns * depth * _PNG_CHANNELS.get(colour, 1) + 7) // 8)
+    unpacker, found, at = zlib.decompressobj(), 0, 8
+    while at + 8 <= len(data) and found < wanted and not unpacker.eof:
+        length, kind = struct.unpack(">I4s", data[at : at + 8])
+        packed = data[at + 8 : at + 8 + length] if kind == b"IDAT" else b""
+        while packed and found < wanted and not unpacker.eof:
+            try:
+                found += len(unpacker.decompress(packed, 1 << 20))
+            except zlib.error:
+                return  # Pillow names what is broken
+            packed = unpacker.unconsumed_tail
+        at += 12 + length
+    if unpacker.eof and found < wanted:
+        raise ValueError(f"the PNG ends after {found} of {wanted} bytes of its rows")
 
 
 def read_exif(image: Image.Image, pointer: int | None = None) -> dict[int, Any]:

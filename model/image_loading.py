@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from model.image_files import HARMLESS, orientation, prepare_transparency, refuse_lost_pixels, to_rgb
+from model.image_files import HARMLESS, orientation, prepare_image_file, refuse_lost_pixels, to_rgb
 
 MARGIN = 2
 """A JPEG is decoded at a reduced scale only while both sides stay at least this many times the target."""
@@ -113,7 +113,7 @@ class _Opened:
             if data[:2] == b"\xff\xd8":
                 refuse_lost_pixels(data)
             image: Image.Image = Image.open(io.BytesIO(data))
-            prepare_transparency(image, data)
+            prepare_image_file(image, data)
             self._pixels = np.array(to_rgb(_upright(image)))
         self.height, self.width = self._pixels.shape[:2]
 

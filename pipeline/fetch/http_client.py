@@ -41,6 +41,8 @@ ACCEPT = "image/avif, image/webp, image/png, image/jpeg, image/gif, image/bmp, i
 
 _OPT_OUT = {"noai", "noimageai", "noindex", "noimageindex", "noml", "none"}
 _DIRECTIVES_WITH_VALUE = {"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"}
+_SCOPE = re.compile(r"\s*(\*|[a-z][a-z0-9_. -]*?)\s*:")
+"""The agent that the directives of X-Robots-Tag behind it are meant for."""
 _OP_LEGACY_SERVER_CONNECT = 0x4  # ssl.OP_LEGACY_SERVER_CONNECT, from Python 3.12 on
 _REDIRECTS = {301, 302, 303, 307, 308}
 _WITHOUT_BODY = {204, 205}
@@ -304,15 +306,15 @@ def _redirect(target: WebURL | Failure) -> WebURL | Failure:
 
 
 def opt_out(values: list[str]) -> str | None:
-    """The directive of X-Robots-Tag that forbids our use, if any. A value may be scoped to another agent by `name:`."""
+    """The directive of X-Robots-Tag that forbids our use, if any. In a value, `name:` is the agent that what follows is for."""
     for value in values:
-        scope, colon, rest = value.partition(":")
-        scoped = bool(colon) and "," not in scope and scope.strip().lower() not in _DIRECTIVES_WITH_VALUE
-        if scoped and scope.strip().lower() not in (AGENT, "*"):
-            continue
-        for directive in (rest if scoped else value).split(","):
-            if directive.strip().lower() in _OPT_OUT:
-                return directive.strip().lower()
+        ours = True
+        for part in value.lower().split(","):
+            scope = _SCOPE.match(part)
+            if scope and scope[1] not in _DIRECTIVES_WITH_VALUE:
+                ours, part = scope[1] in (AGENT, "*"), part[scope.end() :]
+            if ours and part.strip() in _OPT_OUT:
+                return part.strip()
     return None
 
 

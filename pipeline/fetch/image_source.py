@@ -84,14 +84,18 @@ class ImageSource:
     def _file(self, url: str) -> bytes | Failure:
         try:
             named = Path(url2pathname(urlsplit(url).path)) if _FILE.match(url) else Path(url)
-            for folder in self._folders:
-                path = (folder / named).resolve()
-                if path.is_relative_to(folder) and path.is_file():
-                    with path.open("rb") as file:
-                        return file.read(self.config.max_bytes + 1)
-            refused = not any((folder / named).resolve().is_relative_to(folder) for folder in self._folders)
+            paths = {folder: (folder / named).resolve() for folder in self._folders}
+            allowed = {path for folder, path in paths.items() if path.is_relative_to(folder)}
+            files = [path for path in allowed if path.is_file()]
+            if len(files) == 1:
+                with files[0].open("rb") as file:
+                    return file.read(self.config.max_bytes + 1)
         except (OSError, ValueError, RuntimeError) as error:
             return download_failure("bad_url", " ".join(str(error).split()))
-        if refused:
+        if files:
+            return download_failure(
+                "bad_url", "several folders of ingest.fetch.allow_files have this file: write its whole path"
+            )
+        if not allowed:
             return download_failure("address_refused", "the path is under none of ingest.fetch.allow_files")
         return download_failure("not_found", "there is no such file")

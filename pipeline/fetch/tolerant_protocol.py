@@ -28,7 +28,7 @@ _FRAMING = re.compile(rb"\n(?:content-length: ?([0-9]{1,18}) *\r|content-length|
 _END = re.compile(rb"\n\r?\n")
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
-_CHUNK_SIZE = re.compile(rb"[ \t]*([0-9a-f]{1,15})[ \t]*(;.*)?", re.IGNORECASE | re.DOTALL)
+_CHUNK_SIZE = re.compile(rb"[ \t]*0*([0-9a-f]{1,15})[ \t]*(;.*)?", re.IGNORECASE | re.DOTALL)
 _WITHOUT_BODY = (204, 304)
 
 

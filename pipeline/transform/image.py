@@ -16,7 +16,7 @@ import numpy as np
 import simplejpeg
 from PIL import ExifTags, Image
 
-from model.image_files import LOST, orientation, prepare_transparency, read_exif, refuse_lost_pixels, to_rgb
+from model.image_files import LOST, orientation, prepare_image_file, read_exif, refuse_lost_pixels, to_rgb
 from pipeline.config import ImageConfig
 from pipeline.dataset.shard import StoredImage
 from pipeline.errors import Failure
@@ -39,7 +39,7 @@ def prepare_image(data: bytes, config: ImageConfig) -> StoredImage | Failure:
         failure = _check_header(image.width, image.height, config)
         if failure is not None:
             return failure
-        prepare_transparency(image, data)
+        prepare_image_file(image, data)
         if image.format == "PNG":
             image.load()  # or `_exif` would: Pillow looks for Exif data behind the pixels, and then has only a part of them
         exif_json = _exif_json(image)

@@ -1,14 +1,16 @@
 """Image files look the same to ingestion and to training (tests/world/test_images.py has the files that people have)."""
 
 import io
+import struct
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
-from model.image_files import orientation, prepare_transparency, read_exif, refuse_lost_pixels, to_rgb
+from model.image_files import orientation, prepare_image_file, read_exif, refuse_lost_pixels, to_rgb
 from tests.support.runs import ROOT
 
 
@@ -21,7 +23,7 @@ def encoded(image: Image.Image, format: str, **options) -> bytes:
 def reopened(image: Image.Image, format: str, **options) -> Image.Image:
     data = encoded(image, format, **options)
     found = Image.open(io.BytesIO(data))
-    prepare_transparency(found, data)
+    prepare_image_file(found, data)
     return found
 
 
@@ -67,3 +69,83 @@ def test_a_jpeg_with_lost_pixels_is_refused_and_an_odd_one_is_not():
     refuse_lost_pixels(whole[:-2] + bytes(8) + whole[-2:])
     with pytest.raises(ValueError, match="premature end of data segment"):
         refuse_lost_pixels(whole[: len(whole) // 2] + whole[-2:])
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png(rows: int, height: int = 8, interlace: int = 0, parts: int = 1) -> bytes:
+    """A grey PNG, 4 pixels wide, that states `height` rows and has `rows`, in so many IDAT chunks."""
+    packed = zlib.compress((b"\0" + b"\x80" * 4) * rows)
+    size = -(-len(packed) // parts)
+    data = [chunk(b"IDAT", packed[at : at + size]) for at in range(0, len(packed), size)]
+    header = struct.pack(">IIBBBBB", 4, height, 8, 0, 0, 0, interlace)
+    return b"\x89PNG\r\n\x1a\n" + b"".join([chunk(b"IHDR", header), *data, chunk(b"IEND", b"")])
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_a_png_whose_rows_end_early_is_refused(parts):
+    whole, short = png(8, parts=parts), png(5, parts=parts)
+    prepare_image_file(Image.open(io.BytesIO(whole)), whole)
+    with pytest.raises(ValueError, match="ends after 25 of 40 bytes of its rows"):
+        prepare_image_file(Image.open(io.BytesIO(short)), short)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGB", "RGBA", "I;16"])
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (17, 9), (33, 2)])
+def test_whole_pngs_of_each_mode_and_odd_size_are_taken(mode, size):
+    data = encoded(Image.new(mode, size), "PNG")
+    prepare_image_file(Image.open(io.BytesIO(data)), data)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (8, 8), (17, 9)])
+def test_a_whole_interlaced_png_is_taken_and_a_short_one_refused(size):
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0]), np.uint8)
+    passes = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
+    parts = [pixels[y::dy, x::dx] for x, y, dx, dy in passes]
+    rows = [b"\0" + row.tobytes() for part in parts if part.size for row in part]
+    for kept, whole in ((rows, True), (rows[:-1], False)):
+        header = struct.pack(">IIBBBBB", *size, 8, 0, 0, 0, 1)
+        data = b"".join(
+            [b"\x89PNG\r\n\x1a\n", chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(b"".join(kept))), chunk(b"IEND", b"")]
+        )
+        image = Image.open(io.BytesIO(data))
+        if whole:
+            prepare_image_file(image, data)
+            assert np.array_equal(np.asarray(image), pixels)
+        else:
+            with pytest.raises(ValueError, match="bytes of its rows"):
+                prepare_image_file(image, data)
+
+
+def tiff(tags: dict[int, object], mode: str = "P") -> bytes:
+    image = Image.new(mode, (4, 4), 1)
+    if mode == "P":
+        image.putpalette([0, 0, 0, 200, 100, 50] + [0] * 762)
+    found = TiffImagePlugin.ImageFileDirectory_v2()
+    for tag, value in tags.items():
+        found[tag] = value
+    return encoded(image, "TIFF", tiffinfo=found)
+
+
+def test_the_small_copy_before_a_raw_picture_is_refused():
+    data = tiff({254: 1}, "RGB")
+    with pytest.raises(ValueError, match=r"small copy of the picture, as in a camera's raw file \(DNG\); convert it"):
+        prepare_image_file(Image.open(io.BytesIO(data)), data)
+
+
+def test_a_tiff_palette_of_8_bits_has_its_colours():
+    data = tiff({})
+    sixteen = struct.pack("<768H", *(value << 8 for value in planes()))
+    assert sixteen in data, "as Pillow writes it"
+    data8 = data.replace(sixteen, struct.pack("<768H", *planes()))
+    for written in (data, data8):
+        image = Image.open(io.BytesIO(written))
+        prepare_image_file(image, written)
+        assert to_rgb(image).getpixel((1, 1)) == (200, 100, 50)
+
+
+def planes() -> list[int]:
+    """The palette's reds, greens and blues."""
+    return [0, 200] + [0] * 254 + [0, 100] + [0] * 254 + [0, 50] + [0] * 254

@@ -66,6 +66,11 @@ def test_files_are_read_under_the_folders_that_are_allowed(tmp_path):
     assert reason("data:image/png;base64,AAAA", allow_files=(f"{tmp_path}/photos",)) == "unknown_scheme"
     for url in ("../secret", f"{tmp_path}/secret", "link", f"file://{tmp_path}/photos/../secret", "/etc/passwd"):
         assert reason(url, **allowed) == "address_refused", url
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "a b.jpg").write_bytes(b"b")
+    both = {"allow_files": (str(tmp_path / "photos"), str(tmp_path / "more"))}
+    assert "have this file: write its whole path" in fetch("a b.jpg", **both).message
+    assert fetch(f"{tmp_path}/more/a b.jpg", **both) == Fetched(b"b")
     assert reason("none.jpg", **allowed) == "not_found"
     assert reason("", **allowed) == "not_found"
     assert reason("nul\x00byte", **allowed) == "bad_url"

@@ -71,7 +71,7 @@ def test_what_is_no_status_line_is_no_head(line):
 
 @pytest.mark.parametrize("size", [1, 2, 7, 100])
 def test_chunks_are_decoded_however_they_are_cut(size):
-    data = b"5;x=y\r\nhello\r\n1 \n \n00a\r\n0123456789\r\n0\r\nTrailer: x\r\n\r\nsurplus"
+    data = b"5;x=y\r\nhello\r\n1 \n \n" + b"0" * 20 + b"a\r\n0123456789\r\n0\r\nTrailer: x\r\n\r\nsurplus"
     chunks = Chunks()
     body = b"".join(chunks.decode(data[at : at + size]) for at in range(0, len(data), size))
     assert body == b"hello 0123456789"
