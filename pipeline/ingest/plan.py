@@ -25,6 +25,7 @@ from pipeline.errors import InputError
 from pipeline.ingest.column_types import check_column_types
 from pipeline.ingest.held_text_rows import divide, edited
 from pipeline.ingest.retry import in_retries
+from pipeline.ingest.table_files import list_tables
 from pipeline.ingest.tables import (
     check_columns,
     check_kinds,
@@ -33,7 +34,6 @@ from pipeline.ingest.tables import (
     hash_rows,
     hide_userinfo,
     is_seekable,
-    list_tables,
     read_batches,
     readable,
     table_identity,

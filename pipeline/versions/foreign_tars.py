@@ -29,7 +29,7 @@ from pipeline.dataset.manifest import (
 )
 from pipeline.dataset.tar_members import Skipped, group_members
 from pipeline.errors import InputError
-from pipeline.ingest.tables import list_files
+from pipeline.ingest.table_files import list_files
 from pipeline.storage.address import open_storage, real_address
 from pipeline.storage.base import Storage
 from pipeline.versions.tar_rows import is_read, mark_repeated, mark_scattered, row_of, table_of

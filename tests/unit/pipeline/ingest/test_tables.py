@@ -18,7 +18,8 @@ from pipeline.errors import InputError
 from pipeline.ingest.driver import _write_notes
 from pipeline.ingest.plan import PartitionSpec, plan_ingest
 from pipeline.ingest.rows import read_range
-from pipeline.ingest.tables import as_typed, check_columns, hash_rows, list_tables, read_chunks
+from pipeline.ingest.table_files import list_tables
+from pipeline.ingest.tables import as_typed, check_columns, hash_rows, read_chunks
 from pipeline.ingest.text_source import say_that_a_line_waits
 from pipeline.storage.address import open_storage
 
@@ -54,46 +55,6 @@ def test_rows_of_every_format_are_read_by_range(tmp_path, suffix):
     assert rows_of(table, 9, 5)[0]["url"] == ROWS[9]["url"]
 
 
-def test_a_file_a_folder_and_a_glob_name_tables(tmp_path):
-    one, two = write(tmp_path / "a" / "1.csv"), write(tmp_path / "a" / "b" / "2.parquet")
-    (tmp_path / "a" / "notes.txt").write_text("no table")
-    assert list_tables(one) == [one]
-    assert list_tables(str(tmp_path / "a")) == [one, two]
-    assert list_tables(str(tmp_path / "a" / "*.csv")) == [one]
-    assert list_tables(str(tmp_path / "a" / "*" / "*.parquet")) == [two]
-
-
-@pytest.mark.parametrize(
-    ("log", "name"),
-    [
-        ("_delta_log/0.json", "Delta Lake"),
-        ("a/_delta_log/0.json", "Delta Lake"),
-        (".hoodie/hoodie.properties", "Apache Hudi"),
-        ("metadata/v1.metadata.json", "Apache Iceberg"),
-    ],
-)
-def test_a_folder_that_also_holds_deleted_rows_is_refused(tmp_path, log, name):
-    write(tmp_path / "part-0.parquet")
-    (tmp_path / log).parent.mkdir(parents=True)
-    (tmp_path / log).write_text("{}")
-    with pytest.raises(InputError, match=f"is a table of {name}.*export its current version"):
-        list_tables(str(tmp_path))
-
-
-def test_a_linked_folder_that_is_not_followed_is_named(tmp_path, caplog):
-    write(tmp_path / "in" / "t.csv")
-    write(tmp_path / "elsewhere" / "u.csv")
-    (tmp_path / "in" / "linked").symlink_to(tmp_path / "elsewhere")
-    assert list_tables(str(tmp_path / "in")) == [str(tmp_path / "in" / "t.csv")]
-    assert "skipped 1 folder that is only linked, and links are not followed: linked" in caplog.text
-
-
-def test_a_path_with_brackets_is_a_path(tmp_path):
-    table = write(tmp_path / "cats [v1]" / "t.csv")
-    assert list_tables(table) == list_tables(str(tmp_path / "cats [v1]")) == [table]
-    assert list_tables(str(tmp_path / "cats [[]v1]" / "*.csv")) == [table]
-
-
 @pytest.mark.parametrize(
     "values",
     [
@@ -121,18 +82,6 @@ def test_tables_on_s3_are_listed_and_read(bucket, tmp_path):
     assert list_tables(f"{bucket}/tables/1.parquet") == [f"{bucket}/tables/1.parquet"]
     for table in list_tables(f"{bucket}/tables"):
         assert [row["url"] for row in rows_of(table, 8, 5)] == [row["url"] for row in ROWS[8:]]
-
-
-@pytest.mark.parametrize("name", ["none.parquet", "none/", "*.csv"])
-def test_an_input_that_names_no_table_is_refused(tmp_path, name):
-    with pytest.raises(InputError, match=r"ingest\.input="):
-        list_tables(str(tmp_path / name))
-
-
-def test_a_file_of_another_kind_is_refused(tmp_path):
-    (tmp_path / "t.xlsx").write_bytes(b"")
-    with pytest.raises(InputError, match="is not a supported file"):
-        list_tables(str(tmp_path / "t.xlsx"))
 
 
 @pytest.mark.parametrize(("name", "content"), [("t.parquet", b"PAR1 not really"), ("t.csv", b"url,caption\n1,2,3,4\n")])
@@ -280,13 +229,6 @@ def test_columns_of_any_type_can_be_planned_and_an_edit_is_seen(tmp_path, values
     assert [row["x"] for row in rows_of(str(table), 0, 2)] == values.to_pylist()
     pq.write_table(pa.table({"url": ["u", "v"], "caption": ["c", "d"], "x": pa.array(["other", "values"])}), table)
     assert hash_rows(next(read_chunks(str(table), [2, 2]))) != before
-
-
-def test_values_in_the_names_of_folders_are_said_to_become_no_columns(tmp_path, caplog):
-    for language in ("en", "de"):
-        write(tmp_path / f"lang={language}" / "part-0.parquet")
-    assert len(list_tables(str(tmp_path))) == 2
-    assert "the values in the names of folders (lang=...) become no columns; write them into the tables" in caplog.text
 
 
 def test_two_columns_of_one_name_are_refused(tmp_path):
