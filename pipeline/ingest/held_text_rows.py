@@ -116,7 +116,7 @@ def _digests(table: TextTable, held: _Held, stop: int) -> dict[int, tuple[int, s
     try:
         for chunk in cut_chunks(first_batches(table.source, stop), _sizes(held)):
             if row in starts:
-                found[row] = chunk.num_rows, hash_rows(chunk)
+                found[row] = chunk.num_rows, hash_rows(chunk, with_names=False)
             row += chunk.num_rows
             if row >= held.num_rows:
                 break

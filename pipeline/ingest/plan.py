@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,7 +23,8 @@ from pipeline.dataset.manifest import Manifest, PartitionRecord, list_versions, 
 from pipeline.errors import InputError
 from pipeline.ingest.column_types import check_column_types
 from pipeline.ingest.held_text_rows import divide, edited
-from pipeline.ingest.retry import in_retries
+from pipeline.ingest.options import fingerprints_of_alike, keep_options, options_fingerprint, other_options
+from pipeline.ingest.retry import in_retries, retried_partition
 from pipeline.ingest.table_files import list_tables
 from pipeline.ingest.tables import (
     check_columns,
@@ -151,10 +151,11 @@ def plan_ingest(config: IngestConfig, dry_run: bool = False, output_is_checked: 
     notes_there = {item.path for item in storage.list(INPUTS)}
     committed = {record.path for record in manifest.partitions} if manifest else set()
     planner = _Planner(config, storage, fingerprint, finished, committed, dry_run)
+    planner.held_digests = {record.rows_sha256: record.input_path for record in manifest.partitions} if manifest else {}
     planner.output_is_checked = dry_run or output_is_checked
     rows_held, notes = 0, []
     for table in tables:
-        held = _held_ranges(manifest, table, _fingerprints_of_alike(config))
+        held = _held_ranges(manifest, table, fingerprints_of_alike(config))
         num_held = sum(record.num_rows for record in held)
         rows_held += num_held
         note = TableNote(input_path=table, options_fingerprint=fingerprint, identity=table_identity(table), num_rows=num_held)
@@ -164,30 +165,11 @@ def plan_ingest(config: IngestConfig, dry_run: bool = False, output_is_checked: 
             num_rows, settled = planner.plan_table(table, held)
         if settled and num_rows:  # otherwise its last line may have been skipped, and it must be read again
             notes.append(note.model_copy(update={"num_rows": num_rows}))
+    if manifest and planner.partitions:
+        _compare_options(storage, manifest, {spec.input_path for spec in planner.partitions}, config)
+    if planner.partitions and not dry_run:
+        keep_options(storage, config)
     return IngestPlan(planner.partitions, planner.adopted, rows_held, notes, tuple(tables))
-
-
-def options_fingerprint(config: IngestConfig) -> str:
-    """16 hex digits over the options that change the bytes of a shard."""
-    return _fingerprint(config, config.image.fingerprint_options())
-
-
-def _fingerprints_of_alike(config: IngestConfig) -> set[str]:
-    """The fingerprints of all options that give the same pixels and captions: png loses nothing at any level.
-
-    Earlier releases took the quality of a jpg, up to 100, for a png too.
-    """
-    image = config.image.fingerprint_options()
-    qualities = range(101) if config.image.format == "png" else (image["quality"],)
-    return {_fingerprint(config, image | {"quality": quality}) for quality in qualities}
-
-
-def _fingerprint(config: IngestConfig, image: dict[str, Any]) -> str:
-    columns = [config.url_column, config.caption_column, config.bytes_column]
-    options = {"columns": columns, "image": image, "caption": config.caption.model_dump()}
-    if config.column_names:
-        options["column_names"] = list(config.column_names)
-    return short_hash(options)
 
 
 class _Planner:
@@ -201,8 +183,10 @@ class _Planner:
             finished, committed: paths of completion records that exist, and of those that the data set's latest version names.
         """
         self.output_is_checked = False
+        self.held_digests: dict[str, str] = {}  # of ranges -> table
         self.partitions: list[PartitionSpec] = []
         self.adopted: list[PartitionRecord] = []
+        self._copies: set[str] = set()
         self._config, self._storage, self._fingerprint = config, storage, fingerprint
         self._finished, self._committed, self._dry_run = finished, committed, dry_run
 
@@ -253,7 +237,7 @@ class _Planner:
             digest = hash_rows(chunk)
             if first_row not in by_first:
                 self._add(table, reader, first_row, without_row_text(chunk), digest)
-            elif digest != by_first[first_row].rows_sha256:
+            elif by_first[first_row].rows_sha256 not in (digest, hash_rows(chunk, with_names=False)):
                 raise edited(table, by_first[first_row])
             first_row += chunk.num_rows
         return first_row
@@ -283,6 +267,7 @@ class _Planner:
             self._adopt(PartitionRecord.model_validate_json(self._storage.read(path)))
             return
         self._check_output()
+        self._say_if_held_elsewhere(table, digest)
         seekable = is_seekable(table)
         rows_path = "" if seekable else self._storage.address(f"{INPUTS}{partition}.parquet")
         if not seekable and not self._dry_run:
@@ -304,6 +289,16 @@ class _Planner:
     def _adopt(self, record: PartitionRecord) -> None:
         self._check_output()
         self.adopted.append(record)
+
+    def _say_if_held_elsewhere(self, table: str, digest: str) -> None:
+        if digest in self.held_digests and table not in self._copies:
+            self._copies.add(table)
+            logger.warning(
+                "ingest.input=%s: has rows of %s, which the data set holds: they become samples a second time; if the table "
+                "was renamed or moved, give it its old name",
+                table,
+                self.held_digests[digest],
+            )
 
     def _check_output(self) -> None:
         """Tests the output once, before anything is written: a run with nothing to do needs no permission to write."""
@@ -332,6 +327,29 @@ def _each_once(pattern: str, listed: Iterable[str], held: Iterable[str]) -> list
     if links:
         logger.warning("ingest.input=%s: skipped links to tables that are there too, such as %s", pattern, links[0])
     return [known.get(file, table) for file, table in kept.items()]
+
+
+def _compare_options(storage: Storage, manifest: Manifest, tables: set[str], config: IngestConfig) -> None:
+    """Says so if rows of these tables become samples under other options than the data set's. A retry must not."""
+    retried = {retried_partition(table) for table in tables if in_retries(table)}
+    compared = {record.options_fingerprint for record in manifest.partitions if not retried or record.id in retried}
+    others = other_options(storage, compared, config)
+    if others is None and not compared & fingerprints_of_alike(config):
+        logger.warning(
+            "ingest.output=%s: does not tell the options of its rows, which an earlier release wrote; make sure that they had "
+            "these options, too: ingest.image.*, ingest.caption.*",
+            storage.uri,
+        )
+    elif others and retried:
+        raise InputError(
+            f"--retry-failed: these rows' tables were ingested under {', '.join(others)}; retry with the same options"
+        )
+    elif others:
+        logger.warning(
+            "ingest.input=%s: the data set also has rows that were ingested under %s; these are under other options",
+            config.input,
+            ", ".join(others),
+        )
 
 
 def _held_ranges(manifest: Manifest | None, table: str, fingerprints: set[str]) -> list[PartitionRecord]:

@@ -1,6 +1,6 @@
 """Lists the files that an input names: one file, a folder or a glob; local or s3.
 
-In: `ingest.input` or `index.input`. Out: addresses, sorted. What a folder or a glob leaves out is said once, in a line.
+In: `ingest.input` or `index.input`. Out: addresses, sorted. What a folder or a glob skips is said once, in a line.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Lists and reads tables of URLs: parquet, csv, tsv and jsonl; one file, a folder or a glob; local or s3.
+"""Reads tables of URLs: parquet, csv, tsv and jsonl, local or s3.
 
-In: `ingest.input`. Out: the tables' addresses, and their rows as a stream of record batches: memory does not grow with a
+In: a table's address. Out: its rows as a stream of record batches: memory does not grow with a
 table's length.
 """
 
@@ -186,21 +186,32 @@ def check_kinds(table: TextTable, config: IngestConfig) -> None:
             )
 
 
-def hash_rows(rows: pa.Table) -> str:
-    """sha256 over the rows' contents, independent of how a file was read in blocks: detects edited rows."""
+def hash_rows(rows: pa.Table, with_names: bool = True) -> str:
+    """sha256 over the rows' contents, independent of how a file was read in blocks: detects edited rows and renamed columns.
+
+    Args:
+        with_names: False for the hash of earlier releases, which had no names of columns that CSV cannot hold.
+    """
     digest = hashlib.sha256()
     if ROW_TEXT in rows.column_names:
         digest.update(b"\n".join(rows[ROW_TEXT].to_pylist()))
         return digest.hexdigest()
     if BAD_ROW in rows.column_names:  # that a row is bad, but not the words for it
         rows = rows.set_column(rows.schema.get_field_index(BAD_ROW), BAD_ROW, pc.is_valid(rows[BAD_ROW]))
-    others = [field.name for field in rows.schema if not _is_plain(field.type) or has_unknown_zone(field.type)]
+    others = unlike_csv(rows.schema)
     sink = pa.BufferOutputStream()
     pa_csv.write_csv(rows.drop_columns(others) if others else rows, sink)  # text does not depend on how batches were cut
     digest.update(sink.getvalue())
     for name in others:
+        if with_names:
+            digest.update(repr([name]).encode("utf-8", "surrogatepass"))
         digest.update(repr(exact_values(rows.column(name))).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
+
+
+def unlike_csv(schema: pa.Schema) -> list[str]:
+    """Names of the columns whose values pyarrow cannot write as CSV text."""
+    return [field.name for field in schema if not _is_plain(field.type) or has_unknown_zone(field.type)]
 
 
 def without_row_text(rows: Any) -> Any:

@@ -211,6 +211,7 @@ def _read_with_polars(path: Path, name: str) -> pa.ChunkedArray:
 
 
 def _read_with_pandas(path: Path, name: str) -> pa.ChunkedArray:
+    pq.read_table(path, columns=[name]).validate(full=True)  # pandas would abort on structs whose children are too short
     frame = pd.read_parquet(path, columns=[name], dtype_backend="pyarrow")
     return pa.chunked_array([pa.array(frame.iloc[:, 0].array)])
 

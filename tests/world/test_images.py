@@ -14,7 +14,7 @@ from model.image_loading import load_eval_image
 from pipeline.config import ImageConfig, IngestConfig
 from pipeline.dataset.shard import StoredImage
 from pipeline.errors import Failure
-from pipeline.ingest.plan import options_fingerprint
+from pipeline.ingest.options import options_fingerprint
 from pipeline.transform.image import prepare_image
 
 CORNERS = ((220, 40, 40), (40, 200, 60), (40, 60, 220), (235, 220, 60))

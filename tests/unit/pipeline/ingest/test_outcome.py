@@ -6,6 +6,7 @@ import pytest
 
 from pipeline.config import IngestConfig
 from pipeline.dataset.manifest import Manifest, PartitionRecord, ShardRecord, commit
+from pipeline.ingest.options import options_fingerprint
 from pipeline.ingest.outcome import (
     Ledger,
     Lineage,
@@ -15,7 +16,6 @@ from pipeline.ingest.outcome import (
     shortfall,
     standing_shortfall,
 )
-from pipeline.ingest.plan import options_fingerprint
 from pipeline.storage.address import open_storage
 
 CONFIG = IngestConfig()
