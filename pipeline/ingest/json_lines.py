@@ -8,9 +8,11 @@ anything else as JSON. A line that is no object is one row with nulls and its er
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
@@ -41,6 +43,7 @@ class Kind:
         types: Python's types of the values, without null.
         fields: kinds of an object's fields.
         element: kind of a list's elements.
+        of_captions: numbers become text one by one, so that 5 beside 2.5 stays "5".
     """
 
     types: set[type] = field(default_factory=set)
@@ -48,6 +51,7 @@ class Kind:
     highest: int = 0
     fields: dict[str, Kind] = field(default_factory=dict)
     element: Kind | None = None
+    of_captions: bool = False
 
     def see(self, values: list[Any]) -> None:
         """Takes more values of the field into account."""
@@ -69,7 +73,7 @@ class Kind:
             return pa.null()
         if self.types == {int}:
             return self._integer_type()
-        if self.types == {int, float}:
+        if self.types == {int, float} and not self.of_captions:
             return pa.float64() if self.lowest >= -EXACT_IN_DOUBLE and self.highest <= EXACT_IN_DOUBLE else None
         if len(self.types) > 1:
             return None
@@ -149,7 +153,35 @@ def _parse_all(block: bytes, texts: list[bytes]) -> list[Line]:
         parsed = list(map(orjson.loads, texts))
     except orjson.JSONDecodeError:
         return []
-    return parsed if set(map(type, parsed)) == {dict} else []
+    return parsed if set(map(type, parsed)) == {dict} and _num_colons(block) == _num_keys(parsed) else []
+
+
+def _num_colons(text: bytes) -> int:
+    """Number of colons behind quotes: one a key, and those within strings."""
+    return sum(text.count(colon) for colon in (b'":', b'" :', b'"\t:'))
+
+
+def _num_keys(values: Iterable[Any]) -> int:
+    """Number of keys in objects, and in the objects within them; of a key that is there twice, one is left."""
+    objects = [value for value in values if type(value) is dict]
+    inner = [value for value in chain.from_iterable(map(dict.values, objects)) if type(value) in (dict, list)]
+    while lists := [value for value in inner if type(value) is list]:
+        inner = [value for value in inner if type(value) is dict]
+        inner += [value for value in chain.from_iterable(lists) if type(value) in (dict, list)]
+    return sum(map(len, objects)) + (_num_keys(inner) if inner else 0)
+
+
+def _repeated_key(text: bytes) -> str | None:
+    """A key that an object of the line has twice: orjson and the json module would keep the last of its values."""
+    found: list[str] = []
+
+    def see(pairs: list[tuple[str, Any]]) -> None:
+        if len(dict(pairs)) < len(pairs):
+            found.append(Counter(name for name, _ in pairs).most_common(1)[0][0])
+
+    with contextlib.suppress(RecursionError):
+        json.loads(text, strict=False, object_pairs_hook=see)
+    return found[0] if found else None
 
 
 def whole_lines(blocks: Iterable[bytes], complete: bool, waits: Callable[[], None]) -> Iterator[bytes]:
@@ -185,8 +217,7 @@ def _parse(text: bytes, number: int) -> Line:
     """Parses a line; where orjson does not, as the json module does, which knows NaN and integers of any size."""
     try:
         if not _has_many_digits(text):
-            value = orjson.loads(text)
-            return value if type(value) is dict else _not_an_object(value, number)
+            return _checked(orjson.loads(text), text, number)
     except orjson.JSONDecodeError:
         pass
     try:
@@ -200,7 +231,15 @@ def _parse(text: bytes, number: int) -> Line:
         return f"line {number}: is not JSON ({fault.msg.lower()} at character {fault.pos + 1})"
     except (RecursionError, ValueError):
         return f"line {number}: is not JSON that can be read"
-    return value if type(value) is dict else _not_an_object(value, number)
+    return _checked(value, text, number)
+
+
+def _checked(value: Any, text: bytes, number: int) -> Line:
+    """A line's object, or its error."""
+    if type(value) is not dict:
+        return _not_an_object(value, number)
+    repeated = _repeated_key(text) if _num_colons(text) != _num_keys([value]) else None
+    return value if repeated is None else f"line {number}: has the key {json.dumps(repeated, ensure_ascii=False)} twice"
 
 
 def _not_an_object(value: Any, number: int) -> str:

@@ -216,6 +216,8 @@ class _Planner:
             return 0, text.source.settled
         check_columns(table, list(text.columns), self._config)
         check_kinds(text, self._config)
+        if self._config.caption_column in text.fields:
+            text.fields[self._config.caption_column].of_captions = True
         stretches, adopted = divide(text, held, self._unfinished(table))
         for record in adopted:
             self._adopt(record)

@@ -15,7 +15,7 @@ from pipeline.config import IngestConfig
 from pipeline.errors import InputError
 from pipeline.ingest.delimited import BAD_ROW
 from pipeline.ingest.plan import plan_ingest
-from pipeline.ingest.tables import _say_what_is_skipped
+from pipeline.ingest.table_files import _say_what_is_skipped
 
 
 def put(path, data, rested=True):
@@ -186,6 +186,10 @@ def test_a_gz_that_is_cut_is_refused_unless_it_is_still_written(rows):
     assert [f"{row['url']},{row['caption']}" for row in begun] == text.splitlines()[1 : len(begun) + 1]
 
 
+def test_numbers_as_captions_of_a_jsonl_keep_their_own_form(rows):
+    assert captions(rows("t.jsonl", "".join(f'{{"url": "u", "caption": {x}, "x": {x}}}\n' for x in (5, 2.5)))) == ["5", "2.5"]
+
+
 def test_integers_of_a_jsonl_are_exact(rows):
     numbers = [1 << 53, (1 << 53) + 1, 202101010000000003, (1 << 63) - 1, (1 << 63) + 5, 1 << 80, -(1 << 70)]
     for number in numbers:
@@ -224,6 +228,11 @@ def test_a_quote_that_is_not_closed_costs_its_own_line_only(rows, rested):
             "t.jsonl",
             b'{"url": "u", "caption": "a"}\n{"caption": "\xff"}\n{"url": "w", "caption": "d"}\n',
             "line 2: the text is not",
+        ),
+        (
+            "t.jsonl",
+            b'{"url": "u", "caption": "a"}\n{"url": "v", "caption": "b", "caption" : "c"}\n{"url": "w", "caption": "d"}\n',
+            'line 2: has the key "caption" twice',
         ),
         ("t.jsonl", b'{"url": "u", "caption": "a"}\n[1]\n{"url": "w", "caption": "d"}\n', "line 2: is an array, not an object"),
         ("t.jsonl", b'{"url": "u", "caption": "a"}\n{"caption": "\\ud83d"}\n{"url": "w", "caption": "d"}\n', "line 2: half of"),

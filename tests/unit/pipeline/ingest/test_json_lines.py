@@ -1,5 +1,7 @@
 """Types of JSON lines are settled over all rows, and no value changes for it."""
 
+import json
+
 import pyarrow as pa
 import pytest
 
@@ -60,3 +62,34 @@ def test_a_last_line_without_an_end_waits_unless_the_file_is_complete():
 def test_nan_is_null_and_infinity_a_word_in_a_field_of_text():
     rows = read('{"x": "a"}', '{"x": NaN}', '{"x": Infinity}', '{"x": -Infinity}', '{"x": null}', '{"x": 7}')
     assert rows["x"].to_pylist() == ["a", None, "inf", "-inf", None, "7"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"a": 1, "b": {"a": [{"c": 1}, [{"d": 2}]]}}',
+        b'{"a": "\\"a\\":", "b" : 1}',
+        b'{"a": [1, [2, {"x": {}}]], "\\":": 1}',
+        b"{}",
+        b'{"b" \t : 1}',
+    ],
+)
+def test_a_line_without_repeated_keys_is_read_whatever_its_strings_hold(line):
+    ((_, parsed),) = parse_lines([line + b"\n"], complete=True)
+    assert parsed == [json.loads(line)]
+
+
+@pytest.mark.parametrize(
+    ("line", "key"),
+    [
+        (b'{"a": 1, "a": 1}', "a"),
+        (b'{"a": 1, "a" : 2}', "a"),
+        (b'{"x": {"\xc3\xa4": 1, "\xc3\xa4": 2}}', "ä"),
+        (b'{"x": [1, [{"b": 1, "b": 2}]]}', "b"),
+        (b'{"a": NaN, "a": 1}', "a"),
+        (b'{"a": 12345678901234567890123, "a": 1}', "a"),
+    ],
+)
+def test_a_line_with_a_key_twice_is_an_error(line, key):
+    ((_, parsed),) = parse_lines([b'{"a": 1}\n' + line + b"\n"], complete=True)
+    assert parsed == [{"a": 1}, f'line 2: has the key "{key}" twice']
