@@ -122,9 +122,12 @@ def _joined(batches: list[pa.RecordBatch]) -> pa.Table:
 
 
 def column_names(table: str) -> list[str] | None:
-    """The table's column names, or None if it has no rows. Raises InputError if it cannot be read."""
+    """A parquet table's column names, or None if it has no rows. Raises InputError if it cannot be read, or has one of ours."""
     first = next((batch for batch in read_batches(table) if batch.num_rows), None)
-    return None if first is None else [name for name in first.schema.names if name != BAD_ROW]
+    if first is None:
+        return None
+    refuse_reserved(table, first.schema.names)
+    return first.schema.names
 
 
 def check_columns(table: str, names: list[str], config: IngestConfig) -> None:
@@ -256,7 +259,6 @@ def _open_parquet(table: str, first_row: int, batch_rows: int) -> tuple[Iterator
     source = open_storage(folder).open(name, READ_BYTES) if far else LocalFileSystem().open_input_file(table)
     # Without pre_buffer and with a buffer, columns stream: a row group may be larger than the memory.
     file = pq.ParquetFile(source, pre_buffer=False, buffer_size=READ_BYTES)
-    refuse_reserved(table, file.schema_arrow.names)
     group = 0
     while group < file.num_row_groups and first_row >= file.metadata.row_group(group).num_rows:
         first_row -= file.metadata.row_group(group).num_rows

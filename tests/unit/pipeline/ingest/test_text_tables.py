@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.ingest.tables import read_batches
+from pipeline.ingest.tables import column_names
 from pipeline.ingest.text_tables import READER, READER_PLAIN, READER_QUOTED, is_delimited, is_text_table, open_text_table
 
 
@@ -54,4 +54,4 @@ def test_names_of_our_own_columns_are_refused(tmp_path, name):
             table(tmp_path / path, text)
     pq.write_table(pa.table({"url": ["u"], name: ["x"]}), tmp_path / "t.parquet")
     with pytest.raises(InputError, match=f"has a column {name}, a name that is reserved"):
-        next(read_batches(str(tmp_path / "t.parquet")))
+        column_names(str(tmp_path / "t.parquet"))
