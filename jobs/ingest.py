@@ -135,19 +135,34 @@ def _retries_as_input(config: IngestConfig, reasons: str, dry_run: bool) -> Inge
             f"ingest.bytes_column={config.bytes_column}: --retry-failed needs URLs, and this table holds the bytes; "
             "repair its rows and ingest them as a new table"
         )
-    if "bad_row" in reasons.split(","):
+    storage = open_storage(_output(config))
+    manifest = read_manifest(storage)
+    wanted = _reasons(reasons, {reason for record in manifest.partitions for reason in record.counts} - {"success"})
+    if "bad_row" in wanted:
         raise InputError(
             "--retry-failed bad_row: these lines have no URL that could be fetched; fix the lines that error_message in the "
             "sidecars names, and ingest them as a new table"
         )
-    storage = open_storage(_output(config))
-    manifest = read_manifest(storage)
     if not dry_run:
         ensure_put_if_absent(storage, config.single_writer, "ingest.single_writer")
-    rows = write_retry_tables(storage, manifest, reasons.split(","), config)
+    rows = write_retry_tables(storage, manifest, wanted, config)
     if not rows and not any(storage.list(f"{FOLDER}/")):
         return None
     return config.model_copy(update={"input": storage.address(FOLDER), "column_names": ()})  # the retries' columns have names
+
+
+def _reasons(text: str, known: set[str]) -> list[str]:
+    """The reasons of --retry-failed. Raises InputError for a word that is none."""
+    from pipeline.ingest.hints import is_reason
+
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    unknown = next((word for word in words if word not in known and not is_reason(word)), None)
+    if unknown is not None or not words:
+        raise InputError(
+            f"--retry-failed {unknown or text!r}: is no reason for a failure; name those of the summary or of the sidecars, "
+            "as in --retry-failed timeout,http_503"
+        )
+    return words
 
 
 def _output(config: IngestConfig) -> str:

@@ -23,6 +23,8 @@ from pipeline.ingest.swallowed_rows import are_alike, has_swallowed_rows
 
 BAD_ROW = "rayclip:bad_row"
 """Reserved column of rows that cannot be read: the reason. The row's other columns are null. Good rows have null here."""
+HOLE = bytes(8)
+"""Zeros in a text table: a copy whose space was allocated, and of which the rest was not written."""
 LONGEST_RECORD_BYTES = 64 << 20
 """A quote that is not closed within this length is not a quote around lines, but an error of its own line."""
 
@@ -166,6 +168,9 @@ class DelimitedReader:
 
     def _parse(self, block: bytes) -> Iterator[pa.RecordBatch]:
         """Parses whole records whose quotes are in plain places."""
+        if HOLE in block:
+            yield from self._split_here(block, True)
+            return
         # pyarrow would drop a BOM, although the block is not the file's beginning, and ends lines at \r
         if block.startswith(b"\xef\xbb\xbf") or (not self.dialect.ends_with_cr and block.count(b"\r") > block.count(b"\r\n")):
             yield from self._split_here(block, True)
@@ -245,6 +250,8 @@ class DelimitedReader:
         record = self.dialect.split(buffer, place, complete or far)
         if record.stop - place <= 2 and not buffer[place : record.stop].strip(b"\r\n"):
             return Record([], record.stop)
+        if buffer.find(HOLE, place, record.stop) >= 0:
+            return Record([], record.stop, "zeros stand in the line: a part of the file was never written")
         if record.error:  # the quote is an error of its line: the lines after it are read
             line_end = LINE_END.search(buffer, place)
             return Record([], line_end.end() if line_end else len(buffer), record.error)

@@ -17,7 +17,8 @@ from pipeline.dataset.manifest import PartitionRecord
 from pipeline.errors import InputError
 from pipeline.ingest import first_text_reader
 from pipeline.ingest.first_text_reader import ends_of_rows, first_batches, swallowed_lines
-from pipeline.ingest.tables import cut_chunks, hash_rows
+from pipeline.ingest.rows_digest import hash_rows_as_before
+from pipeline.ingest.tables import cut_chunks
 from pipeline.ingest.text_tables import TextTable
 
 logger = logging.getLogger(__name__)
@@ -116,7 +117,7 @@ def _digests(table: TextTable, held: _Held, stop: int) -> dict[int, tuple[int, s
     try:
         for chunk in cut_chunks(first_batches(table.source, stop), _sizes(held)):
             if row in starts:
-                found[row] = chunk.num_rows, hash_rows(chunk, with_names=False)
+                found[row] = chunk.num_rows, hash_rows_as_before(chunk)
             row += chunk.num_rows
             if row >= held.num_rows:
                 break

@@ -75,6 +75,11 @@ def hint(reason: str, rows: Sequence[FailedRow], fetch: FetchConfig) -> str:
     return f"the servers answer so to this client; compare with: curl -I URL; --retry-failed {reason} fetches the rows again"
 
 
+def is_reason(word: str) -> bool:
+    """True for the name of a reason."""
+    return word in BY_ROWS or word in FIXED or re.fullmatch(r"http_\d{3}", word) is not None
+
+
 # ---------------------------------------------------------------------------------------------------- lines that depend on rows
 
 

@@ -46,14 +46,18 @@ def ingest_partition(spec: PartitionSpec, config: IngestConfig) -> PartitionReco
     """Ingests a partition, unless that is done already. Objects are written before the record that names them.
 
     Raises:
-        ExceptionGroup: holds an InputError if the table no longer holds these rows, or the errors of a storage.
+        InputError: the table no longer holds these rows.
+        ExceptionGroup: holds the errors of a storage.
     """
     storage = open_storage(config.output, bool(config.single_writer))
     path = partition_path(spec.id)
     if storage.exists(path):  # another run, or a worker that was thought lost, has finished it
         return PartitionRecord.model_validate_json(storage.read(path))
     with tempfile.TemporaryDirectory(prefix="rayclip-") as temporary:
-        shards, counts = _run(_ingest_rows(spec, config, storage, Path(temporary)))
+        try:
+            shards, counts = _run(_ingest_rows(spec, config, storage, Path(temporary)))
+        except* InputError as group:
+            raise group.exceptions[0] from None
     record = PartitionRecord(
         id=spec.id,
         input_path=spec.input_path,
@@ -114,17 +118,14 @@ async def _start_rows(spec: PartitionSpec, workshop: _Workshop, tasks: asyncio.T
     ahead: asyncio.Queue[asyncio.Task[tuple[Row, Claim]]] = asyncio.Queue()
 
     async def start() -> None:
-        source_rows = iter_rows(spec.rows_path or spec.input_path, spec.rows_first, spec.num_rows, workshop.config)
-        number = -1
+        # Rows that were put aside while planning stay as they are; a table may have been written again since.
+        digest = "" if spec.rows_path else spec.rows_sha256
+        source_rows = iter_rows(spec.rows_path or spec.input_path, spec.rows_first, spec.num_rows, workshop.config, digest)
         for number, source in enumerate(source_rows):
             await workshop.memory.room()
             claim = workshop.memory.claim(number)
             claim.settle(len(source.image))
             ahead.put_nowait(tasks.create_task(_one_row(f"{spec.id}-{number:0{width}d}", source, workshop, claim)))
-        if number + 1 < spec.num_rows:
-            raise InputError(
-                f"ingest.input={spec.input_path}: lost rows during ingestion; a table may only grow at its end: restore it"
-            )
 
     tasks.create_task(start())
     for _ in range(spec.num_rows):

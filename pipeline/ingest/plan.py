@@ -23,15 +23,16 @@ from pipeline.dataset.manifest import Manifest, PartitionRecord, list_versions, 
 from pipeline.errors import InputError
 from pipeline.ingest.column_types import check_column_types
 from pipeline.ingest.held_text_rows import divide, edited
-from pipeline.ingest.options import fingerprints_of_alike, keep_options, options_fingerprint, other_options
-from pipeline.ingest.retry import in_retries, retried_partition
+from pipeline.ingest.options import fingerprints_of_alike, keep_options, options_fingerprint
+from pipeline.ingest.other_tables import OtherTables, compare_options
+from pipeline.ingest.retry import in_retries, is_same_retry
+from pipeline.ingest.rows_digest import hash_rows, hash_rows_as_before
 from pipeline.ingest.table_files import list_tables
 from pipeline.ingest.tables import (
     check_columns,
     check_kinds,
     column_names,
     cut_chunks,
-    hash_rows,
     hide_userinfo,
     is_seekable,
     read_batches,
@@ -151,7 +152,7 @@ def plan_ingest(config: IngestConfig, dry_run: bool = False, output_is_checked: 
     notes_there = {item.path for item in storage.list(INPUTS)}
     committed = {record.path for record in manifest.partitions} if manifest else set()
     planner = _Planner(config, storage, fingerprint, finished, committed, dry_run)
-    planner.held_digests = {record.rows_sha256: record.input_path for record in manifest.partitions} if manifest else {}
+    planner.others = OtherTables(manifest)
     planner.output_is_checked = dry_run or output_is_checked
     rows_held, notes = 0, []
     for table in tables:
@@ -166,7 +167,7 @@ def plan_ingest(config: IngestConfig, dry_run: bool = False, output_is_checked: 
         if settled and num_rows:  # otherwise its last line may have been skipped, and it must be read again
             notes.append(note.model_copy(update={"num_rows": num_rows}))
     if manifest and planner.partitions:
-        _compare_options(storage, manifest, {spec.input_path for spec in planner.partitions}, config)
+        compare_options(storage, manifest, {spec.input_path for spec in planner.partitions}, config)
     if planner.partitions and not dry_run:
         keep_options(storage, config)
     return IngestPlan(planner.partitions, planner.adopted, rows_held, notes, tuple(tables))
@@ -183,10 +184,9 @@ class _Planner:
             finished, committed: paths of completion records that exist, and of those that the data set's latest version names.
         """
         self.output_is_checked = False
-        self.held_digests: dict[str, str] = {}  # of ranges -> table
+        self.others = OtherTables(None)
         self.partitions: list[PartitionSpec] = []
         self.adopted: list[PartitionRecord] = []
-        self._copies: set[str] = set()
         self._config, self._storage, self._fingerprint = config, storage, fingerprint
         self._finished, self._committed, self._dry_run = finished, committed, dry_run
 
@@ -238,8 +238,9 @@ class _Planner:
             check_column_types(table, chunk.schema, self._config)
             digest = hash_rows(chunk)
             if first_row not in by_first:
+                self.others.say_if_held(table, chunk)
                 self._add(table, reader, first_row, without_row_text(chunk), digest)
-            elif by_first[first_row].rows_sha256 not in (digest, hash_rows(chunk, with_names=False)):
+            elif not _is_unchanged(by_first[first_row], chunk, digest):
                 raise edited(table, by_first[first_row])
             first_row += chunk.num_rows
         return first_row
@@ -269,7 +270,6 @@ class _Planner:
             self._adopt(PartitionRecord.model_validate_json(self._storage.read(path)))
             return
         self._check_output()
-        self._say_if_held_elsewhere(table, digest)
         seekable = is_seekable(table)
         rows_path = "" if seekable else self._storage.address(f"{INPUTS}{partition}.parquet")
         if not seekable and not self._dry_run:
@@ -291,16 +291,6 @@ class _Planner:
     def _adopt(self, record: PartitionRecord) -> None:
         self._check_output()
         self.adopted.append(record)
-
-    def _say_if_held_elsewhere(self, table: str, digest: str) -> None:
-        if digest in self.held_digests and table not in self._copies:
-            self._copies.add(table)
-            logger.warning(
-                "ingest.input=%s: has rows of %s, which the data set holds: they become samples a second time; if the table "
-                "was renamed or moved, give it its old name",
-                table,
-                self.held_digests[digest],
-            )
 
     def _check_output(self) -> None:
         """Tests the output once, before anything is written: a run with nothing to do needs no permission to write."""
@@ -331,40 +321,25 @@ def _each_once(pattern: str, listed: Iterable[str], held: Iterable[str]) -> list
     return [known.get(file, table) for file, table in kept.items()]
 
 
-def _compare_options(storage: Storage, manifest: Manifest, tables: set[str], config: IngestConfig) -> None:
-    """Says so if rows of these tables become samples under other options than the data set's. A retry must not."""
-    retried = {retried_partition(table) for table in tables if in_retries(table)}
-    compared = {record.options_fingerprint for record in manifest.partitions if not retried or record.id in retried}
-    others = other_options(storage, compared, config)
-    if others is None and not compared & fingerprints_of_alike(config):
-        logger.warning(
-            "ingest.output=%s: does not tell the options of its rows, which an earlier release wrote; make sure that they had "
-            "these options, too: ingest.image.*, ingest.caption.*",
-            storage.uri,
-        )
-    elif others and retried:
-        raise InputError(
-            f"--retry-failed: these rows' tables were ingested under {', '.join(others)}; retry with the same options"
-        )
-    elif others:
-        logger.warning(
-            "ingest.input=%s: the data set also has rows that were ingested under %s; these are under other options",
-            config.input,
-            ", ".join(others),
-        )
-
-
 def _held_ranges(manifest: Manifest | None, table: str, fingerprints: set[str]) -> list[PartitionRecord]:
     """The data set's ranges of a table, by row. Raises InputError if they were ingested under other options."""
     if manifest is None:
         return []
-    held = sorted((record for record in manifest.partitions if record.input_path == table), key=lambda record: record.first_row)
+    held = sorted(
+        (record for record in manifest.partitions if record.input_path == table or is_same_retry(record.input_path, table)),
+        key=lambda record: record.first_row,
+    )
     if any(record.options_fingerprint not in fingerprints for record in held):
         raise InputError(
             f"ingest.input={table}: the data set holds rows of this table that were ingested under other options "
             "(ingest.image.*, ingest.caption.*, column names); use the same options, or choose another ingest.output"
         )
     return held
+
+
+def _is_unchanged(record: PartitionRecord, chunk: pa.Table, digest: str) -> bool:
+    """True if a record's rows are these, by their hash or by that of earlier releases."""
+    return record.rows_sha256 == digest or record.rows_sha256 == hash_rows_as_before(chunk)
 
 
 def _sizes(held: list[PartitionRecord], position: int, partition_size_rows: int) -> Iterator[int]:

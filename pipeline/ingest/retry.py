@@ -44,6 +44,11 @@ def in_retries(table: str) -> bool:
     return RETRY_TABLE.search(table) is not None
 
 
+def is_same_retry(one: str, other: str) -> bool:
+    """True for the same table of retries, in a data set that may have been moved; its name says what it holds."""
+    return one.rpartition("/")[2] == other.rpartition("/")[2] and in_retries(one) and in_retries(other)
+
+
 def retried_partition(table: str) -> str:
     """Id of the partition whose rows a table of retries holds."""
     return table.rpartition("/")[2].partition("-")[0]

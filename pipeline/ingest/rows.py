@@ -20,8 +20,10 @@ from pipeline.config import IngestConfig
 from pipeline.dataset.columns import Extra, ExtraRow
 from pipeline.dataset.json_values import is_bytes, is_list
 from pipeline.dataset.valid_text import with_valid_text
+from pipeline.errors import InputError
 from pipeline.ingest.column_types import is_url_type
 from pipeline.ingest.delimited import BAD_ROW
+from pipeline.ingest.rows_digest import RowsDigest
 from pipeline.ingest.tables import BATCH_ROWS, read_batches
 
 logger = logging.getLogger(__name__)
@@ -59,12 +61,22 @@ def read_range(table: str, first_row: int, num_rows: int, batch_rows: int = BATC
             return
 
 
-def iter_rows(table: str, first_row: int, num_rows: int, config: IngestConfig) -> Iterator[SourceRow]:
-    """Reads a row range. Logs how many values of other columns were not UTF-8, once for each column."""
+def iter_rows(table: str, first_row: int, num_rows: int, config: IngestConfig, sha256: str = "") -> Iterator[SourceRow]:
+    """Reads a row range. Logs how many values of other columns were not UTF-8, once for each column.
+
+    Args:
+        sha256: the rows' hash, if it is to be checked.
+
+    Raises:
+        InputError: after the last row, if the rows have another hash.
+    """
+    digest = RowsDigest()
     replaced: Counter[str] = Counter()
     dictionaries: dict[str, pa.Array] = {}
     for batch in read_range(table, first_row, num_rows, HELD_ROWS if config.bytes_column else BATCH_ROWS):
         names, count = batch.schema.names, batch.num_rows
+        if sha256:
+            digest.update(batch)
         # Beside images, a column of this name that is no text is none of ours.
         has_urls = config.url_column in names and is_url_type(batch.schema.field(config.url_column).type)
         own = {
@@ -81,6 +93,11 @@ def iter_rows(table: str, first_row: int, num_rows: int, config: IngestConfig) -
         for index in range(count):
             image = b"" if images is None else _held_bytes(images[index].as_py())
             yield SourceRow(urls[index], captions[index], image, extra.row(index), problems[index])
+    if sha256 and digest.hexdigest() != sha256:
+        raise InputError(
+            f"ingest.input={table}: rows {first_row} to {first_row + num_rows - 1} are not those that were planned: the table "
+            "was written again meanwhile; run the command again, and change a table only between runs"
+        )
     for name, number in replaced.items():
         logger.warning(
             "%s, rows %d to %d: column %s: %d values are not UTF-8 text; U+FFFD stands for the bytes that are not",

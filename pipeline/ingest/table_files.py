@@ -51,6 +51,15 @@ def list_files(pattern: str, suffixes: tuple[str, ...], key: str) -> list[str]:
     root, wanted = _split_glob(pattern)
     storage = open_storage(root)
     data_sets: set[str] = set()
+    place = storage.local_path("")
+    linked, broken = ([], []) if place is None or _is_file(storage) else _links(place)
+    reached = [path for path in broken if path.lower().endswith(suffixes) and not _is_hidden(path, wanted or "")]
+    reached = [path for path in reached if wanted is None or _matches(path.split("/"), wanted.split("/"))]
+    if reached:
+        raise InputError(
+            f"{key}={storage.address(reached[0])}: is a link to a file that is not there; fetch the file (git annex get, dvc "
+            "pull) or remove the link"
+        )
     if wanted is not None:
         paths = [item.path for item in storage.list("")]
         data_sets = _data_sets(paths)
@@ -66,8 +75,9 @@ def list_files(pattern: str, suffixes: tuple[str, ...], key: str) -> list[str]:
         data_sets = _data_sets(paths)
         if suffixes == SUFFIXES:
             _refuse_table_formats(f"{key}={pattern}", paths)
-        _say_what_is_skipped(f"{key}={pattern}", "only linked, and links are not followed", _linked_folders(storage), "folder")
         found = [path for path in paths if path.lower().endswith(suffixes) and not _is_hidden(path)]
+    asked = [path for path in linked if wanted is None or _may_hold(path.split("/"), wanted.split("/"))]
+    _say_what_is_skipped(f"{key}={pattern}", "only linked, and links are not followed", tuple(asked), "folder")
     own = {path for path in found if suffixes == SUFFIXES and any(path.startswith(folder) for folder in data_sets)}
     found = [path for path in found if path not in own]
     twins = [path for path in found if path.lower().endswith(GZIP_SUFFIX) and path[: -len(GZIP_SUFFIX)] in found]
@@ -111,13 +121,11 @@ def _refuse_table_formats(subject: str, paths: Iterable[str]) -> None:
             )
 
 
-def _linked_folders(storage: Storage) -> tuple[str, ...]:
-    root = storage.local_path("")
-    return (
-        ()
-        if root is None
-        else tuple(path.relative_to(root).as_posix() for path in sorted(root.rglob("*")) if path.is_symlink() and path.is_dir())
-    )
+def _links(root: Path) -> tuple[list[str], list[str]]:
+    """(linked folders, links to what is not there) below a folder."""
+    links = [path for path in sorted(root.rglob("*")) if path.is_symlink()]
+    folders = [path.relative_to(root).as_posix() for path in links if path.is_dir()]
+    return folders, [path.relative_to(root).as_posix() for path in links if not path.exists()]
 
 
 def _is_hidden(path: str, wanted: str = "") -> bool:
@@ -159,6 +167,11 @@ def _matches(parts: Sequence[str], wanted: Sequence[str]) -> bool:
     if wanted[0] == "**":
         return any(_matches(parts[start:], wanted[1:]) for start in range(len(parts) + 1))
     return bool(parts) and fnmatch.fnmatchcase(parts[0], wanted[0]) and _matches(parts[1:], wanted[1:])
+
+
+def _may_hold(folder: Sequence[str], wanted: Sequence[str]) -> bool:
+    """True if a glob asks for files within a folder."""
+    return any(_matches(folder, wanted[:count]) for count in range(1, len(wanted))) or wanted[-1] == "**"
 
 
 def _split_glob(pattern: str) -> tuple[str, str | None]:

@@ -7,7 +7,6 @@ table's length.
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 import logging
 import re
@@ -18,12 +17,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 from pyarrow.fs import LocalFileSystem
 
 from pipeline.config import IngestConfig
-from pipeline.dataset.valid_text import exact_values, has_unknown_zone
 from pipeline.errors import InputError, ReplacedError
 from pipeline.ingest.delimited import BAD_ROW
 from pipeline.ingest.json_lines import ROW_TEXT
@@ -189,34 +186,6 @@ def check_kinds(table: TextTable, config: IngestConfig) -> None:
             )
 
 
-def hash_rows(rows: pa.Table, with_names: bool = True) -> str:
-    """sha256 over the rows' contents, independent of how a file was read in blocks: detects edited rows and renamed columns.
-
-    Args:
-        with_names: False for the hash of earlier releases, which had no names of columns that CSV cannot hold.
-    """
-    digest = hashlib.sha256()
-    if ROW_TEXT in rows.column_names:
-        digest.update(b"\n".join(rows[ROW_TEXT].to_pylist()))
-        return digest.hexdigest()
-    if BAD_ROW in rows.column_names:  # that a row is bad, but not the words for it
-        rows = rows.set_column(rows.schema.get_field_index(BAD_ROW), BAD_ROW, pc.is_valid(rows[BAD_ROW]))
-    others = unlike_csv(rows.schema)
-    sink = pa.BufferOutputStream()
-    pa_csv.write_csv(rows.drop_columns(others) if others else rows, sink)  # text does not depend on how batches were cut
-    digest.update(sink.getvalue())
-    for name in others:
-        if with_names:
-            digest.update(repr([name]).encode("utf-8", "surrogatepass"))
-        digest.update(repr(exact_values(rows.column(name))).encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()
-
-
-def unlike_csv(schema: pa.Schema) -> list[str]:
-    """Names of the columns whose values pyarrow cannot write as CSV text."""
-    return [field.name for field in schema if not _is_plain(field.type) or has_unknown_zone(field.type)]
-
-
 def without_row_text(rows: Any) -> Any:
     """A table or batch without the column that is only there to be hashed."""
     return rows.drop_columns(ROW_TEXT) if ROW_TEXT in rows.schema.names else rows
@@ -228,12 +197,6 @@ def hide_userinfo(rows: pa.Table, column: str) -> pa.Table:
     if place < 0 or not pa.types.is_string(rows.schema.types[place]):
         return rows
     return rows.set_column(place, column, pc.replace_substring_regex(rows.column(place), USERINFO, HIDDEN))
-
-
-def _is_plain(kind: pa.DataType) -> bool:
-    """True if pyarrow can write values of a type as CSV text."""
-    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-    return is_text or pa.types.is_primitive(kind) or pa.types.is_decimal(kind) or pa.types.is_null(kind)
 
 
 def is_seekable(table: str) -> bool:

@@ -169,7 +169,9 @@ def _wide_encoding(head: bytes) -> str:
     if len(head) < 8:
         return ""
     zeros = tuple(head[place::4].count(0) > len(head) // 8 for place in range(4))
-    return WIDE_ZEROS.get(zeros, "UTF-16") if any(zeros) else ""
+    if not any(zeros) or all(zeros):  # all: a part of the file that was never written
+        return ""
+    return WIDE_ZEROS.get(zeros, "UTF-16")
 
 
 def filesystem_of(address: str) -> tuple[FileSystem, str]:

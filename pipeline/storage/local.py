@@ -82,7 +82,7 @@ class LocalStorage(Storage):
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         folder = self.root / prefix.rpartition("/")[0]
-        for path in sorted(item for item in folder.rglob("*") if item.is_file() and item.suffix != PART_SUFFIX):
+        for path in sorted(item for item in _paths_below(folder) if item.is_file() and item.suffix != PART_SUFFIX):
             relative = path.relative_to(self.root).as_posix()
             if relative.startswith(prefix):
                 status = path.stat()
@@ -134,6 +134,21 @@ def _make_file(path: Path) -> None:
         with contextlib.suppress(FileNotFoundError):
             path.touch()
             return
+
+
+def _paths_below(folder: Path) -> Iterator[Path]:
+    """All that lies below a folder, of which nothing needs to be there; links are not followed.
+
+    Raises:
+        PermissionError: a folder may not be read; Path.rglob would skip it.
+    """
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise error
+
+    for place, _, names in os.walk(folder, onerror=refuse):
+        yield from (Path(place, name) for name in names)
 
 
 def _write_through(path: Path, data: bytes) -> None:

@@ -17,6 +17,8 @@ from pipeline.errors import Failure
 
 _SPACE = re.compile(r"\s+")
 _ENTITY = re.compile(r"&(?:#[0-9]+;?|#[xX][0-9a-fA-F]+;?|[A-Za-z0-9]++;|[A-Za-z0-9]++(?![=;]))")
+_WINDOWS = {code: html.unescape(f"&#{code};") for code in range(0x80, 0xA0) if not chr(code).isspace()}
+"""Control characters that Windows-1252 text becomes if it is read as Latin-1: quotes and dashes, as browsers show &#146;."""
 _DROPPED_CATEGORIES = {"Cc", "Cs"}  # control characters and halves of surrogate pairs
 _EMPTY = Failure("dropped", "empty_caption", "the caption is empty")
 
@@ -50,7 +52,7 @@ def clean_caption(value: object, config: CaptionConfig) -> str | Failure:
     while text != before and not (text.isascii() and text.isprintable() and "&" not in text):  # most captions are plain
         # Until nothing changes: crawls hold doubly escaped text, and a retried row, clean already, must stay as it is.
         before = text
-        text = _SPACE.sub(" ", unicodedata.normalize("NFC", _ENTITY.sub(_character, text)))
+        text = _SPACE.sub(" ", unicodedata.normalize("NFC", _ENTITY.sub(_character, text).translate(_WINDOWS)))
         text = "".join(letter for letter in text if unicodedata.category(letter) not in _DROPPED_CATEGORIES)
     text = _SPACE.sub(" ", text).strip()
     if not text or all(unicodedata.category(letter) == "Cf" for letter in text):  # e.g. zero-width spaces

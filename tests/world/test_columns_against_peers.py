@@ -21,7 +21,7 @@ from pipeline.dataset.shard import Row, ShardWriter, StoredImage
 from pipeline.dataset.valid_text import exact_values
 from pipeline.errors import Failure
 from pipeline.ingest.rows import iter_rows
-from pipeline.ingest.tables import hash_rows
+from pipeline.ingest.rows_digest import hash_rows
 from pipeline.storage.parquet import read_parquet
 from pipeline.transform.caption import clean_captions
 

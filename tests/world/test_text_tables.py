@@ -218,6 +218,8 @@ def test_a_quote_that_is_not_closed_costs_its_own_line_only(rows, rested):
 @pytest.mark.parametrize(
     ("name", "data", "error"),
     [
+        ("t.csv", b"url,caption\nu,a\nhttp://e.org/12" + bytes(64) + b"\nw,d\n", "line 3: zeros stand in the line: a part of"),
+        ("t.tsv", b"url\tcaption\nu\ta\nv\ta photo of a ca" + bytes(9000) + b"\nw\td\n", "line 3: zeros stand in the line"),
         ("t.csv", b"url,caption\nu,a\nv,b,c\nw,d\n", "line 3: the line has 3 fields, and the table 2 columns"),
         ("t.csv", b"url,caption\nu,a\nv\nw,d\n", "line 3: the line has 1 field, and the table 2 columns"),
         ("t.tsv", b"url\tcaption\nu\ta\nv\tb\tc\nw\td\n", "line 3: the line has 3 fields, and the table 2 columns"),

@@ -89,6 +89,11 @@ def test_without_failures_there_is_nothing_to_retry(make_data_set, tmp_path, cap
     assert "nothing to do: " in capsys.readouterr().out
     assert complaint(f"ingest.output={uri}", "ingest.bytes_column=jpg", "--retry-failed", "timeout") == EXIT_BAD_INPUT
     assert complaint(f"ingest.output={uri}", "--retry-failed", "timeout,bad_row") == EXIT_BAD_INPUT
+    capsys.readouterr()
+    for reasons in ("http503", "HTTP_503", "success", "timeout,http_5", ","):
+        assert complaint(f"ingest.output={uri}", "--retry-failed", reasons) == EXIT_BAD_INPUT
+        assert "is no reason for a failure; name those" in capsys.readouterr().err
+    assert complaint(f"ingest.output={uri}", "--retry-failed", "timeout, http_503") == 0
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from pipeline.errors import InputError
 from pipeline.ingest.first_text_reader import first_batches
 from pipeline.ingest.options import options_fingerprint
 from pipeline.ingest.plan import plan_ingest
-from pipeline.ingest.tables import cut_chunks, hash_rows
+from pipeline.ingest.rows_digest import hash_rows
+from pipeline.ingest.tables import cut_chunks
 from pipeline.ingest.text_source import open_source
 from pipeline.storage.address import open_storage
 

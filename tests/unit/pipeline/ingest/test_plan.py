@@ -15,7 +15,7 @@ from pipeline.ingest.driver import _write_notes
 from pipeline.ingest.options import options_fingerprint
 from pipeline.ingest.plan import PartitionSpec, plan_ingest
 from pipeline.ingest.rows import read_range
-from pipeline.ingest.tables import hash_rows
+from pipeline.ingest.rows_digest import hash_rows_as_before
 from pipeline.ingest.text_source import WRITTEN_WITHIN
 from pipeline.storage.address import open_storage
 
@@ -117,39 +117,14 @@ def test_rows_are_not_ingested_again_under_other_options(tmp_path):
     assert len(other.partitions) == 3, "another table may come in under other options"
 
 
-def test_another_table_under_other_options_is_said(tmp_path, caplog):
+def test_retries_are_held_where_the_data_set_was_moved_to(tmp_path):
     output = tmp_path / "out"
-    commit(
-        open_storage(str(output)), map(record_of, plan(write(tmp_path / "t.csv"), output, image={"size_px": 512}).partitions)
-    )
-    plan(write(tmp_path / "u.csv", ROWS[:1]), output, image={"size_px": 512}, caption_column="n")
-    assert not caplog.text
-    plan(write(tmp_path / "u.csv", ROWS[:1]), output)
-    assert "also has rows that were ingested under ingest.image.size_px=512; these are under other options" in caplog.text
-
-
-def test_a_retry_under_other_options_than_its_rows_is_refused(tmp_path):
-    output = tmp_path / "out"
-    storage = open_storage(str(output))
-    (spec,) = plan(write(tmp_path / "t.csv", ROWS[:1]), output, image={"size_px": 512}).partitions
-    commit(storage, [record_of(spec)])
-    write(output / "retries" / f"{spec.id}-0123456789ab.parquet", ROWS[:1])
-    with pytest.raises(InputError, match=r"tables were ingested under ingest\.image\.size_px=512; retry with the same options"):
-        plan(output / "retries", output)
-    assert plan(output / "retries", output, image={"size_px": 512}, fetch={"total_timeout_s": 1}).num_rows == 1
-
-
-def test_the_same_rows_under_another_name_are_said(tmp_path, caplog):
-    output = tmp_path / "out"
-    for name in ("t.csv", "u.parquet"):
-        commit(open_storage(str(output)), map(record_of, plan(write(tmp_path / name), output).partitions))
-    assert not caplog.text
-    planned = plan(write(tmp_path / "moved.csv", [*ROWS, ROWS[0]]), output)
-    assert planned.num_rows == 11
-    assert (
-        f"moved.csv: has rows of {tmp_path}/t.csv, which the data set holds: they become samples a second time" in caplog.text
-    )
-    assert len(caplog.records) == 1
+    name = f"retries/{'0' * 16}-{'0' * 12}.parquet"
+    write(output / name)
+    commit(open_storage(str(output)), map(record_of, plan(output / "retries", output).partitions))
+    output.rename(tmp_path / "moved")
+    again = plan(tmp_path / "moved" / "retries", tmp_path / "moved")
+    assert (again.partitions, again.rows_held) == ([], 10)
 
 
 @pytest.mark.parametrize("column", [lambda text: pa.array([text]).dictionary_encode(), lambda text: pa.array([[text]])])
@@ -160,7 +135,7 @@ def test_renamed_columns_of_any_type_are_an_edit(tmp_path, column):
     table, output = tmp_path / "t.parquet", tmp_path / "out"
     write_columns(["caption", "other"])
     planned = plan(table, output).partitions
-    of_earlier_release = hash_rows(pq.read_table(table), with_names=False)
+    of_earlier_release = hash_rows_as_before(pq.read_table(table))
     for digest, name in ((planned[0].rows_sha256, "out"), (of_earlier_release, "then")):
         commit(open_storage(str(tmp_path / name)), [record_of(replace(planned[0], rows_sha256=digest))])
         assert plan(table, tmp_path / name).partitions == []

@@ -7,7 +7,7 @@ from pipeline.dataset.columns import COLUMNS, free_names
 from pipeline.dataset.manifest import commit, read_manifest, read_sidecar
 from pipeline.ingest.partition import ingest_partition
 from pipeline.ingest.plan import plan_ingest
-from pipeline.ingest.retry import _names_in_table, write_retry_tables
+from pipeline.ingest.retry import _names_in_table, is_same_retry, write_retry_tables
 from pipeline.storage.address import open_storage
 
 
@@ -96,3 +96,10 @@ def test_a_folder_of_a_persons_own_that_is_called_retries_holds_no_retries(confi
     config = config.model_copy(update={"input": str(tmp_path / "retries" / "t.csv")})
     ingest(config)
     assert retry(config, "http_404") == 1
+
+
+def test_a_table_of_retries_is_known_where_the_data_set_was_moved_to():
+    name = "retries/0123456789abcdef-0123456789ab.parquet"
+    assert is_same_retry(f"/old/{name}", f"s3://new/{name}")
+    assert not is_same_retry(f"/old/{name}", f"/old/{name.replace('ab.', 'ac.')}")
+    assert not is_same_retry("/old/t.parquet", "/new/t.parquet")

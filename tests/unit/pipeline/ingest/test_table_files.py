@@ -94,3 +94,23 @@ def test_tables_further_down_than_a_star_reaches_are_named(tmp_path, caplog):
     write(tmp_path / "old" / "0.csv")
     list_tables(f"{tmp_path}/*.csv")
     assert "skipped 1 file that is further down, where * does not reach (** does): old/0.csv" in caplog.text
+
+
+@pytest.mark.parametrize("pattern", ["", "/*.csv", "/**/*.csv"])
+def test_a_table_that_is_a_link_to_nothing_is_refused(tmp_path, pattern):
+    write(tmp_path / "in" / "0.csv")
+    (tmp_path / "in" / "notes").symlink_to(tmp_path / "none")
+    (tmp_path / "in" / ".1.csv").symlink_to(tmp_path / "none")
+    assert len(list_tables(f"{tmp_path}/in{pattern}")) == 1
+    (tmp_path / "in" / "1.csv").symlink_to(tmp_path / "none")
+    with pytest.raises(InputError, match=r"in/1\.csv: is a link to a file that is not there; fetch the file"):
+        list_tables(f"{tmp_path}/in{pattern}")
+
+
+@pytest.mark.parametrize(("pattern", "said"), [("in/*/t.csv", True), ("in/**", True), ("in/t.csv*", False)])
+def test_a_linked_folder_that_a_glob_asks_for_is_named(tmp_path, caplog, pattern, said):
+    write(tmp_path / "in" / "t.csv")
+    write(tmp_path / "in" / "a" / "t.csv")
+    (tmp_path / "in" / "b").symlink_to(tmp_path / "in" / "a")
+    list_tables(f"{tmp_path}/{pattern}")
+    assert ("skipped 1 folder that is only linked, and links are not followed: b" in caplog.text) == said

@@ -18,8 +18,9 @@ from pipeline.errors import InputError
 from pipeline.ingest.driver import _write_notes
 from pipeline.ingest.plan import PartitionSpec, plan_ingest
 from pipeline.ingest.rows import read_range
+from pipeline.ingest.rows_digest import hash_rows
 from pipeline.ingest.table_files import list_tables
-from pipeline.ingest.tables import as_typed, check_columns, hash_rows, read_chunks
+from pipeline.ingest.tables import as_typed, check_columns, read_chunks
 from pipeline.ingest.text_source import say_that_a_line_waits
 from pipeline.storage.address import open_storage
 

@@ -13,6 +13,7 @@ from pipeline.transform.caption import clean_caption, clean_captions, display_ca
         ("  two   words\n", "two words"),
         ("e\u0301te\u0301", "été"),
         ("bell\x07 and\x00 nul", "bell and nul"),
+        ("don\x92t, 2010\x962012 \x93so\x94", "don’t, 2010–2012 “so”"),
         (42, "42"),
         ("Tom &amp; Jerry &amp;lt;3", "Tom & Jerry <3"),
         ("&nbsp;two&nbsp;words", "two words"),

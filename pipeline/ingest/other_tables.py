@@ -1,0 +1,73 @@
+"""Compares new rows with those of other tables that a data set holds.
+
+In: the data set's manifest, and the rows that a run will ingest. Out: a warning if these are rows of a table that was copied or
+renamed, or if they become samples under other options than the others; an error if they are retries under other options.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import pyarrow as pa
+
+from pipeline.config import IngestConfig
+from pipeline.dataset.manifest import Manifest
+from pipeline.errors import InputError
+from pipeline.ingest.options import fingerprints_of_alike, other_options
+from pipeline.ingest.retry import in_retries, retried_partition
+from pipeline.ingest.rows_digest import hash_rows
+from pipeline.storage.base import Storage
+
+logger = logging.getLogger(__name__)
+
+COMPARED_SIZES = 16
+"""Sizes of held ranges with which the rows of a new table are compared, the largest ones."""
+
+
+class OtherTables:
+    """The tables of a data set, by their rows."""
+
+    def __init__(self, manifest: Manifest | None) -> None:
+        self._by_size: dict[int, dict[str, str]] = {}  # number of rows -> their hash -> table
+        for record in manifest.partitions if manifest else ():
+            self._by_size.setdefault(record.num_rows, {})[record.rows_sha256] = record.input_path
+        self._said: set[str] = set()
+
+    def say_if_held(self, table: str, chunk: pa.Table) -> None:
+        """Says so, once a table, if new rows begin with a range of another table's rows."""
+        if table in self._said or in_retries(table):
+            return
+        sizes = sorted(size for size in self._by_size if size <= chunk.num_rows)[-COMPARED_SIZES:]
+        found = (self._by_size[size].get(hash_rows(chunk.slice(0, size)), table) for size in sizes)
+        other = next((name for name in found if name != table), None)
+        if other is not None:
+            self._said.add(table)
+            logger.warning(
+                "ingest.input=%s: has rows of %s, which the data set holds: they become samples a second time; if the table "
+                "was renamed or moved, give it its old name",
+                table,
+                other,
+            )
+
+
+def compare_options(storage: Storage, manifest: Manifest, tables: set[str], config: IngestConfig) -> None:
+    """Says so if rows of these tables become samples under other options than the data set's. A retry must not."""
+    retried = {retried_partition(table) for table in tables if in_retries(table)}
+    compared = {record.options_fingerprint for record in manifest.partitions if not retried or record.id in retried}
+    others = other_options(storage, compared, config)
+    if others is None and not compared & fingerprints_of_alike(config):
+        logger.warning(
+            "ingest.output=%s: does not tell the options of its rows, which an earlier release wrote; make sure that they had "
+            "these options, too: ingest.image.*, ingest.caption.*",
+            storage.uri,
+        )
+    elif others and retried:
+        raise InputError(
+            f"--retry-failed: these rows' tables were ingested under {', '.join(others)}; retry with the same options"
+        )
+    elif others:
+        logger.warning(
+            "ingest.input=%s: the data set also has rows that were ingested under %s; these are under other options",
+            config.input,
+            ", ".join(others),
+        )
