@@ -313,8 +313,9 @@ def opt_out(values: list[str]) -> str | None:
             scope = _SCOPE.match(part)
             if scope and scope[1] not in _DIRECTIVES_WITH_VALUE:
                 ours, part = scope[1] in (AGENT, "*"), part[scope.end() :]
-            if ours and part.strip() in _OPT_OUT:
-                return part.strip()
+            found = next((word for word in re.split(r"[;\s]+", part) if word in _OPT_OUT), None)
+            if ours and found:
+                return found
     return None
 
 

@@ -83,7 +83,10 @@ class ImageSource:
 
     def _file(self, url: str) -> bytes | Failure:
         try:
-            named = Path(url2pathname(urlsplit(url).path)) if _FILE.match(url) else Path(url)
+            is_url = _FILE.match(url) is not None
+            if is_url and urlsplit(url).netloc not in ("", "localhost"):
+                return download_failure("bad_url", f"a file of another machine, {urlsplit(url).netloc}; write its path here")
+            named = Path(url2pathname(urlsplit(url).path)) if is_url else Path(url)
             paths = {folder: (folder / named).resolve() for folder in self._folders}
             allowed = {path for folder, path in paths.items() if path.is_relative_to(folder)}
             files = [path for path in allowed if path.is_file()]

@@ -1,7 +1,7 @@
 """Compares new rows with those of other tables that a data set holds.
 
-In: the data set's manifest, and the rows that a run will ingest. Out: a warning if these are rows of a table that was copied or
-renamed, or if they become samples under other options than the others; an error if they are retries under other options.
+In: the data set's manifest, and the rows that a run will ingest. Out: an error if these are rows of a table that was copied or
+renamed, or retries under other options; a warning if they become samples under other options than the others.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from pipeline.storage.base import Storage
 
 logger = logging.getLogger(__name__)
 
+REFUSED_ROWS = 100
+"""Fewest rows in common for which a table is refused as a copy; of fewer it is said."""
 COMPARED_SIZES = 16
 """Sizes of held ranges with which the rows of a new table are compared, the largest ones."""
 
@@ -27,27 +29,35 @@ COMPARED_SIZES = 16
 class OtherTables:
     """The tables of a data set, by their rows."""
 
-    def __init__(self, manifest: Manifest | None) -> None:
+    def __init__(self, manifest: Manifest | None, allow_copies: bool = False) -> None:
+        self._allow_copies = allow_copies
         self._by_size: dict[int, dict[str, str]] = {}  # number of rows -> their hash -> table
         for record in manifest.partitions if manifest else ():
             self._by_size.setdefault(record.num_rows, {})[record.rows_sha256] = record.input_path
         self._said: set[str] = set()
 
-    def say_if_held(self, table: str, chunk: pa.Table) -> None:
-        """Says so, once a table, if new rows begin with a range of another table's rows."""
-        if table in self._said or in_retries(table):
+    def compare(self, table: str, chunk: pa.Table, digest: str) -> None:
+        """Compares new rows with the beginnings of other tables' ranges, and remembers them for the tables that follow.
+
+        Raises:
+            InputError: the table is a copy of another one.
+        """
+        if in_retries(table):
             return
         sizes = sorted(size for size in self._by_size if size <= chunk.num_rows)[-COMPARED_SIZES:]
-        found = (self._by_size[size].get(hash_rows(chunk.slice(0, size)), table) for size in sizes)
-        other = next((name for name in found if name != table), None)
-        if other is not None:
-            self._said.add(table)
-            logger.warning(
-                "ingest.input=%s: has rows of %s, which the data set holds: they become samples a second time; if the table "
-                "was renamed or moved, give it its old name",
-                table,
-                other,
+        found = ((size, self._by_size[size].get(hash_rows(chunk.slice(0, size)), table)) for size in sizes)
+        size, other = next(((size, name) for size, name in found if name != table), (0, table))
+        self._by_size.setdefault(chunk.num_rows, {}).setdefault(digest, table)
+        if other == table or table in self._said or self._allow_copies:
+            return
+        if size >= REFUSED_ROWS:
+            raise InputError(
+                f"ingest.input={table}: begins with {size:,} rows of {other}, which the data set holds or this run ingests; "
+                "remove the copy; if the table was renamed or moved, give it its old name; to have these pairs twice, add "
+                "ingest.allow_copies=true"
             )
+        self._said.add(table)
+        logger.warning("ingest.input=%s: has rows of %s, too; they become samples of their own", table, other)
 
 
 def compare_options(storage: Storage, manifest: Manifest, tables: set[str], config: IngestConfig) -> None:

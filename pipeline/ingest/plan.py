@@ -152,7 +152,7 @@ def plan_ingest(config: IngestConfig, dry_run: bool = False, output_is_checked: 
     notes_there = {item.path for item in storage.list(INPUTS)}
     committed = {record.path for record in manifest.partitions} if manifest else set()
     planner = _Planner(config, storage, fingerprint, finished, committed, dry_run)
-    planner.others = OtherTables(manifest)
+    planner.others = OtherTables(manifest, config.allow_copies)
     planner.output_is_checked = dry_run or output_is_checked
     rows_held, notes = 0, []
     for table in tables:
@@ -238,7 +238,7 @@ class _Planner:
             check_column_types(table, chunk.schema, self._config)
             digest = hash_rows(chunk)
             if first_row not in by_first:
-                self.others.say_if_held(table, chunk)
+                self.others.compare(table, chunk, digest)
                 self._add(table, reader, first_row, without_row_text(chunk), digest)
             elif not _is_unchanged(by_first[first_row], chunk, digest):
                 raise edited(table, by_first[first_row])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from pipeline.config import IngestConfig
 from pipeline.dataset.columns import COLUMNS, PREFIX, ExtraRows, free_names, split_columns
 from pipeline.dataset.manifest import Manifest, PartitionRecord, ShardRecord, read_sidecar
+from pipeline.errors import InputError
 from pipeline.storage.base import Storage
 
 FOLDER = "retries"
@@ -32,11 +33,44 @@ def write_retry_tables(storage: Storage, manifest: Manifest, reasons: Sequence[s
     for record in manifest.partitions:
         if in_retries(record.input_path):
             retries[retried_partition(record.input_path)].append(record)
+    wanted = [record for record in manifest.partitions if any(reason in reasons for reason in record.counts)]
+    is_rewritten = any(_is_elsewhere(record) for record in wanted)
     rows = 0
-    for record in manifest.partitions:
-        if any(reason in reasons for reason in record.counts):
-            rows += _write_table(storage, record, retries[record.id], reasons, config)
+    for records in [wanted] if is_rewritten else [[record] for record in wanted]:
+        done = retried_keys(storage, manifest, [retry for record in records for retry in retries[record.id]])
+        for record, (own, extra) in _failures(storage, manifest, records, reasons, done):
+            _write_table(storage, record, own, extra, config)
+            rows += len(own)
     return rows
+
+
+def retried_keys(storage: Storage, manifest: Manifest, retries: Sequence[PartitionRecord]) -> set[str]:
+    """Keys of the failures that some partitions of retries hold the results of. A takedown may have blanked some."""
+    ids = {record.id for record in retries}
+    keys = set()
+    for shard in shards_of(manifest, retries):
+        table = read_sidecar(storage, shard, ["key"], if_there=[RETRY_OF])
+        if RETRY_OF in table.column_names:
+            pairs = zip(table["key"].to_pylist(), table[RETRY_OF].to_pylist(), strict=True)
+            keys |= {retried for key, retried in pairs if partition_of(key) in ids and retried}
+    return keys
+
+
+def shards_of(manifest: Manifest, records: Sequence[PartitionRecord]) -> list[ShardRecord]:
+    """The shards that hold the rows of some partitions; all shards if a rewritten one, of several partitions, holds some."""
+    if any(map(_is_elsewhere, records)):
+        return list(manifest.shards)
+    return [shard for record in records for shard in record.shards]
+
+
+def partition_of(key: str) -> str:
+    """Id of the partition that a row was ingested in."""
+    return key.rpartition("-")[0]
+
+
+def _is_elsewhere(record: PartitionRecord) -> bool:
+    """True if a partition's rows were rewritten into a shard of another one."""
+    return record.num_rows > 0 and not record.shards
 
 
 def in_retries(table: str) -> bool:
@@ -54,36 +88,31 @@ def retried_partition(table: str) -> str:
     return table.rpartition("/")[2].partition("-")[0]
 
 
-def _write_table(
-    storage: Storage,
-    record: PartitionRecord,
-    retries: Iterable[PartitionRecord],
-    reasons: Sequence[str],
-    config: IngestConfig,
-) -> int:
-    done = {key for shard in _shards(retries) for key in read_sidecar(storage, shard, [RETRY_OF])[RETRY_OF].to_pylist()}
-    own: list[dict[str, Any]] = []
-    extra = ExtraRows()
-    for shard in record.shards:
+def _failures(
+    storage: Storage, manifest: Manifest, records: Sequence[PartitionRecord], reasons: Sequence[str], done: set[str]
+) -> list[tuple[PartitionRecord, tuple[list[dict[str, Any]], pa.Table]]]:
+    """(partition, its rows that failed for these reasons and were not retried: our columns, and the others)."""
+    own: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    extra: dict[str, ExtraRows] = defaultdict(ExtraRows)
+    ids = {record.id for record in records}
+    for shard in shards_of(manifest, records):
         for row, others in split_columns(read_sidecar(storage, shard)):
-            if row["reason"] in reasons and row["key"] not in done:
-                own.append(row)
-                extra.add(others)
-    if not own:
-        return 0
+            partition = partition_of(row["key"])
+            if partition in ids and row["reason"] in reasons and row["key"] not in done:
+                own[partition].append(row)
+                extra[partition].add(others)
+    return [(record, (own[record.id], extra[record.id].table())) for record in records if record.id in own]
+
+
+def _write_table(
+    storage: Storage, record: PartitionRecord, own: list[dict[str, Any]], others: pa.Table, config: IngestConfig
+) -> None:
     sink = pa.BufferOutputStream()
-    others = extra.table()
-    if in_retries(record.input_path):
+    if in_retries(record.input_path) and RETRY_OF in others.column_names:
         others = others.drop_columns([RETRY_OF])
     pq.write_table(_source_table(own, others, config), sink, compression="zstd")
     digest = hashlib.sha256("\n".join(row["key"] for row in own).encode()).hexdigest()[:12]
     storage.write_if_absent(f"{FOLDER}/{record.id}-{digest}.parquet", sink.getvalue().to_pybytes())
-    return len(own)
-
-
-def _shards(records: Iterable[PartitionRecord]) -> Iterator[ShardRecord]:
-    for record in records:
-        yield from record.shards
 
 
 def _source_table(own: list[dict[str, Any]], extra: pa.Table, config: IngestConfig) -> pa.Table:
@@ -91,6 +120,12 @@ def _source_table(own: list[dict[str, Any]], extra: pa.Table, config: IngestConf
     columns = {config.url_column: [row["url"] for row in own], config.caption_column: [row["caption"] for row in own]}
     table = pa.table(columns)
     names = free_names(_names_in_table(extra.column_names, config), [RETRY_OF])
+    double = next((name for name in table.column_names if name in names), None)
+    if double is not None:
+        raise InputError(
+            f"--retry-failed: the rows have another column named {double}; set ingest.url_column and ingest.caption_column as "
+            "in the run that ingested them"
+        )
     for name, column in zip(names, extra.columns, strict=True):
         table = table.append_column(name, column)
     return table.append_column(RETRY_OF, pa.array([row["key"] for row in own]))

@@ -10,10 +10,10 @@ import re
 from collections.abc import Sequence
 
 ADDRESS = re.compile(
-    rb"\s*(?:(?:[a-z][a-z0-9+.-]*:)?//|\.{0,2}/|[a-z]:\\)[^\s<>]+\s*|\s*[^\s<>]+\.(?:jpe?g|png|webp|gif|bmp|tiff?|avif|heic)\s*",
+    rb"\s*(?:(?:[a-z][a-z0-9+.-]*:)?//|\.{0,2}/|[a-z]:\\)[^\r\n<>]+|[^\r\n<>]+\.(?:jpe?g|png|webp|gif|bmp|tiff?|avif|heic)\s*",
     re.I,
 )
-"""A URL, a path, or the name of an image."""
+"""A URL, a path, or the name of an image; all may hold spaces."""
 LINE_END = re.compile(rb"\r\n|\n|\r")
 
 

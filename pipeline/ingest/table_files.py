@@ -51,15 +51,8 @@ def list_files(pattern: str, suffixes: tuple[str, ...], key: str) -> list[str]:
     root, wanted = _split_glob(pattern)
     storage = open_storage(root)
     data_sets: set[str] = set()
-    place = storage.local_path("")
-    linked, broken = ([], []) if place is None or _is_file(storage) else _links(place)
-    reached = [path for path in broken if path.lower().endswith(suffixes) and not _is_hidden(path, wanted or "")]
-    reached = [path for path in reached if wanted is None or _matches(path.split("/"), wanted.split("/"))]
-    if reached:
-        raise InputError(
-            f"{key}={storage.address(reached[0])}: is a link to a file that is not there; fetch the file (git annex get, dvc "
-            "pull) or remove the link"
-        )
+    if not _is_file(storage):
+        _check_links(f"{key}={pattern}", storage, suffixes, wanted)
     if wanted is not None:
         paths = [item.path for item in storage.list("")]
         data_sets = _data_sets(paths)
@@ -76,8 +69,6 @@ def list_files(pattern: str, suffixes: tuple[str, ...], key: str) -> list[str]:
         if suffixes == SUFFIXES:
             _refuse_table_formats(f"{key}={pattern}", paths)
         found = [path for path in paths if path.lower().endswith(suffixes) and not _is_hidden(path)]
-    asked = [path for path in linked if wanted is None or _may_hold(path.split("/"), wanted.split("/"))]
-    _say_what_is_skipped(f"{key}={pattern}", "only linked, and links are not followed", tuple(asked), "folder")
     own = {path for path in found if suffixes == SUFFIXES and any(path.startswith(folder) for folder in data_sets)}
     found = [path for path in found if path not in own]
     twins = [path for path in found if path.lower().endswith(GZIP_SUFFIX) and path[: -len(GZIP_SUFFIX)] in found]
@@ -121,11 +112,24 @@ def _refuse_table_formats(subject: str, paths: Iterable[str]) -> None:
             )
 
 
-def _links(root: Path) -> tuple[list[str], list[str]]:
-    """(linked folders, links to what is not there) below a folder."""
-    links = [path for path in sorted(root.rglob("*")) if path.is_symlink()]
-    folders = [path.relative_to(root).as_posix() for path in links if path.is_dir()]
-    return folders, [path.relative_to(root).as_posix() for path in links if not path.exists()]
+def _check_links(subject: str, storage: Storage, suffixes: tuple[str, ...], wanted: str | None) -> None:
+    """Names linked folders, which are not followed. Raises InputError for a file that is a link to what is not there."""
+    root = storage.local_path("")
+    links = [path for path in sorted(root.rglob("*")) if path.is_symlink()] if root is not None else []
+    parts = wanted.split("/") if wanted is not None else ["**"]
+    folders = []
+    for link in links:
+        path = link.relative_to(root or "/").as_posix()
+        is_table = path.lower().endswith(suffixes) and not _is_hidden(path, wanted or "")
+        if not link.exists():
+            if is_table and _matches(path.split("/"), parts):
+                raise InputError(
+                    f"{subject}: {link} is a link to a file that is not there; fetch the file (git annex get, dvc pull) or "
+                    "remove the link"
+                )
+        elif link.is_dir() and _may_hold(path.split("/"), parts):
+            folders.append(path)
+    _say_what_is_skipped(subject, "only linked, and links are not followed", tuple(folders), "folder")
 
 
 def _is_hidden(path: str, wanted: str = "") -> bool:

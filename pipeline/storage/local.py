@@ -78,7 +78,8 @@ class LocalStorage(Storage):
         return target.stat().st_size if target.is_file() else None
 
     def etag(self, path: str) -> str:
-        return str(self.local_path(path).stat().st_mtime_ns)
+        status = self.local_path(path).stat()
+        return f"{status.st_mtime_ns}-{status.st_ctime_ns}"  # copies and archives may bring an older time of writing along
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         folder = self.root / prefix.rpartition("/")[0]

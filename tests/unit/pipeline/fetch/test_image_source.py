@@ -71,6 +71,7 @@ def test_files_are_read_under_the_folders_that_are_allowed(tmp_path):
     both = {"allow_files": (str(tmp_path / "photos"), str(tmp_path / "more"))}
     assert "have this file: write its whole path" in fetch("a b.jpg", **both).message
     assert fetch(f"{tmp_path}/more/a b.jpg", **both) == Fetched(b"b")
+    assert "a file of another machine, server" in fetch(f"file://server{tmp_path}/photos/a%20b.jpg", **allowed).message
     assert reason("none.jpg", **allowed) == "not_found"
     assert reason("", **allowed) == "not_found"
     assert reason("nul\x00byte", **allowed) == "bad_url"

@@ -30,15 +30,34 @@ def test_a_retry_under_other_options_than_its_rows_is_refused(tmp_path):
     assert plan(output / "retries", output, image={"size_px": 512}, fetch={"total_timeout_s": 1}).num_rows == 1
 
 
-def test_the_same_rows_under_another_name_are_said(tmp_path, caplog):
+MANY = [row | {"n": number} for number, row in enumerate(ROWS * 10)]
+
+
+def test_a_renamed_table_is_refused_also_if_it_has_grown(tmp_path):
     output = tmp_path / "out"
     for name in ("t.csv", "u.parquet"):
-        commit(open_storage(str(output)), map(record_of, plan(write(tmp_path / name), output).partitions))
-    assert not caplog.text
-    planned = plan(write(tmp_path / "moved.csv", [*ROWS, ROWS[0]]), output)
-    assert planned.num_rows == 11
-    plan(write(tmp_path / "moved.csv", [*ROWS, ROWS[0]]), output, partition_size_rows=1000)
-    assert (
-        f"moved.csv: has rows of {tmp_path}/t.csv, which the data set holds: they become samples a second time" in caplog.text
-    )
-    assert len(caplog.records) == 2
+        specs = plan(
+            write(tmp_path / name, MANY if name == "t.csv" else MANY[::-1]), output, partition_size_rows=100
+        ).partitions
+        commit(open_storage(str(output)), map(record_of, specs))
+    for name, other in (("t2.csv", "t.csv"), ("u2.parquet", "u.parquet")):
+        grown = write(tmp_path / name, [*(MANY if other == "t.csv" else MANY[::-1]), ROWS[0]])
+        for size in (100, 1000):
+            with pytest.raises(InputError, match=rf"begins with 100 rows of .*{other}.*allow_copies=true"):
+                plan(grown, output, partition_size_rows=size)
+        assert plan(grown, output, allow_copies=True).num_rows == 101
+
+
+def test_copies_within_one_run_are_refused(tmp_path):
+    for name in ("t.csv", "t (1).csv"):
+        write(tmp_path / "in" / name, MANY)
+    with pytest.raises(InputError, match=r"t\.csv: begins with 100 rows of .*t \(1\)\.csv"):
+        plan(tmp_path / "in", tmp_path / "out", partition_size_rows=100)
+
+
+def test_few_rows_in_common_are_said_once(tmp_path, caplog):
+    for name in ("t.csv", "u.csv"):
+        write(tmp_path / "in" / name)
+    assert plan(tmp_path / "in", tmp_path / "out").num_rows == 20
+    (record,) = caplog.records
+    assert f"u.csv: has rows of {tmp_path}/in/t.csv, too; they become samples of their own" in record.getMessage()

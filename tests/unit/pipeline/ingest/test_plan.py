@@ -13,7 +13,7 @@ from pipeline.dataset.manifest import PartitionRecord, ShardRecord, commit
 from pipeline.errors import InputError
 from pipeline.ingest.driver import _write_notes
 from pipeline.ingest.options import options_fingerprint
-from pipeline.ingest.plan import PartitionSpec, plan_ingest
+from pipeline.ingest.plan import PartitionSpec, _Planner, plan_ingest
 from pipeline.ingest.rows import read_range
 from pipeline.ingest.rows_digest import hash_rows_as_before
 from pipeline.ingest.text_source import WRITTEN_WITHIN
@@ -162,7 +162,7 @@ def test_a_png_data_set_grows_under_another_level(tmp_path, quality):
             plan(table, output, image=other)
 
 
-def test_a_table_that_is_noted_as_held_is_not_read(tmp_path):
+def test_a_table_that_is_noted_as_held_is_not_read(tmp_path, monkeypatch):
     table, output = tmp_path / "t.csv", tmp_path / "out"
     write(table)
     let_rest(table)
@@ -170,13 +170,14 @@ def test_a_table_that_is_noted_as_held_is_not_read(tmp_path):
     storage = open_storage(str(output))
     manifest = commit(storage, map(record_of, first.partitions))
     _write_notes(storage, manifest, first)
-    status = table.stat()
-    table.write_bytes(b"\0" * status.st_size)  # would not be readable
-    os.utime(table, ns=(status.st_atime_ns, status.st_mtime_ns))
-    again = plan(table, output)
+    with monkeypatch.context() as patch:
+        patch.setattr(_Planner, "plan_table", lambda *_: pytest.fail("the table was read"))
+        again = plan(table, output)
     assert (again.partitions, again.rows_held) == ([], 10)
-    os.utime(table)
-    with pytest.raises(InputError):
+    status = table.stat()
+    table.write_bytes(table.read_bytes().replace(b"of many", b"of none"))
+    os.utime(table, ns=(status.st_atime_ns, status.st_mtime_ns))  # as an archive that is unpacked does
+    with pytest.raises(InputError, match="have changed since they were ingested"):
         plan(table, output)
 
 

@@ -4,11 +4,12 @@ import pytest
 
 from pipeline.config import FetchConfig, ImageConfig, IngestConfig
 from pipeline.dataset.columns import COLUMNS, free_names
-from pipeline.dataset.manifest import commit, read_manifest, read_sidecar
+from pipeline.dataset.manifest import commit, commit_choice, read_manifest, read_sidecar
 from pipeline.ingest.partition import ingest_partition
 from pipeline.ingest.plan import plan_ingest
 from pipeline.ingest.retry import _names_in_table, is_same_retry, write_retry_tables
 from pipeline.storage.address import open_storage
+from pipeline.versions.rewrite import group_partitions, rewrite
 
 
 @pytest.fixture
@@ -103,3 +104,22 @@ def test_a_table_of_retries_is_known_where_the_data_set_was_moved_to():
     assert is_same_retry(f"/old/{name}", f"s3://new/{name}")
     assert not is_same_retry(f"/old/{name}", f"/old/{name.replace('ab.', 'ac.')}")
     assert not is_same_retry("/old/t.parquet", "/new/t.parquet")
+
+
+def test_a_rewritten_data_set_is_retried_once_too(config, web, draw_shape):
+    """Compact shards hold the rows of several partitions, under the first of them."""
+    ingest(config)
+    storage = open_storage(config.output)
+    web.put("/html", draw_shape("green", "ring", 1))
+    assert retry(config, "not_an_image") == 1
+    manifest = read_manifest(storage)
+    (group,) = group_partitions(manifest, 1 << 30)
+    shard = rewrite(storage, list(manifest.shards), f"{group[0].id}-000")
+    changed = [record.model_copy(update={"shards": (shard,) if record is group[0] else ()}) for record in group]
+    manifest = commit_choice(storage, manifest, changed)
+    assert manifest.num_samples == 13
+    web.put("/gone", draw_shape("green", "disc", 1))
+    assert retry(config, "not_an_image") == 0, "it has succeeded before"
+    assert retry(config, "http_404") == 1
+    assert retry(config, "http_404") == 0
+    assert read_manifest(storage).num_samples == 14
