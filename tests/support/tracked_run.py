@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from training.config import TrackingConfig
-from training.record import lineage
+from training.record import wandb_run
 from training.record.tracking import Tracker
 
 NAME, ID = "run", "run-1234"
@@ -22,7 +22,7 @@ def rows_of(step: int) -> list[dict[str, float]]:
 
 
 def main(folder: Path, mode: str, resume_step: int, last_step: int) -> None:
-    lineage.SERVER_ANSWERS_WITHIN_S, lineage.UPLOADED_WITHIN_S = 5.0, 30.0
+    wandb_run.SERVER_ANSWERS_WITHIN_S, wandb_run.UPLOADED_WITHIN_S = 5.0, 15.0
     config = TrackingConfig(wandb_mode=mode)
     data_sets = [{"uri": str(folder / "data"), "version": 1, "identity": "0123"}]
     (folder / "data" / "manifests").mkdir(parents=True, exist_ok=True)
@@ -34,6 +34,8 @@ def main(folder: Path, mode: str, resume_step: int, last_step: int) -> None:
                 time.sleep(0.05)
             for row in rows_of(step):
                 tracker.log(row)
+        tracker.summarize({"time/train": 1.5})
+    print(f"sync: {tracker.sync_command}")
 
 
 if __name__ == "__main__":
