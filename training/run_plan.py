@@ -31,7 +31,7 @@ from training.data.sample_order import SampleOrder
 from training.distributed import World, gather_objects
 from training.evaluation.runner import check_evaluation
 from training.optimizer import Schedule
-from training.record.wandb_environment import with_environment
+from training.wandb_environment import with_environment
 
 RATE_TOLERANCE = 0.01
 """Relative difference of learning rates that is not worth a line."""

@@ -22,7 +22,7 @@ def rows_of(step: int) -> list[dict[str, float]]:
 
 
 def main(folder: Path, mode: str, resume_step: int, last_step: int) -> None:
-    wandb_run.SERVER_ANSWERS_WITHIN_S, wandb_run.UPLOADED_WITHIN_S = 5.0, 15.0
+    wandb_run.SERVER_ANSWERS_WITHIN_S, wandb_run.UPLOADED_WITHIN_S = 15.0, 15.0
     config = TrackingConfig(wandb_mode=mode)
     data_sets = [{"uri": str(folder / "data"), "version": 1, "identity": "0123"}]
     (folder / "data" / "manifests").mkdir(parents=True, exist_ok=True)

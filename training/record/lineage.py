@@ -17,8 +17,8 @@ from typing import Any
 from pipeline.dataset.manifest import FOLDER
 from pipeline.storage.address import open_storage
 from training.config import TrackingConfig
-from training.record.wandb_environment import with_environment
 from training.record.wandb_run import open_run, sync_command
+from training.wandb_environment import with_environment
 
 
 def data_set_artifact(data_set: Mapping[str, Any]) -> Any:

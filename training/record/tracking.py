@@ -23,8 +23,8 @@ from training.config import TrackingConfig
 from training.evaluation.watched_pair_images import draw_found, draw_similarity
 from training.evaluation.watched_pairs import pairs_id
 from training.record.lineage import declare_inputs
-from training.record.wandb_environment import with_environment
 from training.record.wandb_run import open_run, sync_command
+from training.wandb_environment import with_environment
 
 METRICS, WATCHED_PAIRS, PAIR_SIMILARITIES = "metrics.jsonl", "probe.json", "probe.jsonl"
 logger = logging.getLogger(__name__)

@@ -14,10 +14,10 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from training.config import TrackingConfig
-from training.record.wandb_environment import tidy, with_environment
+from training.wandb_environment import tidy, with_environment
 
 logger = logging.getLogger(__name__)
 
@@ -71,17 +71,18 @@ def open_run(
             finish_timeout_raises=True,
         ),
     }
-    resume = "allow" if run_id else None
+    resume: Literal["allow"] | None = "allow" if run_id else None
     if mode == "online":
         try:
             return wandb.init(mode=mode, resume=resume, **options)
         except Exception as error:  # no key, a refused one, no such entity
             away = " ".join(str(error).split())
+            mode = "offline"
             if wandb.run is None:
                 wandb.teardown()  # its process would keep the id
     if away:
         logger.warning("W&B is logged offline: %s", away)
-    return wandb.init(mode="offline", resume=None if holds_all else resume, **options)
+    return wandb.init(mode=mode, resume=None if holds_all else resume, **options)
 
 
 def sync_command(run: Any) -> str:
