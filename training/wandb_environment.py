@@ -87,12 +87,12 @@ def tidy(environment: MutableMapping[str, str]) -> list[str]:
     Returns:
         One line for each of the last.
     """
-    for name in (*SETTINGS, *MACHINE, *UNUSABLE, "WANDB_API_KEY"):
-        if name in environment and not environment[name].strip():
-            del environment[name]
     if "WANDB_TAGS" in environment:
         tags = [tag.strip() for tag in environment["WANDB_TAGS"].split(",")]
         environment["WANDB_TAGS"] = ",".join(dict.fromkeys(tag for tag in tags if tag))
+    for name in (*SETTINGS, *MACHINE, *UNUSABLE, "WANDB_API_KEY"):
+        if name in environment and not environment[name].strip():
+            del environment[name]
     return [f"{name}={environment.pop(name)}: is not used: {why}" for name, why in UNUSABLE.items() if name in environment]
 
 

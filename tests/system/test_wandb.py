@@ -32,18 +32,18 @@ def _no_process_stays():
         process.communicate()
 
 
-def start(server: WandbServer, *command: object) -> subprocess.Popen[str]:
+def start(server: WandbServer, *command: object, **more: str) -> subprocess.Popen[str]:
     environment = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
     environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     environment |= {"WANDB_BASE_URL": server.address, "WANDB_API_KEY": "0" * 40}
-    environment |= {"WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": "0.5"}  # otherwise 15 s
+    environment |= {"WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": "0.5"} | more  # otherwise 15 s
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     STARTED.append(subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, env=environment, **pipes))
     return STARTED[-1]
 
 
-def start_tracking(server: WandbServer, *arguments: object) -> subprocess.Popen[str]:
-    return start(server, "-m", "tests.support.tracked_run", *arguments)
+def start_tracking(server: WandbServer, *arguments: object, **more: str) -> subprocess.Popen[str]:
+    return start(server, "-m", "tests.support.tracked_run", *arguments, **more)
 
 
 def finish(process: subprocess.Popen[str], timeout_s: float = 120) -> str:
@@ -113,12 +113,36 @@ def test_an_offline_run_and_one_without_its_server_are_uploaded_as_they_say(tmp_
         sync_as_told(server, finish(start_tracking(server, tmp_path, "offline", 0, 12)))
         assert as_arrived(server) == as_logged(tmp_path / "metrics.jsonl")
         server.fault = kept_away
-        output = finish(start_tracking(server, tmp_path, "online", 10, 25))
+        output = finish(start_tracking(server, tmp_path, "online", 10, 25, 2))
         assert f"W&B is logged offline: {server.address} answers with 503" in output
         server.fault = lambda path: None
         sync_as_told(server, output)
         assert as_arrived(server) == as_logged(tmp_path / "metrics.jsonl")
         assert list(server.runs) == [ID]
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    ("variables", "fault", "says"),
+    [
+        ({"WANDB_API_KEY": "", "NETRC": "/dev/null"}, lambda path: None, "No API key configured"),
+        ({"WANDB_API_KEY": "short"}, lambda path: None, "API key must have 40+ characters"),
+        ({}, lambda path: 401, "error 401"),
+        ({"WANDB_ENTITY": "not-ours"}, lambda path: 404, "error 404"),
+        ({"WANDB_BASE_URL": "http://127.0.0.1:9"}, lambda path: None, "127.0.0.1:9 does not answer"),
+        ({"WANDB_BASE_URL": "no address"}, lambda path: None, "W&B did not start"),
+    ],
+)
+def test_a_run_that_w_and_b_refuses_is_offline_and_is_uploaded_as_it_says(tmp_path, variables, fault, says):
+    with wandb_server() as server:
+        server.fault = fault
+        output = finish(start_tracking(server, tmp_path, "online", 0, 12, 3, **variables))
+        assert says in output
+        assert "Traceback" not in output
+        server.fault = lambda path: None
+        if "W&B did not start" not in output:
+            sync_as_told(server, output)
+            assert as_arrived(server) == as_logged(tmp_path / "metrics.jsonl")
 
 
 FAULTS = {
@@ -129,6 +153,26 @@ FAULTS = {
     "refused": lambda path: 403 if path.endswith("/file_stream") else None,
     "forgotten": lambda path: 404,
 }
+
+
+@pytest.mark.soak
+def test_variables_of_w_and_b_count_and_those_that_would_mix_runs_do_not(tmp_path):
+    of_a_shell = {"WANDB_PROJECT": "clip", "WANDB_RUN_GROUP": "ablation", "WANDB_TAGS": "a,, b", "WANDB_NAME": "warm"}
+    of_a_shell |= {"WANDB_NOTES": "longer warm-up", "WANDB_JOB_TYPE": "pretrain", "WANDB_ENTITY": "", "WANDB_MODE": "disabled"}
+    mixing = {"WANDB_RUN_ID": "of-another", "WANDB_RESUME": "must", "WANDB_SWEEP_ID": "s", "WANDB_FORK_FROM": "r?_step=3"}
+    variables = of_a_shell | mixing | {"WANDB_DIR": str(tmp_path / "else" / "where")}
+    with wandb_server() as server:
+        output = finish(start_tracking(server, tmp_path, "online", 0, 12, **variables))
+        for name in mixing:
+            assert f"{name}={mixing[name]}: is not used: " in output
+        assert "sync: \n" in output
+        assert list(server.runs) == [ID]
+        assert as_arrived(server) == as_logged(tmp_path / "metrics.jsonl")
+        settings = server.runs[ID].settings
+        assert (settings["project"], settings["groupName"], settings["displayName"]) == ("clip", "ablation", "warm")
+        assert (settings["tags"], settings["notes"], settings["jobType"]) == (["a", "b"], "longer warm-up", "pretrain")
+        assert list((tmp_path / "else" / "where" / "wandb").glob("run-*"))
+        assert not (tmp_path / "wandb").exists()
 
 
 @pytest.mark.soak
