@@ -28,7 +28,7 @@ TINY = ("--config", "debug_cpu", "optimizer.warmup_steps=2")
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory, make_data_set):
-    """A cluster whose nodes have keys of S3 and W&B but no endpoints, in a folder with the code and the default recipe's data."""
+    """A cluster with keys of S3 and W&B but no endpoints, in a folder with the code and the default recipe's data."""
     project = tmp_path_factory.mktemp("project")
     (project / "jobs").symlink_to(ROOT / "jobs")
     make_data_set(str(project / "data" / "demo" / "train"), (150, 120))

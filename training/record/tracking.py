@@ -95,6 +95,7 @@ class Tracker:
         self._config, self._folder, self._data_sets = config, folder, data_sets
         self._summary: dict[str, float] = {}
         self._wandb: Any = None
+        self._lost = False
         self._open: Callable[[TrackingConfig], Any] = lambda tracking: open_run(
             tracking, run_name, run_id, str(folder), resolved_config, job_type=None, holds_all=True
         )
@@ -142,8 +143,8 @@ class Tracker:
             numbers = {key: value for key, value in row.items() if key != "step" and isinstance(value, int | float)}
             self._wandb.log(numbers, step=row["step"])
         except Exception as error:
-            logger.warning("W&B refused step %s (%s); metrics.jsonl has it; W&B is off from here", row["step"], error)
-            self._wandb = None
+            logger.warning("W&B refused step %s (%s); metrics.jsonl has it; W&B is off until the end", row["step"], error)
+            self._wandb, self._lost = None, True
 
     def _show(self, pairs: Mapping[str, Any], similarities: Mapping[str, Any]) -> None:
         if self._wandb is None:
@@ -171,13 +172,13 @@ class Tracker:
         """Ends the record and W&B. Then `sync_command` uploads the run, and is empty if it has arrived."""
         self.metrics.close()
         self.similarities.close()
-        if self._wandb is None:
-            return
         try:
-            self._wandb.finish()
+            if self._wandb is not None:
+                self._wandb.finish()
         except Exception as error:
             logger.warning("W&B did not finish (%s); the whole run is written to an offline one", error)
-            self._wandb = None
+            self._wandb, self._lost = None, True
+        if self._lost:
             self._write_offline()
         if self._wandb is not None:
             self.sync_command, self._wandb = sync_command(self._wandb), None
@@ -196,6 +197,8 @@ class Tracker:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+        if error is not None and self.sync_command:  # else the job's last lines say so
+            logger.warning("W&B has this run once you upload it: %s", self.sync_command)
 
 
 @contextlib.contextmanager
