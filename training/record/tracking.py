@@ -137,17 +137,17 @@ class Tracker:
                 self._follow(row)
 
     def _follow(self, row: dict[str, Any]) -> None:
-        if self._wandb is None:
+        if self._wandb is None or self._lost:
             return
         try:
             numbers = {key: value for key, value in row.items() if key != "step" and isinstance(value, int | float)}
             self._wandb.log(numbers, step=row["step"])
         except Exception as error:
             logger.warning("W&B refused step %s (%s); metrics.jsonl has it; W&B is off until the end", row["step"], error)
-            self._wandb, self._lost = None, True
+            self._lost = True
 
     def _show(self, pairs: Mapping[str, Any], similarities: Mapping[str, Any]) -> None:
-        if self._wandb is None:
+        if self._wandb is None or self._lost:
             return
         with only_a_warning(f"W&B shows no watched pairs of step {similarities['step']}"):
             import wandb
@@ -164,7 +164,7 @@ class Tracker:
     def summarize(self, numbers: dict[str, float]) -> None:
         """Sets values of the whole run in W&B's summary."""
         self._summary |= numbers
-        if self._wandb is not None:
+        if self._wandb is not None and not self._lost:
             with only_a_warning("W&B refused the summary"):
                 self._wandb.summary.update(numbers)
 
@@ -172,12 +172,13 @@ class Tracker:
         """Ends the record and W&B. Then `sync_command` uploads the run, and is empty if it has arrived."""
         self.metrics.close()
         self.similarities.close()
+        if self._wandb is None:
+            return
         try:
-            if self._wandb is not None:
-                self._wandb.finish()
+            self._wandb.finish()
         except Exception as error:
             logger.warning("W&B did not finish (%s); the whole run is written to an offline one", error)
-            self._wandb, self._lost = None, True
+            self._lost = True
         if self._lost:
             self._write_offline()
         if self._wandb is not None:
@@ -185,7 +186,7 @@ class Tracker:
 
     def _write_offline(self) -> None:
         """Writes all rows to an offline run. What was sent online cannot be continued by `wandb sync`, only replaced."""
-        offline = self._config.model_copy(update={"wandb_mode": "offline"})
+        offline, self._wandb, self._lost = self._config.model_copy(update={"wandb_mode": "offline"}), None, False
         self._start(offline, read_metrics(self.metrics.path), read_metrics(self.similarities.path))
         if self._wandb is not None:
             with only_a_warning("the offline run lacks its summary, or its last rows"):
