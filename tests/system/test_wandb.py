@@ -203,7 +203,10 @@ def test_a_run_whose_wandb_process_is_killed_is_uploaded_as_it_says(tmp_path):
         (core,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         os.kill(int(core), signal.SIGKILL)
         (tmp_path / "go").unlink()
-        sync_as_told(server, finish(process))
+        output = finish(process)
+        assert "W&B is off until the end" in output
+        assert "Traceback" not in output
+        sync_as_told(server, output)
         assert as_arrived(server) == as_logged(tmp_path / "metrics.jsonl")
 
 

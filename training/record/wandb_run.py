@@ -6,6 +6,7 @@ that refuses, costs a start at most SERVER_ANSWERS_WITHIN_S, and an end at most 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shlex
@@ -78,11 +79,15 @@ def open_run(
         except Exception as error:  # no key, a refused one, no such entity
             away = " ".join(str(error).split())
             mode = "offline"
-            if wandb.run is None:
-                wandb.teardown()  # its process would keep the id
+            _end_process()  # it would keep the id
     if away:
         logger.warning("W&B is logged offline: %s", away)
-    return wandb.init(mode=mode, resume=None if holds_all else resume, **options)
+    resume = None if holds_all else resume
+    try:
+        return wandb.init(mode=mode, resume=resume, **options)
+    except Exception:  # its process may have been killed
+        _end_process()
+        return wandb.init(mode=mode, resume=resume, **options)
 
 
 def sync_command(run: Any) -> str:
@@ -114,6 +119,15 @@ def why_server_is_away() -> str:
             away = f"{address} does not answer ({' '.join(str(error).split())})"
         time.sleep(min(2.0, max(0.0, deadline - time.monotonic())))
     return away
+
+
+def _end_process() -> None:
+    """Ends W&B's own process, unless other code has a run in it. The next run starts another one."""
+    import wandb
+
+    if wandb.run is None:
+        with contextlib.suppress(Exception, SystemExit):  # it exits where its process had a code other than 0
+            wandb.teardown()
 
 
 def _folder(folder: str | None) -> str | None:
