@@ -23,7 +23,7 @@ from training.config import TrackingConfig
 from training.evaluation.watched_pair_images import draw_found, draw_similarity
 from training.evaluation.watched_pairs import pairs_id
 from training.record.lineage import declare_inputs
-from training.record.wandb_run import open_run, sync_command
+from training.record.wandb_run import finish, open_run, sync_command
 from training.wandb_environment import with_environment
 
 METRICS, WATCHED_PAIRS, PAIR_SIMILARITIES = "metrics.jsonl", "probe.json", "probe.jsonl"
@@ -175,7 +175,7 @@ class Tracker:
         if self._wandb is None:
             return
         try:
-            self._wandb.finish()
+            finish(self._wandb)
         except Exception as error:
             logger.warning("W&B did not finish (%s); the whole run is written to an offline one", error)
             self._lost = True

@@ -28,6 +28,9 @@ TOO_MANY_REQUESTS = 429
 UPLOADED_WITHIN_S = 60.0
 """Longest wait for what is left to upload at the end; without it, W&B waits as long as its server is away."""
 
+GIVEN_UP = "filestream: fatal error: "
+"""What W&B's own process writes into its log when it uploads no more rows."""
+
 
 def open_run(
     tracking: TrackingConfig,
@@ -88,6 +91,22 @@ def open_run(
     except Exception:  # its process may have been killed
         _end_process()
         return wandb.init(mode=mode, resume=resume, **options)
+
+
+def finish(run: Any) -> None:
+    """Ends a run, once everything has arrived.
+
+    Raises:
+        Exception: the server was away for too long, or has refused rows. W&B then gives the upload up for good, says nothing
+            of it to its caller, and has the reason only in its log.
+    """
+    run.finish()
+    log = Path(run.settings.log_internal)
+    if run.offline or not log.exists():
+        return
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+        if GIVEN_UP in line:
+            raise RuntimeError(line[line.index(GIVEN_UP) + len(GIVEN_UP) :].rstrip('"}'))
 
 
 def sync_command(run: Any) -> str:
