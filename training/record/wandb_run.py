@@ -29,7 +29,7 @@ UPLOADED_WITHIN_S = 60.0
 """Longest wait for what is left to upload at the end; without it, W&B waits as long as its server is away."""
 
 GIVEN_UP = "filestream: fatal error: "
-"""What W&B's own process writes into its log when it uploads no more rows."""
+"""Text in the log of W&B's own process when it uploads no more rows."""
 
 
 def open_run(
@@ -150,7 +150,7 @@ def _end_process() -> None:
 
 
 def _folder(folder: str | None) -> str | None:
-    """Where W&B writes: WANDB_DIR if it can be used, else the given folder."""
+    """The folder that W&B writes to: WANDB_DIR if it can be used, else the given one."""
     stated = os.environ.get("WANDB_DIR")
     if stated is None:
         return folder
