@@ -29,7 +29,8 @@ def _no_process_stays():
     while STARTED:
         process = STARTED.pop()
         process.kill()
-        process.communicate()
+        process.wait()
+        process.stdout.close()
 
 
 def start(server: WandbServer, *command: object, **more: str) -> subprocess.Popen[str]:
