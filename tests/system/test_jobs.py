@@ -164,7 +164,7 @@ def test_a_stopped_job_saves_its_current_step_and_resumes_when_submitted_again(s
         assert (started.returncode, started.stdout) == (0, "to-be-stopped\n"), started.stderr
         for command in ("logs --follow", "status", "stop"):
             assert f"ray job {command} --address {server.address} to-be-stopped" in started.stderr
-        deadline = time.time() + 120
+        deadline = time.time() + 180
         while time.time() < deadline and not any(row["step"] >= 5 for row in read_metrics(metrics)):
             time.sleep(0.1)
         stopped, waited = at_once(
