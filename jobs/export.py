@@ -19,6 +19,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import shutil
 import sys
 import tempfile
@@ -106,8 +107,9 @@ def _report_to_wandb(trained: TrainingConfig, checkpoint: Checkpoint, target: St
     from model.weight_files import OPEN_CLIP_WEIGHTS
     from pipeline.storage.address import open_storage
     from training.record.lineage import log_model
+    from training.wandb_environment import with_environment
 
-    if trained.tracking.wandb_mode == "disabled":
+    if with_environment(trained.tracking, os.environ).wandb_mode == "disabled":
         return
     try:
         place = open_storage(checkpoint.address.rpartition("/checkpoints/")[0])
@@ -116,7 +118,9 @@ def _report_to_wandb(trained: TrainingConfig, checkpoint: Checkpoint, target: St
         about = {"sha256": files[OPEN_CLIP_WEIGHTS]["sha256"], "step": checkpoint.position.step, **checkpoint.metrics}
         folder = place.local_path("") or Path(tempfile.gettempdir()) / "rayclip" / run_id
         folder.mkdir(parents=True, exist_ok=True)
-        log_model(trained.tracking, trained.run.name, run_id, str(folder), target.uri, about)
+        sync = log_model(trained.tracking, trained.run.name, run_id, str(folder), target.uri, about)
+        if sync:
+            print(f"W&B has this export once you upload it, after its run: {sync}")
     except Exception as error:
         logger.warning("the export was not reported to W&B (%s: %s)", type(error).__name__, error)
 

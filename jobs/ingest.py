@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ from jobs.cli.job_parser import JobParser
 from pipeline.errors import InputError, NotMeantError
 from pipeline.storage.url_credentials import without_userinfo
 from training.ray_internals import quieten_ray_data
+from training.wandb_environment import with_environment
 
 if TYPE_CHECKING:
     from pipeline.config import IngestConfig
@@ -40,6 +42,8 @@ def job(config: Config, options: argparse.Namespace) -> int:
         return _verify(config.ingest)
     if options.clean:
         return _clean(config.ingest, options.older_than_h)
+    if options.wandb:
+        with_environment(config.tracking, os.environ)  # refuses bad input before Ray starts
     from pipeline.ingest.plan import plan_ingest
 
     retry: str = options.retry_failed
@@ -65,6 +69,7 @@ def job(config: Config, options: argparse.Namespace) -> int:
     if summary.retry_reasons:
         print(f"the settings have changed for {summary.retry_text}; this fetches them again:")
         print(f"  {_command(options, ','.join(summary.retry_reasons))}")
+    _say_how_to_upload(wandb_run)
     if options.summary:
         Path(options.summary).write_text(json.dumps(asdict(summary), indent=1), encoding="utf-8")
     if summary.shortfall:
@@ -174,7 +179,7 @@ def _output(config: IngestConfig) -> str:
 @contextlib.contextmanager
 def _wandb_run(config: Config, wanted: bool) -> Iterator[Any]:
     """The job as a W&B run, or None. Errors of W&B do not stop the ingestion."""
-    from training.record.lineage import open_run
+    from training.record.wandb_run import open_run
 
     wandb_run = None
     if wanted:
@@ -185,6 +190,14 @@ def _wandb_run(config: Config, wanted: bool) -> Iterator[Any]:
     if wandb_run is not None:
         with _complaints():
             wandb_run.finish()
+
+
+def _say_how_to_upload(wandb_run: Any) -> None:
+    from training.record.wandb_run import sync_command
+
+    command = "" if wandb_run is None else sync_command(wandb_run)
+    if command:
+        print(f"W&B has this ingestion once you upload it: {command}")
 
 
 def _log_to(wandb_run: Any) -> Log:

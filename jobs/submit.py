@@ -6,7 +6,8 @@
     python jobs/submit.py --wait-for ID                             shows the rest of a job's log, exits with its code
 
 A misspelled key of a RayCLIP job is refused here, before the cluster is contacted, and the job gets the recipe's
-`cluster.runtime_env`. A lost connection is opened again. Ctrl-C leaves the job running and prints the command that stops it.
+`cluster.runtime_env`, and this machine's WANDB_PROJECT and the like, but no key. A lost connection is opened again. Ctrl-C
+leaves the job running and prints the command that stops it.
 `ray job submit -- python jobs/train.py` submits the same job, but exits with 1 for every code other than 0; --wait-for ID then
 gives the job's own.
 
@@ -40,8 +41,10 @@ from jobs.cli.config import RECIPES, load_config
 from jobs.cli.runtime_env import check
 from pipeline.errors import ConfigError
 from pipeline.storage.url_credentials import has_userinfo, without_userinfo
+from training.config import TrackingConfig
 from training.errors import RunError
 from training.ray_internals import quieten_submission
+from training.wandb_environment import SETTINGS, passed_on, with_environment
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -65,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.wait_for:
             return follow(connect(options.address), options.wait_for)
         runtime_env = recipe_runtime_env(options.entrypoint, options.working_dir)
+        if any(map(_is_job, options.entrypoint)):
+            add_wandb_variables(runtime_env)
         if options.working_dir:
             runtime_env["working_dir"] = options.working_dir
         client = connect(options.address)
@@ -117,6 +122,21 @@ def recipe_runtime_env(entrypoint: Sequence[str], working_dir: str | None) -> di
     if runtime_env:
         check(runtime_env)
     return runtime_env
+
+
+def add_wandb_variables(runtime_env: dict[str, Any]) -> None:
+    """Adds this machine's WANDB_PROJECT and the like, which Ray would not send. Those of the recipe take precedence.
+
+    The key is not among them: Ray writes a runtime environment into its logs.
+
+    Raises:
+        ConfigError: one of them is invalid.
+    """
+    with_environment(TrackingConfig(), os.environ)
+    variables = passed_on(os.environ, SETTINGS)
+    if variables:
+        say(f"passes on {', '.join(variables)}; the key of W&B comes from the environment of the nodes")
+        runtime_env["env_vars"] = variables | dict(runtime_env["env_vars"] if "env_vars" in runtime_env else {})
 
 
 def _is_job(word: str) -> bool:

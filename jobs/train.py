@@ -52,6 +52,7 @@ def job(config: Config, options: argparse.Namespace) -> int:
     result = run_training(config)
     if not result.finished:
         print(f"\nstopped at step {result.step:,}; the same command resumes from {result.checkpoint}")
+        _print_sync(result.wandb_sync)
         return EXIT_STOPPED
     print(f"\ntrained {result.step:,} steps, {result.samples_seen:,} samples; run folder: {result.run}")
     if result.evaluation:
@@ -59,8 +60,14 @@ def job(config: Config, options: argparse.Namespace) -> int:
     page = report_at_the_end(config)
     if page:
         print(f"report: {page}")
+    _print_sync(result.wandb_sync)
     print(f"next: python jobs/evaluate.py run.dir={config.run.dir} run.name={config.run.name} --help")
     return 0
+
+
+def _print_sync(command: str) -> None:
+    if command:
+        print(f"W&B has this run once you upload it: {command}")
 
 
 if __name__ == "__main__":

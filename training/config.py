@@ -245,12 +245,12 @@ class CheckpointConfig(Section):
 class TrackingConfig(Section):
     """`tracking.*`: W&B follows metrics.jsonl, which is always written."""
 
-    wandb_mode: Literal["offline", "online", "disabled"] = "offline"
-    """Mode of W&B. offline: files in the run's folder, for `wandb sync`."""
-    wandb_project: str = "rayclip"
-    """W&B project of the run."""
+    wandb_mode: Literal["offline", "online", "disabled"] | None = None
+    """Mode of W&B. offline: files in the run's folder, for `wandb sync`. None: WANDB_MODE, else offline."""
+    wandb_project: str | None = None
+    """W&B project of the run. None: WANDB_PROJECT, else rayclip."""
     wandb_entity: str | None = None
-    """W&B user or team. None: your default one."""
+    """W&B user or team. None: WANDB_ENTITY, else your default one."""
 
 
 PLACES = ("{}", "{c}")

@@ -7,6 +7,7 @@ checkpoint the run resumes (training/checkpoint/resume.py), and all ranks make t
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -30,6 +31,7 @@ from training.data.sample_order import SampleOrder
 from training.distributed import World, gather_objects
 from training.evaluation.runner import check_evaluation
 from training.optimizer import Schedule
+from training.wandb_environment import with_environment
 
 RATE_TOLERANCE = 0.01
 """Relative difference of learning rates that is not worth a line."""
@@ -40,7 +42,7 @@ class RunPlan:
     """Everything that is settled before the first step.
 
     Attributes:
-        config: with the versions of its data sets pinned.
+        config: with the versions of its data sets pinned, and W&B's settings resolved.
         run: the run's own folder: checkpoints, metrics.jsonl, config.yaml.
         start: position that the run resumes from; step 0 for a new one.
         changes: settings that differ from the checkpoint's, one line each, as run.allow_config_changes allows.
@@ -116,6 +118,7 @@ def plan_run(config: TrainingConfig, begin: Start | None = None) -> RunPlan:
     """
     config = TrainingConfig.model_validate(config.model_dump(include=set(TrainingConfig.model_fields)))
     check_config(config)
+    config = config.model_copy(update={"tracking": with_environment(config.tracking, os.environ)})
     return fit_together(open_run(config, begin))
 
 

@@ -132,7 +132,8 @@ class Trainer:
             loader = stack.enter_context(contextlib.closing(self._open_loader()))
             self._loop(loader)
             self.requests.close()
-            return self._finish()
+            result = self._finish()
+        return result if self.record is None else replace(result, wandb_sync=self.record.wandb_sync)
 
     def _loop(self, loader: TrainLoader) -> None:
         """Takes steps until the schedule ends or a request stops the run."""

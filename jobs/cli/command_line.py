@@ -20,6 +20,7 @@ from jobs.cli.job_parser import JobParser
 from pipeline.errors import ConfigError, InputError, NotMeantError, StorageAwayError
 from training.config import ClusterConfig
 from training.errors import RunError
+from training.wandb_environment import passed_on
 
 BAD_INPUT = (ConfigError, InputError)
 EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_NOT_MEANT, EXIT_STOPPED = 0, 1, 2, 3, 128 + 15
@@ -125,7 +126,7 @@ def connect_ray(cluster: ClusterConfig) -> None:
             {
                 "worker_process_setup_hook": "training.ray_internals.quieten_worker",
                 # for the processes of a cluster that runs already
-                "env_vars": {name: os.environ[name] for name in RAY_SETTINGS},
+                "env_vars": {name: os.environ[name] for name in RAY_SETTINGS} | passed_on(os.environ),
             },
         ),
     )

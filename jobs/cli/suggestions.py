@@ -186,6 +186,7 @@ WITHOUT_KEY: dict[str, str] = {
     "extract_exif": "EXIF is always column of the sidecar",
     "save_additional_columns": "all columns of the table go into the sidecar",
     "enable_wandb": "the job's option --wandb",
+    "wandb_notes": "W&B reads WANDB_NOTES",
     "oom_shard_count": "shards are named by their content",
     "max_shard_retry": "the next run does unfinished shards",
 }
@@ -203,7 +204,6 @@ WITHOUT_EQUIVALENT: dict[str, str] = {
     "force_context_length": "always 77; batches are cut to their longest caption without loss",
     "torchscript": "train.compile compiles the model",
     "trace": "train.compile compiles the model",
-    "wandb_notes": "the run's record holds its configuration",
     "debug": "train.log_every_steps=1 is the default",
     "horovod": "training uses PyTorch's DDP on Ray",
     "lock_text_unlocked_layers": "an encoder is frozen as a whole",

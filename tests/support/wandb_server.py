@@ -96,7 +96,7 @@ class WandbServer:
         """All that was sent as the run's log."""
         return b"".join(body for path, body in self.bodies if path.endswith("/file_stream"))
 
-    def await_step(self, name: str, step: int, timeout_s: float = 60.0) -> Run:
+    def await_step(self, name: str, step: int, timeout_s: float = 180.0) -> Run:
         """Waits until a run has a row of a step, or of a later one."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:

@@ -19,6 +19,7 @@ from pipeline.storage.address import open_storage
 from tests.conftest import S3_ENVIRONMENT, web_server
 from tests.support.flaky_s3 import flaky_s3
 from tests.support.job_server import PYTHON, ROOT, Connection, JobServer, environment
+from tests.support.wandb_server import wandb_server
 from training.record.tracking import read_metrics
 
 COPY = ("--working-dir", str(ROOT))
@@ -27,11 +28,11 @@ TINY = ("--config", "debug_cpu", "optimizer.warmup_steps=2")
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory, make_data_set):
-    """A cluster whose nodes have S3 keys but no endpoint, in a folder with the code and the default recipe's data."""
+    """A cluster with keys of S3 and W&B but no endpoints, in a folder with the code and the default recipe's data."""
     project = tmp_path_factory.mktemp("project")
     (project / "jobs").symlink_to(ROOT / "jobs")
     make_data_set(str(project / "data" / "demo" / "train"), (150, 120))
-    server = JobServer(project, **S3_ENVIRONMENT)
+    server = JobServer(project, **S3_ENVIRONMENT, WANDB_API_KEY="0" * 40)
     yield server
     server.close()
 
@@ -151,26 +152,39 @@ def test_a_run_is_evaluated_averaged_exported_embedded_and_reported_by_submitted
 
 def test_a_stopped_job_saves_its_current_step_and_resumes_when_submitted_again(server, data_set, tmp_path):
     settings = ("jobs/train.py", *TINY, f"data.uri={data_set}", f"run.dir={tmp_path}", "checkpoint.every_steps=null")
-    started = server.submit_py(
-        "--no-wait", "--submission-id", "to-be-stopped", "--", "python", *settings, "train.max_steps=4000"
-    )
-    assert (started.returncode, started.stdout) == (0, "to-be-stopped\n"), started.stderr
-    for command in ("logs --follow", "status", "stop"):
-        assert f"ray job {command} --address {server.address} to-be-stopped" in started.stderr
-    metrics, deadline = tmp_path / "debug_cpu" / "metrics.jsonl", time.time() + 120
-    while time.time() < deadline and not any(row["step"] >= 5 for row in read_metrics(metrics)):
-        time.sleep(0.1)
-    stopped, waited = at_once(
-        lambda: server.job("stop", "to-be-stopped"), lambda: server.submit_py("--wait-for", "to-be-stopped")
-    )
+    settings = (*settings, "tracking.wandb_mode=null")
+    here = {"WANDB_MODE": "online", "WANDB_PROJECT": "clip", "WANDB_TAGS": "a,,b", "WANDB_API_KEY": "not-sent"}
+    metrics = tmp_path / "debug_cpu" / "metrics.jsonl"
+    with wandb_server() as wandb:
+        started = server.submit_py(
+            *("--no-wait", "--submission-id", "to-be-stopped", "--", "python", *settings, "train.max_steps=4000"),
+            **here,
+            WANDB_BASE_URL=wandb.address,
+        )
+        assert (started.returncode, started.stdout) == (0, "to-be-stopped\n"), started.stderr
+        for command in ("logs --follow", "status", "stop"):
+            assert f"ray job {command} --address {server.address} to-be-stopped" in started.stderr
+        deadline = time.time() + 180
+        while time.time() < deadline and not any(row["step"] >= 5 for row in read_metrics(metrics)):
+            time.sleep(0.1)
+        stopped, waited = at_once(
+            lambda: server.job("stop", "to-be-stopped"), lambda: server.submit_py("--wait-for", "to-be-stopped")
+        )
+        (run,) = wandb.runs.values()
+        assert [row["_step"] for row in run.rows()] == [row["step"] for row in read_metrics(metrics) if "loss" in row]
+        assert (run.settings["project"], run.settings["tags"]) == ("clip", ["a", "b"]), "typed where it was submitted"
+        assert len(wandb.authorizations) == 1, "the key of the node"
     assert "was stopped" in stopped.stdout + stopped.stderr, stopped.stdout + stopped.stderr
     assert waited.returncode == 143
     assert "to-be-stopped was stopped" in waited.stderr
     last = max((row["step"] for row in read_metrics(metrics)), default=0)
     assert last >= 5, waited.stdout
     assert f"stopped at step {last:,}; the same command resumes from checkpoints/step_{last:08d}" in waited.stdout
-    again = server.submit(*settings, f"train.max_steps={last + 2}", "run.allow_config_changes=true")
-    assert f"resumes from checkpoints/step_{last:08d}" in output_of(again)
+    options = ("--runtime-env-json", json.dumps({"env_vars": {"WANDB_MODE": "offline", "WANDB_NAME": "again"}}))
+    again = output_of(server.submit(*settings, f"train.max_steps={last + 2}", "run.allow_config_changes=true", options=options))
+    assert f"resumes from checkpoints/step_{last:08d}" in again
+    (segment,) = (tmp_path / "debug_cpu" / "wandb").glob("offline-run-*")
+    assert f"W&B has this run once you upload it: wandb sync {segment}\n" in again
 
 
 def test_the_default_recipe_trains_in_the_projects_folder_without_any_option(server):

@@ -8,11 +8,8 @@ named after the identity of its content. The functions raise what W&B raises; ca
 from __future__ import annotations
 
 import hashlib
+import os
 import re
-import ssl
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,12 +17,8 @@ from typing import Any
 from pipeline.dataset.manifest import FOLDER
 from pipeline.storage.address import open_storage
 from training.config import TrackingConfig
-
-SERVER_ANSWERS_WITHIN_S = 30.0
-"""Longest wait for W&B's server before a start continues without it; W&B's 90 s would be lost at every restart."""
-TOO_MANY_REQUESTS = 429
-UPLOADED_WITHIN_S = 60.0
-"""Longest wait for what is left to upload at the end; without it, W&B waits as long as its server is away."""
+from training.record.wandb_run import open_run, sync_command
+from training.wandb_environment import with_environment
 
 
 def data_set_artifact(data_set: Mapping[str, Any]) -> Any:
@@ -59,8 +52,8 @@ def declare_output(run: Any, data_set: Mapping[str, Any]) -> None:
 
 def log_model(
     config: TrackingConfig, run_name: str, run_id: str, folder: str, address: str, metadata: Mapping[str, Any]
-) -> None:
-    """Logs weights that were exported from a run as its output.
+) -> str:
+    """Logs weights that were exported from a run as its output. Returns the command that uploads it, if W&B is offline.
 
     Args:
         run_id: the id in the run's run.json.
@@ -68,80 +61,15 @@ def log_model(
         address: of the file or folder that was written.
         metadata: must hold the `sha256` of the weights.
     """
-    if config.wandb_mode == "disabled":
-        return
+    if with_environment(config, os.environ).wandb_mode == "disabled":
+        return ""
     import wandb
 
     artifact = wandb.Artifact(f"{run_name}-weights", type="model", metadata={"address": address, **metadata})
     artifact.add_reference(_as_uri(address), name=metadata["sha256"], checksum=False)
     with open_run(config, run_name, run_id, folder, config=None, job_type=None) as run:
         run.log_artifact(artifact)
-
-
-def open_run(
-    tracking: TrackingConfig,
-    run_name: str | None,
-    run_id: str | None,
-    folder: str | None,
-    config: dict[str, Any] | None,
-    job_type: str | None,
-    holds_all: bool = False,
-) -> Any:
-    """Opens a W&B run as `tracking.*` says, or resumes the one with a known id. Raises what W&B raises.
-
-    Args:
-        holds_all: all rows of the run will be logged, from its first step on. Then `wandb sync` of an offline run must replace
-            what the server has: appended, its rows would get the steps after the server's last one.
-    """
-    import wandb
-
-    replaces = holds_all and tracking.wandb_mode == "offline"
-
-    return wandb.init(
-        project=tracking.wandb_project,
-        entity=tracking.wandb_entity,
-        name=run_name,
-        id=run_id,
-        resume="allow" if run_id and not replaces else None,
-        reinit="create_new",  # a run that other code has open in this process stays open
-        mode=tracking.wandb_mode,
-        dir=folder,
-        config=config,
-        job_type=job_type,
-        settings=wandb.Settings(
-            silent=True,
-            console="off",
-            init_timeout=SERVER_ANSWERS_WITHIN_S,
-            finish_timeout=UPLOADED_WITHIN_S,
-            finish_timeout_raises=True,
-        ),
-    )
-
-
-def why_server_is_away() -> str:
-    """Reason why W&B's server cannot be used now; an empty string if it answers.
-
-    W&B itself would wait for it while it starts, and could then not open the same run offline.
-    """
-    import wandb
-
-    address = wandb.setup().settings.base_url
-    request = urllib.request.Request(f"{address}/graphql", b'{"query": "{ __typename }"}', {"Content-Type": "application/json"})
-    deadline, away = time.monotonic() + SERVER_ANSWERS_WITHIN_S, ""
-    while time.monotonic() < deadline:
-        try:
-            urllib.request.urlopen(request, timeout=SERVER_ANSWERS_WITHIN_S / 3).close()
-            return ""
-        except urllib.error.HTTPError as error:
-            if error.code < 500 and error.code != TOO_MANY_REQUESTS:
-                return ""
-            away = f"{address} answers with {error.code}"
-        except OSError as error:
-            if isinstance(getattr(error, "reason", None), ssl.SSLError):
-                return ""  # it answers; W&B may trust authorities that Python does not
-            away = f"{address} does not answer ({' '.join(str(error).split())})"
-        time.sleep(min(2.0, max(0.0, deadline - time.monotonic())))
-    return away
+    return sync_command(run)
 
 
 def _as_uri(address: str) -> str:

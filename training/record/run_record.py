@@ -67,6 +67,7 @@ class TrainResult:
         evaluation: metric -> value; empty if no evaluation is configured.
         finished: False if it was stopped before its last step; the same configuration resumes it.
         spent: seconds by kind, and goodput (training/record/goodput.py).
+        wandb_sync: the command that uploads the run to W&B; empty if it has arrived, or W&B is disabled.
     """
 
     run: str
@@ -77,6 +78,7 @@ class TrainResult:
     evaluation: dict[str, float]
     finished: bool = True
     spent: dict[str, float] = field(default_factory=dict)
+    wandb_sync: str = ""
 
 
 class RunRecord:
@@ -243,6 +245,12 @@ class RunRecord:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._tracker.close()
+
+    @property
+    def wandb_sync(self) -> str:
+        """Once it is closed: `TrainResult.wandb_sync`."""
+        command = self._tracker.sync_command
+        return f"on {platform.node()}: {command}" if command and self._run.local_path("") is None else command
 
     def push(self) -> None:
         """Copies the record to a run folder in object storage."""

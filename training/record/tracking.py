@@ -5,7 +5,7 @@ probe.jsonl, flushed at once, and a W&B step: metrics, and the watched pairs as 
 
 The record stays exact through restarts: a resume at step s cuts the rows after s, which the resumed run writes again. W&B may
 lose its last rows when a process is killed, so a resume replays the record into a new segment of the same W&B run. W&B being
-unreachable or broken never stops training.
+unreachable or broken never stops training; where it could not finish online, the whole record is written to an offline run.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,7 +22,9 @@ from typing import Any
 from training.config import TrackingConfig
 from training.evaluation.watched_pair_images import draw_found, draw_similarity
 from training.evaluation.watched_pairs import pairs_id
-from training.record.lineage import declare_inputs, open_run, why_server_is_away
+from training.record.lineage import declare_inputs
+from training.record.wandb_run import finish, open_run, sync_command
+from training.wandb_environment import with_environment
 
 METRICS, WATCHED_PAIRS, PAIR_SIMILARITIES = "metrics.jsonl", "probe.json", "probe.jsonl"
 logger = logging.getLogger(__name__)
@@ -88,13 +91,25 @@ class Tracker:
         """
         self.metrics = MetricsFile(folder / METRICS, resume_step)
         self.similarities = MetricsFile(folder / PAIR_SIMILARITIES, resume_step)
+        self.sync_command = ""
+        self._config, self._folder, self._data_sets = config, folder, data_sets
+        self._summary: dict[str, float] = {}
         self._wandb: Any = None
-        if config.wandb_mode != "disabled":
-            self._wandb = _open_wandb(config, run_name, run_id, folder, resolved_config)
+        self._lost = False
+        self._open: Callable[[TrackingConfig], Any] = lambda tracking: open_run(
+            tracking, run_name, run_id, str(folder), resolved_config, job_type=None, holds_all=True
+        )
+        if with_environment(config, os.environ).wandb_mode != "disabled":
+            self._start(config, self.metrics.kept, self.similarities.kept)
+
+    def _start(self, config: TrackingConfig, rows: list[dict[str, Any]], similarities: list[dict[str, Any]]) -> None:
+        """Opens W&B, and logs the rows of the record that it lacks."""
+        with only_a_warning("W&B did not start; the run continues with metrics.jsonl only"):
+            self._wandb = self._open(config)
         if self._wandb is not None:
             with only_a_warning("W&B does not know the data sets of the run"):
-                declare_inputs(self._wandb, data_sets)
-        self._replay(folder)
+                declare_inputs(self._wandb, self._data_sets)
+            self._replay(rows, similarities)
 
     def log(self, row: dict[str, Any]) -> None:
         """Appends one row; `row["step"]` counts optimizer steps from 1."""
@@ -106,16 +121,14 @@ class Tracker:
         self.similarities.append(similarities)
         self._show(pairs, similarities)
 
-    def _replay(self, folder: Path) -> None:
-        """Logs to W&B the kept rows that it lacks, in the order of their steps, since it accepts no earlier step."""
-        if self._wandb is None:
-            return
+    def _replay(self, rows: list[dict[str, Any]], similarities: list[dict[str, Any]]) -> None:
+        """Logs rows to W&B in the order of their steps, since it accepts no earlier step."""
         first = self._wandb.starting_step  # those before it have arrived
         pairs: dict[str, Any] = {}
         with only_a_warning("W&B gets no images of earlier steps"):
-            pairs = json.loads((folder / WATCHED_PAIRS).read_bytes()) if self.similarities.kept else {}
-        shown = [(row["step"], 1, row) for row in self.similarities.kept if pairs and row["pairs"] == pairs_id(pairs)]
-        for step, kind, row in sorted([*((row["step"], 0, row) for row in self.metrics.kept), *shown], key=lambda one: one[:2]):
+            pairs = json.loads((self._folder / WATCHED_PAIRS).read_bytes()) if similarities else {}
+        shown = [(row["step"], 1, row) for row in similarities if pairs and row["pairs"] == pairs_id(pairs)]
+        for step, kind, row in sorted([*((row["step"], 0, row) for row in rows), *shown], key=lambda one: one[:2]):
             if step < first:
                 continue
             if kind:
@@ -124,17 +137,17 @@ class Tracker:
                 self._follow(row)
 
     def _follow(self, row: dict[str, Any]) -> None:
-        if self._wandb is None:
+        if self._wandb is None or self._lost:
             return
         try:
             numbers = {key: value for key, value in row.items() if key != "step" and isinstance(value, int | float)}
             self._wandb.log(numbers, step=row["step"])
         except Exception as error:
-            logger.warning("W&B refused step %s (%s); metrics.jsonl has it; W&B is off from here", row["step"], error)
-            self._wandb = None
+            logger.warning("W&B refused step %s (%s); metrics.jsonl has it; W&B is off until the end", row["step"], error)
+            self._lost = True
 
     def _show(self, pairs: Mapping[str, Any], similarities: Mapping[str, Any]) -> None:
-        if self._wandb is None:
+        if self._wandb is None or self._lost:
             return
         with only_a_warning(f"W&B shows no watched pairs of step {similarities['step']}"):
             import wandb
@@ -150,16 +163,34 @@ class Tracker:
 
     def summarize(self, numbers: dict[str, float]) -> None:
         """Sets values of the whole run in W&B's summary."""
-        if self._wandb is not None:
+        self._summary |= numbers
+        if self._wandb is not None and not self._lost:
             with only_a_warning("W&B refused the summary"):
                 self._wandb.summary.update(numbers)
 
     def close(self) -> None:
+        """Ends the record and W&B. Then `sync_command` uploads the run, and is empty if it has arrived."""
         self.metrics.close()
         self.similarities.close()
+        if self._wandb is None:
+            return
+        try:
+            finish(self._wandb)
+        except Exception as error:
+            logger.warning("W&B did not finish (%s); the whole run is written to an offline one", error)
+            self._lost = True
+        if self._lost:
+            self._write_offline()
         if self._wandb is not None:
-            folder = self._wandb.settings.sync_dir
-            with only_a_warning(f"W&B did not finish; upload what is left: wandb sync --no-skip-online {folder}"):
+            self.sync_command, self._wandb = sync_command(self._wandb), None
+
+    def _write_offline(self) -> None:
+        """Writes all rows to an offline run. What was sent online cannot be continued by `wandb sync`, only replaced."""
+        offline, self._wandb, self._lost = self._config.model_copy(update={"wandb_mode": "offline"}), None, False
+        self._start(offline, read_metrics(self.metrics.path), read_metrics(self.similarities.path))
+        if self._wandb is not None:
+            with only_a_warning("the offline run lacks its summary, or its last rows"):
+                self._wandb.summary.update(self._summary)
                 self._wandb.finish()
 
     def __enter__(self) -> Tracker:
@@ -167,18 +198,8 @@ class Tracker:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
-
-
-def _open_wandb(config: TrackingConfig, run_name: str, run_id: str, folder: Path, resolved_config: dict[str, Any]) -> Any:
-    """A W&B run; an offline one if the server does not answer; None if there can be none."""
-    with only_a_warning("W&B did not start; the run continues with metrics.jsonl only"):
-        away = config.wandb_mode == "online" and why_server_is_away()
-        if away:
-            config = config.model_copy(update={"wandb_mode": "offline"})
-        run = open_run(config, run_name, run_id, str(folder), resolved_config, job_type=None, holds_all=True)
-        if away:
-            logger.warning("W&B is logged offline: %s; once it answers: wandb sync %s", away, run.settings.sync_dir)
-        return run
+        if error is not None and self.sync_command:  # else the job's last lines say so
+            logger.warning("W&B has this run once you upload it: %s", self.sync_command)
 
 
 @contextlib.contextmanager

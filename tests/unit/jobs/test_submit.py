@@ -22,6 +22,8 @@ UNKNOWN = "Request failed with status code 404: Job a does not exist."
 def no_cluster(monkeypatch):
     for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
     monkeypatch.setattr(submit, "PAUSE_S", 0.01)
     held = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
@@ -95,7 +97,8 @@ def test_a_recipe_is_looked_for_where_the_job_will_run(tmp_path, monkeypatch, ca
         recipe_runtime_env(entrypoint, "copy")
 
 
-def test_a_job_is_given_the_recipes_runtime_environment_and_the_working_directory(monkeypatch, capsys):
+def submissions(monkeypatch) -> dict[str, object]:
+    """What a cluster is given."""
     given = {}
 
     class Server:
@@ -107,6 +110,11 @@ def test_a_job_is_given_the_recipes_runtime_environment_and_the_working_director
             return "an-id"
 
     monkeypatch.setattr(submit, "connect", lambda address: Server())
+    return given
+
+
+def test_a_job_is_given_the_recipes_runtime_environment_and_the_working_directory(monkeypatch, capsys):
+    given = submissions(monkeypatch)
     job = ["python", "jobs/train.py", "--config", "debug_cpu", "cluster.runtime_env.env_vars.A=b c"]
     assert main(["--no-wait", "--working-dir", "copy", "--submission-id", "mine", "--", *job]) == 0
     assert given == {
@@ -115,6 +123,37 @@ def test_a_job_is_given_the_recipes_runtime_environment_and_the_working_director
         "runtime_env": {"env_vars": {"A": "b c"}, "working_dir": "copy"},
     }
     assert capsys.readouterr().out == "an-id\n"
+
+
+def test_a_job_is_given_the_wandb_variables_of_this_machine_but_not_its_key(monkeypatch, capsys):
+    given = submissions(monkeypatch)
+    here = {
+        "PROJECT": "clip",
+        "TAGS": "a,b",
+        "MODE": "online",
+        "DIR": "/here",
+        "API_KEY": "planted",
+        "NAME": "",
+        "ENTITY": "us",
+    }
+    for name, value in here.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    override = "cluster.runtime_env.env_vars.WANDB_ENTITY=them"
+    assert main(["--no-wait", "--", "python", "jobs/train.py", "--config", "debug_cpu", override]) == 0
+    assert given["runtime_env"]["env_vars"] == {
+        "WANDB_PROJECT": "clip",
+        "WANDB_TAGS": "a,b",
+        "WANDB_MODE": "online",
+        "WANDB_ENTITY": "them",
+    }
+    said = capsys.readouterr().err
+    assert "passes on WANDB_ENTITY, WANDB_MODE, WANDB_PROJECT, WANDB_TAGS; the key of W&B comes from" in said
+    assert main(["--no-wait", "--", "python", "other.py"]) == 0
+    assert given["runtime_env"] == {}
+    monkeypatch.setenv("WANDB_MODE", "ofline")
+    code, said = typed(monkeypatch, capsys, "--", "python", "jobs/train.py")
+    assert code == 2
+    assert "WANDB_MODE=ofline: is no mode of a run" in said
 
 
 def test_help_has_the_table_of_exit_codes(capsys):

@@ -151,8 +151,11 @@ def test_ray_is_given_the_recipes_environment_and_our_settings(monkeypatch):
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     for name in RAY_SETTINGS:
         monkeypatch.setenv(name, "7")
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("WANDB_NAME", "n")
+    monkeypatch.setenv("WANDB_API_KEY", "planted")
     connect_ray(ClusterConfig(runtime_env={"env_vars": {"A": "b"}}))
-    assert given["runtime_env"]["env_vars"] == dict.fromkeys(RAY_SETTINGS, "7") | {"A": "b"}
+    assert given["runtime_env"]["env_vars"] == dict.fromkeys(RAY_SETTINGS, "7") | {"A": "b", "WANDB_NAME": "n"}
     assert given["runtime_env"]["worker_process_setup_hook"] == "training.ray_internals.quieten_worker"
     with pytest.raises(ConfigError, match=r"^cluster\.runtime_env: "):
         connect_ray(ClusterConfig(runtime_env={"py_modules": "a"}))

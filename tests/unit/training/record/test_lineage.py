@@ -14,8 +14,9 @@ def test_an_export_and_an_ingestion_name_what_they_made_and_versions_differ_by_t
     config = TrackingConfig(wandb_mode="offline")
     (tmp_path / "weights.safetensors").write_bytes(b"1")
     export = str(tmp_path / "weights.safetensors")
-    log_model(config, "demo", "demo-1234", str(tmp_path), export, {"sha256": "c" * 64, "step": 30})
+    command = log_model(config, "demo", "demo-1234", str(tmp_path), export, {"sha256": "c" * 64, "step": 30})
     (path,) = tmp_path.glob("wandb/offline-run-*-demo-1234/run-demo-1234.wandb")
+    assert command == f"wandb sync {path.parent}"
     (model,) = artifacts_of(path)
     assert (model["type"], model["name"], model["used"]) == ("model", "demo-weights", False)
     assert model["metadata"] == {"address": export, "sha256": "c" * 64, "step": 30}
