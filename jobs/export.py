@@ -20,7 +20,6 @@ import hashlib
 import json
 import logging
 import shutil
-import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -28,7 +27,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.cli.command_line import parser, run
+from jobs.cli.command_line import main, parser
 from jobs.cli.config import Config
 from jobs.cli.job_parser import JobParser
 from jobs.cli.open_model import add_weights_options, last_checkpoint, open_model, open_weights
@@ -255,4 +254,4 @@ def arguments() -> JobParser:
 
 
 if __name__ == "__main__":
-    sys.exit(run(arguments(), job))
+    main(arguments(), job)

@@ -19,7 +19,9 @@ from jobs.cli.runtime_env import is_secret_name
 FOLDER = "errors"
 HIDDEN = "***"
 USERINFO = re.compile(r"(://)[^/?#\s'\"@]+@")
-SIGNED = re.compile(r"((?:X-Amz-(?:Signature|Credential|Security-Token)|Signature|sig|token|password)=)[^&\s'\"]+", re.IGNORECASE)
+SIGNED = re.compile(
+    r"((?:X-Amz-(?:Signature|Credential|Security-Token)|Signature|sig|token|password)=)[^&\s'\"]+", re.IGNORECASE
+)
 MIN_SECRET_LENGTH = 6
 """Shorter values of secret variables are also words."""
 

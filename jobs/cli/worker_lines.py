@@ -25,6 +25,7 @@ class WorkerLines:
     def __init__(self) -> None:
         self._tracebacks: deque[str] = deque(maxlen=MOST_LINES)
         self._within: set[str] = set()
+        self._closed = False
         self._lock = threading.Lock()
 
     def to_print(self, process: str, lines: Sequence[str]) -> list[str]:
@@ -48,7 +49,12 @@ class WorkerLines:
                     self._tracebacks.append(f"({process}) {line}")
                 else:
                     shown.append(line)
-        return shown
+        return [] if self._closed else shown
+
+    def close(self) -> None:
+        """Nothing is to be printed from now on."""
+        with self._lock:
+            self._closed = True
 
     def tracebacks(self) -> str:
         """The latest tracebacks, with the names of their processes."""
