@@ -1,7 +1,7 @@
 """An error as people read it: one message, the exit code, and whether a traceback says more.
 
-In: an exception of a job, also one that Ray carried from a worker. Out: `Ending`. Nothing of Ray is imported: an exception of Ray
-is known by the name of its class.
+In: an exception of a job, also one that Ray carried from a worker. Out: `Ending`. Nothing of Ray is imported: its exceptions are
+known by the names of their classes.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ ROOM_BYTES = 16 << 20
 """A file system with less room than this, or than a two-hundredth of its size, is named as full."""
 AGAIN = "the same command continues from what is committed"
 OF_RAY = {
-    "OutOfMemoryError": "a worker was stopped because its node ran out of memory; use fewer workers at a time, smaller batches or "
-    f"nodes with more memory; {AGAIN}",
-    "OutOfDiskError": f"the disk of a node is full, so that Ray cannot keep its objects; make room in Ray's temporary folder; {AGAIN}",
+    "OutOfMemoryError": "a worker was stopped because its node ran out of memory; use fewer workers at a time, smaller "
+    f"batches or nodes with more memory; {AGAIN}",
+    "OutOfDiskError": "the disk of a node is full, so that Ray cannot keep its objects; make room in Ray's temporary "
+    f"folder; {AGAIN}",
     "ObjectStoreFullError": f"Ray's object store is full; make room in /dev/shm, or use fewer workers at a time; {AGAIN}",
     "NodeDiedError": f"a node of the cluster was lost; {AGAIN}",
     "LocalRayletDiedError": f"Ray's process on this node died; is its disk, /dev/shm or its memory full? {AGAIN}",
@@ -44,6 +45,9 @@ WORKER_DIED = (
     "a worker process died without an error of its own, as if killed (SIGKILL), which the kernel does when memory runs out; "
     f"if that repeats, use fewer workers at a time or nodes with more memory; {AGAIN}"
 )
+
+RAY_DID_NOT_START = "timed out during startup"
+"""Part of a plain Exception of Ray's."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,9 @@ def explain(error: BaseException, places: Sequence[str] = ()) -> Ending:
         if isinstance(one, MemoryError) or name == "OutOfMemoryError":  # PyTorch's has no room on a GPU
             text = f"memory ran out ({_first_line(one)}); use smaller batches, fewer workers at a time or more memory; {AGAIN}"
             return Ending(EXIT_FAILED, text, is_whole=False)
+    if any(RAY_DID_NOT_START in str(one) for one in found):
+        text = f"Ray did not start on this machine; is it overloaded, or is a disk full{_full_places(places)}? {AGAIN}"
+        return Ending(EXIT_FAILED, text, is_whole=False)
     return Ending(EXIT_FAILED, f"unexpected error: {type(found[-1]).__name__}: {_first_line(found[-1])}", is_whole=False)
 
 
@@ -106,7 +113,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         shell = isinstance(inner, BaseException) or bool(failures) or bool(members)
         if not shell:
             yield one
-        next_ones = [inner] if isinstance(inner, BaseException) else []
+        next_ones: list[BaseException | None] = [inner] if isinstance(inner, BaseException) else []
         next_ones += [*(failures.values() if isinstance(failures, dict) else ()), *members, one.__cause__]
         next_ones += [] if one.__suppress_context__ else [one.__context__]
         waiting = next_ones + waiting

@@ -1,7 +1,7 @@
 """Notices that the cluster's head is lost, before Ray ends this process without a word.
 
-Ray's own library ends a process whose head has not answered for `RAY_gcs_rpc_server_reconnect_timeout_s` (60 s), from a thread of
-its own, so that no code of ours runs then.
+Ray's own library ends a process whose head has not answered for `RAY_gcs_rpc_server_reconnect_timeout_s` (60 s). It does so from
+a thread of its own, so that no code of ours runs then.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from collections.abc import Callable
 
 EVERY_S = 2.0
 ANSWER_S = 5.0
+VARIABLE = "RAY_gcs_rpc_server_reconnect_timeout_s"
 RAYS_PATIENCE_S = 60.0
 SHARE = 0.75
 """Part of Ray's patience after which the head is given up."""
 
 
 def give_up_after_s() -> float:
-    return SHARE * float(os.environ.get("RAY_gcs_rpc_server_reconnect_timeout_s", RAYS_PATIENCE_S))
+    """Seconds of silence after which the head is given up."""
+    return SHARE * float(os.environ.get(VARIABLE, RAYS_PATIENCE_S))
 
 
 def watch_head(address: str, lost: Callable[[float], None], stopped: threading.Event, patience_s: float) -> None:

@@ -1,6 +1,6 @@
 """Tracebacks go to a file, since a person reads the last line of a terminal. Secrets are hidden in it.
 
-In: text. Out: the path of the file. It is in the folder `errors` of the job's own folder if that is on this machine, else in the
+In: text. Out: the path of the file, in the folder `errors` of the job's own folder if that is on this machine, else in the
 temporary folder.
 """
 
