@@ -20,7 +20,7 @@ from jobs.cli.config import Config, dump_config, load_config
 from jobs.cli.failures import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, EXIT_NOT_MEANT
 from jobs.cli.head_watch import give_up_after_s, watch_head
 from jobs.cli.job_parser import JobParser
-from jobs.cli.last_line import leave, report
+from jobs.cli.last_line import end_process_with_it, leave, report
 from jobs.cli.worker_lines import WORKER_LINES
 from pipeline.errors import ConfigError, InputError
 from training.config import ClusterConfig
@@ -92,6 +92,7 @@ def run(
 
 def main(arguments: JobParser, job: Callable[[Config, argparse.Namespace], int | None]) -> NoReturn:
     """Runs a job as this process, and ends it with the exit code."""
+    end_process_with_it()
     try:
         code = run(arguments, job)
     except SystemExit as end:  # of the parser, or of a signal

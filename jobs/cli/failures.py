@@ -1,7 +1,7 @@
 """An error as people read it: one message, the exit code, and whether a traceback says more.
 
-In: an exception of a job, also one that Ray carried from a worker. Out: `Ending`. Nothing of Ray is imported: its exceptions are
-known by the names of their classes.
+In: an exception of a job, also one that Ray carried from a worker. Out: `Ending`. Nothing of Ray is imported: its exceptions
+are known by the names of their classes.
 """
 
 from __future__ import annotations

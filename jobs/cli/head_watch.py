@@ -1,7 +1,7 @@
 """Notices that the cluster's head is lost, before Ray ends this process without a word.
 
-Ray's own library ends a process whose head has not answered for `RAY_gcs_rpc_server_reconnect_timeout_s` (60 s). It does so from
-a thread of its own, so that no code of ours runs then.
+Ray ends a process whose head has not answered for `RAY_gcs_rpc_server_reconnect_timeout_s` (60 s), from a thread of its own, so
+that no code of ours runs then.
 """
 
 from __future__ import annotations

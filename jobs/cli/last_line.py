@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import traceback
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from jobs.cli.config import Config
 from jobs.cli.failures import EXIT_BAD_INPUT, EXIT_NOT_MEANT, explain
@@ -27,6 +27,10 @@ SHARED_MEMORY = "/dev/shm"
 OUTPUTS = {"ingest": "ingest.output", "index": "index.output", "curate": "curate.data", "embed": "embed.output"}
 """Job -> key of the folder that it writes; all others have a run."""
 
+_ends_process = False
+_KEPT: list[BaseException] = []
+"""Errors whose tracebacks hold what threads still use: to free a scanner of pyarrow may wait for its threads for ever."""
+
 
 def report(error: BaseException, prog: str, job: str | None, config: Config | None) -> int:
     """Prints an error as the last message, and writes its traceback to a file if that says more. Returns the exit code.
@@ -35,20 +39,26 @@ def report(error: BaseException, prog: str, job: str | None, config: Config | No
         job: its name in `jobs.cli.job_keys.JOBS`.
         config: None if there is none yet.
     """
+    _KEPT.append(error)
     folders = _own_folders(job, config)
     ending = explain(error, [*folders, tempfile.gettempdir(), SHARED_MEMORY])
     lines = ending.text.splitlines() or [""]
     if not ending.is_whole:
         lines.append(_keep_traceback(error, job or prog.removesuffix(".py"), folders))
-    WORKER_LINES.close()
-    with contextlib.suppress(OSError):
-        sys.stdout.flush()  # where both are one log, the figures stand above the message
     if ending.code in HEADINGS:
         lines = [f"{prog}: {HEADINGS[ending.code]}:", *(f"  {line}" for line in lines)]
     else:
         lines = [f"{prog}: {lines[0]}", *lines[1:]]
-    print("\n".join(lines), file=sys.stderr, flush=True)
+    terminal = _take_terminal() if _ends_process else sys.stderr
+    with contextlib.suppress(OSError):
+        print("\n".join(lines), file=terminal, flush=True)
     return ending.code
+
+
+def end_process_with_it() -> None:
+    """From now on, nothing follows the message of `report`."""
+    global _ends_process
+    _ends_process = True
 
 
 def leave(code: int, tidy: bool = True) -> NoReturn:
@@ -57,13 +67,7 @@ def leave(code: int, tidy: bool = True) -> NoReturn:
     Args:
         tidy: run the handlers of `atexit`, which may wait for a cluster.
     """
-    WORKER_LINES.close()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)
+    _take_terminal()
     if tidy:
         last_resort = threading.Timer(LEAVES_WITHIN_S, os._exit, (code,))
         last_resort.daemon = True
@@ -71,6 +75,19 @@ def leave(code: int, tidy: bool = True) -> NoReturn:
         with contextlib.suppress(BaseException):
             atexit._run_exitfuncs()
     os._exit(code)
+
+
+def _take_terminal() -> TextIO:
+    """Standard error for the caller alone: all else that this process writes to its streams from now on is lost."""
+    WORKER_LINES.close()
+    for stream in (sys.stdout, sys.stderr):  # where both are one log, the figures stand above the message
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    terminal = os.fdopen(os.dup(2), "w")
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    return terminal
 
 
 def _keep_traceback(error: BaseException, name: str, folders: list[str]) -> str:

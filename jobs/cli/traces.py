@@ -22,13 +22,15 @@ USERINFO = re.compile(r"(://)[^/?#\s'\"@]+@")
 SIGNED = re.compile(
     r"((?:X-Amz-(?:Signature|Credential|Security-Token)|Signature|sig|token|password)=)[^&\s'\"]+", re.IGNORECASE
 )
+WORKING_FOLDER = {"PWD", "OLDPWD"}
 MIN_SECRET_LENGTH = 6
 """Shorter values of secret variables are also words."""
 
 
 def without_secrets(text: str, environment: Mapping[str, str]) -> str:
     """The text with *** in place of the values of secret variables, of passwords in addresses and of signatures."""
-    secrets = {value for name, value in environment.items() if is_secret_name(name) and len(value) >= MIN_SECRET_LENGTH}
+    names = {name for name in environment if is_secret_name(name)} - WORKING_FOLDER
+    secrets = {environment[name] for name in names if len(environment[name]) >= MIN_SECRET_LENGTH}
     for value in sorted(secrets, key=len, reverse=True):
         text = text.replace(value, HIDDEN)
     return SIGNED.sub(rf"\1{HIDDEN}", USERINFO.sub(rf"\1{HIDDEN}@", text))

@@ -27,6 +27,9 @@ from pipeline.storage.base import Storage
 Log = Callable[[dict[str, float]], None]
 """Called with the state of a running job whenever a partition is finished."""
 
+MAX_LOST_WORKERS = 10
+"""A partition whose worker dies more often ends the run: it may need more memory than there is."""
+
 
 def run_ingest(config: IngestConfig, plan: IngestPlan | None = None, log: Log | None = None) -> IngestSummary:
     """Fetches the rows that the data set lacks and commits them, every `commit_every_s` and at the end.
@@ -167,6 +170,7 @@ def _stream(plan: IngestPlan, config: IngestConfig) -> Any:
         # Keep Ray's default of two tasks in flight per actor: with fewer the pool would never grow.
         compute=ActorPoolStrategy(min_size=1, initial_size=min(room, most), max_size=most),
         num_cpus=1,
+        max_task_retries=MAX_LOST_WORKERS,  # by default Ray tries a partition that kills its worker again for ever
     )
 
 
