@@ -1,4 +1,4 @@
-"""Threads of libraries that are at work when a job fails; an interpreter that frees its modules is aborted by them, or hangs."""
+"""Threads of libraries that are at work when a job fails. An interpreter that frees its modules is aborted by them, or hangs."""
 
 from __future__ import annotations
 
