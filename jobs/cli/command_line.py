@@ -17,8 +17,8 @@ from typing import NoReturn
 
 from jobs.cli import runtime_env
 from jobs.cli.config import Config, dump_config, load_config
-from jobs.cli.failures import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, EXIT_NOT_MEANT
-from jobs.cli.head_watch import give_up_after_s, watch_head
+from jobs.cli.failures import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, EXIT_NOT_MEANT, HEAD_LOST
+from jobs.cli.head_watch import HEAD
 from jobs.cli.job_parser import JobParser
 from jobs.cli.last_line import end_process_with_it, leave, report
 from jobs.cli.worker_lines import WORKER_LINES
@@ -137,15 +137,13 @@ def connect_ray(cluster: ClusterConfig) -> None:
         ),
     )
     sort_worker_lines(WORKER_LINES.to_print)
-    address = ray.get_runtime_context().gcs_address
-    watch = (address, _end_without_head, threading.Event(), give_up_after_s())
-    threading.Thread(target=watch_head, args=watch, name="head-watch", daemon=True).start()
+    HEAD.start(ray.get_runtime_context().gcs_address, _end_without_head)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _stop)  # replaces Ray's handler, which prints a C++ stack trace; training sets its own
 
 
 def _end_without_head(silent_s: float) -> None:
-    error = RunError(f"the cluster's head has not responded for {silent_s:.0f} s; start it again, then run the same command")
+    error = RunError(f"{HEAD_LOST}; it has been silent for {silent_s:.0f} s")
     leave(report(error, Path(sys.argv[0]).name, None, None), tidy=False)
 
 

@@ -38,9 +38,10 @@ OF_RAY = {
     "OwnerDiedError": "",
     "ObjectLostError": f"a node or a worker that held data was lost; {AGAIN}",
     "ObjectReconstructionFailedError": f"a node or a worker that held data was lost; {AGAIN}",
-    "RpcError": f"the cluster's head does not respond; is it up? {AGAIN}",
+    "RpcError": f"the cluster does not respond; is its head up? {AGAIN}",
 }
 """Class of Ray's -> message; the same command may succeed after each of them."""
+HEAD_LOST = f"the cluster's head does not respond any more; start it again, then run the same command: {AGAIN}"
 WORKER_DIED = (
     "a worker process died without an error of its own, as if killed (SIGKILL), which the kernel does when memory runs out; "
     f"if that repeats, use fewer workers at a time or nodes with more memory; {AGAIN}"
@@ -64,11 +65,12 @@ class Ending:
     is_whole: bool = True
 
 
-def explain(error: BaseException, places: Sequence[str] = ()) -> Ending:
+def explain(error: BaseException, places: Sequence[str] = (), head_is_gone: bool = False) -> Ending:
     """Describes an error.
 
     Args:
         places: local folders that the job writes to, and that may be full.
+        head_is_gone: the head of the job's cluster does not respond.
     """
     found = list(_causes(error))
     own = next((one for one in found if isinstance(one, InputError | NotMeantError | RunError)), None)
@@ -88,7 +90,7 @@ def explain(error: BaseException, places: Sequence[str] = ()) -> Ending:
     for one in found:
         name = type(one).__name__
         if name in OF_RAY and type(one).__module__.startswith("ray."):
-            return Ending(EXIT_FAILED, OF_RAY[name] or WORKER_DIED, is_whole=False)
+            return Ending(EXIT_FAILED, HEAD_LOST if head_is_gone else OF_RAY[name] or WORKER_DIED, is_whole=False)
         if isinstance(one, MemoryError) or name == "OutOfMemoryError":  # PyTorch's has no room on a GPU
             text = f"memory ran out ({_first_line(one)}); use smaller batches, fewer workers at a time or more memory; {AGAIN}"
             return Ending(EXIT_FAILED, text, is_whole=False)

@@ -6,7 +6,6 @@ that no code of ours runs then.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import threading
@@ -26,14 +25,41 @@ def give_up_after_s() -> float:
     return SHARE * float(os.environ.get(VARIABLE, RAYS_PATIENCE_S))
 
 
-def watch_head(address: str, lost: Callable[[float], None], stopped: threading.Event, patience_s: float) -> None:
-    """Calls `lost` with the seconds of silence once nobody listens at the address for `patience_s`; returns when stopped."""
-    host, _, port = address.rpartition(":")
-    heard = time.monotonic()
-    while not stopped.wait(EVERY_S):
-        with contextlib.suppress(OSError), socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S):
-            heard = time.monotonic()
-        silent_s = time.monotonic() - heard
-        if silent_s > patience_s and not stopped.is_set():
-            lost(silent_s)
-            return
+class HeadWatch:
+    """Watches the head of the cluster that this process has joined."""
+
+    def __init__(self) -> None:
+        self._address: tuple[str, int] | None = None
+
+    def start(self, address: str, lost: Callable[[float], None]) -> None:
+        """Calls `lost`, in a thread, with the seconds of silence once nobody listens at the address for `give_up_after_s`."""
+        host, _, port = address.rpartition(":")
+        self._address = (host.strip("[]"), int(port))
+        threading.Thread(target=self._watch, args=(lost, give_up_after_s()), name="head-watch", daemon=True).start()
+
+    def is_gone(self) -> bool:
+        """Returns True if this process has joined a cluster, and nobody listens at its head's address now."""
+        return self._address is not None and not _answers(self._address)
+
+    def _watch(self, lost: Callable[[float], None], patience_s: float) -> None:
+        assert self._address is not None
+        heard = time.monotonic()
+        while True:
+            time.sleep(EVERY_S)
+            if _answers(self._address):
+                heard = time.monotonic()
+            elif time.monotonic() - heard > patience_s:
+                lost(time.monotonic() - heard)
+                return
+
+
+def _answers(address: tuple[str, int]) -> bool:
+    try:
+        socket.create_connection(address, timeout=ANSWER_S).close()
+    except OSError:
+        return False
+    return True
+
+
+HEAD = HeadWatch()
+"""That of this process."""

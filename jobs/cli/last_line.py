@@ -17,6 +17,7 @@ from typing import NoReturn, TextIO
 
 from jobs.cli.config import Config
 from jobs.cli.failures import EXIT_BAD_INPUT, EXIT_NOT_MEANT, explain
+from jobs.cli.head_watch import HEAD
 from jobs.cli.traces import write_trace
 from jobs.cli.worker_lines import WORKER_LINES
 
@@ -41,7 +42,7 @@ def report(error: BaseException, prog: str, job: str | None, config: Config | No
     """
     _KEPT.append(error)
     folders = _own_folders(job, config)
-    ending = explain(error, [*folders, tempfile.gettempdir(), SHARED_MEMORY])
+    ending = explain(error, [*folders, tempfile.gettempdir(), SHARED_MEMORY], HEAD.is_gone())
     lines = ending.text.splitlines() or [""]
     if not ending.is_whole:
         lines.append(_keep_traceback(error, job or prog.removesuffix(".py"), folders))

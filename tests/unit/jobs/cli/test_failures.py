@@ -98,6 +98,11 @@ def test_lost_workers_and_lacking_memory_are_failures_with_a_remedy(error, says)
     assert (ending.code, says in ending.text, ending.is_whole) == (EXIT_FAILED, True, False)
 
 
+def test_a_worker_that_is_lost_with_its_head_is_not_blamed():
+    assert "the cluster's head does not respond any more" in explain(ActorDiedError(), head_is_gone=True).text
+    assert explain(ConfigError("a=1: is wrong"), head_is_gone=True).text == "a=1: is wrong"
+
+
 def test_an_unexpected_error_is_one_line_with_its_innermost_cause():
     ending = explain(chained(RuntimeError("no\nluck"), KeyError("url")))
     assert (ending.code, ending.text, ending.is_whole) == (EXIT_FAILED, "unexpected error: KeyError: 'url'", False)

@@ -4,7 +4,7 @@ import socket
 import threading
 
 from jobs.cli import head_watch
-from jobs.cli.head_watch import RAYS_PATIENCE_S, VARIABLE, give_up_after_s, watch_head
+from jobs.cli.head_watch import RAYS_PATIENCE_S, VARIABLE, HeadWatch, give_up_after_s
 
 
 def test_the_head_is_given_up_before_ray_does(monkeypatch):
@@ -14,17 +14,16 @@ def test_the_head_is_given_up_before_ray_does(monkeypatch):
     assert give_up_after_s() == 7.5
 
 
-def test_a_head_that_listens_is_there_and_one_that_is_gone_is_told_once(monkeypatch):
+def test_a_head_that_listens_is_there_and_one_that_is_gone_is_told(monkeypatch):
     monkeypatch.setattr(head_watch, "EVERY_S", 0.02)
-    told, stopped = [], threading.Event()
+    monkeypatch.setattr(head_watch, "give_up_after_s", lambda: 0.2)
+    silent, told, watch = [], threading.Event(), HeadWatch()
     listener = socket.create_server(("127.0.0.1", 0))
-    port = listener.getsockname()[1]
-    watch = threading.Thread(target=watch_head, args=(f"127.0.0.1:{port}", told.append, stopped, 0.2), daemon=True)
-    watch.start()
-    watch.join(0.6)
-    assert (watch.is_alive(), told) == (True, [])
+    assert not watch.is_gone(), "it has not joined any cluster"
+    watch.start(f"127.0.0.1:{listener.getsockname()[1]}", lambda seconds: (silent.append(seconds), told.set()))
+    assert not told.wait(0.6)
+    assert not watch.is_gone()
     listener.close()
-    watch.join(10)
-    assert len(told) == 1
-    assert told[0] > 0.2
-    stopped.set()
+    assert told.wait(10)
+    assert watch.is_gone()
+    assert silent[0] > 0.2

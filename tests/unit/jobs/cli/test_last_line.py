@@ -40,9 +40,8 @@ def fails_while(threads: str) -> None:
     assert lines[-2].startswith("tiny_job.py: unexpected error: ValueError: while "), lines
 
 
-@pytest.mark.parametrize("threads", ["arrow-threads", "gloo-threads"])
-def test_a_job_that_fails_while_threads_of_libraries_run_is_not_aborted(threads):
-    fails_while(threads)
+def test_a_job_that_fails_while_threads_of_pyarrow_run_is_not_aborted():
+    fails_while("arrow-threads")
 
 
 @pytest.mark.soak
@@ -53,8 +52,8 @@ def test_no_job_of_twenty_that_fail_while_threads_of_libraries_run_is_aborted(th
 
 
 def test_the_folder_of_a_job_is_the_one_that_it_writes_if_it_is_on_this_machine():
-    config = load_config("default", ["ingest.output=data/pairs", "run.dir=s3://bucket/runs"])
-    assert _own_folders("ingest", config) == ["data/pairs"]
+    config = load_config("default", ["ingest.output=/data/pairs", "run.dir=s3://bucket/runs"])
+    assert _own_folders("ingest", config) == ["/data/pairs"]
     assert _own_folders("train", config) == []
     assert _own_folders("train", None) == []
     for key in OUTPUTS.values():

@@ -3,9 +3,14 @@
 import tempfile
 from pathlib import Path
 
-from jobs.cli.traces import write_trace, without_secrets
+from jobs.cli.traces import without_secrets, write_trace
 
-SECRETS = {"AWS_SECRET_ACCESS_KEY": "planted+secret/key", "WANDB_API_KEY": "planted-wandb", "PWD": "/home/someone", "KEY": "abc"}
+SECRETS = {
+    "AWS_SECRET_ACCESS_KEY": "planted+secret/key",
+    "WANDB_API_KEY": "planted-wandb",
+    "PWD": "/home/someone",
+    "KEY": "abc",
+}
 
 
 def test_values_of_secret_variables_passwords_and_signatures_are_hidden():

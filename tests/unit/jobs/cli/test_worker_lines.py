@@ -16,7 +16,14 @@ TRACEBACK = [
     '  File "a.py", line 3, in work',
     "CheckpointError: it was not written",
 ]
-SNIPPET = ["Error: failed", "[Rank 0 Error Snippet]:", '  File "/r...', "... (Output truncated.", 'er.py", line 3, in _save', "go"]
+SNIPPET = [
+    "Error: failed",
+    "[Rank 0 Error Snippet]:",
+    '  File "/r...',
+    "... (Output truncated.",
+    'er.py", line 3, in _save',
+    "go",
+]
 
 
 def test_of_a_traceback_the_line_that_names_the_error_is_shown_and_all_is_kept():
