@@ -1,4 +1,4 @@
-"""Threads of libraries that are at work when a job fails. An interpreter that frees its modules is aborted by them, or hangs."""
+"""Threads of libraries that are at work when a job fails. They abort an interpreter that frees its modules, or hang it."""
 
 from __future__ import annotations
 
