@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import itertools
 import os
 import sys
 import tempfile
 import threading
 import traceback
+from pathlib import Path
 from typing import NoReturn, TextIO
 
 from jobs.cli.config import Config
@@ -41,11 +43,11 @@ def report(error: BaseException, prog: str, job: str | None, config: Config | No
         config: None if there is none yet.
     """
     _KEPT.append(error)
-    folders = _own_folders(job, config)
-    ending = explain(error, [*folders, tempfile.gettempdir(), SHARED_MEMORY], HEAD.is_gone())
+    own = _own_folders(job, config)
+    ending = explain(error, [*own, *_named_folders(), tempfile.gettempdir(), SHARED_MEMORY], HEAD.is_gone())
     lines = ending.text.splitlines() or [""]
     if not ending.is_whole:
-        lines.append(_keep_traceback(error, job or prog.removesuffix(".py"), folders))
+        lines.append(_keep_traceback(error, job or prog.removesuffix(".py"), own))
     if ending.code in HEADINGS:
         lines = [f"{prog}: {HEADINGS[ending.code]}:", *(f"  {line}" for line in lines)]
     else:
@@ -98,6 +100,12 @@ def _keep_traceback(error: BaseException, name: str, folders: list[str]) -> str:
         text += f"\n\nTracebacks that workers printed:\n{of_workers}\n"
     path = write_trace(name, text, folders)
     return f"traceback: {path}" if path else "the traceback is lost, since no folder takes a file"
+
+
+def _named_folders() -> list[str]:
+    """Folders of files that options of the command line name, such as --output FILE."""
+    words = [word for option, word in itertools.pairwise(sys.argv) if option.startswith("--")]
+    return [str(Path(word).parent) for word in words if os.sep in word and "://" not in word]
 
 
 def _own_folders(job: str | None, config: Config | None) -> list[str]:

@@ -6,9 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
-from model.clip import build_clip
 from pipeline.config import IndexConfig
 from pipeline.dataset.manifest import commit
 from pipeline.storage.address import open_storage
@@ -74,9 +72,7 @@ def test_an_index_without_a_sample_and_a_takedown_of_an_ambiguous_key_are_not_wh
 
 @needs_namespaces
 def test_a_full_disk_is_tried_again_and_a_read_only_one_is_bad_input(tmp_path):
-    torch.save(build_clip("debug-vit").state_dict(), tmp_path / "weights.pt")
-    weights = ("--weights", tmp_path / "weights.pt", "--activation", "quick_gelu", "model.name=debug-vit")
-    disk = tmp_path / "disk"
-    export = job("export", *weights, "--output", disk / "export")
-    check(run_on_disk("size=300k", disk, export, cwd=ROOT), 1, "make room")
-    check(run_on_disk("ro", disk, export, cwd=ROOT), 2, "Read-only file system")
+    run, disk = ROOT / "tests" / "fixtures" / "version_0_1" / "run", tmp_path / "disk"
+    report = job("report", f"run.dir={run.parent}", "run.name=run", "--output", disk / "report.html")
+    check(run_on_disk("size=8k", disk, report, cwd=ROOT), 1, f"no space is left on the disk ({disk} on this machine: full)")
+    check(run_on_disk("ro", disk, report, cwd=ROOT), 2, f"{disk}/report.html: Read-only file system")
