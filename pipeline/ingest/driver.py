@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
@@ -27,9 +26,6 @@ from pipeline.storage.base import Storage
 
 Log = Callable[[dict[str, float]], None]
 """Called with the state of a running job whenever a partition is finished."""
-
-MAX_LOST_WORKERS = 5
-"""A partition whose worker dies more often ends the run: it may need more memory than there is."""
 
 
 def run_ingest(config: IngestConfig, plan: IngestPlan | None = None, log: Log | None = None) -> IngestSummary:
@@ -162,17 +158,16 @@ def _stream(plan: IngestPlan, config: IngestConfig) -> Any:
     DataContext.get_current().execution_no_progress_timeout_s = -1
     most = min(config.num_workers or len(plan.partitions), len(plan.partitions))
     room = max(1, int(ray.cluster_resources().get("CPU", 0)))
-    specs = ray.data.from_items([asdict(spec) for spec in plan.partitions], override_num_blocks=len(plan.partitions))
-    with warnings.catch_warnings(action="ignore"):  # of a later name for the last argument, which this version lacks
-        return specs.map_batches(
-            _PartitionActor,
-            fn_constructor_args=(config,),
-            batch_size=1,
-            # Keep Ray's default of two tasks in flight per actor: with fewer the pool would never grow.
-            compute=ActorPoolStrategy(min_size=1, initial_size=min(room, most), max_size=most),
-            num_cpus=1,
-            max_task_retries=MAX_LOST_WORKERS,  # by default Ray tries a partition that kills its worker again for ever
-        )
+    return ray.data.from_items(
+        [asdict(spec) for spec in plan.partitions], override_num_blocks=len(plan.partitions)
+    ).map_batches(
+        _PartitionActor,
+        fn_constructor_args=(config,),
+        batch_size=1,
+        # Keep Ray's default of two tasks in flight per actor: with fewer the pool would never grow.
+        compute=ActorPoolStrategy(min_size=1, initial_size=min(room, most), max_size=most),
+        num_cpus=1,
+    )
 
 
 def _publish(record: PartitionRecord, partitions_left: int, metrics: Publisher) -> None:

@@ -216,7 +216,7 @@ def test_each_exit_code_passes_through_both_commands(server, monkeypatch):
         *(partial(server.job, "submit", "--submission-id", f"ends-{end}", "--", *command, end) for end in ENDS),
     )
     known = {end: int(code != 0) for end, code in ENDS.items()}
-    assert {end: result.returncode for end, result in zip(ENDS, plain, strict=True)} == known, "Ray's command knows no other"
+    assert {end: result.returncode for end, result in zip(ENDS, plain, strict=True)} == known, plain[0].stdout + plain[0].stderr
     for name, value in environment().items():
         monkeypatch.setenv(name, value)
     waited = {end: submit.main(["--address", server.address, "--wait-for", f"ends-{end}"]) for end in ENDS}
