@@ -6,7 +6,6 @@ import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -212,11 +211,9 @@ ENDS = {"done": 0, "away": 1, "bad-input": 2, "not-meant": 3, "stopped": 143}
 
 def test_each_exit_code_passes_through_both_commands(server, monkeypatch):
     command = ("python", str(TINY_JOB), "--config", "debug_cpu", "--end")
-    plain = at_once(
-        *(partial(server.job, "submit", "--submission-id", f"ends-{end}", "--", *command, end) for end in ENDS),
-    )
-    known = {end: int(code != 0) for end, code in ENDS.items()}
-    assert {end: result.returncode for end, result in zip(ENDS, plain, strict=True)} == known, plain[0].stdout + plain[0].stderr
+    for end, code in ENDS.items():
+        plain = server.job("submit", "--submission-id", f"ends-{end}", "--", *command, end)
+        assert plain.returncode == int(code != 0), plain.stdout + plain.stderr  # Ray's own command knows no other
     for name, value in environment().items():
         monkeypatch.setenv(name, value)
     waited = {end: submit.main(["--address", server.address, "--wait-for", f"ends-{end}"]) for end in ENDS}
