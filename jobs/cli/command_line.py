@@ -137,7 +137,8 @@ def connect_ray(cluster: ClusterConfig) -> None:
         ),
     )
     sort_worker_lines(WORKER_LINES.to_print)
-    HEAD.start(ray.get_runtime_context().gcs_address, _end_without_head)
+    if ray.is_initialized():  # not with a stand-in for ray.init
+        HEAD.start(ray.get_runtime_context().gcs_address, _end_without_head)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _stop)  # replaces Ray's handler, which prints a C++ stack trace; training sets its own
 

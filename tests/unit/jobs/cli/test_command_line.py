@@ -12,8 +12,7 @@ from training.errors import RunError
 
 def test_a_job_that_is_told_to_stop_ends_with_its_own_exit_code_and_a_line():
     code = "import os, signal, ray\nfrom jobs.cli.command_line import connect_ray\nfrom training.config import ClusterConfig\n"
-    code += "ray.init = lambda **_: None\nray.get_runtime_context = lambda: type('', (), {'gcs_address': 'a:1'})\n"
-    code += "connect_ray(ClusterConfig())\nos.kill(os.getpid(), signal.SIGTERM)\nprint('goes on')"
+    code += "ray.init = lambda **_: None\nconnect_ray(ClusterConfig())\nos.kill(os.getpid(), signal.SIGTERM)\nprint('goes on')"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (EXIT_STOPPED, "")
     assert result.stderr == "stopped; committed work is kept, and the same command resumes\n"
