@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
-from jobs.cli.command_line import check_folder, parser, run
+from jobs.cli.command_line import check_folder, main, parser
 from jobs.cli.config import Config
 from jobs.cli.job_parser import JobParser
 from jobs.evaluate import check_there_is_something_to_measure, run_to_evaluate
@@ -80,4 +79,4 @@ def _share(text: str) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(run(arguments(), job))
+    main(arguments(), job)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.cli.command_line import connect_ray, parser, run
+from jobs.cli.command_line import connect_ray, main, parser
 from jobs.cli.config import Config
 from jobs.cli.job_parser import JobParser
 from jobs.cli.open_model import last_checkpoint, open_model
@@ -197,4 +196,4 @@ def arguments() -> JobParser:
 
 
 if __name__ == "__main__":
-    sys.exit(run(arguments(), job))
+    main(arguments(), job)

@@ -17,11 +17,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.cli.command_line import check_folder, connect_ray, parser, run
+from jobs.cli.command_line import check_folder, connect_ray, main, parser
 from jobs.cli.config import Config
 from jobs.cli.job_parser import JobParser
 from jobs.cli.open_model import add_weights_options, check_one_model, open_run, open_weights
@@ -113,4 +112,4 @@ def arguments() -> JobParser:
 
 
 if __name__ == "__main__":
-    sys.exit(run(arguments(), job))
+    main(arguments(), job)

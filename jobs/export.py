@@ -21,7 +21,6 @@ import json
 import logging
 import os
 import shutil
-import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -29,7 +28,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.cli.command_line import parser, run
+from jobs.cli.command_line import main, parser
 from jobs.cli.config import Config
 from jobs.cli.job_parser import JobParser
 from jobs.cli.open_model import add_weights_options, last_checkpoint, open_model, open_weights
@@ -259,4 +258,4 @@ def arguments() -> JobParser:
 
 
 if __name__ == "__main__":
-    sys.exit(run(arguments(), job))
+    main(arguments(), job)

@@ -24,7 +24,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.cli.command_line import EXIT_FAILED, connect_ray, parser, run
+from jobs.cli.command_line import EXIT_FAILED, connect_ray, main, parser
 from jobs.cli.config import Config
 from jobs.cli.job_parser import JobParser
 from pipeline.errors import InputError, NotMeantError
@@ -249,4 +249,4 @@ def arguments() -> JobParser:
 
 
 if __name__ == "__main__":
-    sys.exit(run(arguments(), job))
+    main(arguments(), job)

@@ -15,11 +15,10 @@ import argparse
 import io
 import logging
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 
-from jobs.cli.command_line import check_folder, parser, run
+from jobs.cli.command_line import check_folder, main, parser
 from jobs.cli.config import Config
 from jobs.cli.job_parser import JobParser
 from pipeline.errors import ConfigError
@@ -110,4 +109,4 @@ def arguments() -> JobParser:
 
 
 if __name__ == "__main__":
-    sys.exit(run(arguments(), job))
+    main(arguments(), job)

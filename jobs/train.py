@@ -16,9 +16,8 @@ SIGTERM (or `ray job stop`) saves a checkpoint after the current step and exits 
 from __future__ import annotations
 
 import argparse
-import sys
 
-from jobs.cli.command_line import EXIT_FAILED, EXIT_STOPPED, connect_ray, parser, run
+from jobs.cli.command_line import EXIT_FAILED, EXIT_STOPPED, connect_ray, main, parser
 from jobs.cli.config import Config
 from jobs.cli.job_parser import JobParser
 from jobs.cli.room import refuse_on_a_ray_of_our_own, training_demand
@@ -71,4 +70,4 @@ def _print_sync(command: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(arguments(), job))
+    main(arguments(), job)

@@ -24,7 +24,7 @@ class StorageError(InputError):
 
 
 class StorageAwayError(StorageError):
-    """S3 does not answer or reports an internal error: the same request may work later."""
+    """S3 does not answer or reports an internal error, or a disk is full: the same request may work later."""
 
 
 class ReplacedError(StorageError):

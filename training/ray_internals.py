@@ -10,13 +10,16 @@ Nothing of Ray is imported before a function needs it: every process of a job im
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any, Protocol
 
 READ_IN = "2.60"
 """The version of Ray whose code was read."""
 INTERNALS = (
+    "ray._private.ray_logging.global_worker_stdstream_dispatcher",
     "ray._private.state.state.get_draining_nodes",
     "ray._private.worker._global_node",
+    "ray._private.worker.print_to_stdstream",
     "ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator.get_or_create_autoscaling_coordinator",
     "ray.experimental.internal_kv._internal_kv_get",
     "ray.experimental.internal_kv._internal_kv_put",
@@ -35,10 +38,12 @@ SILENCED = (
     "ray.dashboard.modules.dashboard_sdk",
     "ray.dashboard.modules.job.sdk",
     "ray.data._internal.progress",
+    "ray.data.exceptions",
     "ray.train.v2._internal.execution.controller.placement_group_cleaner",
 )
 """Loggers whose level is set here; each is named after its module."""
 UNWANTED_LINES = {
+    "ray.data._internal.execution.streaming_executor_state": "An exception was raised from a task of operator",
     "ray.train.torch.config": "Setting up process group for",
     "ray.train.v2._internal.execution.worker_group.worker_group": "Attempting to start training worker group",
 }
@@ -155,9 +160,32 @@ def quieten_worker() -> None:
     """
     cleaner = "ray.train.v2._internal.execution.controller.placement_group_cleaner"
     logging.getLogger(cleaner).setLevel(logging.ERROR)
+    _drop_unwanted_lines()
+
+
+def _drop_unwanted_lines() -> None:
     for name in UNWANTED_LINES:
         # A filter, since Ray Train sets the levels of its loggers again.
         logging.getLogger(name).addFilter(_is_wanted)
+
+
+def sort_worker_lines(to_print: Callable[[str, list[str]], list[str]]) -> None:
+    """Lets a function choose which lines of workers are printed here, once this process has joined Ray.
+
+    Args:
+        to_print: (name of the process, its lines) -> lines to print.
+    """
+    from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
+    from ray._private.worker import print_to_stdstream
+
+    def show(data: dict[str, Any]) -> None:
+        process = f"{data.get('actor_name') or data.get('task_name') or ''} pid={data.get('pid')}, ip={data.get('ip')}".strip()
+        lines = to_print(f"{process}{', stderr' if data['is_err'] else ''}", data["lines"])
+        if lines:
+            print_to_stdstream(data | {"lines": lines}, ignore_prefix=False)
+
+    dispatcher.remove_handler("ray_print_logs")  # the name by which ray.shutdown() removes it
+    dispatcher.add_handler("ray_print_logs", show)
 
 
 def _is_wanted(record: logging.LogRecord) -> bool:
@@ -165,10 +193,13 @@ def _is_wanted(record: logging.LogRecord) -> bool:
 
 
 def quieten_ray_data() -> None:
-    """Silences Ray Data's own account of a job, which reports its progress itself; warnings stay."""
+    """Silences Ray Data's own account of a job, which reports its progress and its errors itself; warnings stay."""
     from ray.data import DataContext
 
     context = DataContext.get_current()
+    context.raise_original_map_exception = True  # so that the driver knows an error of ours by its class
+    logging.getLogger("ray.data.exceptions").setLevel(logging.CRITICAL)
+    _drop_unwanted_lines()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)

@@ -13,17 +13,23 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from jobs.cli import runtime_env
 from jobs.cli.config import Config, dump_config, load_config
+from jobs.cli.failures import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, EXIT_NOT_MEANT, HEAD_LOST
+from jobs.cli.head_watch import HEAD
 from jobs.cli.job_parser import JobParser
-from pipeline.errors import ConfigError, InputError, NotMeantError, StorageAwayError
+from jobs.cli.last_line import end_process_with_it, leave, report
+from jobs.cli.worker_lines import WORKER_LINES
+from pipeline.errors import ConfigError, InputError
 from training.config import ClusterConfig
 from training.errors import RunError
+from training.ray_internals import sort_worker_lines
 from training.wandb_environment import passed_on
 
 BAD_INPUT = (ConfigError, InputError)
-EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_NOT_MEANT, EXIT_STOPPED = 0, 1, 2, 3, 128 + 15
+EXIT_STOPPED = 128 + 15
 EXIT_CODES = {
     EXIT_DONE: "done",
     EXIT_FAILED: "failed, try again",
@@ -70,9 +76,10 @@ def run(
     job: Callable[[Config, argparse.Namespace], int | None],
     argv: Sequence[str] | None = None,
 ) -> int:
-    """Runs a job and returns its exit code. Reports bad input, and what was not meant, as a message, never as a traceback."""
+    """Runs a job and returns its exit code. Reports each error as one message, never as a traceback (last_line.py)."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     options = arguments.parse_intermixed_args(argv)
+    config = None
     try:
         config = load_config(options.config, options.overrides, arguments.job)
         if options.show_config:
@@ -80,18 +87,18 @@ def run(
             return EXIT_DONE
         os.environ.update(runtime_env.variables_of(config.cluster.runtime_env))  # e.g. an S3 endpoint, which is needed early
         return job(config, options) or EXIT_DONE
-    except (RunError, StorageAwayError) as error:
-        print(f"{arguments.prog}: {error}", file=sys.stderr)
-        return EXIT_FAILED
-    except BAD_INPUT as error:
-        print(f"{arguments.prog}: bad input:", file=sys.stderr)
-        print("\n".join(f"  {line}" for line in str(error).splitlines()), file=sys.stderr)
-        return EXIT_BAD_INPUT
-    except NotMeantError as error:
-        sys.stdout.flush()  # where both are one log, the figures stand above the message
-        print(f"{arguments.prog}: {EXIT_CODES[EXIT_NOT_MEANT]}:", file=sys.stderr)
-        print("\n".join(f"  {line}" for line in str(error).splitlines()), file=sys.stderr)
-        return EXIT_NOT_MEANT
+    except Exception as error:
+        return report(error, arguments.prog, arguments.job, config)
+
+
+def main(arguments: JobParser, job: Callable[[Config, argparse.Namespace], int | None]) -> NoReturn:
+    """Runs a job as this process, and ends it with the exit code."""
+    end_process_with_it()
+    try:
+        code = run(arguments, job)
+    except SystemExit as end:  # of the parser, or of a signal
+        code = end.code if isinstance(end.code, int) else EXIT_DONE if end.code is None else EXIT_FAILED
+    leave(code)
 
 
 def check_folder(option: str, path: str | None) -> None:
@@ -130,8 +137,16 @@ def connect_ray(cluster: ClusterConfig) -> None:
             },
         ),
     )
+    sort_worker_lines(WORKER_LINES.to_print)
+    if ray.is_initialized():  # not with a stand-in for ray.init
+        HEAD.start(ray.get_runtime_context().gcs_address, _end_without_head)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _stop)  # replaces Ray's handler, which prints a C++ stack trace; training sets its own
+
+
+def _end_without_head(silent_s: float) -> None:
+    error = RunError(f"{HEAD_LOST}; it has been silent for {silent_s:.0f} s")
+    leave(report(error, Path(sys.argv[0]).name, None, None), tidy=False)
 
 
 def _stop(_number: int, _frame: object) -> None:

@@ -38,7 +38,7 @@ def secret_problems(runtime_env: Any) -> list[str]:
     if not isinstance(runtime_env, Mapping):
         return []
     variables = runtime_env["env_vars"] if "env_vars" in runtime_env else {}
-    names = [name for name in variables if _is_secret(str(name))] if isinstance(variables, Mapping) else []
+    names = [name for name in variables if is_secret_name(str(name))] if isinstance(variables, Mapping) else []
     fields = [field for field, value in runtime_env.items() if any(map(ADDRESS_WITH_PASSWORD.search, _texts(value)))]
     problems = [f"{KEY}.env_vars.{name}: {NO_SECRETS}" for name in names]
     return problems + [f"{KEY}.{field}: holds an address with a password; {NO_SECRETS}" for field in fields]
@@ -108,7 +108,8 @@ def _beside_the_submission(runtime_env: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _is_secret(name: str) -> bool:
+def is_secret_name(name: str) -> bool:
+    """Returns True if a variable of this name holds a secret, rather than its place."""
     return SECRET_WORD.search(name.upper()) is not None and PLACE.search(name.upper()) is None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import shutil
@@ -11,9 +12,11 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pipeline.errors import StorageError
+from pipeline.errors import StorageAwayError, StorageError
 from pipeline.storage.base import Created, ObjectInfo, Storage
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Somebody may make room, so the same write may work later."""
 PART_SUFFIX = ".part"
 """Suffix of files that are being written; they are never listed."""
 
@@ -110,6 +113,8 @@ class LocalStorage(Storage):
             _make_file(temporary)
             yield temporary
         except OSError as error:
+            if error.errno in FULL:
+                raise StorageAwayError(f"{target}: cannot be written ({error.strerror})") from error
             raise StorageError(f"{target}: cannot be written ({error.strerror}); choose a writable folder") from error
         finally:
             with contextlib.suppress(OSError):

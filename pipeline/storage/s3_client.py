@@ -48,6 +48,7 @@ def errors_of(address: str) -> Iterator[None]:
 
     NEVER_GOOD = (
         exceptions.ParamValidationError,
+        exceptions.NoCredentialsError,
         exceptions.NoRegionError,
         exceptions.InvalidRegionError,
         exceptions.ProfileNotFound,

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from jobs import submit
 from model.clip import build_clip
 from pipeline.dataset.manifest import list_versions, read_manifest
 from pipeline.storage.address import open_storage
@@ -23,6 +24,7 @@ from tests.support.wandb_server import wandb_server
 from training.record.tracking import read_metrics
 
 COPY = ("--working-dir", str(ROOT))
+TINY_JOB = ROOT / "tests" / "support" / "tiny_job.py"
 TINY = ("--config", "debug_cpu", "optimizer.warmup_steps=2")
 
 
@@ -218,7 +220,22 @@ def test_a_success_that_was_not_meant_has_an_exit_code_of_its_own_which_the_next
     assert read_manifest(open_storage(str(tmp_path / "out"))).num_rows == 3, "what is committed stays"
 
 
-def test_a_recipes_runtime_environment_reaches_the_workers_of_both_commands_and_a_refused_write_is_a_failure(
+ENDS = {"done": 0, "away": 1, "bad-input": 2, "not-meant": 3, "stopped": 143}
+
+
+def test_each_exit_code_passes_through_both_commands(server, monkeypatch):
+    command = ("python", str(TINY_JOB), "--config", "debug_cpu", "--end")
+    for end, code in ENDS.items():
+        plain = server.job("submit", "--submission-id", f"ends-{end}", "--", *command, end)
+        assert plain.returncode == int(code != 0), plain.stdout + plain.stderr  # Ray's own command knows no other
+    for name, value in environment().items():
+        monkeypatch.setenv(name, value)
+    waited = {end: submit.main(["--address", server.address, "--wait-for", f"ends-{end}"]) for end in ENDS}
+    assert waited == ENDS
+    assert submit.main(["--address", server.address, "--", *command, "not-meant"]) == 3
+
+
+def test_a_recipes_runtime_environment_reaches_the_workers_of_both_commands_and_a_refused_write_is_bad_input(
     server, table, bucket, s3_endpoint, tmp_path
 ):
     def recipe(name: str, endpoint: str) -> tuple[str, ...]:
@@ -236,8 +253,9 @@ def test_a_recipes_runtime_environment_reaches_the_workers_of_both_commands_and_
     storage = open_storage(f"{bucket}/plain")
     assert sum(item.path.endswith(".tar") for item in storage.list("shards/")) == 1, "written by a worker"
     assert read_manifest(storage).num_samples == 40
-    assert refused.returncode == 1, refused.stdout + refused.stderr
+    assert refused.returncode == 2, refused.stdout + refused.stderr
     assert "AccessDenied" in refused.stdout, "answered to a worker, through the recipe's endpoint"
+    assert "Traceback" not in refused.stdout
     assert not list_versions(open_storage(f"{bucket}/refused"))
 
 

@@ -58,6 +58,10 @@ PLACES = (
 """Places in which the public values must be found."""
 CHAIN = """
 import json, runpy, sys, traceback
+from jobs.cli import command_line
+
+command_line.leave = sys.exit
+command_line.end_process_with_it = lambda: None
 file, codes = sys.argv[1], []
 for words in json.loads(sys.argv[2]):
     sys.argv = words
