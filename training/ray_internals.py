@@ -9,12 +9,16 @@ Nothing of Ray is imported before a function needs it: every process of a job im
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 READ_IN = "2.60"
 """The version of Ray whose code was read."""
 INTERNALS = (
+    "ray._private.services.ConsolePopen",
+    "ray._private.services.get_ray_address_from_environment",
     "ray._private.state.state.get_draining_nodes",
     "ray._private.worker._global_node",
     "ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator.get_or_create_autoscaling_coordinator",
@@ -26,6 +30,7 @@ INTERNALS = (
     "ray.train.v2._internal.execution.context.get_train_context",
     "ray.train.v2._internal.execution.controller.state.ResizingState",
     "ray.train.v2._internal.execution.controller.state.RestartingState",
+    "ray.train.v2._internal.execution.controller.state.RunningState",
     "ray.train.v2._internal.execution.controller.state.SchedulingState",
     "ray.train.v2._internal.execution.scaling_policy.elastic.ElasticScalingPolicy.GET_RESERVED_RESOURCES_INTERVAL_S",
 )
@@ -53,6 +58,44 @@ def is_own_ray() -> bool:
     return node is not None and bool(node.head)
 
 
+def address_to_join() -> tuple[str, int] | None:
+    """Host and port of the head that `ray.init()` would join, by RAY_ADDRESS or as `ray start` noted it; None: it starts one.
+
+    Raises:
+        ValueError: RAY_ADDRESS is no address.
+    """
+    from ray._private.services import get_ray_address_from_environment
+
+    found = get_ray_address_from_environment(None, None)
+    if found in (None, "local"):
+        return None
+    host, _, port = str(found).rpartition("://")[2].rpartition(":")
+    if not host:
+        raise ValueError(found)
+    return host.strip("[]"), int(port)
+
+
+@contextlib.contextmanager
+def in_a_process_group_of_its_own() -> Iterator[None]:
+    """Context in which Ray starts its processes outside of the terminal's process group.
+
+    Ctrl-C reaches all processes of that group. Ray's own ignore it, but not those that they start.
+    """
+    from ray._private import services
+
+    before = services.ConsolePopen
+
+    class Popen(before):  # type: ignore[misc, valid-type]
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options, process_group=0)
+
+    services.ConsolePopen = Popen
+    try:
+        yield
+    finally:
+        services.ConsolePopen = before
+
+
 # ------------------------------------------------------------------------------------------------------- the key-value store
 
 
@@ -78,6 +121,7 @@ class GroupWatcher(Protocol):
     """Hears what Ray Train's controller does; runs in the controller's process (training/launch/group_size.py)."""
 
     def polled(self) -> None: ...
+    def running(self) -> None: ...
     def scheduling(self, group_runs: bool) -> None: ...
     def restarting(self) -> None: ...
     def resizing(self) -> None: ...
@@ -86,7 +130,12 @@ class GroupWatcher(Protocol):
 def controller_callback(watcher: GroupWatcher) -> Any:
     """A callback for `ray.train.RunConfig` that tells the watcher what the controller does."""
     from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
-    from ray.train.v2._internal.execution.controller.state import ResizingState, RestartingState, SchedulingState
+    from ray.train.v2._internal.execution.controller.state import (
+        ResizingState,
+        RestartingState,
+        RunningState,
+        SchedulingState,
+    )
 
     class Callback(ControllerCallback, WorkerGroupCallback):
         def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
@@ -97,6 +146,8 @@ def controller_callback(watcher: GroupWatcher) -> Any:
                 watcher.scheduling(group_runs=isinstance(previous_state, ResizingState))
             elif isinstance(current_state, RestartingState):
                 watcher.restarting()
+            elif isinstance(current_state, RunningState):
+                watcher.running()
 
         def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
             watcher.resizing()

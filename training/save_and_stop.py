@@ -12,7 +12,6 @@ import enum
 import functools
 import logging
 import operator
-import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
@@ -21,6 +20,7 @@ import torch
 import torch.distributed as dist
 
 from training.distributed import World
+from training.stop_signals import on_stop_signals
 
 logger = logging.getLogger(__name__)
 
@@ -100,10 +100,7 @@ _FLAGS = (Request.SAVE, Request.STOP)
 
 @contextlib.contextmanager
 def listening(requests: Requests, link: Link | None) -> Iterator[None]:
-    """Passes on the link's requests, and SIGTERM as STOP if this is the process's main thread.
-
-    A second SIGTERM has its former effect.
-    """
+    """Passes on the link's requests, and SIGINT and SIGTERM as STOP if this is the process's main thread."""
     ended = threading.Event()
 
     def listen() -> None:
@@ -115,27 +112,8 @@ def listening(requests: Requests, link: Link | None) -> Iterator[None]:
 
     thread = threading.Thread(target=listen, name="requests", daemon=True)
     thread.start()
-    with on_sigterm(lambda: requests.ask(Request.STOP)):
+    with on_stop_signals(lambda: requests.ask(Request.STOP)):
         try:
             yield
         finally:
             ended.set()
-
-
-@contextlib.contextmanager
-def on_sigterm(act: Callable[[], None]) -> Iterator[None]:
-    """Calls `act` on the first SIGTERM; a second one has its former effect. Does nothing outside the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL  # None: a handler that is not Python's
-
-    def handle(_number: int, _frame: object) -> None:
-        signal.signal(signal.SIGTERM, before)
-        act()
-
-    signal.signal(signal.SIGTERM, handle)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

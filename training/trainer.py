@@ -60,7 +60,7 @@ logger = logging.getLogger(__name__)
 def train(config: TrainingConfig, world: World, link: Link | None = None, launch: Launch | None = None) -> TrainResult:
     """Trains from the last checkpoint, or from the start, to the end of the schedule. Every rank calls it.
 
-    In a process's main thread, SIGTERM saves a checkpoint and ends the run.
+    In a process's main thread, SIGINT and SIGTERM save a checkpoint and end the run.
 
     Args:
         link: source of other requests to the run, for rank 0.

@@ -8,26 +8,28 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import signal
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jobs.cli import runtime_env
 from jobs.cli.config import Config, dump_config, load_config
 from jobs.cli.job_parser import JobParser
+from jobs.cli.ray_address import refuse_a_cluster_that_is_gone
+from jobs.cli.stopping import EXIT_INTERRUPTED, EXIT_TERMINATED, handlers_kept, run_until_stopped
 from pipeline.errors import ConfigError, InputError, NotMeantError, StorageAwayError
 from training.config import ClusterConfig
 from training.errors import RunError
+from training.ray_internals import in_a_process_group_of_its_own
 
 BAD_INPUT = (ConfigError, InputError)
-EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_NOT_MEANT, EXIT_STOPPED = 0, 1, 2, 3, 128 + 15
+EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_NOT_MEANT, EXIT_STOPPED = 0, 1, 2, 3, EXIT_TERMINATED
 EXIT_CODES = {
     EXIT_DONE: "done",
     EXIT_FAILED: "failed, try again",
     EXIT_BAD_INPUT: "bad input",
     EXIT_NOT_MEANT: "done, but not what was meant",
+    EXIT_INTERRUPTED: "stopped by Ctrl-C with its work saved",
     EXIT_STOPPED: "stopped with its work saved",
 }
 """The exit codes of all jobs. A failure is also a storage that does not respond, since trying again may help."""
@@ -69,7 +71,12 @@ def run(
     job: Callable[[Config, argparse.Namespace], int | None],
     argv: Sequence[str] | None = None,
 ) -> int:
-    """Runs a job and returns its exit code. Reports bad input, and what was not meant, as a message, never as a traceback."""
+    """Runs a job and returns its exit code. SIGINT and SIGTERM end it at every moment (stopping.py)."""
+    return run_until_stopped(lambda: _run(arguments, job, argv))
+
+
+def _run(arguments: JobParser, job: Callable[[Config, argparse.Namespace], int | None], argv: Sequence[str] | None) -> int:
+    """Reports bad input, and what was not meant, as a message, never as a traceback."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     options = arguments.parse_intermixed_args(argv)
     try:
@@ -104,6 +111,7 @@ def connect_ray(cluster: ClusterConfig) -> None:
 
     Raises:
         ConfigError: Ray rejects `cluster.runtime_env`.
+        RunError: there is no cluster at RAY_ADDRESS.
     """
     for name, value in (RAY_SETTINGS | CLUSTER_SETTINGS).items():
         os.environ.setdefault(name, value)
@@ -117,6 +125,14 @@ def connect_ray(cluster: ClusterConfig) -> None:
     # write ~/.ray/auth_token, after which other clusters on this machine refuse submissions.
     if not os.environ.get("RAY_ADDRESS") and not _a_cluster_runs_here():
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    refuse_a_cluster_that_is_gone()
+    with handlers_kept(), in_a_process_group_of_its_own():
+        _init(cluster)
+
+
+def _init(cluster: ClusterConfig) -> None:
+    import ray
+
     ray.init(
         include_dashboard=False,
         logging_level=logging.WARNING,
@@ -129,13 +145,6 @@ def connect_ray(cluster: ClusterConfig) -> None:
             },
         ),
     )
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _stop)  # replaces Ray's handler, which prints a C++ stack trace; training sets its own
-
-
-def _stop(_number: int, _frame: object) -> None:
-    print("stopped; committed work is kept, and the same command resumes", file=sys.stderr, flush=True)
-    raise SystemExit(EXIT_STOPPED)
 
 
 def _a_cluster_runs_here() -> bool:

@@ -33,8 +33,12 @@ class RunLink:
         self._mailbox, self._metrics, self._removal_deadline = mailbox, metrics, removal_deadline
         self._save = mailbox.get("save")  # requests to an earlier group are done
         self._save_again_at: float | None = None
+        self._said_that_it_trains = False
 
     def requested(self) -> Request:
+        if not self._said_that_it_trains:
+            self._mailbox.put("trains", "yes")
+            self._said_that_it_trains = True
         request = Request.STOP if self._mailbox.get("stop") else Request.NONE
         save = self._mailbox.get("save")
         if save != self._save:
