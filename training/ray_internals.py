@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 READ_IN = "2.60"
 """The version of Ray whose code was read."""
@@ -66,10 +66,10 @@ def address_to_join() -> tuple[str, int] | None:
     """
     from ray._private.services import get_ray_address_from_environment
 
-    found = get_ray_address_from_environment(None, None)
-    if found in (None, "local"):
+    found: str | None = get_ray_address_from_environment(cast(Any, None), None)
+    if found is None or found == "local":
         return None
-    host, _, port = str(found).rpartition("://")[2].rpartition(":")
+    host, _, port = found.rpartition("://")[2].rpartition(":")
     if not host:
         raise ValueError(found)
     return host.strip("[]"), int(port)
@@ -81,11 +81,12 @@ def in_a_process_group_of_its_own() -> Iterator[None]:
 
     Ctrl-C reaches all processes of that group. Ray's own ignore it, but not those that they start.
     """
-    from ray._private import services
+    from ray._private import services as ray_services
 
-    before = services.ConsolePopen
+    services: Any = ray_services
+    before: Any = services.ConsolePopen
 
-    class Popen(before):  # type: ignore[misc, valid-type]
+    class Popen(before):
         def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **options, process_group=0)
 

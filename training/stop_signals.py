@@ -1,7 +1,6 @@
 """SIGINT (Ctrl-C) and SIGTERM, where they are a request to save and end.
 
-In: a signal to this process. Out: one call of a function in its main thread. jobs/cli/stopping.py ends jobs that have nothing to
-save, and knows by `takes_its_time` that a job does.
+In: a signal to this process. Out: one call of a function in its main thread. jobs/cli/stopping.py ends all other jobs.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 REPEATED_WITHIN_S = 1.0
@@ -29,7 +29,7 @@ def on_stop_signals(act: Callable[[], None]) -> Iterator[None]:
         yield
         return
     # None: a handler that is not Python's
-    before = {number: signal.getsignal(number) or signal.SIG_DFL for number in STOP_SIGNALS}
+    before: dict[int, Any] = {number: signal.getsignal(number) or signal.SIG_DFL for number in STOP_SIGNALS}
     first_at: list[float] = []
 
     def handle(number: int, _frame: object) -> None:

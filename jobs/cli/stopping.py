@@ -55,7 +55,7 @@ def run_until_stopped(work: Callable[[], int]) -> int:
 
 @contextlib.contextmanager
 def handlers_kept() -> Iterator[None]:
-    """Context at whose end the handlers are those of its start again: Ray sets its own, whose exit code is the signal's number."""
+    """Context that ends with the handlers that it began with: Ray sets its own, whose exit code is the signal's number."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
