@@ -27,7 +27,7 @@ from jobs.cli.command_line import EXIT_STOPPED, connect_ray, parser, run
 from jobs.cli.config import Config
 from jobs.cli.job_parser import JobParser
 from jobs.cli.open_model import last_checkpoint, open_model
-from jobs.cli.room import refuse_on_a_ray_of_our_own, training_demand
+from jobs.cli.room import describe_cluster, refuse_on_a_ray_of_our_own, training_demand
 from jobs.export import export_checkpoint
 from jobs.report import report_at_the_end
 from pipeline.errors import ConfigError
@@ -133,7 +133,8 @@ def _ingest(pairs: list[Pair], uris: dict[str, str], config: Config) -> None:
             print(f"\ningesting {split} from {address} into {uris[split]}", flush=True)
             if split == "train":
                 print(f"(its table has {NUM_BROKEN} broken rows on purpose, to show how failures are reported)", flush=True)
-            print(run_ingest(config.ingest.model_copy(update={"input": str(table), "output": uris[split]})), flush=True)
+            ingest = config.ingest.model_copy(update={"input": str(table), "output": uris[split]})
+            print(run_ingest(ingest, describe=describe_cluster), flush=True)
 
 
 def _training_config(config: Config, seed: int | None, uris: dict[str, str]) -> Config:

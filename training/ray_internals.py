@@ -32,6 +32,8 @@ INTERNALS = (
     "ray.train.v2._internal.execution.controller.state.RestartingState",
     "ray.train.v2._internal.execution.controller.state.RunningState",
     "ray.train.v2._internal.execution.controller.state.SchedulingState",
+    "ray.train.v2._internal.exceptions.WorkerGroupStartupTimeoutError",
+    "ray.train.v2._internal.execution.failure_handling.default.logger",
     "ray.train.v2._internal.execution.scaling_policy.elastic.ElasticScalingPolicy.GET_RESERVED_RESOURCES_INTERVAL_S",
 )
 """Every private attribute that is used here."""
@@ -45,6 +47,7 @@ SILENCED = (
 """Loggers whose level is set here; each is named after its module."""
 UNWANTED_LINES = {
     "ray.train.torch.config": "Setting up process group for",
+    "ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client": "Failed to send resource request for",
     "ray.train.v2._internal.execution.worker_group.worker_group": "Attempting to start training worker group",
 }
 """Logger, named after its module -> start of its lines that no job's log needs."""
@@ -203,13 +206,20 @@ def quieten_worker() -> None:
     """Keeps lines without information out of the job's log. Runs in every Ray worker.
 
     Without a dashboard Ray Train's cleaner cannot ask for the state of an actor, and says so every second. When a worker group
-    starts, Ray Train says what it requests, then the same again, who has joined, and how; the first and the third stay.
+    starts, Ray Train says what it requests, then the same again, who has joined, and how; the first and the third stay. While
+    it waits for workers, it shows a traceback each minute, where the driver says what is missing (driver_wait.py).
     """
     cleaner = "ray.train.v2._internal.execution.controller.placement_group_cleaner"
     logging.getLogger(cleaner).setLevel(logging.ERROR)
     for name in UNWANTED_LINES:
         # A filter, since Ray Train sets the levels of its loggers again.
         logging.getLogger(name).addFilter(_is_wanted)
+    logging.getLogger("ray.train.v2._internal.execution.failure_handling.default").addFilter(_is_no_wait_for_workers)
+
+
+def _is_no_wait_for_workers(record: logging.LogRecord) -> bool:
+    error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
+    return type(getattr(error, "controller_failure", None)).__name__ != "WorkerGroupStartupTimeoutError"
 
 
 def _is_wanted(record: logging.LogRecord) -> bool:

@@ -37,7 +37,7 @@ from training.launch.driver_wait import in_a_thread, wait_for
 from training.launch.group_size import GroupSize
 from training.launch.mailbox import Mailbox
 from training.launch.run_link import RunLink
-from training.launch.worker_resources import cpus_per_worker, ray_folder, uses_gpu
+from training.launch.worker_resources import cpus_per_worker, describe_resources, ray_folder, uses_gpu
 from training.metrics import TRAINING
 from training.record.goodput import Launch
 from training.record.run_record import TrainResult
@@ -105,13 +105,10 @@ def _fit(trainer: TorchTrainer, config: TrainingConfig, launch: Launch, saves: b
     """Waits for a group's result. In a thread, where Ray Train does not replace the handler of SIGINT."""
 
     def describe() -> str:
-        cluster, total, free = config.cluster, ray.cluster_resources(), ray.available_resources()
-        has = ", ".join(f"{total.get(name, 0):g} {name}s ({free.get(name, 0):g} free)" for name in ("CPU", "GPU"))
-        wanted = [f"{cpus_per_worker(cluster, total, ray.nodes())} CPUs", *["a GPU"] * uses_gpu(cluster, total)]
-        return (
-            f"cluster.num_workers={cluster.num_workers}, each with {' and '.join(wanted)}; the cluster has {has} on "
-            f"{sum(node['Alive'] for node in ray.nodes())} nodes"
-        )
+        cluster, total, nodes = config.cluster, ray.cluster_resources(), ray.nodes()
+        each = " and ".join([f"{cpus_per_worker(cluster, total, nodes)} CPUs", *["a GPU"] * uses_gpu(cluster, total)])
+        has = describe_resources(total, ray.available_resources(), nodes)
+        return f"cluster.num_workers={cluster.num_workers}, each with {each}; {has}"
 
     return wait_for(in_a_thread(trainer.fit), _mailbox(launch), describe, saves)
 

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from tests.support.chaos import write_table
 from tests.support.cluster import MiniCluster
 from tests.support.runs import exact_rows
 from tests.support.stopped_jobs import Ending, run_job
-from training.data.shard_reader import RawSample, ShardReader
+from training.data.shard_reader import ShardReader
 
 ENDS_WITHIN_S = 30.0
 BOTH = (signal.SIGINT, signal.SIGTERM)
@@ -30,10 +31,11 @@ SEED = int(os.environ.get("RAYCLIP_SIGNALS_SEED", "19"))
 
 
 @pytest.fixture
-def environment(tmp_path):
-    """That of a person's shell: no Ray to join."""
+def environment():
+    """That of a person's shell: no Ray to join, and a folder for one of its own, whose name must be short."""
     names = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "WANDB_SERVICE", "COVERAGE_FILE")}
-    return names | {"OMP_NUM_THREADS": "1"}
+    with tempfile.TemporaryDirectory(prefix="rs-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        yield names | {"OMP_NUM_THREADS": "1", "RAY_TMPDIR": folder}
 
 
 @pytest.fixture
@@ -51,7 +53,7 @@ def weights(tmp_path):
 
 
 def train_arguments(data: str, folder: Path, *more: str) -> list[str]:
-    settings = (f"data.uri={data}", f"run.dir={folder}", "run.page=false", "checkpoint.every_steps=null")
+    settings = (f"data.uri={data}", f"run.dir={folder}", "checkpoint.every_steps=null")
     return ["jobs/train.py", "--config", "debug_cpu", *settings, "model.image_size_px=128", *more]
 
 
@@ -59,6 +61,13 @@ def check_ended(ending: Ending, number: int) -> None:
     assert ending.code == 128 + number, ending.output
     assert ending.took_s < ENDS_WITHIN_S, ending.output
     assert not ending.left, ending.output
+
+
+def told(ending: Ending, number: int) -> str:
+    """One line of the report."""
+    name, load = signal.Signals(number).name, os.getloadavg()[0]
+    after = f"{name} after {ending.started_s:.1f} s: code {ending.code} {ending.took_s:.1f} s later"
+    return f"{after}, left {len(ending.left)}, load {load:.0f}"
 
 
 # ------------------------------------------------------------------------------------------------------------ in `make test`
@@ -112,10 +121,8 @@ class Moments:
             number, after_s = BOTH[attempt % 2], self.rng.uniform(0.0, undisturbed.took_s)
             ending = run_job(self.command(place), number, lambda _, seconds, a=after_s: seconds > a, self.environment, log)
             attempt += 1
-            done = ending.code == 0
-            print(f"{self.name}: {signal.Signals(number).name} after {ending.started_s:.1f} of {undisturbed.took_s:.1f} s: "
-                  f"code {ending.code} {ending.took_s:.1f} s later, left {ending.left}, load {os.getloadavg()[0]:.0f}", flush=True)  # fmt: skip
-            if done:
+            print(f"{self.name}, of {undisturbed.took_s:.0f} s: {told(ending, number)}", flush=True)
+            if ending.code == 0:
                 assert self.result(place) == wanted
                 place = self.folder / str(attempt)
                 continue
@@ -136,8 +143,7 @@ def samples_of(uri: Path) -> list[object]:
     manifest, rows = read_manifest(storage), []
     reader = ShardReader(storage, manifest, ("caption",))
     for number, shard in enumerate(manifest.shards):
-        stored = reader.read(number, range(shard.num_samples)) if shard.num_samples else []
-        images = {sample.key: sample.image for sample in stored if isinstance(sample, RawSample)}
+        images = {sample.key: sample.image for sample in reader.read(number, 0, shard.num_samples)}
         for row in read_sidecar(storage, shard, ["n", "key", "caption", "status", "sha256"]).to_pylist():
             rows.append((row["n"], row["caption"], row["status"], row["sha256"], images.get(row["key"])))
     return sorted(rows, key=lambda row: row[0])
@@ -185,8 +191,7 @@ def test_training_stopped_before_while_and_after_it_waits_for_workers(data_set, 
         return bool(since) and time.monotonic() - since[0] > extra_s
 
     ending = run_job(arguments, number, when, environment, tmp_path / "log")
-    print(f"train, {moment} waiting: {signal.Signals(number).name} after {ending.started_s:.1f} s: code {ending.code} "
-          f"{ending.took_s:.1f} s later, left {ending.left}, load {os.getloadavg()[0]:.0f}", flush=True)  # fmt: skip
+    print(f"train, {moment} waiting: {told(ending, number)}", flush=True)
     check_ended(ending, number)
     deadline = time.time() + 15
     while cluster.workers() and time.time() < deadline:
