@@ -27,6 +27,8 @@ from training.data.shard_reader import ShardReader
 
 ENDS_WITHIN_S = 30.0
 BOTH = (signal.SIGINT, signal.SIGTERM)
+TOO_BUSY = "The current node timed out during startup"
+"""Ray gives up after 30 s, which a machine with other work may need."""
 SEED = int(os.environ.get("RAYCLIP_SIGNALS_SEED", "19"))
 
 
@@ -84,7 +86,7 @@ def test_a_run_that_waits_for_workers_says_what_for_and_ends_on_ctrl_c(data_set,
     check_ended(ending, signal.SIGINT)
     (line, *_) = [line for line in ending.output.splitlines() if line.startswith("waiting for workers")]
     assert line.endswith(
-        "s: cluster.num_workers=1, each with 1 CPUs; the cluster has 0 CPUs (0 free), 0 GPUs (0 free) on 1 nodes"
+        "s: cluster.num_workers=1, each with 1 CPUs; the cluster has 0 CPUs (0 free) and 0 GPUs (0 free) on 1 nodes"
     )
     assert ending.output.splitlines()[-1] == "stopped; committed work is kept, and the same command resumes"
     assert "Traceback" not in ending.output
@@ -100,7 +102,6 @@ class Moments:
     Attributes:
         command: folder -> arguments; its result is in the folder.
         result: folder -> something that must be equal.
-        whens: moments to prefer; None: a random time of an undisturbed run.
     """
 
     name: str
@@ -113,9 +114,7 @@ class Moments:
 
     def run(self, count: int) -> None:
         log = self.folder / f"{self.name}.log"
-        undisturbed = run_job(self.command(self.folder / "undisturbed"), environment=self.environment, log=log)
-        assert undisturbed.code == 0, undisturbed.output
-        assert not undisturbed.left
+        undisturbed = self._undisturbed(self.folder / "undisturbed", log)
         wanted, attempt, place = self.result(self.folder / "undisturbed"), 0, self.folder / "0"
         while len(self.endings) < count:
             number, after_s = BOTH[attempt % 2], self.rng.uniform(0.0, undisturbed.took_s)
@@ -126,15 +125,25 @@ class Moments:
                 assert self.result(place) == wanted
                 place = self.folder / str(attempt)
                 continue
+            if TOO_BUSY in ending.output:
+                continue
             assert ending.code == 128 + number, ending.output
             assert not ending.left, ending.output
             self.endings.append((number, ending))
-        last = run_job(self.command(place), environment=self.environment, log=log)
-        assert last.code == 0, last.output
+        self._undisturbed(place, log)
         assert self.result(place) == wanted
         slowest = max(ending.took_s for _, ending in self.endings)
         print(f"{self.name}: {count} stops, the slowest {slowest:.1f} s; equal afterwards", flush=True)
         assert slowest < ENDS_WITHIN_S
+
+    def _undisturbed(self, place: Path, log: Path) -> Ending:
+        for _ in range(3):
+            ending = run_job(self.command(place), environment=self.environment, log=log)
+            if TOO_BUSY not in ending.output:
+                break
+        assert ending.code == 0, ending.output
+        assert not ending.left, ending.left
+        return ending
 
 
 def samples_of(uri: Path) -> list[object]:
