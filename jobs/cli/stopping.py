@@ -29,6 +29,10 @@ EXIT_INTERRUPTED, EXIT_TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 LINE = "stopped; committed work is kept, and the same command resumes"
 
 
+_ENDED, _ASKED = b"\0", b"\xff"
+"""Bytes in the pipe that are no signals: the job has ended; the main thread waits for an answer."""
+
+
 class Stopped(SystemExit):
     """Raised in the main thread by a signal. A SystemExit, so that no handler of errors takes it for one."""
 
@@ -41,12 +45,14 @@ def run_until_stopped(work: Callable[[], int]) -> int:
         try:
             code = work()
         except (SystemExit, KeyboardInterrupt, StoppedError):  # Ray turns a Stopped into another one
+            signals.catch_up()
             if signals.first is None:
                 raise
         except Exception:
             if not signals.raised:
                 raise
         else:
+            signals.catch_up()
             if not signals.raised:
                 return signals.code if code == EXIT_TERMINATED and signals.first is not None else code
         signals.end()
@@ -78,6 +84,7 @@ class _Signals:
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
         self._thread = threading.Thread(target=self._watch, name="signals", daemon=True)
+        self._caught_up, self._ending = threading.Event(), threading.Lock()
         self._before: dict[int, Any] = {}
         self._pipe_before = -1
 
@@ -98,7 +105,7 @@ class _Signals:
         global _current
         _current = None
         self.forget()
-        os.write(self._write, b"\0")
+        os.write(self._write, _ENDED)
         self._thread.join()
         os.close(self._read)
         os.close(self._write)
@@ -108,6 +115,12 @@ class _Signals:
         signal.set_wakeup_fd(self._pipe_before)
         for number, handler in self._before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+    def catch_up(self) -> None:
+        """Waits until the thread has read all signals so far."""
+        self._caught_up.clear()
+        os.write(self._write, _ASKED)
+        self._caught_up.wait()
 
     def end(self) -> None:
         """Ends Ray, says that the job has stopped, and ends the process: no thread of a library may hold it up."""
@@ -128,10 +141,13 @@ class _Signals:
         first_at, deadline = 0.0, float("inf")
         while True:
             ready, _, _ = select.select([self._read], [], [], min(60.0, max(0.0, deadline - time.monotonic())))
-            number = os.read(self._read, 1)[0] if ready else 0
-            if ready and number == 0:
+            byte = os.read(self._read, 1) if ready else b""
+            if byte == _ENDED:
                 return
-            if number in STOP_SIGNALS:
+            if byte == _ASKED:
+                self._caught_up.set()
+            elif byte and byte[0] in STOP_SIGNALS:
+                number = byte[0]
                 if first_at and time.monotonic() - first_at > REPEATED_WITHIN_S:
                     self._exit()
                 if not first_at:
@@ -143,6 +159,7 @@ class _Signals:
 
     def _exit(self) -> None:
         """Ends the process at once. A Ray that it has started ends with it, by the kernel's hand."""
+        self._ending.acquire()  # the other thread may be about to end it too
         with contextlib.suppress(Exception):
             sys.stdout.flush()
             print(LINE, file=sys.stderr, flush=True)
@@ -152,12 +169,23 @@ class _Signals:
 _current: _Signals | None = None
 
 
+def _hold_signals() -> None:
+    if _current is not None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+
+
+def _let_signals_come() -> None:
+    if _current is not None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+
 def _forget_in_child() -> None:
     """A fork has its parent's handlers and pipe, and would stop the parent when it is stopped."""
     global _current
     if _current is not None:
         _current.forget()
+        _let_signals_come()
         _current = None
 
 
-os.register_at_fork(after_in_child=_forget_in_child)
+os.register_at_fork(before=_hold_signals, after_in_parent=_let_signals_come, after_in_child=_forget_in_child)

@@ -16,7 +16,6 @@ START = """
 import ctypes, multiprocessing, os, signal, sys, time
 from jobs.cli import stopping
 from training.stop_signals import StoppedError, on_stop_signals
-stopping.ENDS_WITHIN_S = 1.0
 
 def ready():
     print("ready", flush=True)
@@ -30,6 +29,7 @@ def work():
         print("tidied up", flush=True)
 """
 SWALLOWS = """
+stopping.ENDS_WITHIN_S = 0.5
 def work():
     ready()
     while True:
@@ -39,6 +39,7 @@ def work():
             pass
 """
 STUCK_IN_A_LIBRARY = """
+stopping.ENDS_WITHIN_S = 0.5
 def work():
     lock, library = ctypes.create_string_buffer(64), ctypes.CDLL(None)
     library.pthread_mutex_lock(lock)
@@ -62,6 +63,7 @@ def work():
         raise RuntimeError("a task was cancelled")
 """
 SAVES = """
+stopping.ENDS_WITHIN_S = 0.5
 def work():
     asked = []
     with on_stop_signals(lambda: asked.append(1)):
