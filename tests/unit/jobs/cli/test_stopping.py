@@ -22,8 +22,8 @@ def ready():
 """
 SLEEPS = """
 def work():
-    ready()
     try:
+        ready()
         time.sleep(60)
     finally:
         print("tidied up", flush=True)
@@ -31,9 +31,10 @@ def work():
 SWALLOWS = """
 stopping.ENDS_WITHIN_S = 0.5
 def work():
-    ready()
+    said = []
     while True:
         try:
+            said or said.append(1) or ready()
             time.sleep(60)
         except BaseException:
             pass
@@ -56,8 +57,8 @@ def work():
 """
 BECOMES_ANOTHER_ERROR = """
 def work():
-    ready()
     try:
+        ready()
         time.sleep(60)
     except SystemExit:
         raise RuntimeError("a task was cancelled")
