@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 SUFFIXES = (".parquet", *text_tables.SUFFIXES)
 BATCH_ROWS = 16_384
+REPLACED_ATTEMPTS = 8
 READ_BYTES = 1 << 20
 YAML_WORDS = ("null", "true", "false", "yes", "no", "on", "off", "y", "n")
 WRITTEN = re.compile(r"(|.*/)(?:manifests/[0-9]{8}|partitions/[^/]+|inputs/[^/]+)\.json")
@@ -184,14 +185,15 @@ def read_batches(
     Raises:
         InputError: the table cannot be read.
     """
-    while True:
+    for attempt in range(REPLACED_ATTEMPTS):
         try:
             for batch in _read_batches(table, first_row, batch_rows, names):
                 yield batch
                 first_row += batch.num_rows
             return
         except ReplacedError:  # a growing table was written again, with the same rows and more
-            continue
+            if attempt == REPLACED_ATTEMPTS - 1:
+                raise
 
 
 def _read_batches(table: str, first_row: int, batch_rows: int, names: Sequence[str]) -> Iterator[pa.RecordBatch]:

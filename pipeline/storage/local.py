@@ -15,6 +15,7 @@ from pipeline.errors import StorageError
 from pipeline.storage.base import Created, ObjectInfo, Storage
 
 PART_SUFFIX = ".part"
+FOLDER_ATTEMPTS = 100
 """Suffix of files that are being written; they are never listed."""
 
 
@@ -129,10 +130,14 @@ def _mount_of(folder: Path) -> str:
 
 def _make_file(path: Path) -> None:
     """Creates an empty file and its folders, even while another process removes those folders as empty."""
-    while True:
+    for attempt in range(FOLDER_ATTEMPTS):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):
+        try:
             path.touch()
+        except FileNotFoundError:
+            if attempt == FOLDER_ATTEMPTS - 1:
+                raise
+        else:
             return
 
 

@@ -142,7 +142,12 @@ PLANTED = [
     ("kuberay/cronjob-ingest.yaml", 'schedule: "15 3 * * *"', 'schedule: ["15 3 * * *"]', "is not of type"),
     ("kuberay/cronjob-ingest.yaml", "runAsNonRoot: true", "runAsNonRoot: false", "runAsNonRoot"),
     ("kuberay/cronjob-ingest.yaml", "onExitCodes:", "onExitCode:", "onExitCode"),
-    ("kuberay/cronjob-ingest.yaml", "values: [2, 3, 130, 143]", "values: [1, 2, 3, 130, 143]", "bad input, not meant and stopped"),
+    (
+        "kuberay/cronjob-ingest.yaml",
+        "values: [2, 3, 130, 143]",
+        "values: [1, 2, 3, 130, 143]",
+        "bad input, not meant and stopped",
+    ),
     ("kuberay/cronjob-ingest.yaml", "values: [2, 3, 130, 143]", "values: [2, 130, 143]", "bad input, not meant and stopped"),
     ("kuberay/cronjob-ingest.yaml", "action: FailJob", "action: Ignore", "must fail the job at once"),
     ("kuberay/cronjob-ingest.yaml", "containerName: submit", "containerName: submitter", "there is no container submitter"),
