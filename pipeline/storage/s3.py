@@ -152,7 +152,10 @@ class S3Storage(Storage):
         return removed
 
     def _get(self, path: str, options: dict[str, str], start: int = 0) -> bytes:
-        """Reads a complete body, of the object or from `start` if the options say so. boto3 retries a request without an answer, but not one whose body is cut short."""
+        """Reads a complete body, from `start` if the options say so.
+
+        boto3 retries a request without an answer, but not one whose body is cut short.
+        """
         from botocore.exceptions import BotoCoreError
 
         with self._errors(path):
@@ -160,8 +163,8 @@ class S3Storage(Storage):
                 answer = self.client.get_object(Bucket=self.bucket, Key=self.prefix + path, **options)
                 if start and answer["ResponseMetadata"]["HTTPStatusCode"] == 200:
                     raise StorageError(
-                        f"{self.address(path)}: {self.store} ignores ranges: it sent the whole object instead of its bytes from "
-                        f"{start:,} on; use a store that keeps them"
+                        f"{self.address(path)}: {self.store} ignores ranges: it sent the whole object instead of its bytes "
+                        f"from {start:,} on; use a store that keeps them"
                     )
                 try:
                     body: bytes = answer["Body"].read()

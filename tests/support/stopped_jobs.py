@@ -72,7 +72,8 @@ def run_job(
         for process in _session(job.pid):
             os.kill(process, signal.SIGKILL)
         job.wait()
-    return Ending(code if code >= 0 else 128 - code, sent - began, ended - sent, left, _text(log))
+    until = ended if number is None else sent
+    return Ending(code if code >= 0 else 128 - code, until - began, ended - sent, left, _text(log))
 
 
 def _text(log: Path) -> str:

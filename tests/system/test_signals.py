@@ -1,5 +1,6 @@
 """SIGINT and SIGTERM end every job at every moment, with nothing left running; the same command then gives the same result."""
 
+import itertools
 import json
 import os
 import random
@@ -26,6 +27,7 @@ from tests.support.stopped_jobs import Ending, run_job
 from training.data.shard_reader import ShardReader
 
 ENDS_WITHIN_S = 30.0
+WORKERS = ("RayTrainWorker", "TrainController", "MapWorker", "Map(")
 BOTH = (signal.SIGINT, signal.SIGTERM)
 TOO_BUSY = "The current node timed out during startup"
 """Ray gives up after 30 s, which a machine with other work may need."""
@@ -40,11 +42,20 @@ def environment():
         yield names | {"OMP_NUM_THREADS": "1", "RAY_TMPDIR": folder}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster():
+    """A head without CPUs; a test adds the node."""
     one = MiniCluster({})
     yield one
     one.close()
+
+
+@pytest.fixture
+def on_cluster(cluster):
+    """The environment of a job that joins the cluster, which has a node by then."""
+    if len(cluster.node_ids()) == 1:
+        cluster.add_node(cpus=2)
+    return cluster.environment | {"RAY_ADDRESS": cluster.address}
 
 
 @pytest.fixture
@@ -59,10 +70,15 @@ def train_arguments(data: str, folder: Path, *more: str) -> list[str]:
     return ["jobs/train.py", "--config", "debug_cpu", *settings, "model.image_size_px=128", *more]
 
 
-def check_ended(ending: Ending, number: int) -> None:
+def check_ended(ending: Ending, number: int, cluster: MiniCluster | None = None) -> None:
+    """Checks the code, the time, and that no process is left: of the job's session, and of its workers on the cluster."""
     assert ending.code == 128 + number, ending.output
     assert ending.took_s < ENDS_WITHIN_S, ending.output
     assert not ending.left, ending.output
+    deadline = time.time() + 15
+    while cluster is not None and (left := [one for kind in WORKERS for one in cluster.workers(kind)]):
+        assert time.time() < deadline, f"on the cluster: {left}"
+        time.sleep(0.1)
 
 
 def told(ending: Ending, number: int) -> str:
@@ -109,32 +125,31 @@ class Moments:
     result: Callable[[Path], object]
     folder: Path
     environment: dict[str, str]
-    rng: random.Random
-    endings: list[tuple[int, Ending]] = field(default_factory=list)
+    cluster: MiniCluster | None = None
+    stops: list[Ending] = field(default_factory=list)
 
     def run(self, count: int) -> None:
-        log = self.folder / f"{self.name}.log"
+        log, rng = self.folder / f"{self.name}.log", random.Random(f"{SEED}/{self.name}")
         undisturbed = self._undisturbed(self.folder / "undisturbed", log)
-        wanted, attempt, place = self.result(self.folder / "undisturbed"), 0, self.folder / "0"
-        while len(self.endings) < count:
-            number, after_s = BOTH[attempt % 2], self.rng.uniform(0.0, undisturbed.took_s)
+        wanted, place = self.result(self.folder / "undisturbed"), self.folder / "0"
+        for attempt in itertools.count(1):
+            number, after_s = BOTH[attempt % 2], rng.uniform(0.0, undisturbed.started_s)
             ending = run_job(self.command(place), number, lambda _, seconds, a=after_s: seconds > a, self.environment, log)
-            attempt += 1
-            print(f"{self.name}, of {undisturbed.took_s:.0f} s: {told(ending, number)}", flush=True)
-            if ending.code == 0:
+            print(f"{self.name}, of {undisturbed.started_s:.0f} s: {told(ending, number)}", flush=True)
+            if ending.code == 0:  # it was done before
                 assert self.result(place) == wanted
                 place = self.folder / str(attempt)
-                continue
-            if TOO_BUSY in ending.output:
-                continue
-            assert ending.code == 128 + number, ending.output
-            assert not ending.left, ending.output
-            self.endings.append((number, ending))
+            elif TOO_BUSY not in ending.output:
+                check_ended(ending, number, self.cluster)
+                self.stops.append(ending)
+                if len(self.stops) == count:
+                    break
         self._undisturbed(place, log)
         assert self.result(place) == wanted
-        slowest = max(ending.took_s for _, ending in self.endings)
-        print(f"{self.name}: {count} stops, the slowest {slowest:.1f} s; equal afterwards", flush=True)
-        assert slowest < ENDS_WITHIN_S
+        print(
+            f"{self.name}: {count} stops, the slowest {max(one.took_s for one in self.stops):.1f} s; equal afterwards",
+            flush=True,
+        )
 
     def _undisturbed(self, place: Path, log: Path) -> Ending:
         for _ in range(3):
@@ -159,91 +174,114 @@ def samples_of(uri: Path) -> list[object]:
 
 
 @pytest.mark.soak
-def test_ingestion_stopped_at_eight_moments(tmp_path, environment):
-    with web_server() as web:
-        table = write_table(tmp_path / "t.parquet", web, 160, slow_s=0.5)
+def test_training_stopped_before_while_and_after_it_waits_for_workers(data_set, tmp_path, cluster):
+    assert len(cluster.node_ids()) == 1, "the first test with the cluster"
+    rng, environment = random.Random(f"{SEED}/waits"), cluster.environment | {"RAY_ADDRESS": cluster.address}
+    log = tmp_path / "log"
 
-        def command(folder: Path) -> list[str]:
-            settings = (f"ingest.input={table}", f"ingest.output={folder}", "ingest.partition_size_rows=10")
-            fetch = ("ingest.fetch.allow_addresses=[127.0.0.0/8]", "ingest.fetch.concurrency=2", "ingest.commit_every_s=3")
-            return ["jobs/ingest.py", *settings, *fetch]
+    def arguments(folder: str) -> list[str]:
+        return train_arguments(data_set, tmp_path / folder, "train.max_steps=200")
 
-        Moments("ingest", command, samples_of, tmp_path, environment, random.Random(SEED)).run(8)
+    for moment, number in itertools.product(("before", "while", "after"), BOTH):
+        extra_s, since = rng.uniform(0.0, 5.0), []
+
+        def when(
+            output: str, seconds: float, moment: str = moment, extra_s: float = extra_s, since: list[float] = since
+        ) -> bool:
+            if moment == "before":
+                return seconds > extra_s or "Requesting resources" in output
+            if not since and ("Requesting resources" if moment == "while" else "step 1/") in output:
+                since.append(seconds)
+            return bool(since) and seconds - since[0] > extra_s
+
+        if moment == "after" and len(cluster.node_ids()) == 1:
+            cluster.add_node(cpus=2)
+        ending = run_job(arguments("stopped"), number, when, environment, log)
+        print(f"train, {moment} waiting: {told(ending, number)}", flush=True)
+        check_ended(ending, number, cluster)
+    for folder in ("stopped", "undisturbed"):
+        ending = run_job(arguments(folder), environment=environment, log=log)
+        assert ending.code == 0, ending.output
+    assert exact_rows(tmp_path / "stopped") == exact_rows(tmp_path / "undisturbed")
 
 
-@pytest.mark.soak
-def test_training_stopped_at_eight_moments(data_set, tmp_path, environment):
+def ingestion(table: str) -> Callable[[Path], list[str]]:
     def command(folder: Path) -> list[str]:
-        return train_arguments(data_set, folder, "train.max_steps=60")
+        settings = (f"ingest.input={table}", f"ingest.output={folder}", "ingest.partition_size_rows=10", "ingest.num_workers=2")
+        fetch = ("ingest.fetch.allow_addresses=[127.0.0.1/32]", "ingest.fetch.concurrency=2", "ingest.commit_every_s=3")
+        return ["jobs/ingest.py", *settings, *fetch]
 
-    moments = Moments("train", command, exact_rows, tmp_path, environment, random.Random(SEED + 1))
-    moments.run(8)
-
-
-@pytest.mark.soak
-@pytest.mark.parametrize("number", BOTH, ids=lambda number: number.name)
-@pytest.mark.parametrize("moment", ["before", "while", "after"])
-def test_training_stopped_before_while_and_after_it_waits_for_workers(data_set, tmp_path, cluster, moment, number):
-    rng = random.Random(f"{SEED}/{moment}/{number}")
-    environment = cluster.environment | {"RAY_ADDRESS": cluster.address}
-    arguments = train_arguments(data_set, tmp_path / "runs", "train.max_steps=60")
-    extra_s, since, node = rng.uniform(0.0, 6.0), [], []
-
-    def when(output: str, seconds: float) -> bool:
-        requested = "Requesting resources" in output
-        if moment == "before":
-            return seconds > extra_s or requested
-        if requested and moment == "after" and not node:
-            node.append(cluster.add_node())
-        if requested if moment == "while" else "step 1/" in output:
-            since.append(time.monotonic())
-        return bool(since) and time.monotonic() - since[0] > extra_s
-
-    ending = run_job(arguments, number, when, environment, tmp_path / "log")
-    print(f"train, {moment} waiting: {told(ending, number)}", flush=True)
-    check_ended(ending, number)
-    deadline = time.time() + 15
-    while cluster.workers() and time.time() < deadline:
-        time.sleep(0.1)
-    assert cluster.workers() == []
-    if not node:
-        cluster.add_node()
-    again = run_job(arguments, environment=environment, log=tmp_path / "log")
-    assert again.code == 0, again.output
-    undisturbed = run_job(
-        train_arguments(data_set, tmp_path / "undisturbed", "train.max_steps=60"), environment=environment, log=tmp_path / "log"
-    )
-    assert undisturbed.code == 0, undisturbed.output
-    assert exact_rows(tmp_path / "runs") == exact_rows(tmp_path / "undisturbed")
+    return command
 
 
-@pytest.mark.soak
-@pytest.mark.parametrize("workers", [1, 2])
-def test_evaluation_stopped_at_two_moments(make_data_set, tmp_path, environment, weights, workers):
-    data = make_data_set(str(tmp_path / "set"), (60, 60, 60), seed=3)
-
-    def command(folder: Path) -> list[str]:
-        folder.mkdir(exist_ok=True)
-        settings = (f"evaluation.retrieval_uri={data}", "model.name=debug-vit", f"cluster.num_workers={workers}")
-        return ["jobs/evaluate.py", "--config", "debug_cpu", "--weights", str(weights), "--activation", "quick_gelu",
-                *settings, "--json", str(folder / "figures.json")]  # fmt: skip
-
-    def result(folder: Path) -> object:
-        return json.loads((folder / "figures.json").read_text())
-
-    Moments("evaluate", command, result, tmp_path, environment, random.Random(SEED + 2 + workers)).run(2)
+def training(data: str) -> Callable[[Path], list[str]]:
+    return lambda folder: train_arguments(data, folder, "train.max_steps=60")
 
 
-@pytest.mark.soak
-def test_embedding_stopped_at_four_moments(make_data_set, tmp_path, environment, weights):
-    data = make_data_set(str(tmp_path / "set"), (40, 40, 40, 40), seed=4)
-
+def embedding(data: str, weights: Path) -> Callable[[Path], list[str]]:
     def command(folder: Path) -> list[str]:
         settings = (f"embed.data={data}", f"embed.output={folder}", "model.name=debug-vit", "embed.num_workers=1")
         return ["jobs/embed.py", "--weights", str(weights), *settings, "embed.batch_size=8"]
 
-    def result(folder: Path) -> object:
-        names = json.loads((folder / "embedding.json").read_text())["files"]
-        return [pq.read_table(folder / name).to_pylist() for name in names]
+    return command
 
-    Moments("embed", command, result, tmp_path, environment, random.Random(SEED + 5)).run(4)
+
+def evaluation(data: str, weights: Path, workers: int) -> Callable[[Path], list[str]]:
+    def command(folder: Path) -> list[str]:
+        folder.mkdir(exist_ok=True)
+        settings = (f"evaluation.retrieval_uri={data}", "model.name=debug-vit", f"cluster.num_workers={workers}")
+        words = ("--weights", str(weights), "--activation", "quick_gelu", "--json", str(folder / "figures.json"))
+        return ["jobs/evaluate.py", "--config", "debug_cpu", *words, *settings]
+
+    return command
+
+
+def features_of(folder: Path) -> object:
+    names = json.loads((folder / "embedding.json").read_text())["files"]
+    return [pq.read_table(folder / name).to_pylist() for name in names]
+
+
+def figures_of(folder: Path) -> object:
+    return json.loads((folder / "figures.json").read_text())
+
+
+@pytest.mark.soak
+def test_evaluation_stopped_at_two_moments_in_one_process(make_data_set, tmp_path, environment, weights):
+    data = make_data_set(str(tmp_path / "set"), (60, 60, 60), seed=3)
+    Moments("evaluate here", evaluation(data, weights, 1), figures_of, tmp_path, environment).run(2)
+
+
+@pytest.mark.soak
+def test_evaluation_stopped_at_three_moments_on_two_workers(make_data_set, tmp_path, on_cluster, cluster, weights):
+    data = make_data_set(str(tmp_path / "set"), (60, 60, 60), seed=3)
+    Moments("evaluate", evaluation(data, weights, 2), figures_of, tmp_path, on_cluster, cluster).run(3)
+
+
+@pytest.mark.soak
+def test_embedding_stopped_at_four_moments(make_data_set, tmp_path, on_cluster, cluster, weights):
+    data = make_data_set(str(tmp_path / "set"), (40, 40, 40, 40), seed=4)
+    Moments("embed", embedding(data, weights), features_of, tmp_path, on_cluster, cluster).run(4)
+
+
+@pytest.mark.soak
+def test_training_stopped_at_five_moments_on_a_cluster(data_set, tmp_path, on_cluster, cluster):
+    Moments("train", training(data_set), exact_rows, tmp_path, on_cluster, cluster).run(5)
+
+
+@pytest.mark.soak
+def test_ingestion_stopped_at_six_moments_on_a_cluster(tmp_path, on_cluster, cluster):
+    with web_server() as web:
+        table = write_table(tmp_path / "t.parquet", web, 160, slow_s=0.5)
+        Moments("ingest", ingestion(table), samples_of, tmp_path, on_cluster, cluster).run(6)
+
+
+@pytest.mark.soak
+def test_ingestion_stopped_at_two_moments_on_a_ray_of_its_own(tmp_path, environment):
+    with web_server() as web:
+        table = write_table(tmp_path / "t.parquet", web, 160, slow_s=0.5)
+        Moments("ingest alone", ingestion(table), samples_of, tmp_path, environment).run(2)
+
+
+@pytest.mark.soak
+def test_training_stopped_at_two_moments_on_a_ray_of_its_own(data_set, tmp_path, environment):
+    Moments("train alone", training(data_set), exact_rows, tmp_path, environment).run(2)

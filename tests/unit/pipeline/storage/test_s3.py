@@ -35,5 +35,5 @@ def test_a_store_that_ignores_ranges_is_refused_where_that_would_give_other_byte
     web.put(f"/{bucket.removeprefix('s3://')}/x", b"0123456789")  # whole, whatever part is asked for
     storage = open_storage(bucket)
     assert storage.read_range("x", 0, 4) == b"0123"
-    with pytest.raises(StorageError, match="/x: .* ignores ranges: it sent the whole object instead of its bytes from 4 on"):
+    with pytest.raises(StorageError, match=r"/x: .* ignores ranges: it sent the whole object instead of its bytes from 4 on"):
         storage.read_range("x", 4, 4)
