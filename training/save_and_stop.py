@@ -43,6 +43,9 @@ class Link(Protocol):
     def requested(self) -> Request:
         """Requests since the last call; called about twice a second, from a thread."""
 
+    def stop_is_asked(self) -> bool:
+        """Returns whether the run was asked to stop, now or earlier; on every rank."""
+
     def saving(self) -> Callable[[int], None]:
         """Notes that a checkpoint is being taken. Returns a function to call with its step, from another thread, on commit."""
 
@@ -61,6 +64,10 @@ class Requests:
     def ask(self, request: Request) -> None:
         """Adds a request. Safe from any thread and from a signal's handler."""
         self._asked.append(request)  # atomic: a lock might be held by the code that the signal interrupted
+
+    def is_to_stop(self, link: Link | None) -> bool:
+        """Returns whether the run is to stop, before the ranks have agreed on it: for one that cannot take another step."""
+        return Request.STOP in list(self._asked) or (link is not None and link.stop_is_asked())
 
     def agreed(self) -> Request:
         """Requests of any rank at the previous call of `agreed`; with one rank, all requests so far."""

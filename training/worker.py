@@ -44,6 +44,7 @@ from training.record.run_record import TrainResult
 from training.run_plan import plan_run
 from training.step.model_setup import autocast
 from training.step.non_finite import DivergedError
+from training.stop_signals import StoppedError
 from training.trainer import train
 
 
@@ -66,7 +67,7 @@ def run_training(config: TrainingConfig) -> TrainResult:
         result = _fit(trainer, config, launch, saves=True)
     except TrainingFailedError as error:
         for cause in getattr(error, "worker_failures", {}).values():
-            if isinstance(cause, RunError):
+            if isinstance(cause, RunError | StoppedError):
                 raise cause from error
         raise
     if "ended" in result.return_value:
