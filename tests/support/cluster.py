@@ -38,7 +38,11 @@ class MiniCluster:
         }  # fmt: skip
         self.nodes: list[subprocess.Popen[bytes]] = []
         self._start("--head", *self._head_options(), environment=self._head_environment())
-        self.wait_for_nodes(1)
+        try:
+            self.wait_for_nodes(1)
+        except RuntimeError:
+            self.close()
+            raise
 
     def add_node(self, cpus: int = 1, environment: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
         """Start a node and wait until it has joined."""
@@ -71,7 +75,7 @@ class MiniCluster:
         return list(state.node_table())
 
     def wait_for_nodes(self, count: int) -> None:
-        deadline = time.time() + 180
+        deadline = time.time() + 60
         while time.time() < deadline:
             try:
                 if len(self.node_ids()) >= count:

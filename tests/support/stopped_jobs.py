@@ -56,6 +56,7 @@ def run_job(
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background process of a shell ignores it
         )
     try:
         while number is not None and job.poll() is None and not when(_text(log), time.monotonic() - began):
