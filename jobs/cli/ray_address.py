@@ -42,7 +42,7 @@ def refuse_a_cluster_that_is_gone() -> None:
 
 
 def _problem(host: str, port: int, timeout_s: float) -> str:
-    """Why no head answers; an empty string if one does."""
+    """Returns the reason why no head answers; an empty string if one does."""
     try:
         with socket.create_connection((host, port), timeout=timeout_s) as connection:
             connection.settimeout(timeout_s)

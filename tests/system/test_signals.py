@@ -1,11 +1,14 @@
 """SIGINT and SIGTERM end every job at every moment, with nothing left running; the same command then gives the same result."""
 
+import contextlib
 import itertools
 import json
 import os
 import random
 import signal
+import socket
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,7 +22,7 @@ from model.clip import build_clip
 from model.weights import save_weights
 from pipeline.dataset.manifest import read_manifest, read_sidecar
 from pipeline.storage.address import open_storage
-from tests.conftest import web_server
+from tests.conftest import S3_ENVIRONMENT, web_server
 from tests.support.chaos import write_table
 from tests.support.cluster import MiniCluster
 from tests.support.runs import exact_rows
@@ -109,6 +112,40 @@ def test_a_run_that_waits_for_workers_says_what_for_and_ends_on_ctrl_c(data_set,
     assert line.endswith(
         "s: cluster.num_workers=1, each with 1 CPUs; the cluster has 0 CPUs (0 free) and 0 GPUs (0 free) on 1 nodes"
     )
+    assert ending.output.splitlines()[-1] == "stopped; committed work is kept, and the same command resumes"
+    assert "Traceback" not in ending.output
+
+
+@pytest.fixture
+def silence():
+    """(port of a server that accepts connections and never answers, event: someone has connected)."""
+    heard, held = threading.Event(), []
+
+    def serve():
+        with contextlib.suppress(OSError):
+            while True:
+                held.append(server.accept()[0])
+                heard.set()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=serve, daemon=True).start()
+        yield server.getsockname()[1], heard
+
+
+@pytest.mark.parametrize("number", BOTH, ids=lambda number: number.name)
+@pytest.mark.parametrize("silent", ["storage", "head"])
+def test_a_job_that_waits_for_a_storage_or_a_head_that_does_not_answer_ends(
+    data_set, tmp_path, environment, silence, silent, number
+):
+    port, heard = silence
+    if silent == "storage":
+        arguments = ["jobs/evaluate.py", "run.dir=s3://bucket/runs", "run.name=one"]
+        environment |= S3_ENVIRONMENT | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}
+    else:
+        arguments = train_arguments(data_set, tmp_path / "runs")
+        environment |= {"RAY_ADDRESS": f"127.0.0.1:{port}"}
+    ending = run_job(arguments, number, lambda *_: heard.is_set(), environment, tmp_path / "log", 120.0)
+    check_ended(ending, number)
     assert ending.output.splitlines()[-1] == "stopped; committed work is kept, and the same command resumes"
     assert "Traceback" not in ending.output
 

@@ -18,7 +18,7 @@ from training.stop_signals import StoppedError, on_stop_signals
 
 LOOKS_EVERY_S = 1.0
 SAYS_EVERY_S = 60.0
-"""How often a launch that waits for workers says so."""
+"""Pause between two lines of a launch that waits for workers."""
 T = TypeVar("T")
 
 
