@@ -99,6 +99,7 @@ class _Signals:
         self._before = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS}
         self._thread.start()
         _current = self
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # Ray starts a submitted job with SIGINT blocked
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -86,7 +87,7 @@ def work():
 """
 
 
-def start(work: str) -> subprocess.Popen[str]:
+def start(work: str, before: Callable[[], object] | None = None) -> subprocess.Popen[str]:
     code = f"{START}\n{work}\nsys.exit(stopping.run_until_stopped(work))"
     job = subprocess.Popen(
         [sys.executable, "-c", code],
@@ -95,6 +96,7 @@ def start(work: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=before,
     )
     assert job.stdout is not None
     assert job.stdout.readline() == "ready\n"
@@ -127,6 +129,21 @@ def test_a_job_that_saves_has_the_time_for_it(number):
     job.send_signal(number)
     assert job.communicate(timeout=30) == ("saved\n", "")
     assert job.returncode == 128 + number
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        lambda: signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT]),
+        lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    ],
+    ids=["blocked, as Ray starts a submitted job", "ignored, as a shell starts a background process"],
+)
+def test_sigint_ends_a_job_that_was_started_without_it(before):
+    job = start(SLEEPS, before)
+    job.send_signal(signal.SIGINT)
+    assert job.communicate(timeout=30) == ("tidied up\n", f"{LINE}\n")
+    assert job.returncode == 128 + signal.SIGINT
 
 
 def test_a_second_signal_ends_a_job_that_saves_at_once_but_a_repeated_one_does_not():
