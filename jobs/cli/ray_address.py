@@ -37,8 +37,8 @@ def refuse_a_cluster_that_is_gone() -> None:
         time.sleep(min(0.5, max(0.0, deadline - time.monotonic())))
     where = f"{host}:{port}"
     subject = f"RAY_ADDRESS={named}" if named not in ("", "auto") else f"the Ray cluster of this machine ({where})"
-    remedy = "set RAY_ADDRESS to its head" if named else "end what is left of it with `ray stop`"
-    raise RunError(f"{subject}: no Ray head answers there ({problem}); start the cluster, {remedy}, or unset RAY_ADDRESS")
+    remedy = "set RAY_ADDRESS to its head, or unset it" if named else "or end what is left of it with `ray stop`"
+    raise RunError(f"{subject}: no Ray head answers there ({problem}); start the cluster, {remedy}")
 
 
 def _problem(host: str, port: int, timeout_s: float) -> str:

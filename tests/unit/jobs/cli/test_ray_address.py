@@ -50,7 +50,7 @@ def test_a_cluster_that_is_gone_is_refused(monkeypatch):
     assert time.monotonic() - began < 3
     assert str(refusal.value) == (
         f"RAY_ADDRESS=127.0.0.1:{port}: no Ray head answers there (Connection refused); start the cluster, set RAY_ADDRESS to "
-        "its head, or unset RAY_ADDRESS"
+        "its head, or unset it"
     )
 
 
