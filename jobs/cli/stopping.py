@@ -84,6 +84,7 @@ class _Signals:
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
         self._thread = threading.Thread(target=self._watch, name="signals", daemon=True)
+        self._deadline = float("inf")
         self._caught_up, self._ending = threading.Event(), threading.Lock()
         self._before: dict[int, Any] = {}
         self._pipe_before = -1
@@ -125,6 +126,8 @@ class _Signals:
 
     def end(self) -> None:
         """Ends Ray, says that the job has stopped, and ends the process: no thread of a library may hold it up."""
+        self._deadline = min(self._deadline, time.monotonic() + ENDS_WITHIN_S)
+        self.catch_up()
         if "ray" in sys.modules:
             import ray
 
@@ -139,9 +142,9 @@ class _Signals:
         raise Stopped(128 + number)
 
     def _watch(self) -> None:
-        first_at, deadline = 0.0, float("inf")
+        first_at = 0.0
         while True:
-            ready, _, _ = select.select([self._read], [], [], min(60.0, max(0.0, deadline - time.monotonic())))
+            ready, _, _ = select.select([self._read], [], [], min(60.0, max(0.0, self._deadline - time.monotonic())))
             byte = os.read(self._read, 1) if ready else b""
             if byte == _ENDED:
                 return
@@ -154,8 +157,9 @@ class _Signals:
                 if not first_at:
                     first_at, self.first = time.monotonic(), self.first or number
                     # A handler that takes its time ends the job itself; only a second signal overrules it.
-                    deadline = float("inf") if takes_its_time(number) else first_at + ENDS_WITHIN_S
-            if time.monotonic() > deadline:
+                    if not takes_its_time(number):
+                        self._deadline = first_at + ENDS_WITHIN_S
+            if time.monotonic() > self._deadline:
                 self._exit()
 
     def _exit(self) -> None:

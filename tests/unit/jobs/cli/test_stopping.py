@@ -159,6 +159,21 @@ def test_a_second_signal_ends_a_job_that_saves_at_once_but_a_repeated_one_does_n
     assert job.returncode == 128 + signal.SIGINT
 
 
+def test_a_ray_that_does_not_shut_down_does_not_hold_the_job_up():
+    work = (
+        NOTHING_TO_SAVE
+        + """
+import types
+stopping.ENDS_WITHIN_S = 0.5
+sys.modules["ray"] = types.SimpleNamespace(shutdown=lambda: time.sleep(60))
+"""
+    )
+    job = start(work)
+    job.send_signal(signal.SIGTERM)
+    assert job.communicate(timeout=30) == ("", f"{LINE}\n")
+    assert job.returncode == 128 + signal.SIGTERM
+
+
 def test_a_child_that_is_stopped_does_not_stop_its_parent():
     work = """
 def work():
