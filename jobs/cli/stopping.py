@@ -165,10 +165,16 @@ class _Signals:
     def _exit(self) -> None:
         """Ends the process at once. A Ray that it has started ends with it, by the kernel's hand."""
         self._ending.acquire()  # the other thread may be about to end it too
-        with contextlib.suppress(Exception):
-            sys.stdout.flush()
-            print(LINE, file=sys.stderr, flush=True)
+        last_words = threading.Thread(target=_say_that_it_stopped, daemon=True)
+        last_words.start()
+        last_words.join(timeout=1.0)  # a pipe that nobody reads takes none
         os._exit(self.code)
+
+
+def _say_that_it_stopped() -> None:
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+        print(LINE, file=sys.stderr, flush=True)
 
 
 _current: _Signals | None = None

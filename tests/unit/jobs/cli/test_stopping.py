@@ -76,6 +76,16 @@ def work():
         print("saved", flush=True)
     return stopping.EXIT_TERMINATED
 """
+NOBODY_READS = """
+stopping.ENDS_WITHIN_S = 0.5
+def work():
+    ready()
+    while True:
+        try:
+            print("x" * 1_000_000, flush=True)
+        except BaseException:
+            pass
+"""
 NOTHING_TO_SAVE = """
 def work():
     asked = []
@@ -157,6 +167,14 @@ def test_a_second_signal_ends_a_job_that_saves_at_once_but_a_repeated_one_does_n
     job.send_signal(signal.SIGTERM)
     assert job.communicate(timeout=30) == ("", f"{LINE}\n")
     assert job.returncode == 128 + signal.SIGINT
+
+
+def test_a_job_whose_output_nobody_reads_ends():
+    job = start(NOBODY_READS)
+    time.sleep(0.2)
+    job.send_signal(signal.SIGTERM)
+    assert job.wait(timeout=30) == 128 + signal.SIGTERM
+    job.communicate()
 
 
 def test_a_ray_that_does_not_shut_down_does_not_hold_the_job_up():
