@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.cli.command_line import connect_ray, main, parser
 from jobs.cli.config import Config
 from jobs.cli.job_parser import JobParser
+from jobs.cli.room import describe_cluster
 from pipeline.config import CurateConfig
 from pipeline.errors import InputError, NotMeantError
 from pipeline.storage.url_credentials import without_userinfo
@@ -78,6 +79,7 @@ def _choose(storage: Storage, base: Manifest, rules: Rules) -> list[PartitionRec
     """The partitions that change, with the selections of their shards. Duplicates are grouped by hash prefix."""
     import ray
 
+    from pipeline.ingest.progress import Waiting
     from pipeline.versions.curation import DUPLICATE, duplicates, judge, select
 
     shards = base.shards
@@ -110,7 +112,8 @@ def _choose(storage: Storage, base: Manifest, rules: Rules) -> list[PartitionRec
     if rules.config.drop_duplicates:
         stream = stream.groupby("bucket").map_groups(mark, batch_format="pandas")
     chosen = stream.groupby("shard").map_groups(selected, batch_format="pandas")
-    return _replace_shards(base, {row["shard"]: row["record"] for row in chosen.iter_rows()})
+    with Waiting("curate", describe_cluster):
+        return _replace_shards(base, {row["shard"]: row["record"] for row in chosen.iter_rows()})
 
 
 def _replace_shards(base: Manifest, records: dict[int, str]) -> list[PartitionRecord]:
@@ -145,7 +148,7 @@ def _materialize(storage: Storage, manifest: Manifest, shard_size_bytes: int) ->
 
     changed = []
     stream = ray.data.range(len(groups), override_num_blocks=max(1, min(len(groups), 1000))).map(rewritten)
-    with Progress(len(groups), "groups", "materialize") as progress:
+    with Progress(len(groups), "groups", "materialize", describe_cluster) as progress:
         for row in stream.iter_rows():
             first, *others = groups[row["group"]]
             shards = tuple(ShardRecord.model_validate_json(shard) for shard in row["shards"])

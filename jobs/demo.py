@@ -22,11 +22,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.cli.command_line import connect_ray, main, parser
+from jobs.cli.command_line import EXIT_STOPPED, connect_ray, main, parser
 from jobs.cli.config import Config
 from jobs.cli.job_parser import JobParser
 from jobs.cli.open_model import last_checkpoint, open_model
-from jobs.cli.room import refuse_on_a_ray_of_our_own, training_demand
+from jobs.cli.room import describe_cluster, refuse_on_a_ray_of_our_own, training_demand
 from jobs.export import export_checkpoint
 from jobs.report import report_at_the_end
 from pipeline.errors import ConfigError
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 MARKER = "made-by-the-demo"
 
 
-def job(config: Config, options: argparse.Namespace) -> None:
+def job(config: Config, options: argparse.Namespace) -> int:
     from jobs.demonstration.drawings import ATTRIBUTION, render_pairs, write_images
     from pipeline.storage.address import open_storage
     from training.record.run_record import check_run_folder
@@ -50,7 +50,7 @@ def job(config: Config, options: argparse.Namespace) -> None:
         pairs = render_pairs(options.concepts)
         table = write_images(pairs, options.served_at.rstrip("/"), Path(options.images_only))
         print(f"{len(pairs):,} distinct images, and the table of the training split: {table}\n{ATTRIBUTION}")
-        return
+        return 0
     clock = Phases()
     uris = data_uris(options.data_dir)
     run_storage = open_storage(config.run.uri)
@@ -58,7 +58,9 @@ def job(config: Config, options: argparse.Namespace) -> None:
     check_run_folder(run_storage, config.run.single_writer)
     make_data_sets(options.data_dir, config, options.concepts, clock)
     with clock.phase("train"):
-        run_training(_training_config(config, options.seed, uris))
+        trained = run_training(_training_config(config, options.seed, uris))
+    if not trained.finished:
+        return EXIT_STOPPED
     with clock.phase("evaluate"):
         figures, written = _evaluate(config, run_storage, uris)
     with clock.phase("report"):
@@ -78,6 +80,7 @@ def job(config: Config, options: argparse.Namespace) -> None:
     print(f"\n{ATTRIBUTION}\n")
     print("next: python jobs/train.py              (the default recipe on the same shards)")
     print("      python jobs/ingest.py --help      (your own table of URLs)")
+    return 0
 
 
 def data_uris(data_dir: str) -> dict[str, str]:
@@ -129,7 +132,8 @@ def _ingest(pairs: list[Pair], uris: dict[str, str], config: Config) -> None:
             print(f"\ningesting {split} from {address} into {uris[split]}", flush=True)
             if split == "train":
                 print(f"(its table has {NUM_BROKEN} broken rows on purpose, to show how failures are reported)", flush=True)
-            print(run_ingest(config.ingest.model_copy(update={"input": str(table), "output": uris[split]})), flush=True)
+            ingest = config.ingest.model_copy(update={"input": str(table), "output": uris[split]})
+            print(run_ingest(ingest, describe=describe_cluster), flush=True)
 
 
 def _training_config(config: Config, seed: int | None, uris: dict[str, str]) -> Config:

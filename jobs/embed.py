@@ -25,7 +25,7 @@ from jobs.cli.config import Config
 from jobs.cli.embed_config import EmbedConfig
 from jobs.cli.job_parser import JobParser
 from jobs.cli.open_model import add_weights_options, check_one_model, open_run, open_weights
-from jobs.cli.room import Demand, refuse_on_a_ray_of_our_own
+from jobs.cli.room import Demand, describe_cluster, refuse_on_a_ray_of_our_own
 from pipeline.errors import ConfigError, InputError
 from training.config import TrainConfig, TrainingConfig, refuse_auto_on_an_empty_cluster
 from training.errors import RunError
@@ -274,7 +274,7 @@ def follow(dones: Iterable[Done], units: dict[int, int], max_skipped_samples: in
     began, missing, score, decode_s, forward_s = time.perf_counter(), set(units), 0.0, 0.0, 0.0
     damaged = DamagedSamples(max_skipped_samples)
     damaged_shards: list[int] = []
-    with Progress(sum(units.values()), "samples", "embed") as progress:
+    with Progress(sum(units.values()), "samples", "embed", describe_cluster) as progress:
         for done in dones:
             if done.error:
                 raise RunError(done.error) if done.may_pass else InputError(done.error)

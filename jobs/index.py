@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.cli.command_line import connect_ray, main, parser
 from jobs.cli.config import Config
 from jobs.cli.job_parser import JobParser
+from jobs.cli.room import describe_cluster
 from pipeline.errors import InputError, NotMeantError, StorageAwayError
 from training.ray_internals import quieten_ray_data
 
@@ -90,7 +91,7 @@ def _index(storage: Storage, tars: list[str], index: IndexConfig) -> tuple[int, 
     problems: list[str] = []
     away: list[str] = []
     try:
-        with Progress(len(tars), "tars", "index") as progress:
+        with Progress(len(tars), "tars", "index", describe_cluster) as progress:
             for row in stream.iter_rows():
                 done += [IndexedTar.model_validate_json(row["done"])] if row["done"] else []
                 problems += [row["problem"]] if row["problem"] else []

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.cli.command_line import EXIT_FAILED, connect_ray, main, parser
 from jobs.cli.config import Config
 from jobs.cli.job_parser import JobParser
+from jobs.cli.room import describe_cluster
 from pipeline.errors import InputError, NotMeantError
 from pipeline.storage.url_credentials import without_userinfo
 from training.ray_internals import quieten_ray_data
@@ -63,7 +64,7 @@ def job(config: Config, options: argparse.Namespace) -> int:
     from pipeline.ingest.driver import run_ingest
 
     with _wandb_run(config, wanted=options.wandb and bool(plan.partitions)) as wandb_run:
-        summary = run_ingest(ingest, plan, None if wandb_run is None else _log_to(wandb_run))
+        summary = run_ingest(ingest, plan, None if wandb_run is None else _log_to(wandb_run), describe_cluster)
         _declare_version(wandb_run, ingest, summary.version)
     print(summary)
     if summary.retry_reasons:

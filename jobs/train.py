@@ -10,7 +10,8 @@
 Without --config, the recipe is jobs/recipes/default.yaml: a small CLIP on the demo's data set. A run whose name exists already
 resumes from its last checkpoint. Results: RUN_DIR/NAME/{metrics.jsonl, checkpoints/, result.json, config.yaml, report.html}.
 
-SIGTERM (or `ray job stop`) saves a checkpoint after the current step and exits with code 143; the same command resumes.
+Ctrl-C and SIGTERM (or `ray job stop`) save a checkpoint after the current step and exit with code 130 or 143; the same command
+resumes.
 """
 
 from __future__ import annotations

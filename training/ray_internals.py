@@ -9,14 +9,17 @@ Nothing of Ray is imported before a function needs it: every process of a job im
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, cast
 
 READ_IN = "2.60"
 """The version of Ray whose code was read."""
 INTERNALS = (
     "ray._private.ray_logging.global_worker_stdstream_dispatcher",
+    "ray._private.services.ConsolePopen",
+    "ray._private.services.get_ray_address_from_environment",
     "ray._private.state.state.get_draining_nodes",
     "ray._private.worker._global_node",
     "ray._private.worker.print_to_stdstream",
@@ -29,7 +32,10 @@ INTERNALS = (
     "ray.train.v2._internal.execution.context.get_train_context",
     "ray.train.v2._internal.execution.controller.state.ResizingState",
     "ray.train.v2._internal.execution.controller.state.RestartingState",
+    "ray.train.v2._internal.execution.controller.state.RunningState",
     "ray.train.v2._internal.execution.controller.state.SchedulingState",
+    "ray.train.v2._internal.exceptions.WorkerGroupStartupTimeoutError",
+    "ray.train.v2._internal.execution.failure_handling.default.logger",
     "ray.train.v2._internal.execution.scaling_policy.elastic.ElasticScalingPolicy.GET_RESERVED_RESOURCES_INTERVAL_S",
 )
 """Every private attribute that is used here."""
@@ -45,6 +51,7 @@ SILENCED = (
 UNWANTED_LINES = {
     "ray.data._internal.execution.streaming_executor_state": "An exception was raised from a task of operator",
     "ray.train.torch.config": "Setting up process group for",
+    "ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client": "Failed to send resource request for",
     "ray.train.v2._internal.execution.worker_group.worker_group": "Attempting to start training worker group",
 }
 """Logger, named after its module -> start of its lines that no job's log needs."""
@@ -56,6 +63,45 @@ def is_own_ray() -> bool:
 
     node = worker._global_node
     return node is not None and bool(node.head)
+
+
+def address_to_join() -> tuple[str, int] | None:
+    """Host and port of the head that `ray.init()` would join, by RAY_ADDRESS or as `ray start` noted it; None: it starts one.
+
+    Raises:
+        ValueError: RAY_ADDRESS is no address.
+    """
+    from ray._private.services import get_ray_address_from_environment
+
+    found: str | None = get_ray_address_from_environment(cast(Any, None), None)
+    if found is None or found == "local":
+        return None
+    host, _, port = found.rpartition("://")[2].rpartition(":")
+    if not host:
+        raise ValueError(found)
+    return host.strip("[]"), int(port)
+
+
+@contextlib.contextmanager
+def in_a_process_group_of_its_own() -> Iterator[None]:
+    """Context in which Ray starts its processes outside of the terminal's process group.
+
+    Ctrl-C reaches all processes of that group. Ray's own ignore it, but not those that they start.
+    """
+    from ray._private import services as ray_services
+
+    services: Any = ray_services
+    before: Any = services.ConsolePopen
+
+    class Popen(before):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options, process_group=0)
+
+    services.ConsolePopen = Popen
+    try:
+        yield
+    finally:
+        services.ConsolePopen = before
 
 
 # ------------------------------------------------------------------------------------------------------- the key-value store
@@ -83,6 +129,7 @@ class GroupWatcher(Protocol):
     """Hears what Ray Train's controller does; runs in the controller's process (training/launch/group_size.py)."""
 
     def polled(self) -> None: ...
+    def running(self) -> None: ...
     def scheduling(self, group_runs: bool) -> None: ...
     def restarting(self) -> None: ...
     def resizing(self) -> None: ...
@@ -91,7 +138,12 @@ class GroupWatcher(Protocol):
 def controller_callback(watcher: GroupWatcher) -> Any:
     """A callback for `ray.train.RunConfig` that tells the watcher what the controller does."""
     from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
-    from ray.train.v2._internal.execution.controller.state import ResizingState, RestartingState, SchedulingState
+    from ray.train.v2._internal.execution.controller.state import (
+        ResizingState,
+        RestartingState,
+        RunningState,
+        SchedulingState,
+    )
 
     class Callback(ControllerCallback, WorkerGroupCallback):
         def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
@@ -102,6 +154,8 @@ def controller_callback(watcher: GroupWatcher) -> Any:
                 watcher.scheduling(group_runs=isinstance(previous_state, ResizingState))
             elif isinstance(current_state, RestartingState):
                 watcher.restarting()
+            elif isinstance(current_state, RunningState):
+                watcher.running()
 
         def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
             watcher.resizing()
@@ -156,7 +210,8 @@ def quieten_worker() -> None:
     """Keeps lines without information out of the job's log. Runs in every Ray worker.
 
     Without a dashboard Ray Train's cleaner cannot ask for the state of an actor, and says so every second. When a worker group
-    starts, Ray Train says what it requests, then the same again, who has joined, and how; the first and the third stay.
+    starts, Ray Train says what it requests, then the same again, who has joined, and how; the first and the third stay. While
+    it waits for workers, it shows a traceback each minute, where the driver says what is missing (driver_wait.py).
     """
     cleaner = "ray.train.v2._internal.execution.controller.placement_group_cleaner"
     logging.getLogger(cleaner).setLevel(logging.ERROR)
@@ -167,6 +222,12 @@ def _drop_unwanted_lines() -> None:
     for name in UNWANTED_LINES:
         # A filter, since Ray Train sets the levels of its loggers again.
         logging.getLogger(name).addFilter(_is_wanted)
+    logging.getLogger("ray.train.v2._internal.execution.failure_handling.default").addFilter(_is_no_wait_for_workers)
+
+
+def _is_no_wait_for_workers(record: logging.LogRecord) -> bool:
+    error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
+    return type(getattr(error, "controller_failure", None)).__name__ != "WorkerGroupStartupTimeoutError"
 
 
 def sort_worker_lines(to_print: Callable[[str, list[str]], list[str]]) -> None:

@@ -12,7 +12,6 @@ import enum
 import functools
 import logging
 import operator
-import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
@@ -21,6 +20,7 @@ import torch
 import torch.distributed as dist
 
 from training.distributed import World
+from training.stop_signals import on_stop_signals
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,9 @@ class Link(Protocol):
     def requested(self) -> Request:
         """Requests since the last call; called about twice a second, from a thread."""
 
+    def stop_is_asked(self) -> bool:
+        """Returns whether the run was asked to stop, now or earlier; on every rank."""
+
     def saving(self) -> Callable[[int], None]:
         """Notes that a checkpoint is being taken. Returns a function to call with its step, from another thread, on commit."""
 
@@ -61,6 +64,10 @@ class Requests:
     def ask(self, request: Request) -> None:
         """Adds a request. Safe from any thread and from a signal's handler."""
         self._asked.append(request)  # atomic: a lock might be held by the code that the signal interrupted
+
+    def is_to_stop(self, link: Link | None) -> bool:
+        """Returns whether the run is to stop, before the ranks have agreed on it: for one that cannot take another step."""
+        return Request.STOP in list(self._asked) or (link is not None and link.stop_is_asked())
 
     def agreed(self) -> Request:
         """Requests of any rank at the previous call of `agreed`; with one rank, all requests so far."""
@@ -100,10 +107,7 @@ _FLAGS = (Request.SAVE, Request.STOP)
 
 @contextlib.contextmanager
 def listening(requests: Requests, link: Link | None) -> Iterator[None]:
-    """Passes on the link's requests, and SIGTERM as STOP if this is the process's main thread.
-
-    A second SIGTERM has its former effect.
-    """
+    """Passes on the link's requests, and SIGINT and SIGTERM as STOP if this is the process's main thread."""
     ended = threading.Event()
 
     def listen() -> None:
@@ -115,27 +119,8 @@ def listening(requests: Requests, link: Link | None) -> Iterator[None]:
 
     thread = threading.Thread(target=listen, name="requests", daemon=True)
     thread.start()
-    with on_sigterm(lambda: requests.ask(Request.STOP)):
+    with on_stop_signals(lambda: requests.ask(Request.STOP)):
         try:
             yield
         finally:
             ended.set()
-
-
-@contextlib.contextmanager
-def on_sigterm(act: Callable[[], None]) -> Iterator[None]:
-    """Calls `act` on the first SIGTERM; a second one has its former effect. Does nothing outside the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL  # None: a handler that is not Python's
-
-    def handle(_number: int, _frame: object) -> None:
-        signal.signal(signal.SIGTERM, before)
-        act()
-
-    signal.signal(signal.SIGTERM, handle)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -52,6 +52,7 @@ from training.step.non_finite import DivergedError, Guard
 from training.step.patch_dropout import kept_patches
 from training.step.repeated_captions import number_captions, repeated_share
 from training.step.step_metrics import StepMetrics, gather_totals, rank_shares
+from training.stop_signals import StoppedError
 from training.watchdog import LONGER_AT_FIRST, Watchdog
 
 logger = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ logger = logging.getLogger(__name__)
 def train(config: TrainingConfig, world: World, link: Link | None = None, launch: Launch | None = None) -> TrainResult:
     """Trains from the last checkpoint, or from the start, to the end of the schedule. Every rank calls it.
 
-    In a process's main thread, SIGTERM saves a checkpoint and ends the run.
+    In a process's main thread, SIGINT and SIGTERM save a checkpoint and end the run.
 
     Args:
         link: source of other requests to the run, for rank 0.
@@ -155,6 +156,11 @@ class Trainer:
             if self._stops or self.position.step >= self.plan.total_steps:
                 return
             self.watchdog.step_begins(self.position.step + 1, slow=self._saves)  # others may wait for the one that saves
+        moved = self.position.step > self.plan.start.step
+        if moved:  # the data did not come, and the run is to stop: the weights are those of the last step
+            self._saved()
+        if not moved or self.world.world_size > 1:  # the other ranks are in the middle of a step
+            raise StoppedError(f"rank {self.world.rank} got no data, and the run was asked to stop")
 
     def _finish(self) -> TrainResult:
         """Waits for the last checkpoint, and closes the record."""
@@ -291,15 +297,9 @@ class Trainer:
         return size
 
     def _open_loader(self) -> TrainLoader:
-        return TrainLoader(
-            self.plan.data_sets,
-            self.plan.order,
-            self.world,
-            image_size_px=self.plan.architecture.image_size_px,
-            context_length=self.plan.architecture.context_length,
-            config=self.config.data,
-            samples_seen=self.position.samples_seen,
-        )
+        plan, row, seen = self.plan, self.plan.architecture, self.position.samples_seen
+        sizes, stops = (row.image_size_px, row.context_length), lambda: self.requests.is_to_stop(self._link)
+        return TrainLoader(plan.data_sets, plan.order, self.world, *sizes, self.config.data, seen, stops)
 
     def _averaged(self) -> CLIP | None:
         """The moving average as a model, if the run keeps one."""

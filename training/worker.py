@@ -33,26 +33,28 @@ from training.distributed import COLLECTIVE_TIMEOUT, World
 from training.errors import EvaluationFailedError, RunError
 from training.evaluation.runner import evaluate
 from training.first_step_check import Finding, check_first_step
+from training.launch.driver_wait import in_a_thread, wait_for
 from training.launch.group_size import GroupSize
-from training.launch.mailbox import Mailbox, ask_to_stop
+from training.launch.mailbox import Mailbox
 from training.launch.run_link import RunLink
-from training.launch.worker_resources import cpus_per_worker, ray_folder, uses_gpu
+from training.launch.worker_resources import cpus_per_worker, describe_resources, ray_folder, uses_gpu
 from training.metrics import TRAINING
 from training.record.goodput import Launch
 from training.record.run_record import TrainResult
 from training.run_plan import plan_run
-from training.save_and_stop import on_sigterm
 from training.step.model_setup import autocast
 from training.step.non_finite import DivergedError
+from training.stop_signals import StoppedError
 from training.trainer import train
 
 
 def run_training(config: TrainingConfig) -> TrainResult:
     """Trains on the Ray cluster that this process has joined, and waits for the end.
 
-    In a process's main thread, SIGTERM saves a checkpoint and ends the run.
+    In a process's main thread, SIGINT and SIGTERM save a checkpoint and end the run.
 
     Raises:
+        StoppedError: the run was asked to stop before workers trained, or between two groups of them.
         ConfigError: bad input; no worker was started.
         RunError: the run cannot continue, and starting workers again would not help.
         ray.train.TrainingFailedError: the workers failed more often than `cluster.max_failures`.
@@ -61,14 +63,13 @@ def run_training(config: TrainingConfig) -> TrainResult:
     if config.run.resume == "never":  # it was obeyed; workers that are started again resume from their own checkpoints
         config = config.model_copy(update={"run": config.run.model_copy(update={"resume": "auto"})})
     trainer = _trainer(config, _train_on_this_worker, launch)
-    with on_sigterm(lambda: ask_to_stop(_mailbox(launch))):
-        try:
-            result: Any = trainer.fit()
-        except TrainingFailedError as error:
-            for cause in getattr(error, "worker_failures", {}).values():
-                if isinstance(cause, RunError):
-                    raise cause from error
-            raise
+    try:
+        result = _fit(trainer, config, launch, saves=True)
+    except TrainingFailedError as error:
+        for cause in getattr(error, "worker_failures", {}).values():
+            if isinstance(cause, RunError | StoppedError):
+                raise cause from error
+        raise
     if "ended" in result.return_value:
         raise RunError(result.return_value["ended"])
     return TrainResult(**result.return_value)
@@ -82,7 +83,8 @@ def check_workers(config: TrainingConfig) -> list[Finding]:
     """
     config = plan_run(config).config
     cluster = config.cluster.model_copy(update={"max_failures": 0})
-    result: Any = _trainer(config.model_copy(update={"cluster": cluster}), _check_on_this_worker, Launch()).fit()
+    config, launch = config.model_copy(update={"cluster": cluster}), Launch()
+    result = _fit(_trainer(config, _check_on_this_worker, launch), config, launch)
     return [Finding(**finding) for finding in result.return_value["findings"]]
 
 
@@ -95,8 +97,21 @@ def run_evaluation(clip: CLIP, config: TrainingConfig) -> dict[str, float]:
     model = ray.put((clip.architecture, clip.state_dict()))
     settings = TrainingConfig.model_validate(config.model_dump(include=set(TrainingConfig.model_fields)))
     with tempfile.TemporaryDirectory(prefix="rayclip-") as folder:
-        result: Any = _trainer(settings, _evaluate_on_this_worker, Launch(), {"model": model}, folder).fit()
+        launch = Launch()
+        result = _fit(_trainer(settings, _evaluate_on_this_worker, launch, {"model": model}, folder), settings, launch)
     return dict(result.return_value)
+
+
+def _fit(trainer: TorchTrainer, config: TrainingConfig, launch: Launch, saves: bool = False) -> Any:
+    """Waits for a group's result. In a thread, where Ray Train does not replace the handler of SIGINT."""
+
+    def describe() -> str:
+        cluster, total, nodes = config.cluster, ray.cluster_resources(), ray.nodes()
+        each = " and ".join([f"{cpus_per_worker(cluster, total, nodes)} CPUs", *["a GPU"] * uses_gpu(cluster, total)])
+        has = describe_resources(total, ray.available_resources(), nodes)
+        return f"cluster.num_workers={cluster.num_workers}, each with {each}; {has}"
+
+    return wait_for(in_a_thread(trainer.fit), _mailbox(launch), describe, saves)
 
 
 def _trainer(

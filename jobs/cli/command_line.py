@@ -8,9 +8,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import signal
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -21,20 +19,23 @@ from jobs.cli.failures import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, EXIT_NOT_M
 from jobs.cli.head_watch import HEAD
 from jobs.cli.job_parser import JobParser
 from jobs.cli.last_line import end_process_with_it, leave, report
+from jobs.cli.ray_address import refuse_a_cluster_that_is_gone
+from jobs.cli.stopping import EXIT_INTERRUPTED, EXIT_TERMINATED, handlers_kept, is_stopping, run_until_stopped
 from jobs.cli.worker_lines import WORKER_LINES
 from pipeline.errors import ConfigError, InputError
 from training.config import ClusterConfig
 from training.errors import RunError
-from training.ray_internals import sort_worker_lines
+from training.ray_internals import in_a_process_group_of_its_own, sort_worker_lines
 from training.wandb_environment import passed_on
 
 BAD_INPUT = (ConfigError, InputError)
-EXIT_STOPPED = 128 + 15
+EXIT_STOPPED = EXIT_TERMINATED
 EXIT_CODES = {
     EXIT_DONE: "done",
     EXIT_FAILED: "failed, try again",
     EXIT_BAD_INPUT: "bad input",
     EXIT_NOT_MEANT: "done, but not what was meant",
+    EXIT_INTERRUPTED: "stopped by Ctrl-C with its work saved",
     EXIT_STOPPED: "stopped with its work saved",
 }
 """The exit codes of all jobs. A failure is also a storage that does not respond, since trying again may help."""
@@ -76,7 +77,12 @@ def run(
     job: Callable[[Config, argparse.Namespace], int | None],
     argv: Sequence[str] | None = None,
 ) -> int:
-    """Runs a job and returns its exit code. Reports each error as one message, never as a traceback (last_line.py)."""
+    """Runs a job and returns its exit code. SIGINT and SIGTERM end it at every moment (stopping.py)."""
+    return run_until_stopped(lambda: _run(arguments, job, argv))
+
+
+def _run(arguments: JobParser, job: Callable[[Config, argparse.Namespace], int | None], argv: Sequence[str] | None) -> int:
+    """Reports each error as one message, never as a traceback (last_line.py)."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     options = arguments.parse_intermixed_args(argv)
     config = None
@@ -88,6 +94,8 @@ def run(
         os.environ.update(runtime_env.variables_of(config.cluster.runtime_env))  # e.g. an S3 endpoint, which is needed early
         return job(config, options) or EXIT_DONE
     except Exception as error:
+        if is_stopping():  # Ray makes an error of a stop
+            raise
         return report(error, arguments.prog, arguments.job, config)
 
 
@@ -112,6 +120,7 @@ def connect_ray(cluster: ClusterConfig) -> None:
 
     Raises:
         ConfigError: Ray rejects `cluster.runtime_env`.
+        RunError: there is no cluster at RAY_ADDRESS.
     """
     for name, value in (RAY_SETTINGS | CLUSTER_SETTINGS).items():
         os.environ.setdefault(name, value)
@@ -125,6 +134,14 @@ def connect_ray(cluster: ClusterConfig) -> None:
     # write ~/.ray/auth_token, after which other clusters on this machine refuse submissions.
     if not os.environ.get("RAY_ADDRESS") and not _a_cluster_runs_here():
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    refuse_a_cluster_that_is_gone()
+    with handlers_kept(), in_a_process_group_of_its_own():
+        _init(cluster)
+
+
+def _init(cluster: ClusterConfig) -> None:
+    import ray
+
     ray.init(
         include_dashboard=False,
         logging_level=logging.WARNING,
@@ -140,18 +157,11 @@ def connect_ray(cluster: ClusterConfig) -> None:
     sort_worker_lines(WORKER_LINES.to_print)
     if ray.is_initialized():  # not with a stand-in for ray.init
         HEAD.start(ray.get_runtime_context().gcs_address, _end_without_head)
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _stop)  # replaces Ray's handler, which prints a C++ stack trace; training sets its own
 
 
 def _end_without_head(silent_s: float) -> None:
     error = RunError(f"{HEAD_LOST}; it has been silent for {silent_s:.0f} s")
     leave(report(error, Path(sys.argv[0]).name, None, None), tidy=False)
-
-
-def _stop(_number: int, _frame: object) -> None:
-    print("stopped; committed work is kept, and the same command resumes", file=sys.stderr, flush=True)
-    raise SystemExit(EXIT_STOPPED)
 
 
 def _a_cluster_runs_here() -> bool:

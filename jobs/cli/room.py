@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pipeline.errors import ConfigError
 from training.config import ClusterConfig
+from training.launch.worker_resources import describe_resources
 from training.ray_internals import is_own_ray
 
 Node = Mapping[str, Any]
@@ -66,6 +67,13 @@ def find_room(demand: Demand, nodes: Sequence[Node]) -> Room:
     text = f"{fit} workers of {', '.join(f'{amount:g} {name}' for name, amount in wanted.items())} fit on {len(nodes)} nodes"
     asked = demand.num_workers if isinstance(demand.num_workers, int) else list(demand.num_workers)
     return Room(fit, fit >= demand.min_workers, text, str(asked))
+
+
+def describe_cluster() -> str:
+    """Says what the Ray has that this process is connected to."""
+    import ray
+
+    return describe_resources(ray.cluster_resources(), ray.available_resources(), ray.nodes())
 
 
 def refuse_on_a_ray_of_our_own(demand: Demand) -> None:

@@ -28,12 +28,18 @@ Log = Callable[[dict[str, float]], None]
 """Called with the state of a running job whenever a partition is finished."""
 
 
-def run_ingest(config: IngestConfig, plan: IngestPlan | None = None, log: Log | None = None) -> IngestSummary:
+def run_ingest(
+    config: IngestConfig,
+    plan: IngestPlan | None = None,
+    log: Log | None = None,
+    describe: Callable[[], str] | None = None,
+) -> IngestSummary:
     """Fetches the rows that the data set lacks and commits them, every `commit_every_s` and at the end.
 
     Args:
         plan: a recent result of `plan_ingest`; None: plan here.
         log: called with rows, rows_per_s, success_share and the rows of each reason.
+        describe: says what the cluster has, for a job that waits.
 
     Raises:
         InputError: bad input; no worker was started.
@@ -51,7 +57,7 @@ def run_ingest(config: IngestConfig, plan: IngestPlan | None = None, log: Log | 
         while plan.partitions or plan.adopted:
             manifest = _commit(storage, plan.adopted, ledger, metrics) if plan.adopted else None
             records = list(plan.adopted)
-            for batch in _run_partitions(plan, config, log, metrics):
+            for batch in _run_partitions(plan, config, log, metrics, describe):
                 manifest = _commit(storage, batch, ledger, metrics)
                 records += batch
             assert manifest is not None
@@ -112,7 +118,11 @@ class _PartitionActor:
 
 
 def _run_partitions(
-    plan: IngestPlan, config: IngestConfig, log: Log | None, metrics: Publisher
+    plan: IngestPlan,
+    config: IngestConfig,
+    log: Log | None,
+    metrics: Publisher,
+    describe: Callable[[], str] | None,
 ) -> Iterator[list[PartitionRecord]]:
     """Runs the Ray Data graph; yields finished partitions in the batches that are committed together.
 
@@ -125,7 +135,7 @@ def _run_partitions(
     metrics.set("partitions_left", len(missing))
     finished: list[PartitionRecord] = []
     due = time.monotonic() + config.commit_every_s
-    with _Progress(plan.num_rows, log) as progress:
+    with _Progress(plan.num_rows, log, describe) as progress:
         for item in _stream(_shuffled(plan), config).iter_rows():
             record = PartitionRecord.model_validate_json(item["record"])
             missing.discard(record.id)
@@ -187,8 +197,8 @@ def _ray_metrics() -> Any:
 class _Progress:
     """Reports finished rows, with the share of successes and the most frequent reasons for failure."""
 
-    def __init__(self, num_rows: int, log: Log | None) -> None:
-        self._bar = Progress(num_rows, "rows", "ingest")
+    def __init__(self, num_rows: int, log: Log | None, describe: Callable[[], str] | None) -> None:
+        self._bar = Progress(num_rows, "rows", "ingest", describe)
         self._counts: Counter[str] = Counter()
         self._log, self._began = log, time.monotonic()
 

@@ -31,6 +31,7 @@ from pipeline.storage.url_credentials import HIDDEN, USERINFO
 logger = logging.getLogger(__name__)
 
 BATCH_ROWS = 16_384
+REPLACED_ATTEMPTS = 8
 READ_BYTES = 1 << 20
 YAML_WORDS = ("null", "true", "false", "yes", "no", "on", "off", "y", "n")
 
@@ -48,14 +49,15 @@ def read_batches(
     Raises:
         InputError: the table cannot be read.
     """
-    while True:
+    for attempt in range(REPLACED_ATTEMPTS):
         try:
             for batch in _read_batches(table, first_row, batch_rows, names):
                 yield batch
                 first_row += batch.num_rows
             return
         except ReplacedError:  # a growing table was written again, with the same rows and more
-            continue
+            if attempt == REPLACED_ATTEMPTS - 1:
+                raise
 
 
 def _read_batches(table: str, first_row: int, batch_rows: int, names: Sequence[str]) -> Iterator[pa.RecordBatch]:

@@ -18,6 +18,7 @@ from pipeline.storage.base import Created, ObjectInfo, Storage
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """Somebody may make room, so the same write may work later."""
 PART_SUFFIX = ".part"
+FOLDER_ATTEMPTS = 100
 """Suffix of files that are being written; they are never listed."""
 
 
@@ -135,10 +136,14 @@ def _mount_of(folder: Path) -> str:
 
 def _make_file(path: Path) -> None:
     """Creates an empty file and its folders, even while another process removes those folders as empty."""
-    while True:
+    for attempt in range(FOLDER_ATTEMPTS):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):
+        try:
             path.touch()
+        except FileNotFoundError:
+            if attempt == FOLDER_ATTEMPTS - 1:
+                raise
+        else:
             return
 
 

@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import StorageError
 from pipeline.storage import s3_request_counts
 from pipeline.storage.base import Created, ObjectInfo, Storage
 from pipeline.storage.range_file import RangeFile
@@ -73,7 +74,9 @@ class S3Storage(Storage):
         if data is not None:
             return data
         try:
-            return self._get(path, {name.replace("-", ""): value for name, value in (wanted | condition).items()})
+            return self._get(path, {name.replace("-", ""): value for name, value in (wanted | condition).items()}, start)[
+                :length
+            ]
         except BeyondEndError:
             return b""
 
@@ -148,13 +151,21 @@ class S3Storage(Storage):
                         removed += (upload["Key"].removeprefix(self.prefix),)
         return removed
 
-    def _get(self, path: str, options: dict[str, str]) -> bytes:
-        """Reads a complete body. boto3 retries a request without an answer, but not one whose body is cut short."""
+    def _get(self, path: str, options: dict[str, str], start: int = 0) -> bytes:
+        """Reads a complete body, from `start` if the options say so.
+
+        boto3 retries a request without an answer, but not one whose body is cut short.
+        """
         from botocore.exceptions import BotoCoreError
 
         with self._errors(path):
             for attempt in range(BODY_ATTEMPTS):
                 answer = self.client.get_object(Bucket=self.bucket, Key=self.prefix + path, **options)
+                if start and answer["ResponseMetadata"]["HTTPStatusCode"] == 200:
+                    raise StorageError(
+                        f"{self.address(path)}: {self.store} ignores ranges: it sent the whole object instead of its bytes "
+                        f"from {start:,} on; use a store that keeps them"
+                    )
                 try:
                     body: bytes = answer["Body"].read()
                     return body

@@ -73,7 +73,7 @@ def check_shard(storage: Storage, shard: ShardRecord) -> Iterator[Problem]:
 def _check_object(storage: Storage, path: str, size_bytes: int, sha256: str) -> Iterator[Problem]:
     digest, read = hashlib.sha256(), 0
     try:
-        while chunk := storage.read_range(path, read, min(READ_BYTES, size_bytes + 1 - read)):
+        while read <= size_bytes and (chunk := storage.read_range(path, read, min(READ_BYTES, size_bytes + 1 - read))):
             digest.update(chunk)
             read += len(chunk)
     except FileNotFoundError:

@@ -38,7 +38,11 @@ class MiniCluster:
         }  # fmt: skip
         self.nodes: list[subprocess.Popen[bytes]] = []
         self._start("--head", *self._head_options(), environment=self._head_environment())
-        self.wait_for_nodes(1)
+        try:
+            self.wait_for_nodes(1)
+        except RuntimeError:
+            self.close()
+            raise
 
     def add_node(self, cpus: int = 1, environment: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
         """Start a node and wait until it has joined."""

@@ -11,8 +11,9 @@ from typing import Any
 import yaml
 
 from jobs.cli.command_line import CLUSTER_SETTINGS, EXIT_BAD_INPUT, EXIT_NOT_MEANT, EXIT_STOPPED
+from jobs.cli.stopping import EXIT_INTERRUPTED
 
-FINAL = [EXIT_BAD_INPUT, EXIT_NOT_MEANT, EXIT_STOPPED]
+FINAL = [EXIT_BAD_INPUT, EXIT_NOT_MEANT, EXIT_INTERRUPTED, EXIT_STOPPED]
 """Exit codes after which a job is not retried."""
 DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 CRON_FIELD = re.compile(r"(\*|\d+(-\d+)?)(/\d+)?(,(\*|\d+(-\d+)?)(/\d+)?)*")

@@ -17,7 +17,7 @@ import random
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -37,6 +37,8 @@ from training.data.shard_reader import RawSample
 from training.distributed import World, slice_bounds
 
 logger = logging.getLogger(__name__)
+
+GIVES_UP_AFTER_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -81,11 +83,19 @@ class TrainLoader:
         context_length: int,
         config: DataConfig,
         samples_seen: int,
+        gives_up: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Raises ConfigError if the order's blocks would not fit into `data.prefetch_bytes`."""
+        """
+        Args:
+            gives_up: asked by a rank that has waited 10 s for its data; True ends the iteration.
+
+        Raises:
+            ConfigError: the order's blocks would not fit into `data.prefetch_bytes`.
+        """
         self.order, self.world, self.config = order, world, config
         self.wait_s = 0.0
         """Seconds that the consumer has waited for batches so far."""
+        self._gives_up, self._gave_up = gives_up, False
         self._damaged = DamagedSamples(config.max_skipped_samples, f"rank {world.rank}")
         bounds = slice_bounds(order.layout.global_batch_size, world.rank, world.world_size)
         self._fetcher = SampleFetcher(data_sets, order, bounds, config, samples_seen)
@@ -104,13 +114,15 @@ class TrainLoader:
         return self._damaged.skipped
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yields batches with their images on the rank's device."""
+        """Yields batches with their images on the rank's device, without end unless it gives up."""
         device = self.world.device
         stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         while True:
             began = time.perf_counter()
             item = self._next()
             self.wait_s += time.perf_counter() - began
+            if item is None:
+                return
             if isinstance(item, BaseException):
                 raise item
             yield item if stream is None else _copy(item, device, stream)
@@ -124,22 +136,28 @@ class TrainLoader:
         return sum(zlib.crc32(f"{place}/{key}".encode()) for place, key in enumerate(batch.keys, start=first))
 
     def close(self) -> None:
-        """Ends the threads and workers that read ahead. Safe to call twice."""
+        """Ends the threads and workers that read ahead; does not wait for reads that were given up. Safe to call twice."""
         self._closed.set()
-        while self._thread.is_alive():
+        while not self._gave_up and self._thread.is_alive():
             self._thread.join(timeout=0.05)
-        self._fetcher.close()
+        self._fetcher.close(wait=not self._gave_up)
         self._decoder.close()
 
-    def _next(self) -> Batch | BaseException:
-        began = time.monotonic()
+    def _next(self) -> Batch | BaseException | None:
+        """Waits for a batch or an error; None: gave up. train.hang_timeout_s bounds the wait otherwise."""
+        began = warned = time.monotonic()
         while True:
             try:
-                return self._queue.get(timeout=self.config.stall_warning_s)
+                return self._queue.get(timeout=min(1.0, self.config.stall_warning_s))
             except queue.Empty:
-                waited_s = time.monotonic() - began
-                reads = self._fetcher.under_way()
-                logger.warning("rank %d has waited %.0f s for data; under way: %s", self.world.rank, waited_s, reads)
+                now = time.monotonic()
+            if now - warned >= self.config.stall_warning_s:
+                warned, reads = now, self._fetcher.under_way()
+                logger.warning("rank %d has waited %.0f s for data; under way: %s", self.world.rank, now - began, reads)
+            if now - began >= GIVES_UP_AFTER_S and self._gives_up():
+                self._gave_up = True
+                logger.warning("rank %d has waited %.0f s for data, and the run is to stop", self.world.rank, now - began)
+                return None
 
     # ------------------------------------------------------------------------------------------- the thread reading ahead
 

@@ -139,9 +139,9 @@ class SampleFetcher:
         now = time.monotonic()
         return ", ".join(f"{address} for {now - since:.0f} s" for address, since in oldest) or "no read is under way"
 
-    def close(self) -> None:
-        """Ends the threads, after the reads that are under way."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+    def close(self, wait: bool = True) -> None:
+        """Ends the threads after the reads that are under way, for which it waits or not."""
+        self._pool.shutdown(wait=wait, cancel_futures=True)
 
     # ----------------------------------------------------------------------------------------------------------- insides
 

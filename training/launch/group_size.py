@@ -58,9 +58,17 @@ class GroupSize:
     def scheduling(self, group_runs: bool) -> None:
         """A group will be scheduled: a new one, or one that runs and changes its size."""
         self._group_runs = group_runs
+        if not group_runs:
+            self._waits()
+
+    def running(self) -> None:
+        """The workers of a group have started."""
+        with only_a_warning("the driver is not told that the workers have started"):
+            self._mailbox.put("waits", "")
 
     def restarting(self) -> None:
         """The group has failed and will be started again."""
+        self._waits()
         with only_a_warning("dead nodes cannot be found"):
             wait_for_dead_nodes(self._cluster)
         self._recount()
@@ -77,6 +85,12 @@ class GroupSize:
             deadline = time.monotonic() + RESIZE_WAITS_S
             while self._mailbox.get("saved") != wanted and time.monotonic() < deadline:
                 time.sleep(0.05)
+        self._waits()
+
+    def _waits(self) -> None:
+        with only_a_warning("the driver is not told that the launch waits for workers"):
+            self._mailbox.put("trains", "")
+            self._mailbox.put("waits", "yes")
 
     def _recount(self) -> None:
         """Ray does this every 20 s; until then it would request a group that has lost a node in its old size."""

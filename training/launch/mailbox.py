@@ -7,6 +7,8 @@ stop    driver -> rank 0        save a checkpoint and end
 save    controller -> rank 0    save a checkpoint; each request has a new value
 saved   rank 0 -> controller    the value of `save` whose checkpoint is committed
 ended   a rank -> all ranks     why the run cannot continue
+waits   controller -> driver    workers are being scheduled, until they have started
+trains  rank 0 -> driver        it hears requests; emptied by the controller when its group is gone
 ```
 """
 

@@ -33,9 +33,13 @@ class RunLink:
         self._mailbox, self._metrics, self._removal_deadline = mailbox, metrics, removal_deadline
         self._save = mailbox.get("save")  # requests to an earlier group are done
         self._save_again_at: float | None = None
+        self._said_that_it_trains = False
 
     def requested(self) -> Request:
-        request = Request.STOP if self._mailbox.get("stop") else Request.NONE
+        if not self._said_that_it_trains:
+            self._mailbox.put("trains", "yes")
+            self._said_that_it_trains = True
+        request = Request.STOP if self.stop_is_asked() else Request.NONE
         save = self._mailbox.get("save")
         if save != self._save:
             self._save = save
@@ -43,6 +47,9 @@ class RunLink:
         if self._must_save_before_removal():
             request |= Request.SAVE
         return request
+
+    def stop_is_asked(self) -> bool:
+        return bool(self._mailbox.get("stop"))
 
     def saving(self) -> Callable[[int], None]:
         message = self._save

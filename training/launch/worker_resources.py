@@ -39,3 +39,9 @@ def ray_folder(run: Storage) -> str:
     """Folder of Ray's own state of a launch: beside the run's, or a scratch folder where the run is in object storage."""
     local = run.local_path("ray")
     return str(local) if local is not None else str(Path(tempfile.gettempdir()) / "rayclip" / "ray")
+
+
+def describe_resources(total: Mapping[str, float], free: Mapping[str, float], nodes: Sequence[Mapping[str, Any]]) -> str:
+    """Says what a cluster has, for a job that waits for it to have more."""
+    has = " and ".join(f"{total.get(name, 0):g} {name}s ({free.get(name, 0):g} free)" for name in ("CPU", "GPU"))
+    return f"the cluster has {has} on {sum(bool(node['Alive']) for node in nodes)} nodes"

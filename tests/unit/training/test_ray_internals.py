@@ -4,6 +4,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import logging
+import os
 import re
 from pathlib import Path
 
@@ -119,6 +120,9 @@ def test_the_controller_tells_the_watcher_when_a_running_group_is_resized_and_wh
         def scheduling(self, group_runs):
             heard.append(("scheduling", group_runs))
 
+        def running(self):
+            heard.append("running")
+
         def restarting(self):
             heard.append("restarting")
 
@@ -136,7 +140,7 @@ def test_the_controller_tells_the_watcher_when_a_running_group_is_resized_and_wh
     callback.after_controller_state_update(made("ResizingState"), made("SchedulingState"))
     callback.before_controller_execute_resize_decision(None)
     callback.after_controller_state_update(made("RunningState"), made("RestartingState"))
-    assert heard == [("scheduling", False), "polled", ("scheduling", True), "resizing", "restarting"]
+    assert heard == [("scheduling", False), "running", "polled", ("scheduling", True), "resizing", "restarting"]
 
 
 def test_the_callback_can_be_sent_to_the_controller():
@@ -149,3 +153,41 @@ def test_the_callback_can_be_sent_to_the_controller():
     callback = ray_internals.controller_callback(GroupSize(mailbox, ray_internals.RayCluster(), None))
     cloudpickle.loads(cloudpickle.dumps(callback)).after_worker_group_poll_status(None)
     assert ray_internals.RayCluster().recount_delay_s > 0
+
+
+def test_the_traceback_of_a_group_that_waits_for_workers_is_dropped_and_those_of_others_stay():
+    from ray.train import ControllerError
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+
+    def record(error):
+        return logging.LogRecord("name", logging.INFO, "file", 1, "[FailurePolicy] RETRY", None, (type(error), error, None))
+
+    assert not ray_internals._is_no_wait_for_workers(record(ControllerError(WorkerGroupStartupTimeoutError(2))))
+    assert ray_internals._is_no_wait_for_workers(record(ControllerError(ValueError("another"))))
+    assert ray_internals._is_no_wait_for_workers(logging.LogRecord("name", logging.INFO, "file", 1, "a line", None, None))
+
+
+@pytest.mark.parametrize(
+    ("address", "found"),
+    [
+        ("10.0.0.1:6379", ("10.0.0.1", 6379)),
+        ("ray://head:10001", ("head", 10001)),
+        ("[::1]:6379", ("::1", 6379)),
+        ("local", None),
+    ],
+)
+def test_the_head_that_ray_would_join_is_known_before_it_does(monkeypatch, address, found):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    assert ray_internals.address_to_join() == found
+
+
+def test_ray_starts_its_processes_outside_of_the_process_group_of_the_terminal():
+    from ray._private import services
+
+    before = services.ConsolePopen
+    with ray_internals.in_a_process_group_of_its_own():
+        process = services.ConsolePopen(["sleep", "60"])
+    assert os.getpgid(process.pid) == process.pid != os.getpgrp()
+    process.kill()
+    process.wait()
+    assert services.ConsolePopen is before

@@ -1,8 +1,9 @@
-"""What a run is asked for: all ranks do it after the same step, and SIGTERM loses nothing."""
+"""What a run is asked for: all ranks do it after the same step, and SIGINT and SIGTERM lose nothing."""
 
 import json
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -10,10 +11,13 @@ import pytest
 import torch
 import torch.multiprocessing as multiprocessing
 
+from pipeline.storage.local import LocalStorage
 from tests.support.runs import ALONE, BARE, config_of, exact_rows, start_script
+from training.data import loader
 from training.record.tracking import read_metrics
 from training.run_plan import plan_run
 from training.save_and_stop import Request, Requests
+from training.stop_signals import StoppedError
 from training.trainer import train
 
 
@@ -70,8 +74,82 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("log_every", [1, 7])
-def test_sigterm_saves_after_the_step_and_the_same_command_goes_on_bit_for_bit(data_set, tmp_path, log_every, one_thread):
+class StopAsked:
+    """A link through which a run is asked to stop once its data do not come."""
+
+    def __init__(self, hangs):
+        self.hangs = hangs
+
+    def requested(self):
+        return Request.NONE
+
+    def stop_is_asked(self):
+        return self.hangs.is_set()
+
+    def saving(self):
+        return lambda _step: None
+
+    def recorded(self, row):
+        pass
+
+
+@pytest.fixture
+def hanging_data(monkeypatch):
+    """(event that makes all reads of data hang, event that lets them go on)."""
+    hangs, go_on, read_range = threading.Event(), threading.Event(), LocalStorage.read_range
+
+    def read(self, path, *place):
+        if hangs.is_set() and path.endswith(".tar"):
+            go_on.wait(60)
+        return read_range(self, path, *place)
+
+    monkeypatch.setattr(LocalStorage, "read_range", read)
+    monkeypatch.setattr(loader, "GIVES_UP_AFTER_S", 0.3)
+    yield hangs, go_on
+    go_on.set()
+
+
+def test_a_run_whose_data_do_not_come_saves_when_it_is_asked_to_stop_and_goes_on_bit_for_bit(
+    data_set, tmp_path, one_thread, hanging_data
+):
+    hangs, go_on = hanging_data
+    overrides = ("train.max_steps=40", "checkpoint.every_steps=null", "data.prefetch_batches=1", "data.read_threads=1")
+    train(config_of(data_set, tmp_path / "undisturbed", *overrides), ALONE)
+    config, metrics = (
+        config_of(data_set, tmp_path / "stopped", *overrides),
+        tmp_path / "stopped" / "debug_cpu" / "metrics.jsonl",
+    )
+
+    def hang():
+        while len(read_metrics(metrics)) < 3:
+            time.sleep(0.01)
+        hangs.set()
+
+    threading.Thread(target=hang, daemon=True).start()
+    began = time.monotonic()
+    result = train(config, ALONE, StopAsked(hangs))
+    assert time.monotonic() - began < 40, "it does not wait for the reads"
+    assert not result.finished
+    assert result.step >= 3
+    assert result.checkpoint.endswith(f"{result.step:08d}")
+    hangs.clear()
+    go_on.set()
+    train(config, ALONE)
+    assert exact_rows(tmp_path / "stopped") == exact_rows(tmp_path / "undisturbed")
+
+
+def test_a_run_without_a_step_has_nothing_to_save(data_set, tmp_path, hanging_data):
+    hangs, _ = hanging_data
+    hangs.set()
+    with pytest.raises(StoppedError, match="rank 0 got no data, and the run was asked to stop"):
+        train(config_of(data_set, tmp_path), ALONE, StopAsked(hangs))
+    assert not (tmp_path / "debug_cpu" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(("log_every", "number"), [(1, signal.SIGTERM), (7, signal.SIGINT)])
+def test_a_signal_saves_after_the_step_and_the_same_command_goes_on_bit_for_bit(
+    data_set, tmp_path, log_every, number, one_thread
+):
     overrides = ("train.max_steps=60", f"train.log_every_steps={log_every}", "checkpoint.every_steps=null")
     train(config_of(data_set, tmp_path / "undisturbed", *overrides), ALONE)
     settings = [f"data.uri={data_set}", f"run.dir={tmp_path / 'stopped'}", *overrides]
@@ -80,7 +158,7 @@ def test_sigterm_saves_after_the_step_and_the_same_command_goes_on_bit_for_bit(d
     while len(read_metrics(metrics)) < 2:
         time.sleep(0.01)
         assert run.poll() is None
-    run.send_signal(signal.SIGTERM)
+    run.send_signal(number)
     printed, _ = run.communicate(timeout=60)
     assert run.returncode == 0
     assert "on request; saved in " in printed

@@ -6,15 +6,19 @@ import sys
 import pytest
 
 from jobs.cli.command_line import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_NOT_MEANT, EXIT_STOPPED, check_folder, parser, run
+from jobs.cli.stopping import EXIT_INTERRUPTED
 from pipeline.errors import ConfigError, InputError, NotMeantError, StorageAwayError
 from training.errors import RunError
 
 
-def test_a_job_that_is_told_to_stop_ends_with_its_own_exit_code_and_a_line():
-    code = "import os, signal, ray\nfrom jobs.cli.command_line import connect_ray\nfrom training.config import ClusterConfig\n"
-    code += "ray.init = lambda **_: None\nconnect_ray(ClusterConfig())\nos.kill(os.getpid(), signal.SIGTERM)\nprint('goes on')"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (result.returncode, result.stdout) == (EXIT_STOPPED, "")
+@pytest.mark.parametrize(("number", "code"), [("SIGTERM", EXIT_STOPPED), ("SIGINT", EXIT_INTERRUPTED)])
+def test_a_job_that_is_told_to_stop_ends_with_its_own_exit_code_and_a_line(number, code):
+    source = "import os, signal, sys, ray\nfrom jobs.cli import command_line\nray.init = ray.shutdown = lambda **_: None\n"
+    source += "def job(config, _):\n    command_line.connect_ray(config.cluster)\n"
+    source += f"    os.kill(os.getpid(), signal.{number})\n    print('goes on')\n"
+    source += "sys.exit(command_line.run(command_line.parser(None), job, ['--config', 'debug_cpu']))"
+    result = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (code, "")
     assert result.stderr == "stopped; committed work is kept, and the same command resumes\n"
 
 

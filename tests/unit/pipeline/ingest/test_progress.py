@@ -4,6 +4,7 @@ import io
 import itertools
 import re
 import sys
+import time
 
 import pytest
 
@@ -90,3 +91,23 @@ def test_a_terminal_has_a_bar(monkeypatch):
     assert "100%|" in terminal.getvalue()
     assert "100.0% success" in terminal.getvalue()
     assert "ingest: 20 of" not in terminal.getvalue()
+
+
+def test_a_job_whose_workers_finish_nothing_says_what_the_cluster_has_again_and_again(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "SILENT_FOR_S", 0.2)
+    with Progress(100, "rows", "ingest", lambda: "the cluster has 0 CPUs") as bar:
+        deadline = time.monotonic() + 10
+        said = ""
+        while said.count("nothing has finished") < 2 and time.monotonic() < deadline:
+            time.sleep(0.02)
+            said += capsys.readouterr().err
+        bar.update(100)
+    assert said.splitlines()[:2] == ["ingest: nothing has finished for 0 s; the cluster has 0 CPUs"] * 2
+
+
+def test_a_job_whose_workers_finish_something_says_no_such_thing(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "SILENT_FOR_S", 5.0)
+    with Progress(100, "rows", "ingest", lambda: "the cluster has 0 CPUs") as bar:
+        for _ in range(10):
+            bar.update(10)
+    assert "nothing has finished" not in capsys.readouterr().err

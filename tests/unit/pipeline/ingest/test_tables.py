@@ -14,7 +14,8 @@ import yaml
 
 from pipeline.config import IngestConfig
 from pipeline.dataset.manifest import PartitionRecord, ShardRecord, commit
-from pipeline.errors import InputError
+from pipeline.errors import InputError, ReplacedError
+from pipeline.ingest import tables
 from pipeline.ingest.driver import _write_notes
 from pipeline.ingest.plan import PartitionSpec, plan_ingest
 from pipeline.ingest.rows import read_range
@@ -208,6 +209,19 @@ def test_a_parquet_table_that_is_replaced_while_it_is_read_is_gone_on_with_in_th
     put(6000)
     read += reading
     assert read == rows[100:4000]
+
+
+def test_a_table_that_is_replaced_again_and_again_is_given_up(monkeypatch):
+    asked = []
+
+    def replaced(table, *_):
+        asked.append(table)
+        raise ReplacedError(f"{table}: was replaced while it was being read; read it again")
+
+    monkeypatch.setattr(tables, "_read_batches", replaced)
+    with pytest.raises(ReplacedError, match="was replaced while it was being read; read it again"):
+        list(tables.read_batches("s3://b/t.parquet"))
+    assert len(asked) == tables.REPLACED_ATTEMPTS
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ from pipeline.dataset.manifest import commit
 from pipeline.ingest.partition import ingest_partition
 from pipeline.ingest.plan import plan_ingest
 from pipeline.storage.address import open_storage
+from pipeline.storage.local import LocalStorage
+from pipeline.versions import audit
 from pipeline.versions.audit import clean, verify
 
 DAY_S = 86_400
@@ -115,3 +117,17 @@ def test_rows_that_wait_go_when_they_are_committed(config):
     age(config)
     clean(storage, DAY_S)
     assert list(storage.list("inputs/")) == []
+
+
+def test_an_object_of_a_store_that_sends_more_than_it_is_asked_for_is_a_problem_and_checked_once(tmp_path):
+    class Whole(LocalStorage):
+        def read_range(self, path, start, length):
+            asked.append(start)
+            return self.read(path)
+
+    asked = []
+    storage = Whole(str(tmp_path))
+    storage.write("x", b"0123456789")
+    (problem,) = audit._check_object(storage, "x", 10, "")
+    assert "has more than 10 bytes" in str(problem)
+    assert len(asked) <= 2

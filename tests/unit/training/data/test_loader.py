@@ -3,6 +3,7 @@
 import logging
 import re
 import threading
+import time
 
 import pytest
 import torch
@@ -12,6 +13,10 @@ from pipeline.storage.address import open_storage
 from pipeline.storage.local import LocalStorage
 from tests.support.loaders import BATCH, batches, damage, keys_of, open_loader, order_of
 from training.config import DataConfig
+from training.data import loader
+from training.data.data_sets import open_data_sets
+from training.data.loader import TrainLoader
+from training.distributed import World
 
 
 def test_the_keys_are_those_of_the_global_order(data_set):
@@ -155,6 +160,28 @@ def test_of_several_captions_a_seeded_choice_is_made_each_epoch(data_set):
     assert sorted(first) == sorted(ranks[0] + ranks[1])
     short = sum(len(text) == 3 for text in first)
     assert 0.3 < short / len(first) < 0.7
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_waits_for_data_gives_up_when_the_run_is_to_stop(data_set, monkeypatch, rank):
+    release, asked = threading.Event(), []
+    monkeypatch.setattr(LocalStorage, "read_range", lambda *_: release.wait(60))
+    monkeypatch.setattr(loader, "GIVES_UP_AFTER_S", 0.3)
+    config = DataConfig(uri=data_set)
+    stops = iter([False, False, True])
+
+    def is_to_stop():
+        asked.append(1)
+        return next(stops)
+
+    order, sets = order_of(config), open_data_sets(config)
+    waiting = TrainLoader(sets, order, World(rank, 2, torch.device("cpu")), 32, 77, config, 0, is_to_stop)
+    began = time.monotonic()
+    assert list(waiting) == []
+    waiting.close()
+    assert time.monotonic() - began < 30
+    assert len(asked) == 3
+    release.set()
 
 
 def test_a_stall_is_reported_with_rank_shard_and_seconds(data_set, monkeypatch, caplog):

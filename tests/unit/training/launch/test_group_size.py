@@ -67,6 +67,19 @@ def test_a_resize_waits_until_a_running_group_has_saved(mailbox):
     assert mailbox.get("saved") == mailbox.get("save") != ""
 
 
+def test_the_driver_hears_when_a_launch_waits_for_workers_and_when_they_have_started(mailbox):
+    size = GroupSize(mailbox, Cluster(), None)
+    size.scheduling(group_runs=False)
+    assert (mailbox.get("waits"), mailbox.get("trains")) == ("yes", "")
+    size.running()
+    assert mailbox.get("waits") == ""
+    mailbox.put("trains", "yes")
+    size.scheduling(group_runs=True)
+    assert mailbox.get("trains") == "yes", "a group that runs still hears requests"
+    size.restarting()
+    assert (mailbox.get("waits"), mailbox.get("trains")) == ("yes", "")
+
+
 def test_the_first_group_of_a_launch_is_not_asked_to_save(mailbox):
     size = GroupSize(mailbox, Cluster(), 1.0)
     size.scheduling(group_runs=False)

@@ -75,3 +75,23 @@ def test_a_removal_without_a_deadline_is_expected_after_two_minutes(place, monke
     place.removal = 0.0
     assert place.link().requested() == Request.SAVE
     assert "will be removed in 120 s" in capsys.readouterr().out
+
+
+def test_the_driver_hears_that_rank_0_hears_requests():
+    place = Place()
+    with place.publisher:
+        link = place.link()
+        assert place.mailbox.get("trains") == ""
+        link.requested()
+        assert place.mailbox.get("trains") == "yes"
+
+
+def test_that_a_stop_was_asked_for_is_known_before_and_after_it_is_heard():
+    place = Place()
+    with place.publisher:
+        link = place.link()
+        assert not link.stop_is_asked()
+        place.mailbox.put("stop", "yes")
+        assert link.stop_is_asked()
+        assert Request.STOP in link.requested()
+        assert link.stop_is_asked()

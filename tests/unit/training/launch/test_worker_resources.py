@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.storage.address import open_storage
 from training.config import ClusterConfig
-from training.launch.worker_resources import cpus_per_worker, ray_folder, uses_gpu
+from training.launch.worker_resources import cpus_per_worker, describe_resources, ray_folder, uses_gpu
 
 NODES = [
     {"Alive": True, "Resources": {"CPU": 8.0}},
@@ -36,3 +36,8 @@ def test_auto_uses_a_gpu_where_there_is_one():
 def test_rays_own_state_lies_with_a_local_run_and_in_a_scratch_folder_else(tmp_path, bucket):
     assert ray_folder(open_storage(str(tmp_path / "run"))) == str(tmp_path / "run" / "ray")
     assert ray_folder(open_storage(f"{bucket}/run")).endswith("/rayclip/ray")
+
+
+def test_what_a_cluster_has_is_one_line():
+    total, free, nodes = {"CPU": 4.0, "GPU": 1.0}, {"CPU": 0.5}, [{"Alive": True}, {"Alive": False}]
+    assert describe_resources(total, free, nodes) == "the cluster has 4 CPUs (0.5 free) and 1 GPUs (0 free) on 1 nodes"
