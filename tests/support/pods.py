@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.support import namespaces
+from tests.support import name_server, namespaces
 from tests.support.deploy_checks import INFRA, ROOT, load_all
 from tests.support.kuberay_rules import DEFAULT_GRACE_S, quantity
 from tests.support.namespaces import SEARCH, Namespaces, child_of, wait_until
@@ -68,15 +68,17 @@ class Kubelet:
         self.folder, self.secrets, self.accounts, self.variables = folder, secrets, accounts, variables
         self.pods: list[Pod] = []
         self.hosts = folder / "hosts"
-        self.passwords = folder / "passwd"
+        self.passwords, self.resolver = folder / "passwd", folder / "resolv.conf"
         self._servers: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Kubelet:
         self.hosts.write_text("127.0.0.1 localhost\n")
         self.passwords.write_text(f"root:x:0:0::/root:/bin/bash\n{HOME}:x:{UID}:{UID}::/home/{HOME}:/bin/bash\n")
+        self.resolver.write_text(f"nameserver {MACHINE}\n")
         bridge = "ip link add pods type bridge && ip link set pods up && ip link set lo up"
         address = f"ip address add {MACHINE}/24 dev pods"
         self.machine = Namespaces(["net"], f"{bridge} && {address}", self.folder / "machine.log")
+        self.serve(sys.executable, name_server.__file__, str(self.hosts), MACHINE)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -210,7 +212,7 @@ class Pod:
     def execute(self, command: str) -> subprocess.CompletedProcess[str]:
         """Run a command line in the container, as `kubectl exec` does."""
         inside = ["nsenter", f"--target={child_of(self.process)}", "--net", "--pid", "--mount", "--uts", "--ipc", "--root"]
-        line = [*inside, *self._as_its_user(), "bash", "-c", command]
+        line = [*inside, *self._as_its_user(), "bash", "-c", f"cd {WORKDIR} && {command}"]
         return subprocess.run(line, env=self._environment(self.main), capture_output=True, text=True, check=False, timeout=120)
 
     def _keep_probing(self, kind: str) -> None:
@@ -273,10 +275,8 @@ class Pod:
             lines.append(f"cp -P {path} {root}{path}" if path.is_symlink() else f"mkdir -p {root}{path}")
             lines += [] if path.is_symlink() else _read_only(path, f"{root}{path}")
         lines += _read_only(ROOT, f"{root}{WORKDIR}")
-        lines += [
-            f"mount --bind {self.kubelet.hosts} {root}/etc/hosts",
-            f"mount --bind {self.kubelet.passwords} {root}/etc/passwd",
-        ]
+        for file in (self.kubelet.hosts, self.kubelet.passwords, self.kubelet.resolver):
+            lines.append(f"mount --bind {file} {root}/etc/{file.name}")
         lines += [f"mount -t proc proc {root}/proc", f"mount --rbind /dev {root}/dev"]
         lines += [f"install -d -m 1777 {root}/tmp", f"install -d -o {UID} -g {UID} {root}/home/{HOME}"]
         volumes = {volume["name"]: volume["emptyDir"] for volume in self.spec.get("volumes", [])}

@@ -16,7 +16,8 @@ STAND_INS = {
     # A lost node gives srun a code of its own, whatever the driver's is.
     "srun": 'echo "srun $*" >> "$LOG"\n'
     'while [ "${1#--}" != "$1" ]; do file=${1#--output=}; [ "$file" = "$1" ] || exec > "$file" 2>&1; shift; done\n'
-    'echo "noise of Ray"; "$@"; code=$?; exit "${SRUN_CODE:-$code}"',
+    'echo "noise of Ray"; "$@"; code=$?; sleep "${RAY_ENDS_S:-0}"\n'
+    'exit "${SRUN_CODE:-$code}"',
     "ray": 'echo "ray $*" >> "$LOG"; [ "$1" = symmetric-run ] || exit 0; [ -z "$NO_RAY" ] || exit 3\n'
     '[ -z "$SLOW_RAY" ] || { echo slow >> "$LOG"; exec sleep 5; }\n'
     'env | grep "^RAY_" | sort >> "$LOG"; while [ "$1" != -- ]; do shift; done; shift; "$@"',
@@ -101,6 +102,26 @@ def test_a_sigterm_to_the_script_reaches_the_driver_and_ends_the_run_for_good(la
     wait_for(log, "ready")
     process.send_signal(signal.SIGTERM)  # scancel --batch --signal=TERM
     assert process.wait(30) == 143, process.stdout.read()
+    assert not any(line.startswith("scontrol") for line in lines(log))
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["told to end", "ended by Ray's own end"])
+def test_the_time_limits_signal_while_ray_ends_does_not_queue_a_run_again_that_was_to_end(launch, told):
+    process, log = launch(STEPS="600", RAY_ENDS_S="3")
+    wait_for(log, "ready")
+    (driver,) = [path for path in log.parent.glob("tmp.*") if path.read_text().strip()]
+    if told:
+        process.send_signal(signal.SIGTERM)
+    else:
+        os.kill(int(driver.read_text()), signal.SIGTERM)
+    deadline = time.monotonic() + 30
+    while not (code := driver.with_name(f"{driver.name}.code")).exists() or not code.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGUSR1)
+    said, _ = process.communicate(timeout=30)
+    assert process.returncode == 143, said
+    assert "queued again" not in said
     assert not any(line.startswith("scontrol") for line in lines(log))
 
 
