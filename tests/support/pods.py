@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support import name_server, namespaces
-from tests.support.deploy_checks import INFRA, ROOT, load_all
+from tests.support.deploy_checks import INFRA, ROOT
 from tests.support.kuberay_rules import DEFAULT_GRACE_S, quantity
 from tests.support.namespaces import SEARCH, Namespaces, child_of, wait_until
 
@@ -293,9 +293,3 @@ class Pod:
 
 def _read_only(path: Path, place: str) -> list[str]:
     return [f"mount --bind {path} {place}", f"mount -o remount,bind,ro {place}"]
-
-
-def accounts() -> list[str]:
-    """Return the service accounts that infra/kuberay/namespace.yaml makes."""
-    text = (INFRA / "kuberay" / "namespace.yaml").read_text(encoding="utf-8")
-    return [manifest["metadata"]["name"] for manifest in load_all(text) if manifest["kind"] == "ServiceAccount"]

@@ -1,21 +1,21 @@
 """The pods of infra/kuberay as processes in namespaces of this machine (tests/support/pods.py): they start, drain and end."""
 
+import copy
 import json
-import re
 import shutil
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from jobs.cli.command_line import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, EXIT_NOT_MEANT, EXIT_STOPPED
 from tests.conftest import S3_ENVIRONMENT
 from tests.support.deploy_checks import INFRA, filled_in, load_all
 from tests.support.kuberay_pods import head_pod, head_service, pod_failure_action, submitter_pod, worker_pod
 from tests.support.namespaces import wait_until
-from tests.support.pods import MACHINE, Kubelet, Pod, accounts, missing
+from tests.support.pods import MACHINE, Kubelet, Pod, missing
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
 S3, WEB = f"http://{MACHINE}:5000", f"http://{MACHINE}:8000"
@@ -33,6 +33,7 @@ client.create_bucket(Bucket="bucket")
 for path in folder.rglob("*"):
     path.is_file() and client.upload_file(str(path), "bucket", str(path.relative_to(folder)))
 """
+ONE_WORKER = ("ingest.num_workers=1", f"ingest.fetch.allow_addresses=[{MACHINE}/32]")
 READ = """
 import sys, boto3
 found = boto3.client("s3", endpoint_url=sys.argv[1]).get_object(Bucket="bucket", Key=sys.argv[2])
@@ -40,10 +41,10 @@ sys.stdout.write(found["Body"].read().decode())
 """
 
 
-def manifest(name: str, kind: str) -> dict[str, Any]:
+def manifests(name: str, kind: str) -> dict[str, dict[str, Any]]:
+    """Return the manifests of one kind in a file, by name."""
     text = filled_in((INFRA / "kuberay" / name).read_text(encoding="utf-8"))
-    (found,) = [manifest for manifest in load_all(text) if manifest["kind"] == kind]
-    return found
+    return {manifest["metadata"]["name"]: manifest for manifest in load_all(text) if manifest["kind"] == kind}
 
 
 class Cluster:
@@ -84,14 +85,14 @@ def kubelet(tmp_path_factory: pytest.TempPathFactory, data_set: str, draw_shape)
     if reason := missing():
         pytest.skip(reason)
     folder = tmp_path_factory.mktemp("pods")
-    role = S3_ENVIRONMENT | {"AWS_ENDPOINT_URL": S3}
+    accounts, role = manifests("namespace.yaml", "ServiceAccount"), S3_ENVIRONMENT | {"AWS_ENDPOINT_URL": S3}
     content, pictures = folder / "bucket", folder / "pictures"
     shutil.copytree(data_set, content / "pairs")
     pictures.mkdir()
     for number in range(6):
         (pictures / f"{number}.png").write_bytes(draw_shape("red", "disc", number))
     write_tables(content)
-    with Kubelet(folder, TOKENS, dict.fromkeys(accounts(), role), FIT_THIS_MACHINE) as kubelet:
+    with Kubelet(folder, TOKENS, dict.fromkeys(accounts, role), FIT_THIS_MACHINE) as kubelet:
         kubelet.serve(sys.executable, "-m", "moto.server", "-H", MACHINE, "-p", "5000")
         kubelet.serve(sys.executable, "-m", "http.server", "8000", "--bind", MACHINE, "--directory", str(pictures))
         upload = (sys.executable, "-c", UPLOAD, S3, str(content))
@@ -133,7 +134,7 @@ def train(job: dict[str, Any], name: str, steps: int, *more: str) -> dict[str, A
 
 @pytest.fixture(scope="module")
 def job() -> dict[str, Any]:
-    return manifest("rayjob-train.yaml", "RayJob")["spec"]
+    return manifests("rayjob-train.yaml", "RayJob")["rayclip-train"]["spec"]
 
 
 @pytest.fixture(scope="module")
@@ -166,3 +167,113 @@ def test_the_rayjobs_entrypoint_trains_and_its_code_comes_back(kubelet, training
         worst = {kind: pod.failures_in_a_row(kind) for kind in pod.results}
         print(f"{pod.name}: probes failed in a row {worst} of {len(pod.results['readinessProbe'])}")
         assert all(number < pod.main[kind]["failureThreshold"] for kind, number in worst.items())
+
+
+def test_a_job_that_is_refused_gives_its_code_through_the_rayjob(training, job):
+    submitter = training.submit(train(job, "refused", 30, "data.captions=[json.nothing]"), "refused")
+    submitter.wait(300)
+    assert training.code_of("refused") == EXIT_BAD_INPUT
+
+
+def test_a_deleted_pod_saves_and_ends_within_its_grace_period_and_the_run_goes_on_without_it(kubelet, training, job):
+    training.add_worker("train").wait_until_ready(180)
+    rare = ("checkpoint.every_steps=1000000", "train.num_epochs=1000000")  # so that only the notice makes it save
+    training.submit(train(job, "drained", 1_000_000, *rare), "drained")
+    step = wait_for_steps(kubelet, "drained", worlds=[2])
+    for worlds in ([2, 1], [2, 1, 1]):
+        pod = training.workers.pop()
+        code, seconds = pod.terminate()
+        saved = rows(kubelet, "drained")[-1]["step"]
+        print(f"{pod.name} ended with {code} after {seconds:.0f} s; notice at step {step}, then step {saved}")
+        assert (code != 137, seconds < pod.spec["terminationGracePeriodSeconds"]) == (True, True), pod.log()
+        if not training.workers:
+            training.add_worker("train")  # as the operator does for a pod that is gone
+        step = wait_for_steps(kubelet, "drained", worlds)
+        assert rows(kubelet, "drained", "starts")[-1]["step"] > 1
+    assert training.head.execute("ray job stop drained").returncode == 0
+    assert training.code_of("drained") == EXIT_STOPPED
+    steps = [row["step"] for row in rows(kubelet, "drained")]
+    assert steps == list(range(1, len(steps) + 1))
+
+
+def test_the_pods_end_within_their_grace_periods(training):
+    for pod in (*training.workers, training.head):
+        code, seconds = pod.terminate()
+        print(f"{pod.name} ended with {code} after {seconds:.0f} s")
+        assert (code != 137, seconds < pod.spec["terminationGracePeriodSeconds"]) == (True, True), pod.log()
+
+
+def wait_for_steps(kubelet: Kubelet, run: str, worlds: list[int]) -> int:
+    """Wait until a run has made 5 steps since its last start, in groups of these sizes so far; return the step."""
+
+    def steps() -> int:
+        starts, made = rows(kubelet, run, "starts"), rows(kubelet, run)
+        begun = [start["world_size"] for start in starts] == worlds
+        return made[-1]["step"] if begun and made and made[-1]["step"] >= starts[-1]["step"] + 5 else 0
+
+    wait_until(steps, 300, lambda: str((rows(kubelet, run, "starts"), rows(kubelet, run)[-1:])))
+    return steps()
+
+
+# --- nightly ingestion
+
+
+@pytest.fixture(scope="module")
+def standing(kubelet: Kubelet) -> Cluster:
+    """The cluster that stays, with one pod of its ingestion group, as the autoscaler would add it."""
+    cluster = Cluster(kubelet, "rayclip", manifests("raycluster.yaml", "RayCluster")["rayclip"]["spec"])
+    assert [group["replicas"] for group in cluster.spec["workerGroupSpecs"]] == [0, 0]
+    cluster.add_worker("ingest").wait_until_ready(180)
+    return cluster
+
+
+@pytest.fixture(scope="module")
+def nightly() -> dict[str, Any]:
+    return manifests("cronjob-ingest.yaml", "CronJob")["rayclip-ingest"]["spec"]["jobTemplate"]["spec"]
+
+
+def night(kubelet: Kubelet, nightly: dict[str, Any], name: str, *more: str) -> Pod:
+    """Start the CronJob's pod, with settings for this machine and others."""
+    spec = copy.deepcopy(nightly["template"]["spec"])
+    spec["containers"][0]["args"] += [*ONE_WORKER, f"ingest.output=s3://bucket/{name}", *more]
+    return kubelet.run(f"night-{name}", spec)
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "code", "action"),
+    [
+        ("good", [], EXIT_DONE, "Complete"),
+        ("column", ["ingest.url_column=link"], EXIT_BAD_INPUT, "Fail"),
+        ("dead", ["ingest.input=s3://bucket/dead/*.parquet"], EXIT_NOT_MEANT, "Fail"),
+        ("away", ["cluster.runtime_env.env_vars.AWS_ENDPOINT_URL=http://10.214.0.1:1"], EXIT_FAILED, "Retry"),
+    ],
+)
+def test_the_cronjobs_pod_ends_with_the_ingestions_code_and_kubernetes_does_what_it_means(
+    kubelet, standing, nightly, name, more, code, action
+):
+    pod = night(kubelet, nightly, name, *more)
+    assert pod.wait(400) == code, pod.log()
+    assert pod_failure_action(nightly, code, 0) == action
+    assert pod_failure_action(nightly, code, nightly["backoffLimit"]) == ("Complete" if code == EXIT_DONE else "Fail")
+
+
+def test_an_evicted_pod_of_the_cronjob_ends_at_once_and_leaves_its_job_running(kubelet, standing, nightly):
+    pod = night(kubelet, nightly, "evicted")
+    wait_until(lambda: "submitted raysubmit_" in pod.log(), 60, pod.log)
+    code, seconds = pod.terminate()
+    print(f"the submitting pod ended with {code} after {seconds:.1f} s")
+    assert code == EXIT_STOPPED
+    assert seconds < 10
+    (submission,) = {word for word in pod.log().split() if word.startswith("raysubmit_")}
+    assert standing.code_of(submission) == EXIT_DONE
+
+
+def test_the_raycronjobs_entrypoint_ingests_on_a_cluster_of_its_own(kubelet):
+    spec = manifests("raycronjob-ingest.yaml", "RayCronJob")["rayclip-ingest"]["spec"]["jobTemplate"]
+    cluster = Cluster(kubelet, "rayclip-ingest-abcde", spec["rayClusterSpec"])
+    cluster.add_worker("ingest").wait_until_ready(180)
+    entrypoint = " ".join([spec["entrypoint"].strip(), *ONE_WORKER, "ingest.output=s3://bucket/own"])
+    submitter = cluster.submit({**spec, "entrypoint": entrypoint}, "night")
+    assert submitter.wait(400) == 0, submitter.log()
+    assert cluster.code_of("night") == EXIT_DONE
+    assert "version 1: 6 samples" in submitter.log()
