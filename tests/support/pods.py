@@ -98,7 +98,7 @@ class Kubelet:
     def on_the_machine(self, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
         environment = os.environ | variables
         return subprocess.run(
-            [*self.machine.enter(), *command], env=environment, capture_output=True, text=True, check=False, timeout=120
+            [*self.machine.enter(), *command], env=environment, capture_output=True, text=True, check=False, timeout=600
         )
 
     def run(self, name: str, spec: dict[str, Any], *services: str) -> Pod:
@@ -142,7 +142,7 @@ class Pod:
         ):
             subprocess.run(command, check=True, env=os.environ | {"PATH": SEARCH})
         for container in spec.get("initContainers", []):
-            assert self._start(container).wait(180) == 0, self.log()
+            assert self._start(container).wait(300) == 0, self.log()
         self.began = time.monotonic()
         self.process = self._start(self.main)
         self.results: dict[str, list[bool]] = {}
@@ -213,7 +213,7 @@ class Pod:
         """Run a command line in the container, as `kubectl exec` does."""
         inside = ["nsenter", f"--target={child_of(self.process)}", "--net", "--pid", "--mount", "--uts", "--ipc", "--root"]
         line = [*inside, *self._as_its_user(), "bash", "-c", f"cd {WORKDIR} && {command}"]
-        return subprocess.run(line, env=self._environment(self.main), capture_output=True, text=True, check=False, timeout=120)
+        return subprocess.run(line, env=self._environment(self.main), capture_output=True, text=True, check=False, timeout=600)
 
     def _keep_probing(self, kind: str) -> None:
         probe = self.main[kind]

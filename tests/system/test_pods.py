@@ -20,6 +20,8 @@ from tests.support.pods import MACHINE, Kubelet, Pod, missing
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
 S3, WEB = f"http://{MACHINE}:5000", f"http://{MACHINE}:8000"
 TOKENS = {name: {"auth_token": f"token-of-{name}"} for name in ("rayclip", "rayclip-train-abcde", "rayclip-ingest-abcde")}
+READY_S, JOB_S = 300.0, 900.0
+"""Bounds for a machine that does other things too."""
 FIT_THIS_MACHINE = {
     "RAY_enable_worker_prestart": "0",  # else a worker process for each of a node's 44 CPUs
     "RAY_prestart_worker_first_driver": "0",
@@ -143,7 +145,9 @@ def training(kubelet: Kubelet, job: dict[str, Any]) -> Cluster:
     cluster = Cluster(kubelet, "rayclip-train-abcde", job["rayClusterSpec"])
     assert [group["replicas"] for group in cluster.spec["workerGroupSpecs"]] == [1]
     worker = cluster.add_worker("train")
-    print(f"head ready after {cluster.head.wait_until_ready(120):.0f} s, worker after {worker.wait_until_ready(120):.0f} s")
+    print(
+        f"head ready after {cluster.head.wait_until_ready(READY_S):.0f} s, worker after {worker.wait_until_ready(READY_S):.0f} s"
+    )
     return cluster
 
 
@@ -160,7 +164,7 @@ def test_the_pods_of_a_rayjob_form_a_cluster_with_the_resources_of_the_file(trai
 
 def test_the_rayjobs_entrypoint_trains_and_its_code_comes_back(kubelet, training, job):
     submitter = training.submit(train(job, "plain", 30), "first")
-    assert submitter.wait(300) == 0, submitter.log()
+    assert submitter.wait(JOB_S) == 0, submitter.log()
     assert [row["step"] for row in rows(kubelet, "plain")] == list(range(1, 31))
     assert training.code_of("first") == 0
     for pod in (training.head, training.workers[0]):
@@ -171,12 +175,12 @@ def test_the_rayjobs_entrypoint_trains_and_its_code_comes_back(kubelet, training
 
 def test_a_job_that_is_refused_gives_its_code_through_the_rayjob(training, job):
     submitter = training.submit(train(job, "refused", 30, "data.captions=[json.nothing]"), "refused")
-    submitter.wait(300)
+    submitter.wait(JOB_S)
     assert training.code_of("refused") == EXIT_BAD_INPUT
 
 
 def test_a_deleted_pod_saves_and_ends_within_its_grace_period_and_the_run_goes_on_without_it(kubelet, training, job):
-    training.add_worker("train").wait_until_ready(180)
+    training.add_worker("train").wait_until_ready(READY_S)
     rare = ("checkpoint.every_steps=1000000", "train.num_epochs=1000000")  # so that only the notice makes it save
     training.submit(train(job, "drained", 1_000_000, *rare), "drained")
     step = wait_for_steps(kubelet, "drained", worlds=[2])
@@ -211,7 +215,7 @@ def wait_for_steps(kubelet: Kubelet, run: str, worlds: list[int]) -> int:
         begun = [start["world_size"] for start in starts] == worlds
         return made[-1]["step"] if begun and made and made[-1]["step"] >= starts[-1]["step"] + 5 else 0
 
-    wait_until(steps, 300, lambda: str((rows(kubelet, run, "starts"), rows(kubelet, run)[-1:])))
+    wait_until(steps, JOB_S, lambda: str((rows(kubelet, run, "starts"), rows(kubelet, run)[-1:])))
     return steps()
 
 
@@ -223,7 +227,7 @@ def standing(kubelet: Kubelet) -> Cluster:
     """The cluster that stays, with one pod of its ingestion group, as the autoscaler would add it."""
     cluster = Cluster(kubelet, "rayclip", manifests("raycluster.yaml", "RayCluster")["rayclip"]["spec"])
     assert [group["replicas"] for group in cluster.spec["workerGroupSpecs"]] == [0, 0]
-    cluster.add_worker("ingest").wait_until_ready(180)
+    cluster.add_worker("ingest").wait_until_ready(READY_S)
     return cluster
 
 
@@ -252,7 +256,7 @@ def test_the_cronjobs_pod_ends_with_the_ingestions_code_and_kubernetes_does_what
     kubelet, standing, nightly, name, more, code, action
 ):
     pod = night(kubelet, nightly, name, *more)
-    assert pod.wait(400) == code, pod.log()
+    assert pod.wait(JOB_S) == code, pod.log()
     assert pod_failure_action(nightly, code, 0) == action
     assert pod_failure_action(nightly, code, nightly["backoffLimit"]) == ("Complete" if code == EXIT_DONE else "Fail")
 
@@ -271,9 +275,9 @@ def test_an_evicted_pod_of_the_cronjob_ends_at_once_and_leaves_its_job_running(k
 def test_the_raycronjobs_entrypoint_ingests_on_a_cluster_of_its_own(kubelet):
     spec = manifests("raycronjob-ingest.yaml", "RayCronJob")["rayclip-ingest"]["spec"]["jobTemplate"]
     cluster = Cluster(kubelet, "rayclip-ingest-abcde", spec["rayClusterSpec"])
-    cluster.add_worker("ingest").wait_until_ready(180)
+    cluster.add_worker("ingest").wait_until_ready(READY_S)
     entrypoint = " ".join([spec["entrypoint"].strip(), *ONE_WORKER, "ingest.output=s3://bucket/own"])
     submitter = cluster.submit({**spec, "entrypoint": entrypoint}, "night")
-    assert submitter.wait(400) == 0, submitter.log()
+    assert submitter.wait(JOB_S) == 0, submitter.log()
     assert cluster.code_of("night") == EXIT_DONE
     assert "version 1: 6 samples" in submitter.log()
