@@ -145,9 +145,7 @@ def training(kubelet: Kubelet, job: dict[str, Any]) -> Cluster:
     cluster = Cluster(kubelet, "rayclip-train-abcde", job["rayClusterSpec"])
     assert [group["replicas"] for group in cluster.spec["workerGroupSpecs"]] == [1]
     worker = cluster.add_worker("train")
-    print(
-        f"head ready after {cluster.head.wait_until_ready(READY_S):.0f} s, worker after {worker.wait_until_ready(READY_S):.0f} s"
-    )
+    print(f"ready after {[round(pod.wait_until_ready(READY_S)) for pod in (cluster.head, worker)]} s")
     return cluster
 
 
