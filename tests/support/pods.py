@@ -115,6 +115,7 @@ class Kubelet:
         others = [line for line in self.hosts.read_text().splitlines() if not set(line.split()[1:]) & set(services)]
         self.hosts.write_text("\n".join([*others, f"{address} {' '.join(names)}", ""]))
         self.pods.append(Pod(self, name, spec, address, len(self.pods)))
+        self.pods[-1].start()
         return self.pods[-1]
 
 
@@ -124,7 +125,7 @@ class Pod:
     def __init__(self, kubelet: Kubelet, name: str, spec: dict[str, Any], address: str, number: int) -> None:
         self.kubelet, self.name, self.spec, self.address = kubelet, name, spec, address
         self.log_file = kubelet.folder / f"{name}.log"
-        self.main = spec["containers"][0]
+        self.main, self.process = spec["containers"][0], None
         assert {container["name"] for container in spec["containers"][1:]} <= set(NOT_HERE), "a container without a stand-in"
         self._account = kubelet.accounts[spec["serviceAccountName"]] if "serviceAccountName" in spec else {}
         security = spec["securityContext"]
@@ -132,27 +133,30 @@ class Pod:
         assert security["runAsUser"] != 0, f"{name}: would run as root"
         self._user, self._group = security["runAsUser"], security["fsGroup"]
         self._sandbox = Namespaces(["net", "uts", "ipc"], f"hostname {name} && ip link set lo up", self.log_file)
-        ends = ["ip", "link", "add", "eth0", "netns", str(self._sandbox.first), "type", "veth", "peer", "name", f"pod{number}"]
-        bridge = f"ip link set pod{number} master pods && ip link set pod{number} up"
-        route = f"ip address add {address}/24 dev eth0 && ip link set eth0 up && ip route add default via {MACHINE}"
+        self._end, self._ended = f"pod{number}", threading.Event()
+        self.results: dict[str, list[bool]] = {kind: [] for kind in ("readinessProbe", "livenessProbe") if kind in self.main}
+
+    # --- life
+
+    def start(self) -> None:
+        """Join the network, run the init containers, then start the first container and its probes."""
+        machine, inside = self.kubelet.machine, str(self._sandbox.first)
+        ends = ["ip", "link", "add", "eth0", "netns", inside, "type", "veth", "peer", "name", self._end]
+        bridge = f"ip link set {self._end} master pods && ip link set {self._end} up"
+        route = f"ip address add {self.address}/24 dev eth0 && ip link set eth0 up && ip route add default via {MACHINE}"
         for command in (
-            [*ends, "netns", str(kubelet.machine.first)],
-            [*kubelet.machine.enter(), "bash", "-c", bridge],
+            [*ends, "netns", str(machine.first)],
+            [*machine.enter(), "bash", "-c", bridge],
             [*self._sandbox.enter(), "bash", "-c", route],  # of a way out, which the machine does not have
         ):
             subprocess.run(command, check=True, env=os.environ | {"PATH": SEARCH})
-        for container in spec.get("initContainers", []):
-            assert self._start(container).wait(300) == 0, self.log()
+        for container in self.spec.get("initContainers", []):
+            self.process = self._start(container)
+            assert self.process.wait(300) == 0, self.log()
         self.began = time.monotonic()
         self.process = self._start(self.main)
-        self.results: dict[str, list[bool]] = {}
-        self._ended = threading.Event()
-        for kind in ("readinessProbe", "livenessProbe"):
-            if kind in self.main:
-                self.results[kind] = []
-                threading.Thread(target=self._keep_probing, args=(kind,), daemon=True).start()
-
-    # --- life
+        for kind in self.results:
+            threading.Thread(target=self._keep_probing, args=(kind,), daemon=True).start()
 
     def log(self) -> str:
         return self.log_file.read_text(errors="replace")
@@ -185,9 +189,10 @@ class Pod:
     def kill(self) -> None:
         """End all of its processes at once, as a node that fails does."""
         self._ended.set()
-        self.process.kill()
-        self.process.wait(30)
-        self._sandbox.end()
+        for process in (self.process, self._sandbox.process):
+            if process:
+                process.kill()
+                process.wait(30)
 
     # --- probes
 
@@ -198,11 +203,10 @@ class Pod:
         asked = self.kubelet.on_the_machine("wget", "--tries=1", f"--timeout={probe['timeoutSeconds']}", "-q", "-O-", url)
         return asked.returncode == 0
 
-    def wait_until_ready(self, seconds: float) -> float:
-        """Wait for a readiness probe that passes; return the seconds since the container's start."""
+    def becomes_ready(self, seconds: float) -> bool:
+        """Wait for a readiness probe that passes; return False if the container ends before."""
         wait_until(lambda: any(self.results["readinessProbe"]) or self.process.poll() is not None, seconds, self.log)
-        assert self.process.poll() is None, self.log()
-        return time.monotonic() - self.began
+        return self.process.poll() is None
 
     def failures_in_a_row(self, kind: str) -> int:
         """Return the longest series of failures after the first success."""

@@ -4,6 +4,7 @@ import copy
 import json
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -54,13 +55,23 @@ class Cluster:
 
     def __init__(self, kubelet: Kubelet, name: str, spec: dict[str, Any]) -> None:
         self.kubelet, self.name, self.spec = kubelet, name, spec
-        self.head = kubelet.run(f"{name}-head", head_pod(name, spec), head_service(name))
+        self.head = self._ready(f"{name}-head", head_pod(name, spec), head_service(name))
         self.workers: list[Pod] = []
+        self._made = 0
 
     def add_worker(self, group: str) -> Pod:
-        number = len(self.workers)
-        self.workers.append(self.kubelet.run(f"{self.name}-{group}-{number}", worker_pod(self.name, self.spec, group)))
+        self._made += 1
+        self.workers.append(self._ready(f"{self.name}-{group}-{self._made}", worker_pod(self.name, self.spec, group)))
         return self.workers[-1]
+
+    def _ready(self, name: str, spec: dict[str, Any], *services: str) -> Pod:
+        """Start a pod and wait until it is ready; a pod whose Ray fails to start is replaced, as the operator does."""
+        for trial in range(3):
+            pod = self.kubelet.run(f"{name}-{trial}", spec, *services)
+            if pod.becomes_ready(READY_S):
+                print(f"{pod.name}: ready after {time.monotonic() - pod.began:.0f} s")
+                return pod
+        raise AssertionError(f"{name} does not start:\n{pod.log()}")
 
     def resources(self) -> dict[str, float]:
         """Return what Ray in the head's pod says that the nodes have."""
@@ -144,8 +155,7 @@ def training(kubelet: Kubelet, job: dict[str, Any]) -> Cluster:
     """The cluster of the RayJob as it begins: the head and one worker."""
     cluster = Cluster(kubelet, "rayclip-train-abcde", job["rayClusterSpec"])
     assert [group["replicas"] for group in cluster.spec["workerGroupSpecs"]] == [1]
-    worker = cluster.add_worker("train")
-    print(f"ready after {[round(pod.wait_until_ready(READY_S)) for pod in (cluster.head, worker)]} s")
+    cluster.add_worker("train")
     return cluster
 
 
@@ -178,7 +188,7 @@ def test_a_job_that_is_refused_gives_its_code_through_the_rayjob(training, job):
 
 
 def test_a_deleted_pod_saves_and_ends_within_its_grace_period_and_the_run_goes_on_without_it(kubelet, training, job):
-    training.add_worker("train").wait_until_ready(READY_S)
+    training.add_worker("train")
     rare = ("checkpoint.every_steps=1000000", "train.num_epochs=1000000")  # so that only the notice makes it save
     training.submit(train(job, "drained", 1_000_000, *rare), "drained")
     step = wait_for_steps(kubelet, "drained", worlds=[2])
@@ -225,7 +235,7 @@ def standing(kubelet: Kubelet) -> Cluster:
     """The cluster that stays, with one pod of its ingestion group, as the autoscaler would add it."""
     cluster = Cluster(kubelet, "rayclip", manifests("raycluster.yaml", "RayCluster")["rayclip"]["spec"])
     assert [group["replicas"] for group in cluster.spec["workerGroupSpecs"]] == [0, 0]
-    cluster.add_worker("ingest").wait_until_ready(READY_S)
+    cluster.add_worker("ingest")
     return cluster
 
 
@@ -273,7 +283,7 @@ def test_an_evicted_pod_of_the_cronjob_ends_at_once_and_leaves_its_job_running(k
 def test_the_raycronjobs_entrypoint_ingests_on_a_cluster_of_its_own(kubelet):
     spec = manifests("raycronjob-ingest.yaml", "RayCronJob")["rayclip-ingest"]["spec"]["jobTemplate"]
     cluster = Cluster(kubelet, "rayclip-ingest-abcde", spec["rayClusterSpec"])
-    cluster.add_worker("ingest").wait_until_ready(READY_S)
+    cluster.add_worker("ingest")
     entrypoint = " ".join([spec["entrypoint"].strip(), *ONE_WORKER, "ingest.output=s3://bucket/own"])
     submitter = cluster.submit({**spec, "entrypoint": entrypoint}, "night")
     assert submitter.wait(JOB_S) == 0, submitter.log()
