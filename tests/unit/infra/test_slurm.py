@@ -18,7 +18,7 @@ STAND_INS = {
     'while [ "${1#--}" != "$1" ]; do file=${1#--output=}; [ "$file" = "$1" ] || exec > "$file" 2>&1; shift; done\n'
     'echo "noise of Ray"; "$@"; code=$?; sleep "${RAY_ENDS_S:-0}"\n'
     'exit "${SRUN_CODE:-$code}"',
-    "ray": 'echo "ray $*" >> "$LOG"; [ "$1" = symmetric-run ] || exit 0; [ -z "$NO_RAY" ] || exit 3\n'
+    "ray": 'echo "ray $*" >> "$LOG"; [ "$1" = symmetric-run ] || exit 0; [ -z "$NO_RAY" ] || exit "$NO_RAY"\n'
     '[ -z "$SLOW_RAY" ] || { echo slow >> "$LOG"; exec sleep 5; }\n'
     'env | grep "^RAY_" | sort >> "$LOG"; while [ "$1" != -- ]; do shift; done; shift; "$@"',
     "python": 'echo "python $*" >> "$LOG"; trap "exit 143" TERM; echo "a line of the run"; echo ready >> "$LOG"\n'
@@ -192,11 +192,12 @@ def test_the_exit_code_is_the_drivers_also_where_a_node_was_lost_on_the_way(laun
     assert not list(log.parent.glob("tmp.*")), "nothing is left behind"
 
 
-def test_a_step_that_ends_before_its_driver_begins_keeps_its_own_code(launch):
-    process, _ = launch(NO_RAY="1")
+@pytest.mark.parametrize(("step", "code"), [("3", 3), ("0", 1)])  # 0: `ray symmetric-run`, where Ray does not start
+def test_a_step_that_ends_before_its_driver_begins_has_failed_whatever_its_own_code(launch, step, code):
+    process, _ = launch(NO_RAY=step)
     said, _ = process.communicate(timeout=30)
-    assert process.returncode == 3
-    assert said == "the run did not start (exit code 3); rayclip-17-ray.log says why\n"
+    assert process.returncode == code
+    assert said == f"the run did not start (exit code {code}); rayclip-17-ray.log says why\n"
 
 
 def test_the_line_for_cron_queues_an_ingestion_that_runs_where_the_code_is(tmp_path):
