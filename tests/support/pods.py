@@ -189,10 +189,10 @@ class Pod:
     def kill(self) -> None:
         """End all of its processes at once, as a node that fails does."""
         self._ended.set()
-        for process in (self.process, self._sandbox.process):
-            if process:
-                process.kill()
-                process.wait(30)
+        if self.process and self.process.poll() is None:  # `unshare --kill-child` no longer reaches a process with another user
+            os.kill(child_of(self.process), signal.SIGKILL)
+            self.process.wait(30)
+        self._sandbox.end()
 
     # --- probes
 
