@@ -70,7 +70,7 @@ class Prometheus:
 
 @pytest.fixture(scope="module")
 def scraped(tmp_path_factory, s3_endpoint, draw_shape, data_set) -> Iterator[tuple[Prometheus, str]]:
-    """Prometheus, after an ingestion on a busy S3, one whose shards S3 refuses, and a training; and the data set's address."""
+    """Prometheus, after an ingestion on a busy S3, one whose versions S3 refuses, and a training; the data set."""
     if shutil.which("prometheus") is None:
         pytest.skip("not installed: prometheus; apt-get install prometheus")
     from tests.conftest import S3_ENVIRONMENT, web_server
@@ -80,7 +80,7 @@ def scraped(tmp_path_factory, s3_endpoint, draw_shape, data_set) -> Iterator[tup
         pytest.MonkeyPatch.context() as patch,
         web_server() as web,
         flaky_s3(s3_endpoint, every_503=10, every_cut=1000) as busy,
-        flaky_s3(s3_endpoint, every_503=1000, every_cut=1000, read_only=True, below="/shards/") as refusing,
+        flaky_s3(s3_endpoint, every_503=1000, every_cut=1000, read_only=True, below="/manifests/") as refusing,
     ):
         for name, value in (S3_ENVIRONMENT | {"AWS_ENDPOINT_URL": s3_endpoint}).items():
             patch.setenv(name, value)
