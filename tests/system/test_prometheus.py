@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from jobs.cli.command_line import EXIT_BAD_INPUT
 from tests.conftest import free_port
 from tests.support.cluster import MiniCluster, free_port_outside_rays_own
 from tests.support.flaky_s3 import flaky_s3
@@ -97,7 +98,7 @@ def scraped(tmp_path_factory, s3_endpoint, draw_shape, data_set) -> Iterator[tup
             ingest += ["ingest.fetch.allow_addresses=[127.0.0.1/32]"]
             assert run(cluster, *ingest, "ingest.output=s3://scraped/pairs", log=folder / "ingest.log") == 0
             cluster.environment["AWS_ENDPOINT_URL"] = refusing.address
-            assert run(cluster, *ingest, "ingest.output=s3://scraped/refused", log=folder / "refused.log") == 1
+            assert run(cluster, *ingest, "ingest.output=s3://scraped/refused", log=folder / "refused.log") == EXIT_BAD_INPUT
             cluster.environment["AWS_ENDPOINT_URL"] = busy.address
             train = ["jobs/train.py", "--config", "debug_cpu", "run.name=scraped", "run.dir=s3://scraped/runs"]
             train += ["data.uri=s3://scraped/pairs", f"evaluation.retrieval_uri={data_set}", "train.max_steps=40"]

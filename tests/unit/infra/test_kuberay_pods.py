@@ -8,6 +8,7 @@ from ray.scripts.scripts import cli
 
 from tests.support.deploy_checks import INFRA, filled_in, load_all
 from tests.support.kuberay_pods import head_pod, pod_failure_action, submitter_pod, worker_pod
+from tests.support.kuberay_rules import job_rules
 from tests.support.name_server import answer
 from tests.support.pods import DOCKERFILE, HOME, UID, WORKDIR, image_environment
 
@@ -77,6 +78,14 @@ def test_the_submitter_submits_once_however_often_its_pod_is_started():
     assert "if ! ray job status" in line
     assert "--submission-id id -- python /opt/rayclip/jobs/train.py --config vit_b_32" in line
     assert {variable["name"] for variable in container["env"]} >= {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN"}
+
+
+def test_a_job_without_a_template_for_its_submitter_is_refused():
+    spec = OF_KIND["RayCronJob"]["spec"]["jobTemplate"]
+    assert not list(job_rules(spec))
+    without = {key: value for key, value in spec.items() if key != "submitterPodTemplate"}
+    assert [line.partition(":")[0] for line in job_rules(without)] == ["submitterPodTemplate"]
+    assert "securityContext" not in submitter_pod("name", without, "id")
 
 
 @pytest.mark.parametrize(
