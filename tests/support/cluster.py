@@ -75,7 +75,7 @@ class MiniCluster:
         return list(state.node_table())
 
     def wait_for_nodes(self, count: int) -> None:
-        deadline = time.time() + 60
+        deadline = time.time() + 180  # on a machine that does other things too
         while time.time() < deadline:
             try:
                 if len(self.node_ids()) >= count:

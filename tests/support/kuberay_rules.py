@@ -129,6 +129,8 @@ def job_rules(spec: dict[str, Any]) -> Iterator[str]:
     yield from (rule for rule, broken in refused.items() if broken)
     if "submitterPodTemplate" in spec:
         yield from pod_rules("submitter", spec["submitterPodTemplate"]["spec"])
+    elif mode == "K8sJobMode":
+        yield "submitterPodTemplate: must be stated; the operator's own pod has no securityContext"
     if "rayClusterSpec" in spec:
         yield from cluster_rules(spec["rayClusterSpec"])
 

@@ -11,11 +11,13 @@ import re
 import shutil
 import signal
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 
-PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged", "mungekey", "unshare", "nsenter", "ip")
+from tests.support import namespaces
+from tests.support.namespaces import SEARCH, Namespaces, wait_until
+
+PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged", "mungekey")
+KINDS = ("net", "pid", "mount", "uts", "ipc")
 NODES = {"rayclip-1": "10.213.0.1", "rayclip-2": "10.213.0.2"}
 FIRST, SECOND = NODES
 CREDENTIALS_S = 10
@@ -53,10 +55,7 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 
 def missing() -> str:
     """Return why a SLURM cannot be started here; "" if it can."""
-    absent = [name for name in PROGRAMS if shutil.which(name, path=_path()) is None]
-    if absent:
-        return f"not installed: {', '.join(absent)}; apt-get install slurmctld slurmd slurm-client munge iproute2"
-    return "" if os.geteuid() == 0 else "namespaces and SLURM's daemons need root"
+    return namespaces.missing(*PROGRAMS, install="slurmctld slurmd slurm-client munge iproute2")
 
 
 class SlurmCluster:
@@ -69,8 +68,7 @@ class SlurmCluster:
 
     def __init__(self, folder: Path, gpus: int | None = None) -> None:
         self.folder, self.home, self._gpus = folder, folder / "home", gpus
-        self._nodes: dict[str, subprocess.Popen[bytes]] = {}
-        self._inits: dict[str, int] = {}
+        self._nodes: dict[str, Namespaces] = {}
         self._dead: dict[str, int] = {}
         self._daemons: list[subprocess.Popen[bytes]] = []
 
@@ -92,19 +90,18 @@ class SlurmCluster:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in self._nodes.values():  # --kill-child: the node's init ends with it, and all of its processes with that
-            process.kill()
-        for process in [*self._nodes.values(), *self._daemons]:
-            process.wait(30)
+        for node in self._nodes.values():
+            node.end()
+        for daemon in self._daemons:
+            daemon.wait(30)
 
     def kill_node(self, name: str) -> None:
         """Silences a node and ends all of its processes at once, as a power failure does."""
-        self._dead[name] = os.open(
-            f"/proc/{self._inits[name]}/ns/net", os.O_RDONLY
-        )  # else the other node would lose its interface
+        first = self._nodes[name].first
+        self._dead[name] = os.open(f"/proc/{first}/ns/net", os.O_RDONLY)  # else the other node would lose its interface
         self.on(name, "ip link set net0 down")
-        os.kill(self._inits[name], signal.SIGKILL)
-        self._nodes[name].wait(30)
+        os.kill(first, signal.SIGKILL)
+        self._nodes[name].process.wait(30)
 
     def bring_back(self, name: str) -> None:
         """Starts a killed node again and waits until SLURM uses it."""
@@ -187,21 +184,14 @@ class SlurmCluster:
     def _start_node(self, name: str) -> None:
         Path("/tmp/ray").mkdir(exist_ok=True)
         private = "".join(f"mount -t tmpfs tmpfs {folder} && " for folder in ("/tmp/ray", "/run", "/dev/shm"))
-        ready = self.folder / f"{name}.ready"
-        ready.unlink(missing_ok=True)
         set_up = (
             f"hostname {name} && {private} mount --bind {self.folder}/hosts /etc/hosts && mkdir -m 755 /run/munge &&"
-            f" ip link set lo up && touch {ready} && while :; do sleep 3600 & wait; done"  # bash reaps orphans, as an init does
+            " ip link set lo up"
         )
-        namespaces = ["--net", "--pid", "--mount", "--uts", "--ipc", "--fork", "--mount-proc", "--kill-child"]
-        log = (self.folder / f"{name}.log").open("ab")
-        self._nodes[name] = subprocess.Popen(["unshare", *namespaces, "bash", "-c", set_up], stdout=log, stderr=log)
-        wait_until(ready.exists, 30, lambda: (self.folder / f"{name}.log").read_text())
-        parent = self._nodes[name].pid
-        self._inits[name] = int(Path(f"/proc/{parent}/task/{parent}/children").read_text())
+        self._nodes[name] = Namespaces(KINDS, set_up, self.folder / f"{name}.log")
 
     def _join_nodes(self) -> None:
-        first, second = (str(self._inits[name]) for name in NODES)
+        first, second = (str(self._nodes[name].first) for name in NODES)
         ends = ["ip", "link", "add", "net0", "netns", first, "type", "veth", "peer", "name", "net0", "netns", second]
         subprocess.run(ends, check=True)
         for name, address in NODES.items():
@@ -209,14 +199,14 @@ class SlurmCluster:
 
     def _start_daemon(self, name: str, program: str, *arguments: str) -> None:
         log = (self.folder / f"{program}-{name}.out").open("ab")
-        command = [*self._enter(name), _program(program), *arguments]
+        command = [*self._nodes[name].enter(), _program(program), *arguments]
         self._daemons.append(
             subprocess.Popen(command, env=self._environment({}), stdout=log, stderr=log, start_new_session=True)
         )
 
     def _run(self, name: str, command: str, folder: Path | None = None, variables: dict[str, str] | None = None):
         return subprocess.run(
-            [*self._enter(name), f"--wdns={folder or self.folder}", "bash", "-c", command],
+            [*self._nodes[name].enter(), f"--wdns={folder or self.folder}", "bash", "-c", command],
             env=self._environment(variables or {}),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -226,30 +216,11 @@ class SlurmCluster:
             timeout=120,
         )
 
-    def _enter(self, name: str) -> list[str]:
-        return ["nsenter", f"--target={self._inits[name]}", "--net", "--pid", "--mount", "--uts", "--ipc"]
-
     def _environment(self, variables: dict[str, str]) -> dict[str, str]:
-        return {"PATH": _path(), "HOME": str(self.home), "SLURM_CONF": str(self._conf), "LANG": "C.UTF-8", **variables}
-
-
-def wait_until(holds: Callable[[], object], seconds: float, describe: Callable[[], str] = str) -> None:
-    """Waits until a condition holds.
-
-    Raises:
-        AssertionError: It does not within that time; with the description.
-    """
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {describe()}"
-        time.sleep(0.2)
-
-
-def _path() -> str:
-    return f"{os.environ['PATH']}:/usr/sbin:/sbin"
+        return {"PATH": SEARCH, "HOME": str(self.home), "SLURM_CONF": str(self._conf), "LANG": "C.UTF-8", **variables}
 
 
 def _program(name: str) -> str:
-    path = shutil.which(name, path=_path())
+    path = shutil.which(name, path=SEARCH)
     assert path is not None, name
     return path

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from jobs.cli.command_line import EXIT_BAD_INPUT, EXIT_NOT_MEANT
 from tests.conftest import free_port
 from tests.support.cluster import MiniCluster, free_port_outside_rays_own
 from tests.support.flaky_s3 import flaky_s3
@@ -70,7 +71,7 @@ class Prometheus:
 
 @pytest.fixture(scope="module")
 def scraped(tmp_path_factory, s3_endpoint, draw_shape, data_set) -> Iterator[tuple[Prometheus, str]]:
-    """Prometheus, after an ingestion on an S3 that is busy, one that S3 refuses, and a training; and the data set's address."""
+    """Prometheus, after an ingestion on a busy S3, one whose versions S3 refuses, one of dead links, and a training."""
     if shutil.which("prometheus") is None:
         pytest.skip("not installed: prometheus; apt-get install prometheus")
     from tests.conftest import S3_ENVIRONMENT, web_server
@@ -80,7 +81,7 @@ def scraped(tmp_path_factory, s3_endpoint, draw_shape, data_set) -> Iterator[tup
         pytest.MonkeyPatch.context() as patch,
         web_server() as web,
         flaky_s3(s3_endpoint, every_503=10, every_cut=1000) as busy,
-        flaky_s3(s3_endpoint, every_503=1000, every_cut=1000, read_only=True) as refusing,
+        flaky_s3(s3_endpoint, every_503=1000, every_cut=1000, read_only=True, below="/manifests/") as refusing,
     ):
         for name, value in (S3_ENVIRONMENT | {"AWS_ENDPOINT_URL": s3_endpoint}).items():
             patch.setenv(name, value)
@@ -97,8 +98,12 @@ def scraped(tmp_path_factory, s3_endpoint, draw_shape, data_set) -> Iterator[tup
             ingest += ["ingest.fetch.allow_addresses=[127.0.0.1/32]"]
             assert run(cluster, *ingest, "ingest.output=s3://scraped/pairs", log=folder / "ingest.log") == 0
             cluster.environment["AWS_ENDPOINT_URL"] = refusing.address
-            assert run(cluster, *ingest, "ingest.output=s3://scraped/refused", log=folder / "refused.log") == 1
+            assert run(cluster, *ingest, "ingest.output=s3://scraped/refused", log=folder / "refused.log") == EXIT_BAD_INPUT
             cluster.environment["AWS_ENDPOINT_URL"] = busy.address
+            gone = folder / "gone.csv"
+            gone.write_text("\n".join(["url,caption", *(f"{web.address}/gone/{n},a disc" for n in range(10)), ""]))
+            dead = [*ingest, f"ingest.input={gone}", "ingest.output=s3://scraped/gone"]
+            assert run(cluster, *dead, log=folder / "gone.log") == EXIT_NOT_MEANT
             train = ["jobs/train.py", "--config", "debug_cpu", "run.name=scraped", "run.dir=s3://scraped/runs"]
             train += ["data.uri=s3://scraped/pairs", f"evaluation.retrieval_uri={data_set}", "train.max_steps=40"]
             train += ["train.global_batch_size=8", "data.block_size_samples=8", "cluster.num_workers=2"]
@@ -138,8 +143,9 @@ def test_the_panels_show_what_was_done(scraped):
     assert last("Partitions left") == [0]
     assert last("Done") == [1]
     assert max(max(values) for values in prometheus.values(now["Success rate"][0]).values()) <= 1
-    assert all(0 <= value <= 1 for values in prometheus.values(now["Retries"][0]).values() for value in values)
-    assert max(max(values) for values in prometheus.values(now["Retries"][0]).values()) > 0
+    (retries,) = panel_queries("Retries", __range="10m", __rate_interval="2m")  # a run of a minute is too short for a rate
+    assert all(0 <= value <= 1 for values in prometheus.values(retries).values() for value in values)
+    assert max(max(values) for values in prometheus.values(retries).values()) > 0
     states = {json.loads(labels)["State"] for labels in prometheus.values(now["Actors"][0])}
     assert "ALIVE" in states
     assert not states & {"IDLE", "RUNNING_TASK"}, "the same actors, told by their own processes"
@@ -166,6 +172,13 @@ def test_a_request_that_s3_refuses_raises_an_alert_though_it_happens_once(scrape
     firing = [one["labels"] for one in prometheus.ask("alerts")["alerts"] if one["state"] == "firing"]
     refused = [labels for labels in firing if labels["alertname"] == "RayclipStorageFailures"]
     assert [labels["data_set"] for labels in refused] == ["s3://scraped/refused"]
+
+
+def test_an_ingestion_that_did_not_do_what_was_meant_raises_an_alert(scraped):
+    prometheus, _ = scraped
+    firing = [one["labels"] for one in prometheus.ask("alerts")["alerts"] if one["state"] == "firing"]
+    not_meant = [labels for labels in firing if labels["alertname"] == "RayclipIngestionNotMeant"]
+    assert [labels["data_set"] for labels in not_meant] == ["s3://scraped/gone"]
 
 
 def test_it_listens_on_loopback_only(scraped):

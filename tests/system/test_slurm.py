@@ -100,6 +100,7 @@ def test_two_nodes_train_and_let_the_allocation_go_soon_after_the_last_step(slur
 def test_a_run_is_queued_again_before_its_time_limit_resumes_at_the_next_step_and_saves_when_it_is_ended(slurm, clone, train):
     number = train("--nodes=2 --time=4 --signal=B:USR1@45", 100_000)
     wait_until(lambda: slurm.job(number)["Restarts"] == "1", 400, lambda: str(slurm.job(number)))
+    slurm.on(FIRST, f"scontrol update jobid={number} timelimit=60")  # a busy machine may need minutes to start again
     saved = rows(clone)[-1]["step"]
     wait_for_step(clone, saved + 5)
     (line,) = re.findall(r"^(scancel --batch --signal=TERM) JOB$", PAGE, re.MULTILINE)
@@ -185,7 +186,7 @@ def test_a_signal_while_ray_starts_ends_the_job_or_queues_it_again(slurm, withou
     if signal == "USR1":
         wait_until(lambda: slurm.job(number)["Restarts"] == "1", 60, lambda: str(slurm.job(number)))
     job = slurm.wait_for_end(number, 120)
-    assert job["ExitCode"] == ("143:0" if signal == "TERM" else "0:0")
+    assert job["ExitCode"] == ("143:0" if signal == "TERM" else "1:0")  # 1: the stand-in starts no run then either
     assert job["Restarts"] == ("0" if signal == "TERM" else "1")
 
 

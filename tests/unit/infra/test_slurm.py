@@ -16,8 +16,9 @@ STAND_INS = {
     # A lost node gives srun a code of its own, whatever the driver's is.
     "srun": 'echo "srun $*" >> "$LOG"\n'
     'while [ "${1#--}" != "$1" ]; do file=${1#--output=}; [ "$file" = "$1" ] || exec > "$file" 2>&1; shift; done\n'
-    'echo "noise of Ray"; "$@"; code=$?; exit "${SRUN_CODE:-$code}"',
-    "ray": 'echo "ray $*" >> "$LOG"; [ "$1" = symmetric-run ] || exit 0; [ -z "$NO_RAY" ] || exit 3\n'
+    'echo "noise of Ray"; "$@"; code=$?; sleep "${RAY_ENDS_S:-0}"\n'
+    'exit "${SRUN_CODE:-$code}"',
+    "ray": 'echo "ray $*" >> "$LOG"; [ "$1" = symmetric-run ] || exit 0; [ -z "$NO_RAY" ] || exit "$NO_RAY"\n'
     '[ -z "$SLOW_RAY" ] || { echo slow >> "$LOG"; exec sleep 5; }\n'
     'env | grep "^RAY_" | sort >> "$LOG"; while [ "$1" != -- ]; do shift; done; shift; "$@"',
     "python": 'echo "python $*" >> "$LOG"; trap "exit 143" TERM; echo "a line of the run"; echo ready >> "$LOG"\n'
@@ -104,6 +105,26 @@ def test_a_sigterm_to_the_script_reaches_the_driver_and_ends_the_run_for_good(la
     assert not any(line.startswith("scontrol") for line in lines(log))
 
 
+@pytest.mark.parametrize("told", [True, False], ids=["told to end", "ended by Ray's own end"])
+def test_the_time_limits_signal_while_ray_ends_does_not_queue_a_run_again_that_was_to_end(launch, told):
+    process, log = launch(STEPS="600", RAY_ENDS_S="3")
+    wait_for(log, "ready")
+    (driver,) = [path for path in log.parent.glob("tmp.*") if path.read_text().strip()]
+    if told:
+        process.send_signal(signal.SIGTERM)
+    else:
+        os.kill(int(driver.read_text()), signal.SIGTERM)
+    deadline = time.monotonic() + 30
+    while not (code := driver.with_name(f"{driver.name}.code")).exists() or not code.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGUSR1)
+    said, _ = process.communicate(timeout=30)
+    assert process.returncode == 143, said
+    assert "queued again" not in said
+    assert not any(line.startswith("scontrol") for line in lines(log))
+
+
 @pytest.mark.parametrize(("number", "requeued"), [(signal.SIGTERM, False), (signal.SIGUSR1, True)])
 def test_a_signal_while_ray_starts_ends_the_step_as_nothing_is_to_be_saved(launch, number, requeued):
     process, log = launch(SLOW_RAY="1")
@@ -171,11 +192,12 @@ def test_the_exit_code_is_the_drivers_also_where_a_node_was_lost_on_the_way(laun
     assert not list(log.parent.glob("tmp.*")), "nothing is left behind"
 
 
-def test_a_step_that_ends_before_its_driver_begins_keeps_its_own_code(launch):
-    process, _ = launch(NO_RAY="1")
+@pytest.mark.parametrize(("step", "code"), [("3", 3), ("0", 1)])  # 0: `ray symmetric-run`, where Ray does not start
+def test_a_step_that_ends_before_its_driver_begins_has_failed_whatever_its_own_code(launch, step, code):
+    process, _ = launch(NO_RAY=step)
     said, _ = process.communicate(timeout=30)
-    assert process.returncode == 3
-    assert said == "the run did not start (exit code 3); rayclip-17-ray.log says why\n"
+    assert process.returncode == code
+    assert said == f"the run did not start (exit code {code}); rayclip-17-ray.log says why\n"
 
 
 def test_the_line_for_cron_queues_an_ingestion_that_runs_where_the_code_is(tmp_path):
