@@ -3,10 +3,13 @@
 import asyncio
 import os
 import signal
+import zipfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import requests
+from ray._private.runtime_env import packaging
 from ray.job_submission import JobStatus
 
 from jobs import submit
@@ -15,6 +18,8 @@ from jobs.submit import follow, main, recipe_runtime_env
 from pipeline.errors import ConfigError
 from training.errors import RunError
 
+ROOT = Path(__file__).parents[3]
+ROOMS = ("jobs", "model", "pipeline", "training")
 UNKNOWN = "Request failed with status code 404: Job a does not exist."
 
 
@@ -356,3 +361,14 @@ def test_a_submission_that_the_cluster_refuses_is_one_line():
         submit.submit(Refusing(trouble), "true", "a", {})
     with pytest.raises(RunError, match="`ray job list` says whether"):
         submit.submit(Refusing(requests.ConnectionError("reset")), "true", "a", {})
+
+
+def test_a_copy_of_the_project_holds_all_its_modules(tmp_path):
+    """`--working-dir .` packs what .rayignore and .gitignore do not name: a bare `data` there is training/data, too."""
+    packaging.create_package(str(ROOT), tmp_path / "copy.zip", include_gitignore=True, excludes=[])
+    packed = set(zipfile.ZipFile(tmp_path / "copy.zip").namelist())
+    modules = [path.relative_to(ROOT).as_posix() for room in ROOMS for path in (ROOT / room).rglob("*.py")]
+    recipes = [path.relative_to(ROOT).as_posix() for path in (ROOT / "jobs" / "recipes").glob("*.yaml")]
+    assert len(modules) > 200
+    assert {*modules, *recipes} <= packed
+    assert not any(name.startswith(("data/", "runs/", "tests/", ".git/", ".venv/")) for name in packed)
