@@ -26,6 +26,7 @@ from pipeline.errors import ConfigError, InputError
 from training.config import ClusterConfig
 from training.errors import RunError
 from training.ray_internals import in_a_process_group_of_its_own, sort_worker_lines
+from training.stop_signals import StoppedError
 from training.wandb_environment import passed_on
 
 BAD_INPUT = (ConfigError, InputError)
@@ -94,7 +95,7 @@ def _run(arguments: JobParser, job: Callable[[Config, argparse.Namespace], int |
         os.environ.update(runtime_env.variables_of(config.cluster.runtime_env))  # e.g. an S3 endpoint, which is needed early
         return job(config, options) or EXIT_DONE
     except Exception as error:
-        if is_stopping():  # Ray makes an error of a stop
+        if is_stopping() or isinstance(error, StoppedError):  # Ray makes an error of a stop
             raise
         return report(error, arguments.prog, arguments.job, config)
 

@@ -47,6 +47,8 @@ WORKER_DIED = (
     f"if that repeats, use fewer workers at a time or nodes with more memory; {AGAIN}"
 )
 
+OF_RAY_DATA = "\nFailed to apply UDF transform"
+"""The beginning of what Ray Data appends to the message of a worker's error."""
 RAY_DID_NOT_START = "timed out during startup"
 """Part of a plain Exception of Ray's."""
 
@@ -74,15 +76,16 @@ def explain(error: BaseException, places: Sequence[str] = (), head_is_gone: bool
     """
     found = list(_causes(error))
     own = next((one for one in found if isinstance(one, InputError | NotMeantError | RunError)), None)
+    message = str(own).partition(OF_RAY_DATA)[0]
     carried = own is not error
     if any(map(_is_full, found)):
-        text = str(own) if own else f"{_file_of(found)}no space is left on the disk"
+        text = message if own else f"{_file_of(found)}no space is left on the disk"
         return Ending(EXIT_FAILED, f"{text}{_full_places(places)}; make room there; {AGAIN}", not carried)
     if isinstance(own, NotMeantError):
-        return Ending(EXIT_NOT_MEANT, str(own))
+        return Ending(EXIT_NOT_MEANT, message)
     if own is not None:
         bad_input = isinstance(own, InputError) and not isinstance(own, StorageAwayError)
-        return Ending(EXIT_BAD_INPUT if bad_input else EXIT_FAILED, str(own), not carried)
+        return Ending(EXIT_BAD_INPUT if bad_input else EXIT_FAILED, message, not carried)
     for one in found:
         if isinstance(one, OSError) and one.errno in FORBIDDEN and one.filename:
             text = f"{one.filename}: {one.strerror}; choose a folder that can be read and written, or change its permissions"

@@ -56,7 +56,10 @@ def errors_of(address: str) -> Iterator[None]:
     )
     try:
         yield
-    except ClientError as error:
+    except (ClientError, Boto3Error) as raised:
+        error = raised.__context__ if isinstance(raised, Boto3Error) else raised  # an upload's error holds that of its request
+        if not isinstance(error, ClientError):
+            raise _away(address, error or raised) from raised
         code = error.response["Error"]["Code"]
         if code in ("NoSuchKey", "404"):
             raise FileNotFoundError(f"{address}: there is no such object") from error
@@ -75,8 +78,12 @@ def errors_of(address: str) -> Iterator[None]:
     except NEVER_GOOD as error:
         reason = " ".join(str(error).split())
         raise StorageError(f"{address}: no request was sent to S3 ({reason}); fix the address or the environment") from error
-    except (BotoCoreError, Boto3Error) as error:
-        raise StorageAwayError(
-            f"{address}: S3 cannot be reached ({type(error).__name__}); check AWS_ENDPOINT_URL, the region and the keys in the "
-            "environment"
-        ) from error
+    except BotoCoreError as error:
+        raise _away(address, error) from error
+
+
+def _away(address: str, error: BaseException) -> StorageAwayError:
+    return StorageAwayError(
+        f"{address}: S3 cannot be reached ({type(error).__name__}); check AWS_ENDPOINT_URL, the region and the keys in the "
+        "environment"
+    )

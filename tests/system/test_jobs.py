@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from jobs import submit
 from model.clip import build_clip
 from pipeline.dataset.manifest import list_versions, read_manifest
 from pipeline.storage.address import open_storage
@@ -223,16 +222,14 @@ def test_a_success_that_was_not_meant_has_an_exit_code_of_its_own_which_the_next
 ENDS = {"done": 0, "away": 1, "bad-input": 2, "not-meant": 3, "stopped": 143}
 
 
-def test_each_exit_code_passes_through_both_commands(server, monkeypatch):
+def test_each_exit_code_passes_through_both_commands(server):
     command = ("python", str(TINY_JOB), "--config", "debug_cpu", "--end")
     for end, code in ENDS.items():
         plain = server.job("submit", "--submission-id", f"ends-{end}", "--", *command, end)
         assert plain.returncode == int(code != 0), plain.stdout + plain.stderr  # Ray's own command knows no other
-    for name, value in environment().items():
-        monkeypatch.setenv(name, value)
-    waited = {end: submit.main(["--address", server.address, "--wait-for", f"ends-{end}"]) for end in ENDS}
-    assert waited == ENDS
-    assert submit.main(["--address", server.address, "--", *command, "not-meant"]) == 3
+    waited = at_once(*(lambda end=end: server.submit_py("--wait-for", f"ends-{end}").returncode for end in ENDS))
+    assert dict(zip(ENDS, waited, strict=True)) == ENDS
+    assert server.submit_py("--", *command, "not-meant").returncode == 3
 
 
 def test_a_recipes_runtime_environment_reaches_the_workers_of_both_commands_and_a_refused_write_is_bad_input(
