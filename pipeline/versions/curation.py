@@ -23,7 +23,8 @@ from pipeline.errors import InputError
 from pipeline.storage.address import open_storage
 from pipeline.storage.base import Storage
 from pipeline.storage.small_text import read_named_text, split_lines
-from pipeline.versions.conditions import first_captions, holds, kinds_of_shards, named_columns, to_frame
+from pipeline.versions.condition_values import first_captions, to_frame
+from pipeline.versions.conditions import holds, kinds_of_shards, named_columns
 
 DUPLICATE, REMOVED = "duplicate", "removed"
 
