@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from pipeline.dataset.manifest import (
     PartitionRecord,
     ShardRecord,
     locate_tar,
+    read_samples,
     read_selection,
     read_sidecar,
 )
@@ -40,6 +41,23 @@ def group_partitions(manifest: Manifest, shard_size_bytes: int) -> list[list[Par
         groups[-1].append(partition)
         size += own
     return groups
+
+
+def without_repeated_keys(storage: Storage, shards: Sequence[ShardRecord]) -> list[list[ShardRecord]]:
+    """Cuts a sequence of shards so that no part has two samples with one key, which other readers of tars take for one.
+
+    The keys of tars that were indexed may repeat: many programs count from zero in each tar.
+    """
+    parts: list[list[ShardRecord]] = [[]]
+    held: set[str] = set()
+    for shard in shards:
+        keys = read_samples(storage, shard, ["key"])["key"].to_pylist()
+        if not held.isdisjoint(keys):
+            parts.append([])
+            held = set()
+        parts[-1].append(shard)
+        held.update(keys)
+    return parts
 
 
 def rewrite(storage: Storage, shards: list[ShardRecord], name_prefix: str, removed: Collection[str] = ()) -> ShardRecord:

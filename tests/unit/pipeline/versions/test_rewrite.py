@@ -5,7 +5,7 @@ import pytest
 from pipeline.dataset.manifest import read_manifest, read_samples, read_sidecar
 from pipeline.storage.address import open_storage
 from pipeline.versions.curation import select
-from pipeline.versions.rewrite import group_partitions, iter_samples, rewrite
+from pipeline.versions.rewrite import group_partitions, iter_samples, rewrite, without_repeated_keys
 
 
 @pytest.fixture
@@ -41,3 +41,12 @@ def test_neighbours_are_grouped_up_to_the_size_of_a_shard(storage):
     manifest = read_manifest(storage)
     assert [len(group) for group in group_partitions(manifest, 1 << 30)] == [2]
     assert [len(group) for group in group_partitions(manifest, 1)] == [1, 1]
+
+
+def test_shards_whose_keys_repeat_are_not_written_into_one(storage, make_data_set):
+    first, second = read_manifest(storage).shards
+    assert without_repeated_keys(storage, [first, second]) == [[first, second]]
+    assert without_repeated_keys(storage, [first, second, first, first]) == [[first, second], [first], [first]]
+    chosen = [select(storage, first, verdicts) for verdicts in (["", "", *"xxxx"], [*"xx", *[""] * 4])]
+    assert without_repeated_keys(storage, chosen) == [chosen], "two halves of a shard have no key in common"
+    assert without_repeated_keys(storage, []) == [[]]
