@@ -129,7 +129,7 @@ def _rules(
     config = rules.config
     found: list[tuple[str, pd.Series]] = []
     if rules.removed:
-        found.append((REMOVED, frame["key"].isin(rules.removed) | frame["url"].isin(rules.removed)))
+        found.append((REMOVED, frame["key"].isin(rules.removed) | frame["url"].str.strip().isin(rules.removed)))
     sides = _sides(frame)
     if config.min_side_px:
         found.append(("too_small", sides.min(axis=1) < config.min_side_px))

@@ -71,7 +71,7 @@ def rewrite(storage: Storage, shards: list[ShardRecord], name_prefix: str, remov
         writer = ShardWriter(name_prefix, "jpg", datetime.now(UTC), folder)
         for shard in shards:
             for record, members, extra in _rows(storage, shard, folder / "old.tar"):
-                if record["key"] in removed or record["url"] in removed:
+                if record["key"] in removed or (record["url"] or "").strip() in removed:
                     record, members, extra = _blank(record, "removed"), {}, None
                 elif record["status"] == "success" and not members:
                     record = record | {"status": "dropped", "reason": "curated"} | _NO_PLACES

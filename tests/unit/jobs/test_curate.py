@@ -25,6 +25,8 @@ def test_bad_input_costs_no_cluster(data_set, tmp_path, capsys):
         (data,): "curate: no rule is set; set keys of curate.*",
         (data, "--remove", "x", "--allow-missing"): "--allow-missing: allows --purge",
         (data, "--materialize", "--allow-repeated"): "--allow-repeated: allows --remove",
+        (data, "curate.min_side_px=3", "--runs", "x"): "--runs: lists the runs",
+        (data, "--remove", "/dev/null", "--runs", f"{tmp_path}/rnus"): "rnus: holds no run with a checkpoint",
         (data, "--purge"): "--purge: there is nothing to purge; list the samples with --remove FILE",
         (f"curate.data={tmp_path}", "curate.min_side_px=3"): "there is no data set",
         (data, "curate.where=nobody > 3"): "curate.where",
@@ -154,3 +156,22 @@ def test_a_key_of_different_samples_removes_none_of_them_without_a_sign(take_dow
     assert read_manifest(storage).num_samples == 5
     assert take_down(["0"], "--allow-repeated", storage=storage)[0] == 0
     assert read_manifest(storage).num_samples == 2
+
+
+def test_a_takedown_says_what_brings_its_samples_back(take_down):
+    code, text, storage = take_down(["http://e.org/1", "http://e.org/3"])
+    assert (code, "a later table or retry that has them brings them back; after --purge none does" in text) == (0, True)
+    assert "1 lines name rows that are no samples, and that a retry may still fetch: http://e.org/3" in text
+    code, text, _ = take_down(["http://e.org/1", "http://e.org/3"], "--purge")
+    assert (code, "no object holds the removed samples any more" in text) == (0, True)
+    assert "later rows with their URLs are dropped as `removed`, by the list in takedowns/" in text
+    assert "remove the samples from your tables, too" in text
+    assert "may still fetch" not in text
+    code, text, _ = take_down(["http://e.org/1"], "--purge")
+    assert (code, "no object holds the removed samples any more" in text) == (0, True), "a job may repeat its list"
+    storage.write("shards/unfinished.tar", b"")
+    code, text, _ = take_down(["http://e.org/2"], "--purge")
+    assert (code, "no object of a version holds the removed samples" in text) == (EXIT_NOT_MEANT, True)
+    assert (
+        "1 are tars without a sidecar, and may hold some, such as unfinished; an ingestion is in progress or was killed" in text
+    )
