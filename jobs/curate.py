@@ -44,7 +44,7 @@ def job(config: Config, options: argparse.Namespace) -> None:
     from pipeline.storage.address import open_storage
     from pipeline.storage.put_if_absent import ensure_put_if_absent
     from pipeline.versions.curation import check_rules, read_rules
-    from pipeline.versions.takedown import read_runs
+    from pipeline.versions.takedown import read_runs, with_retries
 
     if not config.curate.data:
         raise InputError("curate.data: is empty; name the folder or the s3://bucket/prefix of a data set")
@@ -65,6 +65,7 @@ def job(config: Config, options: argparse.Namespace) -> None:
     runs = read_runs(options.runs) if options.runs else {}
     if rules.removed and not options.allow_repeated:
         _refuse_repeated(storage, rules, options)
+    rules = with_retries(storage, rules)
     if rules.scores is not None:
         rules.scores.check(storage, base)
     rules = check_rules(storage, base, rules)  # refuses an invalid condition before Ray starts
@@ -193,7 +194,7 @@ def _take_down(storage: Storage, rules: Rules, options: argparse.Namespace, runs
     left = _left_over(storage, holders)
     if purges:
         manifest = purge(storage, rules, holders)
-        held = "no object of a version" if left else "no object"
+        held = "no object of a version here" if left else "no object"
         print(f"{storage.uri} version {manifest.version}: {held} holds the removed samples any more")
         if holders.urls:
             print("later rows with their URLs are dropped as `removed`, by the list in takedowns/; the same images under other")
@@ -219,18 +220,24 @@ def _take_down(storage: Storage, rules: Rules, options: argparse.Namespace, runs
 
 
 def _left_over(storage: Storage, holders: Holders) -> str:
-    """Says which objects a purge leaves, of an ingestion that is in progress or was killed; "" if there are none."""
+    """Says which objects a purge leaves, of others or of an ingestion that is in progress or was killed; "" for none."""
     kinds = (
         (holders.uncommitted, "hold removed samples"),
         (holders.unsearched, "are tars without a sidecar, and may hold some"),
     )
     parts = [f"{len(names):,} {what}, such as {min(names)}" for names, what in kinds if names]
-    if not parts:
-        return ""
-    return (
-        f"{storage.uri}: of the shards that no version names, {'; '.join(parts)}; an ingestion is in progress or was killed: "
-        f"run it to its end, or python jobs/ingest.py ingest.output={storage.uri} --clean, and then this command again"
-    )
+    lines = []
+    if parts:
+        lines.append(
+            f"{storage.uri}: of the shards that no version names, {'; '.join(parts)}; an ingestion is in progress or was "
+            f"killed: run it to its end, or python jobs/ingest.py ingest.output={storage.uri} --clean; then repeat this command"
+        )
+    if holders.in_place:
+        tars = (
+            f"{len(holders.in_place):,} tars that were indexed in place hold removed samples, such as {min(holders.in_place)}"
+        )
+        lines.append(f"{tars}: remove the samples there, or the tars")
+    return "\n".join(lines)
 
 
 def _report_missing(removed: frozenset[str], missing: frozenset[str], options: argparse.Namespace, purged: bool) -> None:

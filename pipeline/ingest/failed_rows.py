@@ -80,10 +80,10 @@ def _examples(
 
 def _failed(storage: Storage, record: PartitionRecord) -> Iterator[dict[str, Any]]:
     """Rows without a sample, of one partition; none where a takedown has deleted its sidecar."""
-    columns = [*_COLUMNS, RETRY_OF] if is_retry(record) else _COLUMNS
+    retry_of = [RETRY_OF] if is_retry(record) else []
     for shard in record.shards:
         try:
-            table = read_sidecar(storage, shard, columns)
+            table = read_sidecar(storage, shard, _COLUMNS, retry_of)
         except InputError:
             continue
         for row in table.to_pylist():
@@ -150,7 +150,8 @@ def _open_failures(
     done = set()
     for retry in retries:
         for shard in retry.shards:
-            done |= set(read_sidecar(storage, shard, [RETRY_OF])[RETRY_OF].to_pylist())
+            table = read_sidecar(storage, shard, ["key"], [RETRY_OF])  # older purges left shards without the column
+            done |= set(table[RETRY_OF].to_pylist()) if RETRY_OF in table.column_names else set()
     rows = (row for row in _failed(storage, record) if row["reason"] in reasons and row["key"] not in done)
     return Counter(row["reason"] for row in rows if is_concerned(row["reason"], places.row(row), fetch))
 

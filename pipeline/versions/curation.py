@@ -21,6 +21,7 @@ from pipeline.dataset.columns import COLUMNS, captions_of
 from pipeline.dataset.features import SCORE, Scores
 from pipeline.dataset.manifest import Manifest, Selection, ShardRecord, read_samples, read_selection, read_sidecar
 from pipeline.errors import InputError
+from pipeline.ingest.retry import is_own_key
 from pipeline.storage.address import open_storage
 from pipeline.storage.base import Storage
 from pipeline.storage.small_text import read_named_text, split_lines
@@ -30,7 +31,6 @@ from pipeline.versions.conditions import holds, kinds_of_shards, named_columns
 DUPLICATE, REMOVED = "duplicate", "removed"
 _HASHES = re.compile(r"(source_)?(original_)?sha256(_\d+)?")
 """Columns of hashes: ours, and those of a table or tar, which are of the originals (img2dataset's, DataComp's)."""
-_OWN_KEY = re.compile(r"[0-9a-f]{16}-\d{6,}")
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Rules:
 
     Attributes:
         removed: keys and URLs of samples to take down.
+        retries: keys of the same rows in other attempts (`takedown.with_retries`).
         scores: a model's scores of the samples.
         elsewhere: columns that the condition names and some shard has: null in shards that lack them.
     """
@@ -46,6 +47,7 @@ class Rules:
     config: CurateConfig
     excluded_hashes: frozenset[str] = frozenset()
     removed: frozenset[str] = frozenset()
+    retries: frozenset[str] = frozenset()
     scores: Scores | None = None
     elsewhere: frozenset[str] = frozenset()
 
@@ -66,7 +68,7 @@ def read_rules(config: CurateConfig, remove: str | None = None) -> Rules:
             )
     removed = _lines(remove, "--remove") if remove else frozenset[str]()
     scores = Scores(open_storage(config.scores)) if config.scores else None
-    return Rules(config, frozenset(line.lower() for line in hashes), removed, scores)
+    return Rules(config, frozenset(line.lower() for line in hashes), removed, scores=scores)
 
 
 def _lines(path: str, key: str) -> frozenset[str]:
@@ -129,7 +131,8 @@ def _rules(
     config = rules.config
     found: list[tuple[str, pd.Series]] = []
     if rules.removed:
-        found.append((REMOVED, frame["key"].isin(rules.removed) | frame["url"].str.strip().isin(rules.removed)))
+        is_named = frame["key"].isin(rules.removed | rules.retries) | frame["url"].str.strip().isin(rules.removed)
+        found.append((REMOVED, is_named))
     sides = _sides(frame)
     if config.min_side_px:
         found.append(("too_small", sides.min(axis=1) < config.min_side_px))
@@ -166,7 +169,7 @@ def _sides(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _draw(seed: int, key: str, sha256: str) -> float:
     """A pseudo-random number in [0, 1), by seed and sample: ingestion's keys are unique, and those of other tars repeat."""
-    key = key if _OWN_KEY.fullmatch(key) else f"{key}/{sha256}"
+    key = key if is_own_key(key) else f"{key}/{sha256}"
     return int.from_bytes(hashlib.sha256(f"{seed}/{key}".encode()).digest()[:8], "big") / 2**64
 
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.dataset.columns import ExtraRow, split_columns
+from pipeline.dataset.columns import Extra, ExtraRow, split_columns
 from pipeline.dataset.manifest import (
     Manifest,
     ManifestError,
@@ -25,6 +25,7 @@ from pipeline.dataset.manifest import (
 )
 from pipeline.dataset.shard import IMAGE_EXTENSIONS, ShardWriter, publish
 from pipeline.dataset.tar_members import Group, group_members, open_tar
+from pipeline.ingest.retry import RETRY_OF, is_own_key
 from pipeline.storage.base import Storage
 from pipeline.versions.whole_tar import READ_BYTES
 
@@ -72,7 +73,7 @@ def rewrite(storage: Storage, shards: list[ShardRecord], name_prefix: str, remov
         for shard in shards:
             for record, members, extra in _rows(storage, shard, folder / "old.tar"):
                 if record["key"] in removed or (record["url"] or "").strip() in removed:
-                    record, members, extra = _blank(record, "removed"), {}, None
+                    record, members, extra = _blank(record, "removed"), {}, _retry_of(extra)
                 elif record["status"] == "success" and not members:
                     record = record | {"status": "dropped", "reason": "curated"} | _NO_PLACES
                 writer.add_record(record, members, extra)
@@ -91,6 +92,14 @@ def _blank(record: dict[str, Any], reason: str) -> dict[str, Any]:
         "status": "dropped",
         "reason": reason,
     }
+
+
+def _retry_of(extra: ExtraRow | None) -> ExtraRow | None:
+    """The key of the failure that a row retries, without its other columns: a failure is retried once."""
+    if extra is None or RETRY_OF not in extra.extra.columns.schema.names:
+        return None
+    column = extra.extra.columns.select([RETRY_OF])
+    return ExtraRow(Extra(column), extra.index) if is_own_key(column[0][extra.index].as_py()) else None
 
 
 def _rows(
@@ -132,7 +141,9 @@ def _members(record: dict[str, Any], group: Group) -> dict[str, bytes]:
         found = {extension: content for extension, content in found.items() if extension in right or extension not in images}
     first = record["caption"] if isinstance(record["caption"], str) else record["caption"][0]
     if "txt" in found and record["txt_offset"] != group.members["txt"].offset and found["txt"] != first.encode():
-        found |= {"source.txt": found["txt"], "txt": first.encode()}  # the caption comes from elsewhere
+        names = ("source.txt", *(f"source_{number}.txt" for number in range(2, len(found) + 3)))
+        found |= {next(name for name in names if name not in found): found["txt"]}  # the caption comes from elsewhere
+        found |= {"txt": first.encode()}
     return found
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -19,6 +19,7 @@ from pipeline.dataset.manifest import (
     ShardRecord,
     commit_choice,
     list_versions,
+    locate_tar,
     read_manifest,
     read_samples,
     read_sidecar,
@@ -26,10 +27,10 @@ from pipeline.dataset.manifest import (
 from pipeline.dataset.purged_urls import digest_of, read_purged, record_purge
 from pipeline.errors import InputError
 from pipeline.ingest.plan import INPUTS
-from pipeline.ingest.retry import FOLDER
+from pipeline.ingest.retry import FOLDER, RETRY_OF, is_own_key
 from pipeline.storage.address import open_storage, real_address
 from pipeline.storage.base import Storage
-from pipeline.storage.parquet import read_parquet
+from pipeline.storage.parquet import parquet_columns, read_parquet
 from pipeline.versions.curation import Rules
 from pipeline.versions.rewrite import rewrite
 
@@ -46,6 +47,7 @@ class Holders:
         urls: the URLs of their rows.
         uncommitted: those of `shards` that no version names, of an ingestion that is in progress or was killed.
         unsearched: tars without a sidecar, likewise.
+        in_place: addresses of tars that were indexed in place and hold some.
     """
 
     versions: list[int]
@@ -55,6 +57,7 @@ class Holders:
     urls: frozenset[str] = frozenset()
     uncommitted: frozenset[str] = frozenset()
     unsearched: frozenset[str] = frozenset()
+    in_place: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class _Match:
 
 def find_holders(storage: Storage, rules: Rules) -> Holders:
     """Searches all sidecars, each once, also those that no version names (yet)."""
-    removed = pa.array(sorted(rules.removed), pa.string())
+    removed = pa.array(sorted(rules.removed | rules.retries), pa.string())
     named = {shard.name: shard for version in list_versions(storage) for shard in read_manifest(storage, version).shards}
     stored = {suffix: _stored(storage, suffix) for suffix in (".parquet", ".tar")}
     matches = {name: _match(storage, name, removed) for name in sorted(stored[".parquet"])}
@@ -88,17 +91,53 @@ def find_holders(storage: Storage, rules: Rules) -> Holders:
         versions=versions,
         shards=frozenset(matches),
         found=found | in_tables | {line for line in missing if digest_of(line) in purged},
-        waiting=(found - samples) | in_tables,
+        waiting=frozenset(
+            line for line in rules.removed & (found | in_tables) - samples if not _has_sample(line, rules, samples)
+        ),
         urls=urls,
         uncommitted=frozenset(matches) - named.keys(),
         unsearched=frozenset(stored[".tar"] - stored[".parquet"] - named.keys()),
+        in_place=frozenset(shard.address for shard in named.values() if shard.name in matches and _is_in_place(storage, shard)),
     )
+
+
+def _has_sample(key: str, rules: Rules, samples: frozenset[str]) -> bool:
+    """True for the key of a failed row that has a sample under the key of a retry."""
+    return is_own_key(key) and bool(rules.retries & samples)
+
+
+def _is_in_place(storage: Storage, shard: ShardRecord) -> bool:
+    """True for a tar that was indexed in place, and is still there."""
+    if not shard.address:
+        return False
+    place, path = locate_tar(storage, shard)
+    return place.exists(path)
 
 
 def _stored(storage: Storage, suffix: str) -> set[str]:
     """Names of the shards that have an object with a suffix."""
     names = (item.path.removeprefix("shards/") for item in storage.list("shards/"))
     return {name.removesuffix(suffix) for name in names if name.endswith(suffix)}
+
+
+def with_retries(storage: Storage, rules: Rules) -> Rules:
+    """The rules, with the keys of the same rows in other attempts: a failed row and its retries are one row of a table."""
+    if not rules.removed or not any(storage.list(f"{FOLDER}/")):
+        return rules
+    same: dict[str, set[str]] = {}
+    for name in _stored(storage, ".parquet"):
+        data = storage.read(f"shards/{name}.parquet")
+        if RETRY_OF in parquet_columns(data):
+            for row in read_parquet(data, ["key", RETRY_OF]).to_pylist():
+                if is_own_key(row[RETRY_OF]):
+                    same.setdefault(row["key"], set()).add(row[RETRY_OF])
+                    same.setdefault(row[RETRY_OF], set()).add(row["key"])
+    reached, found = list(rules.removed), set(rules.removed)
+    while reached:
+        more = same.get(reached.pop(), set()) - found
+        found |= more
+        reached += more
+    return replace(rules, retries=frozenset(found) - rules.removed)
 
 
 def _match(storage: Storage, name: str, removed: pa.Array) -> _Match:
@@ -175,7 +214,7 @@ def purge(storage: Storage, rules: Rules, holders: Holders) -> Manifest:
             f"--purge: {in_place} was indexed in place; remove the samples there and index it again, or copy it into this data "
             "set first, with --materialize"
         )
-    record_purge(storage, rules.removed | holders.urls)
+    record_purge(storage, (rules.removed & holders.found) | holders.urls)
     changed = []
     for partition in latest.partitions:
         if not any(shard.name in holders.shards for shard in partition.shards):
@@ -185,10 +224,10 @@ def purge(storage: Storage, rules: Rules, holders: Holders) -> Manifest:
             if shard.name not in holders.shards:
                 shards.append(shard)
                 continue
-            shards.append(rewrite(storage, [shard], f"{partition.id}-{number:03d}", rules.removed))
+            shards.append(rewrite(storage, [shard], f"{partition.id}-{number:03d}", rules.removed | rules.retries))
         changed.append(partition.model_copy(update={"shards": tuple(shards)}))
     manifest = commit_choice(storage, latest, changed)
-    _delete_tables(storage, rules)
+    _delete_tables(storage, rules.removed | rules.retries | holders.urls)
     kept = {shard.name for shard in manifest.shards}
     # Sidecars go last: by them, a takedown that was killed finds the rest when it is run again.
     for item in sorted(storage.list("shards/"), key=lambda item: (item.path.endswith(".parquet"), item.path)):
@@ -198,11 +237,11 @@ def purge(storage: Storage, rules: Rules, holders: Holders) -> Manifest:
     return manifest
 
 
-def _delete_tables(storage: Storage, rules: Rules) -> None:
+def _delete_tables(storage: Storage, names: frozenset[str]) -> None:
     """Deletes tables in the data set, of rows that wait to be fetched or retried, that name one of the samples."""
     for prefix in (INPUTS, f"{FOLDER}/"):
         for item in list(storage.list(prefix)):
-            if item.path.endswith(".parquet") and _names_any(read_parquet(storage.read(item.path)), rules.removed):
+            if item.path.endswith(".parquet") and _names_any(read_parquet(storage.read(item.path)), names):
                 storage.delete(item.path)
 
 

@@ -171,7 +171,26 @@ def test_a_takedown_says_what_brings_its_samples_back(take_down):
     assert (code, "no object holds the removed samples any more" in text) == (0, True), "a job may repeat its list"
     storage.write("shards/unfinished.tar", b"")
     code, text, _ = take_down(["http://e.org/2"], "--purge")
-    assert (code, "no object of a version holds the removed samples" in text) == (EXIT_NOT_MEANT, True)
+    assert (code, "no object of a version here holds the removed samples" in text) == (EXIT_NOT_MEANT, True)
     assert (
         "1 are tars without a sidecar, and may hold some, such as unfinished; an ingestion is in progress or was killed" in text
     )
+
+
+def test_a_tar_that_others_have_is_named_when_it_still_holds_what_was_purged(take_down, draw_shape, tmp_path):
+    from pipeline.config import IndexConfig
+    from pipeline.dataset.manifest import commit, commit_choice
+    from pipeline.versions.foreign_tars import index_tar
+    from pipeline.versions.rewrite import rewrite
+    from tests.support.tars import packed, pairs
+
+    (tmp_path / "0.tar").write_bytes(packed(pairs(draw_shape("red", "disc", 0), "0", "1")))
+    storage = open_storage(str(tmp_path / "indexed"))
+    manifest = commit(storage, [index_tar(f"{tmp_path}/0.tar", IndexConfig(output=storage.uri))])
+    copy = rewrite(storage, list(manifest.shards), "copy-000")
+    commit_choice(storage, manifest, [manifest.partitions[0].model_copy(update={"shards": (copy,)})])
+    code, text, _ = take_down(["0"], "--purge", storage=storage)
+    assert code == EXIT_NOT_MEANT
+    assert f"1 tars that were indexed in place hold removed samples, such as {tmp_path}/0.tar: remove the samples there" in text
+    assert "no object of a version here holds the removed samples" in text
+    assert "they have no URL by which later rows could be told" in text

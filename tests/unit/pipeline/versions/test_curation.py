@@ -11,8 +11,9 @@ from PIL import Image
 from pipeline.config import CurateConfig
 from pipeline.dataset.manifest import read_manifest, read_samples
 from pipeline.errors import InputError
+from pipeline.ingest.retry import is_own_key
 from pipeline.storage.address import open_storage
-from pipeline.versions.curation import _OWN_KEY, Rules, duplicates, judge, read_rules, select
+from pipeline.versions.curation import Rules, duplicates, judge, read_rules, select
 from tests.support.tars import Indexed, packed
 
 
@@ -116,7 +117,7 @@ def test_a_share_of_tars_that_count_from_zero_is_not_the_same_keys_in_each(tmp_p
 def test_a_share_of_ingested_samples_is_that_of_earlier_releases(storage):
     shard = read_manifest(storage).shards[0]
     keys = read_samples(storage, shard, ["key"])["key"].to_pylist()
-    assert all(_OWN_KEY.fullmatch(key) for key in keys)
+    assert all(map(is_own_key, keys))
     draws = [int.from_bytes(hashlib.sha256(f"3/{key}".encode()).digest()[:8], "big") / 2**64 for key in keys]
     verdicts, _ = judge(storage, shard, Rules(CurateConfig(sample_share=0.5, seed=3)))
     assert [verdict == "" for verdict in verdicts] == [draw < 0.5 for draw in draws]

@@ -6,6 +6,7 @@ from pipeline.dataset.manifest import read_manifest, read_samples, read_sidecar
 from pipeline.storage.address import open_storage
 from pipeline.versions.curation import select
 from pipeline.versions.rewrite import group_partitions, iter_samples, rewrite, without_repeated_keys
+from tests.support.tars import Indexed, packed
 
 
 @pytest.fixture
@@ -50,3 +51,12 @@ def test_shards_whose_keys_repeat_are_not_written_into_one(storage, make_data_se
     chosen = [select(storage, first, verdicts) for verdicts in (["", "", *"xxxx"], [*"xx", *[""] * 4])]
     assert without_repeated_keys(storage, chosen) == [chosen], "two halves of a shard have no key in common"
     assert without_repeated_keys(storage, []) == [[]]
+
+
+def test_a_txt_member_that_is_no_caption_takes_the_place_of_no_other(tmp_path, draw_shape):
+    image = draw_shape("red", "disc", 0)
+    members = [("0.jpg", image), ("0.json", b'{"alt": "a disc"}'), ("0.source.txt", b"orig"), ("0.txt", b"txt")]
+    data_set = Indexed(tmp_path, packed(members), caption_key="alt")
+    whole = rewrite(data_set.storage, list(data_set.manifest.shards), "new-000")
+    ((_, found),) = iter_samples(data_set.storage, whole, tmp_path / "scratch.tar")
+    assert (found["txt"], found["source.txt"], found["source_2.txt"]) == (b"a disc", b"orig", b"txt")

@@ -14,6 +14,7 @@ from pipeline.errors import InputError
 from pipeline.storage.address import open_storage
 from pipeline.versions.curation import Rules, judge, select
 from pipeline.versions.foreign_tars import index_tar
+from pipeline.versions.rewrite import rewrite
 from pipeline.versions.takedown import _names_any, find_holders, purge, read_runs, runs_on
 from tests.support.tars import packed, pairs
 
@@ -174,3 +175,18 @@ def test_a_tar_that_was_indexed_in_place_is_refused_before_anything_is_listed(tm
     with pytest.raises(InputError, match=r"--purge: .*0\.tar was indexed in place"):
         purge(storage, rules, find_holders(storage, rules))
     assert not read_purged(storage)
+
+
+def test_a_tar_that_was_indexed_in_place_is_named_after_its_samples_were_copied(tmp_path, draw_shape):
+    (tmp_path / "0.tar").write_bytes(packed(pairs(draw_shape("red", "disc", 0), "0", "1")))
+    storage = open_storage(str(tmp_path / "indexed"))
+    manifest = commit(storage, [index_tar(str(tmp_path / "0.tar"), IndexConfig(output=storage.uri))])
+    (partition,) = manifest.partitions
+    copy = rewrite(storage, list(manifest.shards), "copy-000")
+    commit_choice(storage, manifest, [partition.model_copy(update={"shards": (copy,)})])
+    rules = Rules(CurateConfig(), removed=frozenset(["0"]))
+    assert find_holders(storage, rules).in_place == {f"{tmp_path}/0.tar"}
+    (tmp_path / "0.tar").unlink()
+    holders = find_holders(storage, rules)
+    assert holders.in_place == frozenset(), "who deletes the tar, too, has nothing left"
+    assert purge(storage, rules, holders).num_samples == 1
