@@ -61,6 +61,12 @@ def job(config: Config, options: argparse.Namespace) -> None:
         raise InputError("curate: no rule is set; set keys of curate.* (see --help), or pass --materialize or --remove")
     storage = open_storage(config.curate.data)
     base = read_manifest(storage, config.curate.version)
+    newest = read_manifest(storage)
+    if base.partitions != newest.partitions:
+        raise InputError(
+            f"curate.version={base.version}: version {newest.version} has rows or selections that this one lacks, and they "
+            "would stay in the new version as they are; omit the key to choose from the newest version"
+        )
     rules = read_rules(config.curate, options.remove)
     runs = read_runs(options.runs) if options.runs else {}
     if rules.removed and not options.allow_repeated:
@@ -199,7 +205,7 @@ def _take_down(storage: Storage, rules: Rules, options: argparse.Namespace, runs
         if holders.urls:
             print("later rows with their URLs are dropped as `removed`, by the list in takedowns/; the same images under other")
             print("URLs are not: remove the samples from your tables, too")
-        else:
+        elif holders.shards:
             print("they have no URL by which later rows could be told: remove the samples from your tables, too")
     elif holders.found:
         print("a later table or retry that has them brings them back; after --purge none does that has their URLs")

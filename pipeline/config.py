@@ -147,7 +147,7 @@ class CurateConfig(Section):
     data: str = ""
     """Root of the data set."""
     version: int | Literal["latest"] = "latest"
-    """Version to choose from."""
+    """Version to choose from; the newest, or one with the same rows and selections."""
     min_side_px: int = Field(0, ge=0)
     """Drop samples whose original image has a shorter side than this; where a tar does not tell its size, the stored one."""
     max_aspect_ratio: float | None = Field(None, ge=1)

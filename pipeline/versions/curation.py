@@ -198,6 +198,17 @@ def select(storage: Storage, shard: ShardRecord, verdicts: Sequence[str]) -> Sha
     return shard.model_copy(update={"num_samples": len(kept), "selection": selection})
 
 
+def note_on_new_rows(manifest: Manifest) -> str:
+    """Says that rows which were added are not selected, as earlier ones of the data set were; "" if none were."""
+    drops = {reason for shard in manifest.shards if shard.selection for reason in shard.selection.drops} - {REMOVED}
+    if not drops:
+        return ""
+    return (
+        f"WARNING: earlier rows were selected by jobs/curate.py ({', '.join(sorted(drops))}), and the new rows were not: a "
+        "data set keeps no rules; run jobs/curate.py again before you train on them"
+    )
+
+
 def duplicates(rows: pd.DataFrame, key: str, order: Collection[str]) -> pd.Series:
     """Mask of the rows that are not the first with their key, in the order of some columns."""
     ordered = rows.sort_values(list(order))

@@ -194,3 +194,12 @@ def test_a_tar_that_others_have_is_named_when_it_still_holds_what_was_purged(tak
     assert f"1 tars that were indexed in place hold removed samples, such as {tmp_path}/0.tar: remove the samples there" in text
     assert "no object of a version here holds the removed samples" in text
     assert "they have no URL by which later rows could be told" in text
+
+
+def test_an_earlier_version_is_refused_where_later_rows_would_escape_the_rules(take_down, make_data_set, tmp_path, capsys):
+    assert take_down(["http://e.org/1"])[0] == 0
+    data = f"curate.data={tmp_path}/data"
+    for action in (("curate.min_side_px=3",), ("--remove", str(tmp_path / "lines.txt"))):
+        assert run(curate.arguments(), curate.job, [data, "curate.version=1", *action]) == EXIT_BAD_INPUT
+        assert "curate.version=1: version 2 has rows or selections that this one lacks" in capsys.readouterr().err
+    assert run(curate.arguments(), curate.job, [data, "curate.version=2", "curate.min_side_px=3"]) == 0

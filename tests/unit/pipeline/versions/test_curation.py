@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from pipeline.config import CurateConfig
-from pipeline.dataset.manifest import read_manifest, read_samples
+from pipeline.dataset.manifest import Manifest, read_manifest, read_samples
 from pipeline.errors import InputError
 from pipeline.ingest.retry import is_own_key
 from pipeline.storage.address import open_storage
-from pipeline.versions.curation import Rules, duplicates, judge, read_rules, select
+from pipeline.versions.curation import Rules, duplicates, judge, note_on_new_rows, read_rules, select
 from tests.support.tars import Indexed, packed
 
 
@@ -121,3 +121,18 @@ def test_a_share_of_ingested_samples_is_that_of_earlier_releases(storage):
     draws = [int.from_bytes(hashlib.sha256(f"3/{key}".encode()).digest()[:8], "big") / 2**64 for key in keys]
     verdicts, _ = judge(storage, shard, Rules(CurateConfig(sample_share=0.5, seed=3)))
     assert [verdict == "" for verdict in verdicts] == [draw < 0.5 for draw in draws]
+
+
+def test_new_rows_beside_selected_ones_are_said_with_the_rules_that_they_lack(storage):
+    manifest = read_manifest(storage)
+    (shard,) = manifest.shards
+    assert note_on_new_rows(manifest) == ""
+    for drops, words in (
+        (["removed"], ""),
+        (["where", "duplicate"], r"by jobs/curate.py (duplicate, where), and the new rows"),
+    ):
+        chosen = select(storage, shard, [*drops, *[""] * (8 - len(drops))])
+        (partition,) = manifest.partitions
+        changed = manifest.model_copy(update={"partitions": (partition.model_copy(update={"shards": (chosen,)}),)})
+        note = note_on_new_rows(Manifest.model_validate_json(changed.model_dump_json()))
+        assert (words in note, bool(note)) == (True, bool(words))
