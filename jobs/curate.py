@@ -287,7 +287,9 @@ def arguments() -> JobParser:
     result.add_argument("--materialize", action="store_true", help="rewrite the remaining samples into compact shards")
     result.add_argument("--remove", metavar="FILE", help="file with keys or URLs of samples to remove, one per line")
     result.add_argument(
-        "--purge", action="store_true", help="with --remove: rewrite or delete every object that holds the samples"
+        "--purge",
+        action="store_true",
+        help="with --remove: rewrite or delete every object that holds the samples, and drop later rows with their URLs",
     )
     result.add_argument(
         "--allow-missing", action="store_true", help="with --purge: purge although some lines of the list match nothing"

@@ -37,6 +37,8 @@ _PARSERS: dict[str, Callable[[str], Any]] = {
 """Kinds that are written as text in a condition."""
 EQUALITIES = (operator.eq, operator.ne)
 MIRRORED = {operator.lt: operator.gt, operator.gt: operator.lt, operator.le: operator.ge, operator.ge: operator.le}
+LIMIT = 2.0**62
+"""Sums, differences and products of at most this size, as floats, are within 64 bits."""
 Comparison = Callable[[Any, Any], Any]
 
 
@@ -201,6 +203,17 @@ def alike(one: pd.Series, other: Any) -> tuple[Any, Any]:
     if any(isinstance(value, pd.Series) and value.dtype == object for value in sides):
         sides = [value.astype(object) if isinstance(value, pd.Series) else value for value in sides]
     return sides[0], sides[1]
+
+
+def calculated(operation: Callable[[Any, Any], Any], one: Any, other: Any) -> Any:
+    """The result of an operator of arithmetic; integers that leave 64 bits become Python's, which have no limit."""
+    answer = operation(one, other)
+    if not isinstance(answer, pd.Series) or not pd.api.types.is_integer_dtype(answer):
+        return answer
+    floats = [value.astype("float64") if isinstance(value, pd.Series) else float(value) for value in (one, other)]
+    if not (operation(*floats).abs() >= LIMIT).any():
+        return answer
+    return operation(*(value.astype(object) if isinstance(value, pd.Series) else value for value in (one, other)))
 
 
 def _has_decimals(value: Any) -> bool:

@@ -28,6 +28,7 @@ from pipeline.versions.condition_values import (
     TEXT,
     ConditionError,
     alike,
+    calculated,
     compared,
     contained,
     kind_of,
@@ -199,7 +200,7 @@ class _Condition:
             other, one = alike(other, one)
         elif isinstance(node.op, ast.Pow):
             one = float(one)  # integers have no limit
-        return _CALCULATIONS[type(node.op)](one, other)
+        return calculated(_CALCULATIONS[type(node.op)], one, other)
 
     def _compared(self, node: ast.Compare) -> Any:
         answers, left = [], node.left

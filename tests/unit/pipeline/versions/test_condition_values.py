@@ -13,6 +13,7 @@ from pipeline.errors import InputError
 from pipeline.versions.condition_values import (
     ConditionError,
     alike,
+    calculated,
     compared,
     contained,
     first_captions,
@@ -78,6 +79,8 @@ def frame():
         ("byte * 2 > 300", "0"),
         ("byte - 150 < 0", "1"),
         ("short * short > 3000000000", "0"),
+        ("long * long > 0 and long * 1024 > long", "01"),
+        (f"long * long == {(2**53 + 1) ** 2} and -long * long < 0", "0"),
         ("flag == 1 or flag == False", "02"),
         ("lang == 'en' and view == 'en' and category == 'en'", "0"),
         ("lang != 'en'", "12"),
@@ -150,6 +153,12 @@ def test_constants_are_compared_as_they_are_and_sides_may_change(frame):
 def test_decimals_meet_numbers_as_they_are_written(frame):
     assert alike(frame["price"], 0.1)[1] == Decimal("0.1")
     assert [side.dtype for side in alike(frame["price"], frame["double"])] == ["float64", "float64"]
+
+
+def test_integers_have_no_limit(frame):
+    assert calculated(operator.mul, frame["long"], frame["long"]).tolist()[:2] == [(2**53 + 1) ** 2, 2**106]
+    assert calculated(operator.mul, 1024, frame["byte"]).dtype == "Int64"
+    assert calculated(operator.mul, 2**40, 2**40) == 2**80
 
 
 def test_a_part_of_a_condition_is_true_or_false_and_null_is_false(frame):
