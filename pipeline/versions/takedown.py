@@ -31,7 +31,7 @@ from pipeline.ingest.retry import FOLDER, RETRY_OF, is_own_key
 from pipeline.storage.address import open_storage, real_address
 from pipeline.storage.base import Storage
 from pipeline.storage.parquet import parquet_columns, read_parquet
-from pipeline.versions.curation import Rules
+from pipeline.versions.curation import REMOVED, Rules
 from pipeline.versions.rewrite import rewrite
 
 
@@ -142,10 +142,11 @@ def with_retries(storage: Storage, rules: Rules) -> Rules:
 
 def _match(storage: Storage, name: str, removed: pa.Array) -> _Match:
     try:
-        table = read_parquet(storage.read(f"shards/{name}.parquet"), ["key", "url", "status"])
+        table = read_parquet(storage.read(f"shards/{name}.parquet"), ["key", "url", "status", "reason"])
     except FileNotFoundError:  # deleted meanwhile
         return _Match()
-    table = table.filter(_named(table, removed))
+    is_blank = pc.and_kleene(pc.equal(table["reason"], REMOVED), pc.equal(table["url"], ""))  # of an earlier purge
+    table = table.filter(pc.and_not_kleene(_named(table, removed), is_blank))
     samples = table.filter(pc.equal(table["status"], "success"))
     lines = frozenset(removed.to_pylist())
     return _Match(lines & _names(table), lines & _names(samples), frozenset(table["url"].to_pylist()) - {None, ""})

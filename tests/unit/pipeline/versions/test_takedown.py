@@ -125,6 +125,9 @@ def test_a_purge_lists_the_urls_of_its_samples(storage):
     rules = Rules(CurateConfig(), removed=frozenset([sample["key"]]))
     purge(storage, rules, find_holders(storage, rules))
     assert is_purged(sample["url"], read_purged(storage))
+    again = find_holders(storage, rules)
+    assert (again.found, again.shards) == ({sample["key"]}, frozenset()), "known, and nothing is left to rewrite"
+    assert purge(storage, rules, again).version == 3
     assert not is_purged("http://e.org/none", read_purged(storage))
 
 
