@@ -16,7 +16,7 @@ from pipeline.dataset.manifest import Manifest, PartitionRecord, read_sidecar
 from pipeline.errors import InputError
 from pipeline.ingest.hints import FailedRow, hint, is_concerned, may_concern
 from pipeline.ingest.outcome import Lineage, Outcome, is_retry
-from pipeline.ingest.retry import RETRY_OF, retried_partition
+from pipeline.ingest.retry import RETRY_OF, partition_of, retried_keys, retried_partition
 from pipeline.storage.base import Storage
 
 EXAMPLES = 3
@@ -80,14 +80,13 @@ def _examples(
 
 def _failed(storage: Storage, record: PartitionRecord) -> Iterator[dict[str, Any]]:
     """Rows without a sample, of one partition; none where a takedown has deleted its sidecar."""
-    retry_of = [RETRY_OF] if is_retry(record) else []
     for shard in record.shards:
         try:
-            table = read_sidecar(storage, shard, _COLUMNS, retry_of)
+            table = read_sidecar(storage, shard, _COLUMNS, if_there=[RETRY_OF] if is_retry(record) else [])
         except InputError:
             continue
         for row in table.to_pylist():
-            if row["reason"] != "success":
+            if row["reason"] != "success" and partition_of(row["key"]) == record.id:
                 yield row
 
 
@@ -134,24 +133,21 @@ def concerned_rows(
         if read == MOST_PARTITIONS:
             return Concerned(dict(counts.most_common()), all_counted=False)
         read += 1
-        counts.update(_open_failures(storage, record, retries[record.id], reasons, config.fetch, places))
+        counts.update(_open_failures(storage, manifest, record, retries[record.id], reasons, config.fetch, places))
     return Concerned(dict(counts.most_common()), all_counted=True)
 
 
 def _open_failures(
     storage: Storage,
+    manifest: Manifest,
     record: PartitionRecord,
-    retries: Iterable[PartitionRecord],
+    retries: Sequence[PartitionRecord],
     reasons: set[str],
     fetch: FetchConfig,
     places: _Places,
 ) -> Counter[str]:
     """Rows of a partition that failed for some reasons, were not retried, and may now have another result."""
-    done = set()
-    for retry in retries:
-        for shard in retry.shards:
-            table = read_sidecar(storage, shard, ["key"], [RETRY_OF])  # older purges left shards without the column
-            done |= set(table[RETRY_OF].to_pylist()) if RETRY_OF in table.column_names else set()
+    done = retried_keys(storage, manifest, retries)
     rows = (row for row in _failed(storage, record) if row["reason"] in reasons and row["key"] not in done)
     return Counter(row["reason"] for row in rows if is_concerned(row["reason"], places.row(row), fetch))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -18,52 +18,74 @@ import pyarrow.parquet as pq
 
 from pipeline.config import IngestConfig
 from pipeline.dataset.columns import COLUMNS, PREFIX, ExtraRows, free_names, split_columns
-from pipeline.dataset.manifest import Manifest, PartitionRecord, read_sidecar
+from pipeline.dataset.manifest import Manifest, PartitionRecord, ShardRecord, read_sidecar
+from pipeline.errors import InputError
 from pipeline.storage.base import Storage
 
 FOLDER = "retries"
 RETRY_OF = "retry_of"
-_OWN_KEY = re.compile(r"([0-9a-f]{16})-\d{6,}")
 RETRY_TABLE = re.compile(rf"/{FOLDER}/[0-9a-f]{{16}}-[0-9a-f]{{12}}\.parquet$")
 
 
 def write_retry_tables(storage: Storage, manifest: Manifest, reasons: Sequence[str], config: IngestConfig) -> int:
     """Writes tables of all failures with these reasons that were not retried yet. Returns their number of rows."""
-    done = _retried_keys(storage, manifest)
-    tables = {record.id: record.input_path for record in manifest.partitions}
-    rows = 0
+    retries: dict[str, list[PartitionRecord]] = defaultdict(list)
     for record in manifest.partitions:
-        if any(reason in reasons for reason in record.counts) or _is_compact(record):
-            for partition, failures in _failures(storage, record, reasons, done, tables).items():
-                rows += _write_table(storage, partition, in_retries(tables[partition]), failures, config)
+        if in_retries(record.input_path):
+            retries[retried_partition(record.input_path)].append(record)
+    wanted = [record for record in manifest.partitions if any(reason in reasons for reason in record.counts)]
+    is_rewritten = any(_is_elsewhere(record) for record in wanted)
+    rows = 0
+    for records in [wanted] if is_rewritten else [[record] for record in wanted]:
+        done = retried_keys(storage, manifest, [retry for record in records for retry in retries[record.id]])
+        for record, (own, extra) in _failures(storage, manifest, records, reasons, done):
+            _write_table(storage, record, own, extra, config)
+            rows += len(own)
     return rows
 
 
-def _is_compact(record: PartitionRecord) -> bool:
-    """True for a partition whose rows are in another's shards, or whose shards have rows of others, after --materialize."""
-    return sum(shard.num_rows for shard in record.shards) != record.num_rows
+def retried_keys(storage: Storage, manifest: Manifest, retries: Sequence[PartitionRecord]) -> set[str]:
+    """Keys of the failures that some partitions of retries hold the results of. A takedown may have blanked some."""
+    ids = {record.id for record in retries}
+    keys = set()
+    for shard in shards_of(manifest, retries):
+        table = read_sidecar(storage, shard, ["key"], if_there=[RETRY_OF])
+        if RETRY_OF in table.column_names:
+            pairs = zip(table["key"].to_pylist(), table[RETRY_OF].to_pylist(), strict=True)
+            keys |= {retried for key, retried in pairs if partition_of(key) in ids and retried}
+    return keys
 
 
-def _retried_keys(storage: Storage, manifest: Manifest) -> set[str]:
-    """Keys of the failures that were retried, in every shard that may hold rows of a retry."""
-    if not any(in_retries(record.input_path) for record in manifest.partitions):
-        return set()
-    done: set[str] = set()
-    for record in manifest.partitions:
-        for shard in record.shards if in_retries(record.input_path) or _is_compact(record) else ():
-            table = read_sidecar(storage, shard, ["key"], [RETRY_OF])
-            done |= set(filter(is_own_key, table[RETRY_OF].to_pylist())) if RETRY_OF in table.column_names else set()
-    return done
+def shards_of(manifest: Manifest, records: Sequence[PartitionRecord]) -> list[ShardRecord]:
+    """The shards that hold the rows of some partitions; all shards if a rewritten one, of several partitions, holds some."""
+    if any(map(_is_elsewhere, records)):
+        return list(manifest.shards)
+    return [shard for record in records for shard in record.shards]
 
 
-def is_own_key(key: object) -> bool:
-    """True for a key that ingestion gave, which no other row has."""
-    return isinstance(key, str) and _OWN_KEY.fullmatch(key) is not None
+def partition_of(key: str) -> str:
+    """Id of the partition that a row was ingested in."""
+    return key.rpartition("-")[0]
+
+
+def _is_elsewhere(record: PartitionRecord) -> bool:
+    """True if a partition's rows were rewritten into a shard of another one."""
+    return record.num_rows > 0 and not record.shards
 
 
 def in_retries(table: str) -> bool:
     """True for a table that `write_retry_tables` wrote."""
     return RETRY_TABLE.search(table) is not None
+
+
+def is_same_retry(one: str, other: str) -> bool:
+    """True for the same table of retries, in a data set that may have been moved; its name says what it holds."""
+    return one.rpartition("/")[2] == other.rpartition("/")[2] and in_retries(one) and in_retries(other)
+
+
+def is_own_key(key: object) -> bool:
+    """True for a key that ingestion gave, which no other row has."""
+    return isinstance(key, str) and re.fullmatch(r"[0-9a-f]{16}-\d{6,}", key) is not None
 
 
 def retried_partition(table: str) -> str:
@@ -72,35 +94,30 @@ def retried_partition(table: str) -> str:
 
 
 def _failures(
-    storage: Storage, record: PartitionRecord, reasons: Sequence[str], done: Collection[str], known: Collection[str]
-) -> dict[str, tuple[list[dict[str, Any]], ExtraRows]]:
-    """Failures in a partition's shards (own columns, others) by the id of the partition whose rows they are, as keys tell."""
-    found: dict[str, tuple[list[dict[str, Any]], ExtraRows]] = defaultdict(lambda: ([], ExtraRows()))
-    for shard in record.shards:
+    storage: Storage, manifest: Manifest, records: Sequence[PartitionRecord], reasons: Sequence[str], done: set[str]
+) -> list[tuple[PartitionRecord, tuple[list[dict[str, Any]], pa.Table]]]:
+    """(partition, its rows that failed for these reasons and were not retried: our columns, and the others)."""
+    own: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    extra: dict[str, ExtraRows] = defaultdict(ExtraRows)
+    ids = {record.id for record in records}
+    for shard in shards_of(manifest, records):
         for row, others in split_columns(read_sidecar(storage, shard)):
-            if row["reason"] in reasons and row["key"] not in done:
-                partition = row["key"].rpartition("-")[0]
-                own, extra = found[partition if partition in known else record.id]
-                own.append(row)
-                extra.add(others)
-    return found
+            partition = partition_of(row["key"])
+            if partition in ids and row["reason"] in reasons and row["key"] not in done:
+                own[partition].append(row)
+                extra[partition].add(others)
+    return [(record, (own[record.id], extra[record.id].table())) for record in records if record.id in own]
 
 
 def _write_table(
-    storage: Storage,
-    partition: str,
-    is_retry: bool,
-    failures: tuple[list[dict[str, Any]], ExtraRows],
-    config: IngestConfig,
-) -> int:
-    own, others = failures[0], failures[1].table()
-    if RETRY_OF in others.column_names and (is_retry or others[RETRY_OF].null_count == len(own)):
-        others = others.drop_columns([RETRY_OF])
+    storage: Storage, record: PartitionRecord, own: list[dict[str, Any]], others: pa.Table, config: IngestConfig
+) -> None:
     sink = pa.BufferOutputStream()
+    if in_retries(record.input_path) and RETRY_OF in others.column_names:
+        others = others.drop_columns([RETRY_OF])
     pq.write_table(_source_table(own, others, config), sink, compression="zstd")
     digest = hashlib.sha256("\n".join(row["key"] for row in own).encode()).hexdigest()[:12]
-    storage.write_if_absent(f"{FOLDER}/{partition}-{digest}.parquet", sink.getvalue().to_pybytes())
-    return len(own)
+    storage.write_if_absent(f"{FOLDER}/{record.id}-{digest}.parquet", sink.getvalue().to_pybytes())
 
 
 def _source_table(own: list[dict[str, Any]], extra: pa.Table, config: IngestConfig) -> pa.Table:
@@ -108,6 +125,12 @@ def _source_table(own: list[dict[str, Any]], extra: pa.Table, config: IngestConf
     columns = {config.url_column: [row["url"] for row in own], config.caption_column: [row["caption"] for row in own]}
     table = pa.table(columns)
     names = free_names(_names_in_table(extra.column_names, config), [RETRY_OF])
+    double = next((name for name in table.column_names if name in names), None)
+    if double is not None:
+        raise InputError(
+            f"--retry-failed: the rows have another column named {double}; set ingest.url_column and ingest.caption_column as "
+            "in the run that ingested them"
+        )
     for name, column in zip(names, extra.columns, strict=True):
         table = table.append_column(name, column)
     return table.append_column(RETRY_OF, pa.array([row["key"] for row in own]))

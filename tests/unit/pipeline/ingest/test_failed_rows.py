@@ -46,7 +46,7 @@ def test_three_examples_of_each_reason_are_read_from_as_few_sidecars_as_needed(d
     storage, config = data_set
     manifest, read = read_manifest(storage), []
     read_sidecar = failed_rows.read_sidecar
-    monkeypatch.setattr(failed_rows, "read_sidecar", lambda *words: read.append(words) or read_sidecar(*words))
+    monkeypatch.setattr(failed_rows, "read_sidecar", lambda *words, **more: read.append(words) or read_sidecar(*words, **more))
     lines = advice(storage, manifest, {record.id for record in manifest.partitions}, config)
     assert [line.split(":")[0] for line in lines] == [
         *("bad_url", "  t.parquet row 1", "  t.parquet row 2", "  t.parquet row 4"),

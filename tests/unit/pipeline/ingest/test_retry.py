@@ -8,10 +8,10 @@ from pipeline.dataset.manifest import commit, commit_choice, read_manifest, read
 from pipeline.ingest.failed_rows import advice, concerned_rows
 from pipeline.ingest.partition import ingest_partition
 from pipeline.ingest.plan import plan_ingest
-from pipeline.ingest.retry import _names_in_table, write_retry_tables
+from pipeline.ingest.retry import _names_in_table, is_same_retry, write_retry_tables
 from pipeline.storage.address import open_storage
 from pipeline.versions.curation import Rules
-from pipeline.versions.rewrite import rewrite
+from pipeline.versions.rewrite import group_partitions, rewrite
 from pipeline.versions.takedown import find_holders, purge, with_retries
 
 
@@ -61,6 +61,71 @@ def test_failures_of_a_reason_are_fed_back_once(config, web, draw_shape):
     assert found["n"] == "12"
     assert found["retry_of"] in {row["key"] for row in rows}
     assert plan_ingest(config).partitions == [], "the table itself is as done as before"
+
+
+@pytest.mark.parametrize(
+    ("stored", "url_column", "names"),
+    [
+        (["source_width", "lang"], "url", ["width", "lang"]),
+        (["source_key_2", "source_key"], "url", ["source_key_2", "source_key"]),
+        (["source_key", "source_key_2"], "url", ["source_key", "source_key_2"]),
+        (["source_lang", "x_2"], "url", ["source_lang", "x_2"]),
+        (["source_url"], "source_url", ["url"]),
+        (["source_url"], "link", ["url"]),
+    ],
+)
+def test_columns_of_a_retry_have_names_that_become_those_of_the_sidecar(stored, url_column, names):
+    assert _names_in_table(stored, IngestConfig(url_column=url_column)) == names
+    assert free_names(names, COLUMNS.names) == stored
+
+
+def test_an_input_may_have_a_column_with_the_name_of_ours(config, web, draw_shape, tmp_path):
+    lines = ["url,caption,retry_of", f"{web.address}/gone,gone,mine"]
+    (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
+    ingest(config)
+    storage = open_storage(config.output)
+    assert retry(config, "http_404") == 1
+    web.put("/gone", draw_shape("green", "ring", 1))
+    assert retry(config, "http_404") == 1, "a retry of a retry"
+    rows = [row for shard in read_manifest(storage).shards for row in read_sidecar(storage, shard).to_pylist()]
+    first, second, third = sorted(rows, key=lambda row: (row["reason"] == "success", "source_retry_of" in row))
+    assert first["retry_of"] == "mine"
+    assert (second["retry_of"], third["retry_of"]) == (first["key"], second["key"])
+    assert second["source_retry_of"] == third["source_retry_of"] == "mine"
+
+
+def test_a_folder_of_a_persons_own_that_is_called_retries_holds_no_retries(config, tmp_path):
+    (tmp_path / "retries").mkdir()
+    (tmp_path / "t.csv").rename(tmp_path / "retries" / "t.csv")
+    config = config.model_copy(update={"input": str(tmp_path / "retries" / "t.csv")})
+    ingest(config)
+    assert retry(config, "http_404") == 1
+
+
+def test_a_table_of_retries_is_known_where_the_data_set_was_moved_to():
+    name = "retries/0123456789abcdef-0123456789ab.parquet"
+    assert is_same_retry(f"/old/{name}", f"s3://new/{name}")
+    assert not is_same_retry(f"/old/{name}", f"/old/{name.replace('ab.', 'ac.')}")
+    assert not is_same_retry("/old/t.parquet", "/new/t.parquet")
+
+
+def test_a_rewritten_data_set_is_retried_once_too(config, web, draw_shape):
+    """Compact shards hold the rows of several partitions, under the first of them."""
+    ingest(config)
+    storage = open_storage(config.output)
+    web.put("/html", draw_shape("green", "ring", 1))
+    assert retry(config, "not_an_image") == 1
+    manifest = read_manifest(storage)
+    (group,) = group_partitions(manifest, 1 << 30)
+    shard = rewrite(storage, list(manifest.shards), f"{group[0].id}-000")
+    changed = [record.model_copy(update={"shards": (shard,) if record is group[0] else ()}) for record in group]
+    manifest = commit_choice(storage, manifest, changed)
+    assert manifest.num_samples == 13
+    web.put("/gone", draw_shape("green", "disc", 1))
+    assert retry(config, "not_an_image") == 0, "it has succeeded before"
+    assert retry(config, "http_404") == 1
+    assert retry(config, "http_404") == 0
+    assert read_manifest(storage).num_samples == 14
 
 
 def make_compact(config):
@@ -120,42 +185,3 @@ def test_a_shard_that_an_earlier_purge_left_without_its_column_is_read(config, w
     rules = Rules(CurateConfig(), removed=frozenset([f"{web.address}/gone"]))
     purge(storage, rules, find_holders(storage, rules))
     assert retry(config, "not_an_image") == 1
-
-
-@pytest.mark.parametrize(
-    ("stored", "url_column", "names"),
-    [
-        (["source_width", "lang"], "url", ["width", "lang"]),
-        (["source_key_2", "source_key"], "url", ["source_key_2", "source_key"]),
-        (["source_key", "source_key_2"], "url", ["source_key", "source_key_2"]),
-        (["source_lang", "x_2"], "url", ["source_lang", "x_2"]),
-        (["source_url"], "source_url", ["url"]),
-        (["source_url"], "link", ["url"]),
-    ],
-)
-def test_columns_of_a_retry_have_names_that_become_those_of_the_sidecar(stored, url_column, names):
-    assert _names_in_table(stored, IngestConfig(url_column=url_column)) == names
-    assert free_names(names, COLUMNS.names) == stored
-
-
-def test_an_input_may_have_a_column_with_the_name_of_ours(config, web, draw_shape, tmp_path):
-    lines = ["url,caption,retry_of", f"{web.address}/gone,gone,mine"]
-    (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
-    ingest(config)
-    storage = open_storage(config.output)
-    assert retry(config, "http_404") == 1
-    web.put("/gone", draw_shape("green", "ring", 1))
-    assert retry(config, "http_404") == 1, "a retry of a retry"
-    rows = [row for shard in read_manifest(storage).shards for row in read_sidecar(storage, shard).to_pylist()]
-    first, second, third = sorted(rows, key=lambda row: (row["reason"] == "success", "source_retry_of" in row))
-    assert first["retry_of"] == "mine"
-    assert (second["retry_of"], third["retry_of"]) == (first["key"], second["key"])
-    assert second["source_retry_of"] == third["source_retry_of"] == "mine"
-
-
-def test_a_folder_of_a_persons_own_that_is_called_retries_holds_no_retries(config, tmp_path):
-    (tmp_path / "retries").mkdir()
-    (tmp_path / "t.csv").rename(tmp_path / "retries" / "t.csv")
-    config = config.model_copy(update={"input": str(tmp_path / "retries" / "t.csv")})
-    ingest(config)
-    assert retry(config, "http_404") == 1
