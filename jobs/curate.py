@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from pipeline.dataset.manifest import Manifest, PartitionRecord, ShardRecord
     from pipeline.storage.base import Storage
     from pipeline.versions.curation import Rules
+    from pipeline.versions.takedown import Holders
 
 
 def job(config: Config, options: argparse.Namespace) -> None:
@@ -44,6 +45,7 @@ def job(config: Config, options: argparse.Namespace) -> None:
     from pipeline.storage.address import open_storage
     from pipeline.storage.put_if_absent import ensure_put_if_absent
     from pipeline.versions.curation import check_rules, read_rules
+    from pipeline.versions.takedown import read_runs, with_retries
 
     if not config.curate.data:
         raise InputError("curate.data: is empty; name the folder or the s3://bucket/prefix of a data set")
@@ -51,6 +53,8 @@ def job(config: Config, options: argparse.Namespace) -> None:
         raise InputError("--allow-missing: allows --purge of lists with lines that name no sample; pass it with --purge")
     if options.allow_repeated and not options.remove:
         raise InputError("--allow-repeated: allows --remove of keys that several samples have; pass it with --remove")
+    if options.runs and not options.remove:
+        raise InputError("--runs: lists the runs that were trained on removed samples; pass it with --remove FILE")
     if options.purge and not options.remove:
         raise InputError("--purge: there is nothing to purge; list the samples with --remove FILE")
     no_rules = CurateConfig(data=config.curate.data, single_writer=config.curate.single_writer)
@@ -58,9 +62,17 @@ def job(config: Config, options: argparse.Namespace) -> None:
         raise InputError("curate: no rule is set; set keys of curate.* (see --help), or pass --materialize or --remove")
     storage = open_storage(config.curate.data)
     base = read_manifest(storage, config.curate.version)
+    newest = read_manifest(storage)
+    if base.partitions != newest.partitions:
+        raise InputError(
+            f"curate.version={base.version}: version {newest.version} has rows or selections that this one lacks, and they "
+            "would stay in the new version as they are; omit the key to choose from the newest version"
+        )
     rules = read_rules(config.curate, options.remove)
+    runs = read_runs(options.runs) if options.runs else {}
     if rules.removed and not options.allow_repeated:
         _refuse_repeated(storage, rules, options)
+    rules = with_retries(storage, rules)
     if rules.scores is not None:
         rules.scores.check(storage, base)
     rules = check_rules(storage, base, rules)  # refuses an invalid condition before Ray starts
@@ -72,7 +84,7 @@ def job(config: Config, options: argparse.Namespace) -> None:
         manifest = commit_choice(storage, manifest, _materialize(storage, manifest, config.ingest.shard_size_bytes))
         print(f"{storage.uri} version {manifest.version}: {manifest.num_samples:,} samples in {_tars(manifest)} compact shards")
     if options.remove:
-        _take_down(storage, rules, options)
+        _take_down(storage, rules, options, runs)
 
 
 def _choose(storage: Storage, base: Manifest, rules: Rules) -> list[PartitionRecord]:
@@ -136,15 +148,17 @@ def _materialize(storage: Storage, manifest: Manifest, shard_size_bytes: int) ->
 
     from pipeline.dataset.manifest import ShardRecord
     from pipeline.ingest.progress import Progress
-    from pipeline.versions.rewrite import group_partitions, rewrite
+    from pipeline.versions.rewrite import group_partitions, rewrite, without_repeated_keys
 
     groups = group_partitions(manifest, shard_size_bytes)
     quieten_ray_data()
 
     def rewritten(row: dict[str, Any]) -> dict[str, Any]:
         group = groups[row["id"]]
-        shards = [shard for partition in group for shard in partition.shards]
-        return {"group": row["id"], "shards": [rewrite(storage, shards, f"{group[0].id}-000").model_dump_json()]}
+        parts = without_repeated_keys(storage, [shard for partition in group for shard in partition.shards])
+        names = [f"{group[0].id}-{number:03d}" for number in range(len(parts))]
+        written = [rewrite(storage, part, name) for part, name in zip(parts, names, strict=True)]
+        return {"group": row["id"], "shards": [shard.model_dump_json() for shard in written]}
 
     changed = []
     stream = ray.data.range(len(groups), override_num_blocks=max(1, min(len(groups), 1000))).map(rewritten)
@@ -174,29 +188,65 @@ def _refuse_repeated(storage: Storage, rules: Rules, options: argparse.Namespace
         )
 
 
-def _take_down(storage: Storage, rules: Rules, options: argparse.Namespace) -> None:
+def _take_down(storage: Storage, rules: Rules, options: argparse.Namespace, runs: dict[str, list[dict[str, Any]]]) -> None:
     """Lists the versions and runs that used the removed samples; with --purge, rewrites the shards that hold them.
 
     Raises:
-        NotMeantError: a line matched nothing; nothing was purged then, unless it is allowed.
+        NotMeantError: a line matched nothing, and nothing was purged then, unless it is allowed; or objects that no version
+            names hold removed samples.
     """
     from pipeline.versions.takedown import find_holders, purge, runs_on
 
     holders = find_holders(storage, rules)
     missing = rules.removed - holders.found
     purges = options.purge and bool(holders.found) and (not missing or options.allow_missing)
+    left = _left_over(storage, holders)
     if purges:
         manifest = purge(storage, rules, holders)
-        print(f"{storage.uri} version {manifest.version}: no object holds the removed samples any more")
+        held = "no object of a version here" if left else "no object"
+        print(f"{storage.uri} version {manifest.version}: {held} holds the removed samples any more")
+        if holders.urls:
+            print("later rows with their URLs are dropped as `removed`, by the list in takedowns/; the same images under other")
+            print("URLs are not: remove the samples from your tables, too")
+        elif holders.shards:
+            print("they have no URL by which later rows could be told: remove the samples from your tables, too")
+    elif holders.found:
+        print("a later table or retry that has them brings them back; after --purge none does that has their URLs")
     for version in holders.versions:
         gone = "; it can no longer be read" if purges else ""
         print(f"version {version} held some of the removed samples{gone}")
-    for run_name, version in runs_on(options.runs, storage.uri, holders.versions) if options.runs else ():
+    for run_name, version in runs_on(runs, storage, holders.versions):
         print(f"run {run_name} was trained on version {version}, which held some of the removed samples")
     if not rules.removed:
         print(f"--remove {options.remove}: has no lines, so nothing was removed")
+    if holders.waiting and not purges:
+        shown = ", ".join(without_userinfo(line) for line in sorted(holders.waiting)[:MOST_LINES])
+        print(f"{len(holders.waiting):,} lines name rows that are no samples, and that a retry may still fetch: {shown}")
     if missing:
         _report_missing(rules.removed, missing, options, purges)
+    if purges and left:
+        raise NotMeantError(left)
+
+
+def _left_over(storage: Storage, holders: Holders) -> str:
+    """Says which objects a purge leaves, of others or of an ingestion that is in progress or was killed; "" for none."""
+    kinds = (
+        (holders.uncommitted, "hold removed samples"),
+        (holders.unsearched, "are tars without a sidecar, and may hold some"),
+    )
+    parts = [f"{len(names):,} {what}, such as {min(names)}" for names, what in kinds if names]
+    lines = []
+    if parts:
+        lines.append(
+            f"{storage.uri}: of the shards that no version names, {'; '.join(parts)}; an ingestion is in progress or was "
+            f"killed: run it to its end, or python jobs/ingest.py ingest.output={storage.uri} --clean; then repeat this command"
+        )
+    if holders.in_place:
+        tars = (
+            f"{len(holders.in_place):,} tars that were indexed in place hold removed samples, such as {min(holders.in_place)}"
+        )
+        lines.append(f"{tars}: remove the samples there, or the tars")
+    return "\n".join(lines)
 
 
 def _report_missing(removed: frozenset[str], missing: frozenset[str], options: argparse.Namespace, purged: bool) -> None:
@@ -240,7 +290,9 @@ def arguments() -> JobParser:
     result.add_argument("--materialize", action="store_true", help="rewrite the remaining samples into compact shards")
     result.add_argument("--remove", metavar="FILE", help="file with keys or URLs of samples to remove, one per line")
     result.add_argument(
-        "--purge", action="store_true", help="with --remove: rewrite or delete every object that holds the samples"
+        "--purge",
+        action="store_true",
+        help="with --remove: rewrite or delete every object that holds the samples, and drop later rows with their URLs",
     )
     result.add_argument(
         "--allow-missing", action="store_true", help="with --purge: purge although some lines of the list match nothing"

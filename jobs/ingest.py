@@ -67,6 +67,8 @@ def job(config: Config, options: argparse.Namespace) -> int:
         summary = run_ingest(ingest, plan, None if wandb_run is None else _log_to(wandb_run), describe_cluster)
         _declare_version(wandb_run, ingest, summary.version)
     print(summary)
+    if summary.counts.get("success"):
+        _say_what_is_raw(config.ingest, summary.version)
     if summary.retry_reasons:
         print(f"the settings have changed for {summary.retry_text}; this fetches them again:")
         print(f"  {_command(options, ','.join(summary.retry_reasons))}")
@@ -76,6 +78,16 @@ def job(config: Config, options: argparse.Namespace) -> int:
     if summary.shortfall:
         raise NotMeantError(f"{summary.shortfall}; {_remedy(config.ingest)}")
     return 0
+
+
+def _say_what_is_raw(config: IngestConfig, version: int) -> None:
+    from pipeline.dataset.manifest import read_manifest
+    from pipeline.storage.address import open_storage
+    from pipeline.versions.curation import note_on_new_rows
+
+    note = note_on_new_rows(read_manifest(open_storage(_output(config)), version))
+    if note:
+        print(note)
 
 
 def _repeat_verdict(config: IngestConfig) -> None:

@@ -149,9 +149,9 @@ class CurateConfig(Section):
     data: str = ""
     """Root of the data set."""
     version: int | Literal["latest"] = "latest"
-    """Version to choose from."""
+    """Version to choose from; the newest, or one with the same rows and selections."""
     min_side_px: int = Field(0, ge=0)
-    """Drop samples whose original image has a shorter side than this."""
+    """Drop samples whose original image has a shorter side than this; where a tar does not tell its size, the stored one."""
     max_aspect_ratio: float | None = Field(None, ge=1)
     """Drop samples whose original image has a larger ratio of long to short side; None: no limit."""
     min_caption_characters: int = Field(0, ge=0)
@@ -161,9 +161,10 @@ class CurateConfig(Section):
     min_caption_words: int = Field(0, ge=0)
     """Drop samples whose caption has fewer words."""
     exclude_hashes: str = ""
-    """Text file with one sha256 per line, of stored or original images to drop, e.g. those of an evaluation set."""
+    """Text file with one sha256 per line, of images to drop, e.g. those of an evaluation set: as stored, as fetched, or as the
+    input's own column sha256 has them."""
     where: str = ""
-    """Condition on the sidecar's columns, in the syntax of pandas, e.g. "width >= 300 and lang == 'en'"."""
+    """Condition on the sidecar's columns, in the syntax of pandas' query, e.g. "width >= 300 and lang == 'en'"."""
     scores: str = ""
     """Output of jobs/embed.py for these samples: adds its column clip_score for `where`, e.g. "clip_score > 0.28"."""
     sample_share: float = Field(1.0, gt=0, le=1)

@@ -145,6 +145,11 @@ def join_columns(name: str, chunks: Sequence[pa.Array]) -> pa.ChunkedArray:
         column = pa.chunked_array([_cast(chunk, kind) for chunk in chunks], kind)
         return _in_one_dictionary(column) if pa.types.is_dictionary(kind) else _compact(column)
     except (pa.ArrowException, TypeError):
+        lists = [kind for kind in types if _is_list_of_text(kind)]
+        if lists and all(kind in lists or not pa.types.is_nested(_unencoded(kind)) for kind in types):
+            chunks = [chunk if chunk.type in lists else as_text(chunk) for chunk in chunks]  # as an index does within a tar
+            kind = pa.list_(pa.large_string())
+            return pa.chunked_array([_cast(chunk, kind) for chunk in chunks], kind)
         _say_that_it_is_text(name, f"its values have no common type: {', '.join(map(str, types))}")
         return pa.chunked_array([as_text(chunk) for chunk in chunks], pa.large_string())
 
@@ -187,12 +192,18 @@ def take_rows(table: pa.Table, rows: pa.Array) -> pa.Table:
 def _common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType:
     """The smallest type that may hold the values of both. Raises ArrowTypeError or ArrowInvalid if there is none."""
     one, other = _unencoded(one), _unencoded(other)
-    if is_list(one) and is_text(other) and is_text(_unencoded(one.value_type)):
+    if _is_list_of_text(one) and is_text(other):
         return one  # training reads a text as a list of one caption
-    if is_list(other) and is_text(one) and is_text(_unencoded(other.value_type)):
+    if _is_list_of_text(other) and is_text(one):
         return other
     schemas = [pa.schema([("x", kind)]) for kind in (one, other)]
+    if any(map(pa.types.is_decimal, (one, other))) and any(map(pa.types.is_floating, (one, other))):
+        return pa.float64()  # a smaller one would have other digits than the decimal
     return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
+
+
+def _is_list_of_text(kind: pa.DataType) -> bool:
+    return is_list(kind) and is_text(_unencoded(kind.value_type))
 
 
 def _unencoded(kind: pa.DataType) -> pa.DataType:
@@ -215,7 +226,10 @@ def _cast(chunk: pa.Array, kind: pa.DataType) -> pa.Array:
     if is_list(kind) and is_text(chunk.type):
         texts = chunk.to_pylist()
         return pa.array([None if text is None else [text] for text in texts], kind)
-    return chunk.cast(kind)
+    found = chunk.cast(kind)
+    if "decimal" in str(chunk.type) and "decimal" not in str(kind) and not found.cast(chunk.type).equals(chunk):
+        raise pa.ArrowInvalid("a decimal would be rounded")  # Arrow takes that for safe
+    return found
 
 
 def captions_of(column: pa.ChunkedArray) -> list[list[str]]:

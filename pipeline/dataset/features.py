@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from pipeline.dataset.manifest import Manifest, Record, ShardRecord, first_problem
+from pipeline.dataset.manifest import Manifest, Record, ShardRecord, first_problem, read_selection, selection_path
 from pipeline.errors import InputError
 from pipeline.storage.base import Storage
 from pipeline.storage.parquet import read_parquet
@@ -213,17 +213,23 @@ class Scores:
                 "which embeds what is missing"
             )
 
-    def of(self, shard: ShardRecord, keys: Sequence[str]) -> list[float]:
-        """The scores of a shard's samples, NaN for damaged ones. Raises InputError if one is missing."""
+    def of(self, data: Storage, shard: ShardRecord, keys: Sequence[str]) -> list[float]:
+        """The scores of a shard's samples, NaN for damaged ones. Raises InputError if one is missing.
+
+        They are found by their places in the tar: compact shards of indexed tars may hold a key more than once.
+        """
         if not keys:
             return []
+        wanted = range(len(keys)) if shard.selection is None else read_selection(data, shard.selection).to_pylist()
         for name in self._candidates(shard):
-            path = feature_path(name)
-            with self.storage.open(path, READ_BYTES) as file:
+            with self.storage.open(feature_path(name), READ_BYTES) as file:
                 table = read_parquet(file, ["key", SCORE])
-            found = dict(zip(table["key"].to_pylist(), table[SCORE].to_pylist(), strict=True))
-            if all(key in found for key in keys):
-                return [math.nan if found[key] is None else found[key] for key in keys]
+            places = range(table.num_rows) if name == shard.name else _selected(data, name)
+            rows = zip(table["key"].to_pylist(), table[SCORE].to_pylist(), strict=True)
+            found = dict(zip(places, rows, strict=False))
+            if all(place in found and found[place][0] == key for place, key in zip(wanted, keys, strict=True)):
+                scores = [found[place][1] for place in wanted]
+                return [math.nan if score is None else score for score in scores]
         raise InputError(
             f"curate.scores={self.storage.uri}: lacks samples of shard {shard.name}; it was made from another version than "
             "curate.version; run jobs/embed.py with embed.version set to that version"
@@ -233,3 +239,11 @@ class Scores:
         """Files that may hold all of a shard's samples. A selection's file never holds those of the whole tar."""
         names = self._files[shard.name] if shard.name in self._files else []
         return names if shard.selection is not None else names[:1] if names[:1] == [shard.name] else []
+
+
+def _selected(data: Storage, name: str) -> list[int]:
+    """Places in the tar of the samples of a selection, by its name; none if it is gone."""
+    try:
+        return read_parquet(data.read(selection_path(name)))["position"].to_pylist()
+    except FileNotFoundError:
+        return []

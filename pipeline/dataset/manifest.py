@@ -57,7 +57,12 @@ class Selection(Record):
 
     @property
     def path(self) -> str:
-        return f"selections/{self.name}.parquet"
+        return selection_path(self.name)
+
+
+def selection_path(name: str) -> str:
+    """Path of a selection's positions."""
+    return f"selections/{name}.parquet"
 
 
 class ShardRecord(Record):

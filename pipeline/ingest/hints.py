@@ -21,7 +21,7 @@ from pipeline.config import FetchConfig
 from pipeline.fetch.address_guard import is_refused, parse_networks
 from pipeline.storage.url_credentials import without_userinfo
 
-DROPPED = frozenset({"bad_caption", "empty_caption", "short_caption", "long_caption", "too_small", "aspect_ratio"})
+DROPPED = frozenset({"bad_caption", "empty_caption", "short_caption", "long_caption", "too_small", "aspect_ratio", "removed"})
 """Reasons of rows that a rule dropped: all of the status `dropped`."""
 SYSTEM_FOLDERS = ("/boot", "/etc", "/proc", "/sys")
 """Folders that no table of images needs, and whose files may be secret."""
@@ -225,6 +225,7 @@ FIXED = {
     "short_caption": f"lower ingest.caption.min_words and min_characters, {_NEW_OUTPUT}",
     "long_caption": f"raise ingest.caption.max_characters, {_NEW_OUTPUT}",
     "bad_caption": "write these captions as UTF-8 in a new table, and ingest that",
+    "removed": "nothing to type: these URLs were purged from the data set, and no table brings them back",
     "bad_row": "fix the lines that error_message in the sidecars names, and ingest them as a new table",
 }
 """Reasons with one line for all their rows."""

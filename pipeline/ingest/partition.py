@@ -23,6 +23,7 @@ import uvloop
 
 from pipeline.config import IngestConfig
 from pipeline.dataset.manifest import PartitionRecord, ShardRecord, partition_path
+from pipeline.dataset.purged_urls import MESSAGE, is_purged, read_purged
 from pipeline.dataset.shard import Row, ShardWriter, StoredImage, publish
 from pipeline.errors import Failure, InputError
 from pipeline.fetch.http_client import Fetched
@@ -81,7 +82,7 @@ async def _ingest_rows(
     shards: list[ShardRecord] = []
     counts: Counter[str] = Counter()
     writer: ShardWriter | None = None
-    async with _workshop(config) as workshop, asyncio.TaskGroup() as tasks:
+    async with _workshop(config, read_purged(storage)) as workshop, asyncio.TaskGroup() as tasks:
         async for row, claim in _start_rows(spec, workshop, tasks):
             if writer is None:
                 prefix = f"{spec.id}-{len(shards):03d}"
@@ -99,17 +100,22 @@ async def _ingest_rows(
 
 @dataclass(frozen=True)
 class _Workshop:
-    """Resources that all rows of a partition share."""
+    """Resources that all rows of a partition share.
+
+    Attributes:
+        purged: hashes of URLs that are not fetched.
+    """
 
     config: IngestConfig
     source: ImageSource
     memory: Memory
+    purged: frozenset[str]
 
 
 @asynccontextmanager
-async def _workshop(config: IngestConfig) -> AsyncIterator[_Workshop]:
+async def _workshop(config: IngestConfig, purged: frozenset[str]) -> AsyncIterator[_Workshop]:
     async with ImageSource(config.fetch) as source:
-        yield _Workshop(config, source, Memory(config.memory_bytes))
+        yield _Workshop(config, source, Memory(config.memory_bytes), purged)
 
 
 async def _start_rows(spec: PartitionSpec, workshop: _Workshop, tasks: asyncio.TaskGroup) -> AsyncIterator[tuple[Row, Claim]]:
@@ -139,6 +145,8 @@ async def _one_row(key: str, source: SourceRow, workshop: _Workshop, claim: Clai
         return Row(key, "", "", Failure("failed_to_read", "bad_row", source.problem), source.extra), claim
     url = source.url.decode("utf-8", "replace") if isinstance(source.url, bytes) else source.url
     address = "" if url is None else without_userinfo(str(url))
+    if is_purged(address, workshop.purged):
+        return Row(key, "", "", Failure("dropped", "removed", MESSAGE)), claim
     caption = clean_captions(source.caption, config.caption)
     if isinstance(caption, Failure):
         return Row(key, address, display_caption(source.caption), caption, source.extra), claim

@@ -83,6 +83,11 @@ def is_same_retry(one: str, other: str) -> bool:
     return one.rpartition("/")[2] == other.rpartition("/")[2] and in_retries(one) and in_retries(other)
 
 
+def is_own_key(key: object) -> bool:
+    """True for a key that ingestion gave, which no other row has."""
+    return isinstance(key, str) and re.fullmatch(r"[0-9a-f]{16}-\d{6,}", key) is not None
+
+
 def retried_partition(table: str) -> str:
     """Id of the partition whose rows a table of retries holds."""
     return table.rpartition("/")[2].partition("-")[0]

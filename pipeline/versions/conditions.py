@@ -1,35 +1,78 @@
 """Conditions of `curate.where` on sidecars: a data set's shards may come from tables with other columns and other types.
 
-In: a condition in the syntax of pandas, and a shard's sidecar. Out: true or false for each row. Only the columns that the
-condition names are converted, and their values stay exact. A column that this shard lacks, and another has, is null here.
+In: a condition in the syntax of pandas' `query`, and a shard's sidecar. Out: true or false for each row. A condition is read
+here, part by part, and can only compare, calculate and convert the values of one row (docs/decisions/0019-values.md). Only the
+columns that it names are converted. A column that this shard lacks, and another has, is null here.
 """
 
 from __future__ import annotations
 
 import ast
+import operator
 import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import reduce
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.dataset.columns import captions_of
-from pipeline.dataset.json_values import is_list, is_text
 from pipeline.dataset.manifest import ShardRecord
 from pipeline.errors import InputError
 from pipeline.storage.base import Storage
+from pipeline.versions.condition_values import (
+    LISTS,
+    NULLS,
+    TEXT,
+    ConditionError,
+    alike,
+    calculated,
+    compared,
+    contained,
+    kind_of,
+    text_remedy,
+    true_where,
+)
 
 READ_BYTES = 1 << 16
-EXACT_IN_FLOAT = 1 << 53
-"""Integers below this size are exact as float64, which pandas uses for integers beside nulls."""
 
 Kind = tuple[tuple[str, str], ...]
 """Names and types of the columns that a condition may name."""
+
+_TOKENS = re.compile(r"""("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')|`([^`]*)`|([&|])|(\s+)""")
+"""Text in quotes, a name in backticks, an operator that binds looser than in Python, white space."""
+_COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.In: operator.eq,
+    ast.NotIn: operator.ne,
+}
+_CALCULATIONS: dict[type[ast.AST], Callable[..., Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.Pow: operator.pow,
+    ast.UAdd: operator.pos,
+    ast.USub: operator.neg,
+}
+_COMPARING = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "isin": "in"}
+"""Methods of a column that compare, with the operators that do the same."""
+_METHODS = ("abs", "astype", "clip", "fillna", "isna", "isnull", "notna", "notnull", "round")
+"""Methods of a column that look at one value at a time. Those that look at all would see those of one shard."""
+_FUNCTIONS = (
+    *("abs", "ceil", "floor", "sqrt", "exp", "expm1", "log", "log10", "log1p", "sin", "cos", "tan", "arcsin", "arccos"),
+    *("arctan", "arctan2", "sinh", "cosh", "tanh", "arcsinh", "arccosh", "arctanh"),
+)
+"""Functions of numpy that pandas' `query` has."""
 
 
 def named_columns(names: Iterable[str], condition: str) -> list[str]:
@@ -62,133 +105,175 @@ def holds(frame: pd.DataFrame, condition: str, place: str, names: Sequence[str])
     Raises:
         InputError: it cannot be evaluated on these columns, or is not true or false.
     """
-    comparisons, used_otherwise = _comparisons(condition)
-    for name, value in comparisons:
-        if name in frame and isinstance(value, str) and frame[name].map(type).eq(np.ndarray).any():
-            if name in used_otherwise:
-                raise InputError(
-                    f"curate.where={condition}: compares {name} with {value!r} in {place}, where it holds lists; compare "
-                    f"one of their values, as in {name}.str[0] == {value!r}"
-                )
-            frame = frame.assign(**{name: _one_or_list(frame[name])})
-        if name in frame and _never_equals(frame[name], value):
-            hint = _hint(frame[name]) or f"numbers there; convert it, as in {name}.astype('float64'), and compare numbers"
-            raise InputError(
-                f"curate.where={condition}: compares {name} with {value!r} in {place}, which none of its values can equal "
-                f"({name}: {hint})"
-            )
+    rest = f"write a condition on the columns {', '.join(names)}"
     try:
-        answer = frame.eval(condition, engine="python")
-    except Exception as error:  # pandas raises many kinds of errors for conditions that it cannot parse
-        texts = {name: _hint(frame[name]) for name in named_columns(frame.columns, condition)}
+        answer = _Condition(frame, condition, names).answer()
+    except ConditionError as error:
+        raise InputError(f"curate.where={condition}: {error}, in {place}; {rest}") from None
+    except Exception as error:  # pandas raises many kinds of errors for methods that do not fit the values
+        words = set(re.findall(r"\w+|(?<=`)[^`]+(?=`)", condition))
+        texts = {name: text_remedy(frame[name], name) for name in frame.columns if name in words}
         hints = [f"{name}: {hint}" for name, hint in texts.items() if hint]
         hint = f" ({'; '.join(hints)})" if hints else ""
-        raise InputError(
-            f"curate.where={condition}: {error} in {place}{hint}; write a condition on the columns {', '.join(names)}"
-        ) from None
-    if not isinstance(answer, pd.Series) or answer.dtype != bool:
-        raise InputError(f"curate.where={condition}: is not true or false for each sample; write a comparison")
+        raise InputError(f"curate.where={condition}: {error}, in {place}{hint}; {rest}") from None
     return answer
 
 
-def _comparisons(condition: str) -> tuple[list[tuple[str, str | float]], set[str]]:
-    """Pairs (column, value) that are compared by ==, != or `in` with a text or number, and the columns used otherwise."""
-    quoted = dict[str, str]()
+class _Condition:
+    """A condition that is read, on the columns of a frame."""
 
-    def plain(found: re.Match[str]) -> str:
-        return quoted.setdefault(found[1], f"_quoted_{len(quoted)}")
+    def __init__(self, frame: pd.DataFrame, condition: str, names: Sequence[str]) -> None:
+        """Raises ConditionError if the condition is no expression."""
+        quoted: dict[str, str] = {}
 
-    text = re.sub("`([^`]*)`", plain, condition).replace("&", " and ").replace("|", " or ")
-    try:
-        nodes = list(ast.walk(ast.parse(text.strip(), mode="eval")))
-    except SyntaxError:  # pandas says it
-        return [], set()
-    real = {name: column for column, name in quoted.items()}
-    pairs, counted = list[tuple[str, str | float]](), Counter[str]()
-    for node in nodes:
-        if not isinstance(node, ast.Compare) or not isinstance(node.ops[0], ast.Eq | ast.NotEq | ast.In | ast.NotIn):
-            continue
-        for one, other in ((node.left, node.comparators[0]), (node.comparators[0], node.left)):
-            constants = other.elts if isinstance(other, ast.List | ast.Tuple) else [other]
-            values = [each.value for each in constants if isinstance(each, ast.Constant)]
-            if isinstance(one, ast.Name) and values:
-                counted[one.id] += 1
-                pairs += [(real.get(one.id, one.id), value) for value in values if isinstance(value, str | int | float)]
-    used = Counter(node.id for node in nodes if isinstance(node, ast.Name))
-    return pairs, {real.get(name, name) for name in used - counted}
+        def plain(found: re.Match[str]) -> str:
+            text, name, logical, _ = found.groups()
+            if name is not None:
+                return quoted.setdefault(name, f"_quoted_{len(quoted)}")
+            return text or {"&": " and ", "|": " or ", None: " "}[logical]
 
-
-def _one_or_list(column: pd.Series) -> pd.Series:
-    """Lists of one value as that value, which text is among lists; pandas compares arrays of several in odd ways."""
-    cells = [tuple(cell) if isinstance(cell, np.ndarray) else cell for cell in column]
-    cells = [cell[0] if isinstance(cell, tuple) and len(cell) == 1 else cell for cell in cells]
-    return pd.Series(cells, index=column.index, dtype=object)
-
-
-def _never_equals(column: pd.Series, value: str | float) -> bool:
-    """True if a column of text is compared with a number, or one of numbers with a text that is a number."""
-    values = column.dropna()
-    if not isinstance(value, str):
-        return len(values) > 0 and bool(values.map(type).eq(str).all())
-    return len(values) > 0 and pd.api.types.is_numeric_dtype(column) and _is_number(value)
-
-
-def _is_number(text: object) -> bool:
-    try:
-        float(str(text))
-    except ValueError:
-        return False
-    return True
-
-
-def _hint(column: pd.Series) -> str:
-    """A way to compare a column of text with numbers; empty if it holds no text."""
-    texts = [value for value in column if isinstance(value, str)]
-    if not texts:
-        return ""
-    for conversion in ("", ".str.strip('\"')"):  # indexes of earlier releases hold text among numbers with its quotes
-        if all(_is_number(text.strip('"') if conversion else text) for text in texts):
-            return f"text there; convert it, as in {column.name}{conversion}.astype('float64')"
-    other = next(text for text in texts if not _is_number(text.strip('"')))
-    return f"text there, such as {other[:40]!r}, not numbers; compare texts, as in {column.name}.astype('str') == '7'"
-
-
-def to_frame(table: pa.Table, missing: Iterable[str] = ()) -> pd.DataFrame:
-    """A frame of columns whose values pandas can hold exactly; the others are skipped.
-
-    Args:
-        missing: columns to add, with null in each row.
-    """
-    columns: dict[str, pd.Series] = {}
-    for name in table.column_names:
         try:
-            columns[name] = _series(table[name])
-        except (pa.ArrowException, ValueError, OverflowError, LookupError):
-            continue
-    frame = pd.DataFrame(columns, index=range(table.num_rows))
-    for name in missing:
-        frame[name] = np.nan
-    return frame
+            self._tree = ast.parse(_TOKENS.sub(plain, condition).strip(), mode="eval").body
+        except SyntaxError as error:
+            raise ConditionError(f"cannot be read ({error.msg})") from None
+        self._frame, self._names, self._quoted = frame, names, {short: name for name, short in quoted.items()}
+
+    def answer(self) -> pd.Series:
+        """True or false for each row."""
+        answer = true_where(self._value(self._tree), self._text(self._tree))
+        if not isinstance(answer, pd.Series):
+            raise ConditionError("is not true or false for each sample; write a comparison")
+        return answer
+
+    def _text(self, node: ast.expr) -> str:
+        """The part of the condition that a node stands for, for messages."""
+        return re.sub(r"_quoted_\d+", lambda found: f"`{self._quoted[found[0]]}`", ast.unparse(node))
+
+    def _value(self, node: ast.expr) -> Any:
+        """A column, a constant or a list of constants."""
+        match node:
+            case ast.Constant(value=str() | int() | float() | None):
+                return node.value
+            case ast.Name(id=name):
+                return self._column(name)
+            case ast.List(elts=parts) | ast.Tuple(elts=parts):
+                return [self._value(part) for part in parts]
+            case ast.BoolOp(values=parts):
+                combine = np.logical_and if isinstance(node.op, ast.And) else np.logical_or
+                return reduce(combine, [self._true_where(part) for part in parts])
+            case ast.UnaryOp(op=ast.Not() | ast.Invert()):
+                return np.logical_not(self._true_where(node.operand))
+            case ast.UnaryOp() if type(node.op) in _CALCULATIONS:
+                return _CALCULATIONS[type(node.op)](self._value(node.operand))
+            case ast.BinOp() if type(node.op) in _CALCULATIONS:
+                return self._calculated(node)
+            case ast.Compare():
+                return self._compared(node)
+            case ast.Call(func=ast.Name(id=name)):
+                return self._function(name, node)
+            case ast.Call(func=ast.Attribute(value=owner, attr=name)):
+                return self._method(owner, name, node)
+            case ast.Subscript(value=ast.Attribute(value=owner, attr="str"), slice=place):
+                return self._one_each(self._accessor(owner, "str")[_place(place)], node)
+            case ast.Attribute(value=ast.Attribute(value=owner, attr="dt"), attr=name):
+                return self._one_each(_public(self._accessor(owner, "dt"), name), node)
+        raise ConditionError(f"{self._text(node)} is not part of a condition's language")
+
+    def _true_where(self, node: ast.expr) -> Any:
+        return true_where(self._value(node), self._text(node))
+
+    def _column(self, name: str) -> Any:
+        column = self._quoted[name] if name in self._quoted else name
+        if column in self._frame:
+            return self._frame[column]
+        if column in self._names:
+            raise ConditionError(f"the values of {column} are of a type that cannot be compared")
+        if column in ("inf", "Inf"):
+            return np.inf
+        raise ConditionError(f"name {column!r} is not defined")
+
+    def _calculated(self, node: ast.BinOp) -> Any:
+        one, other = self._value(node.left), self._value(node.right)
+        if isinstance(one, pd.Series):
+            one, other = alike(one, other)
+        elif isinstance(other, pd.Series):
+            other, one = alike(other, one)
+        elif isinstance(node.op, ast.Pow):
+            one = float(one)  # integers have no limit
+        return calculated(_CALCULATIONS[type(node.op)], one, other)
+
+    def _compared(self, node: ast.Compare) -> Any:
+        answers, left = [], node.left
+        for operation, right in zip(node.ops, node.comparators, strict=True):
+            names = self._text(left), self._text(right)
+            if isinstance(operation, ast.Is | ast.IsNot):
+                raise ConditionError(f"{names[0]} is {names[1]}: write {names[0]}.isnull() or {names[0]}.notnull()")
+            one, other = self._value(left), self._value(right)
+            if isinstance(operation, ast.In | ast.NotIn) and not isinstance(other, list):
+                inside = contained(one, other, names)
+                answers.append(inside if isinstance(operation, ast.In) else ~inside)
+                left = right
+                continue
+            answers.append(compared(_COMPARISONS[type(operation)], one, other, names))
+            left = right
+        return reduce(np.logical_and, answers)
+
+    def _function(self, name: str, node: ast.Call) -> Any:
+        arguments = [self._value(argument) for argument in node.args]
+        if name == "Timestamp":
+            return pd.Timestamp(*arguments)
+        if name not in _FUNCTIONS or node.keywords:
+            raise ConditionError(f"{self._text(node)} is no function of a condition; there are {', '.join(_FUNCTIONS)}")
+        return getattr(np, name)(*arguments)
+
+    def _method(self, owner: ast.expr, name: str, node: ast.Call) -> Any:
+        if isinstance(owner, ast.Attribute) and owner.attr in ("str", "dt"):
+            method = _public(self._accessor(owner.value, owner.attr), name)
+        elif name in _COMPARING and len(node.args) == 1 and not node.keywords:
+            operation = ast.parse(f"a {_COMPARING[name]} b", mode="eval").body
+            assert isinstance(operation, ast.Compare)
+            return self._compared(ast.Compare(owner, operation.ops, node.args))
+        elif name == "between" and len(node.args) == 2 and not node.keywords:
+            return self._compared(ast.Compare(node.args[0], [ast.LtE(), ast.LtE()], [owner, node.args[1]]))
+        else:
+            column = self._value(owner)
+            fills_from_others = name == "fillna" and (node.keywords or len(node.args) != 1)
+            if not isinstance(column, pd.Series) or name not in _METHODS or fills_from_others:
+                there = ", ".join((*_COMPARING, "between", *_METHODS, "str.*", "dt.*"))
+                raise ConditionError(f"{self._text(node)} is no method of a condition; there are {there}")
+            method = getattr(column, name)
+            if name == "astype" and kind_of(column) == TEXT and "bool" in ast.unparse(node.args[0]):
+                raise ConditionError(f"{self._text(node)}: every text is true; compare texts, as in {self._text(owner)} == 'a'")
+        arguments = [self._value(argument) for argument in node.args]
+        keywords = {str(keyword.arg): self._value(keyword.value) for keyword in node.keywords}
+        return self._one_each(method(*arguments, **keywords), node)
+
+    def _accessor(self, owner: ast.expr, name: str) -> Any:
+        """The `str` or `dt` of a column; one of nulls has either."""
+        column = self._value(owner)
+        if not isinstance(column, pd.Series):
+            raise ConditionError(f"{self._text(owner)}.{name}: {self._text(owner)} is no column")
+        kind = kind_of(column)
+        if kind == NULLS:
+            column = column.astype(object if name == "str" else "datetime64[ns]")
+        elif name == "str" and kind not in (TEXT, LISTS) and column.dtype != object:
+            raise ConditionError(f"{self._text(owner)}.str: it holds {kind}; convert it, as in .astype('str').str")
+        return getattr(column, name)
+
+    def _one_each(self, value: Any, node: ast.expr) -> pd.Series:
+        if not isinstance(value, pd.Series) or not value.index.equals(self._frame.index):
+            raise ConditionError(f"{self._text(node)} does not give one value for each sample")
+        return value
 
 
-def _series(column: pa.ChunkedArray) -> pd.Series:
-    kind = column.type
-    if pa.types.is_dictionary(kind):
-        return _series(column.cast(kind.value_type))
-    if pa.types.is_decimal(kind) or (pa.types.is_integer(kind) and column.null_count and _is_large(column)):
-        values = [np.nan if value is None else value for value in column.to_pylist()]
-        return pd.Series(values, dtype=object)
-    return column.to_pandas(date_as_object=False)
+def _public(accessor: Any, name: str) -> Any:
+    if name.startswith("_") or not hasattr(accessor, name):
+        raise ConditionError(f".{name} is no method of text or dates")
+    return getattr(accessor, name)
 
 
-def _is_large(column: pa.ChunkedArray) -> bool:
-    ends = pc.min_max(column)
-    return any(end is not None and abs(end) >= EXACT_IN_FLOAT for end in ends.as_py().values())
-
-
-def first_captions(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The captions as text: the first where a row has several."""
-    if is_text(column.type):
-        return column
-    assert is_list(column.type)
-    return pa.chunked_array([pa.array([texts[0] if texts else None for texts in captions_of(column)], pa.string())])
+def _place(node: ast.expr) -> Any:
+    """The constant, or the slice of constants, between square brackets."""
+    if not isinstance(node, ast.Slice):
+        return ast.literal_eval(node)
+    return slice(*(None if part is None else ast.literal_eval(part) for part in (node.lower, node.upper, node.step)))

@@ -7,6 +7,7 @@ record with its selection. Duplicates, which concern several shards, are found b
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -20,12 +21,16 @@ from pipeline.dataset.columns import COLUMNS, captions_of
 from pipeline.dataset.features import SCORE, Scores
 from pipeline.dataset.manifest import Manifest, Selection, ShardRecord, read_samples, read_selection, read_sidecar
 from pipeline.errors import InputError
+from pipeline.ingest.retry import is_own_key
 from pipeline.storage.address import open_storage
 from pipeline.storage.base import Storage
 from pipeline.storage.small_text import read_named_text, split_lines
-from pipeline.versions.conditions import first_captions, holds, kinds_of_shards, named_columns, to_frame
+from pipeline.versions.condition_values import first_captions, to_frame
+from pipeline.versions.conditions import holds, kinds_of_shards, named_columns
 
 DUPLICATE, REMOVED = "duplicate", "removed"
+_HASHES = re.compile(r"(source_)?(original_)?sha256(_\d+)?")
+"""Columns of hashes: ours, and those of a table or tar, which are of the originals (img2dataset's, DataComp's)."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,7 @@ class Rules:
 
     Attributes:
         removed: keys and URLs of samples to take down.
+        retries: keys of the same rows in other attempts (`takedown.with_retries`).
         scores: a model's scores of the samples.
         elsewhere: columns that the condition names and some shard has: null in shards that lack them.
     """
@@ -41,6 +47,7 @@ class Rules:
     config: CurateConfig
     excluded_hashes: frozenset[str] = frozenset()
     removed: frozenset[str] = frozenset()
+    retries: frozenset[str] = frozenset()
     scores: Scores | None = None
     elsewhere: frozenset[str] = frozenset()
 
@@ -61,7 +68,7 @@ def read_rules(config: CurateConfig, remove: str | None = None) -> Rules:
             )
     removed = _lines(remove, "--remove") if remove else frozenset[str]()
     scores = Scores(open_storage(config.scores)) if config.scores else None
-    return Rules(config, frozenset(line.lower() for line in hashes), removed, scores)
+    return Rules(config, frozenset(line.lower() for line in hashes), removed, scores=scores)
 
 
 def _lines(path: str, key: str) -> frozenset[str]:
@@ -91,7 +98,8 @@ def judge(storage: Storage, shard: ShardRecord, rules: Rules) -> tuple[list[str]
         InputError: `curate.where` cannot be evaluated on these columns.
     """
     names = read_sidecar(storage, shard).column_names
-    wanted = [name for name in names if name in COLUMNS.names or name in named_columns([name], rules.config.where)]
+    used = {*COLUMNS.names, *named_columns(names, rules.config.where)}
+    wanted = [name for name in names if name in used or (rules.excluded_hashes and _HASHES.fullmatch(name))]
     table = read_samples(storage, shard, wanted)
     captions = captions_of(table["caption"])
     table = table.set_column(wanted.index("caption"), "caption", first_captions(table["caption"]))
@@ -102,7 +110,7 @@ def judge(storage: Storage, shard: ShardRecord, rules: Rules) -> tuple[list[str]
                 f"curate.scores={rules.config.scores}: the sidecars already have a column {SCORE}, from the input table; omit "
                 "curate.scores to use that one"
             )
-        frame[SCORE] = rules.scores.of(shard, frame["key"].tolist())
+        frame[SCORE] = rules.scores.of(storage, shard, frame["key"].tolist())
     verdicts = pd.Series("", index=frame.index)
     place = storage.address(shard.sidecar_path)
     kept = holds(frame, rules.config.where, place, [*names, *rules.elsewhere]) if rules.config.where else None
@@ -123,8 +131,9 @@ def _rules(
     config = rules.config
     found: list[tuple[str, pd.Series]] = []
     if rules.removed:
-        found.append((REMOVED, frame["key"].isin(rules.removed) | frame["url"].isin(rules.removed)))
-    sides = frame[["original_width", "original_height"]]
+        is_named = frame["key"].isin(rules.removed | rules.retries) | frame["url"].str.strip().isin(rules.removed)
+        found.append((REMOVED, is_named))
+    sides = _sides(frame)
     if config.min_side_px:
         found.append(("too_small", sides.min(axis=1) < config.min_side_px))
     if config.max_aspect_ratio is not None:
@@ -137,17 +146,30 @@ def _rules(
         too_long = [bool(texts) and all(len(text) > most for text in texts) for texts in captions]
         found.append(("long_caption", pd.Series(too_long, index=frame.index, dtype=bool)))
     if rules.excluded_hashes:
-        columns = [frame[name].isin(rules.excluded_hashes) for name in ("sha256", "original_sha256") if name in frame]
+        names = [name for name in frame if _HASHES.fullmatch(name)]
+        columns = [frame[name].astype(str).str.lower().isin(rules.excluded_hashes) for name in names]
         found.append(("excluded_hash", pd.concat(columns, axis=1).any(axis=1)))
     if where is not None:
         found.append(("where", ~where))
     if config.sample_share < 1:
-        found.append(("sampled_out", frame["key"].map(lambda key: _draw(config.seed, key)) >= config.sample_share))
+        draws = [_draw(config.seed, *pair) for pair in zip(frame["key"], frame["sha256"], strict=True)]
+        found.append(("sampled_out", pd.Series(draws, index=frame.index, dtype=float) >= config.sample_share))
     return found
 
 
-def _draw(seed: int, key: str) -> float:
-    """A pseudo-random number in [0, 1), by seed and key."""
+def _sides(frame: pd.DataFrame) -> pd.DataFrame:
+    """Width and height of the original images; of the stored ones where a tar that was indexed does not say the original's."""
+    original, stored = (
+        frame[[f"{which}width", f"{which}height"]].astype("float64").set_axis(["width", "height"], axis=1)
+        for which in ("original_", "")
+    )
+    is_known = original.notna().all(axis=1)
+    return pd.concat([original[is_known], stored[~is_known]]).sort_index()
+
+
+def _draw(seed: int, key: str, sha256: str) -> float:
+    """A pseudo-random number in [0, 1), by seed and sample: ingestion's keys are unique, and those of other tars repeat."""
+    key = key if is_own_key(key) else f"{key}/{sha256}"
     return int.from_bytes(hashlib.sha256(f"{seed}/{key}".encode()).digest()[:8], "big") / 2**64
 
 
@@ -174,6 +196,17 @@ def select(storage: Storage, shard: ShardRecord, verdicts: Sequence[str]) -> Sha
     )
     storage.write_if_absent(selection.path, data)
     return shard.model_copy(update={"num_samples": len(kept), "selection": selection})
+
+
+def note_on_new_rows(manifest: Manifest) -> str:
+    """Says that rows which were added are not selected, as earlier ones of the data set were; "" if none were."""
+    drops = {reason for shard in manifest.shards if shard.selection for reason in shard.selection.drops} - {REMOVED}
+    if not drops:
+        return ""
+    return (
+        f"WARNING: earlier rows were selected by jobs/curate.py ({', '.join(sorted(drops))}), and the new rows were not: a "
+        "data set keeps no rules; run jobs/curate.py again before you train on them"
+    )
 
 
 def duplicates(rows: pd.DataFrame, key: str, order: Collection[str]) -> pd.Series:

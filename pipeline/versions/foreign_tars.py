@@ -27,12 +27,13 @@ from pipeline.dataset.manifest import (
     read_manifest,
     short_hash,
 )
+from pipeline.dataset.purged_urls import read_purged
 from pipeline.dataset.tar_members import Skipped, group_members
 from pipeline.errors import InputError
 from pipeline.ingest.table_files import list_files
 from pipeline.storage.address import open_storage, real_address
 from pipeline.storage.base import Storage
-from pipeline.versions.tar_rows import is_read, mark_repeated, mark_scattered, row_of, table_of
+from pipeline.versions.tar_rows import drop_purged, is_read, mark_repeated, mark_scattered, row_of, table_of
 from pipeline.versions.whole_tar import COMPRESSED_SUFFIXES, HashedTar, open_whole
 
 logger = logging.getLogger(__name__)
@@ -180,9 +181,11 @@ def read_tar(address: str, config: IndexConfig) -> IndexedTar:
         rows = read_rows(stream, address, config, skipped)
     except OSError as error:
         raise InputError(f"index.input={address}: cannot be read ({error}); restore it or remove it") from None
+    storage = open_storage(config.output)
+    drop_purged(rows, read_purged(storage))
     partition = short_hash([address, stream.size_bytes, stream.sha256])
     counts = Counter(row["reason"] for row in rows)
-    shard = _put_sidecar(open_storage(config.output), rows, f"{partition}-000-{stream.sha256[:12]}")
+    shard = _put_sidecar(storage, rows, f"{partition}-000-{stream.sha256[:12]}")
     record = PartitionRecord(
         id=partition,
         input_path=address,

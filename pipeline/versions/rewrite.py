@@ -7,23 +7,25 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.dataset.columns import ExtraRow, split_columns
+from pipeline.dataset.columns import Extra, ExtraRow, split_columns
 from pipeline.dataset.manifest import (
     Manifest,
     ManifestError,
     PartitionRecord,
     ShardRecord,
     locate_tar,
+    read_samples,
     read_selection,
     read_sidecar,
 )
 from pipeline.dataset.shard import IMAGE_EXTENSIONS, ShardWriter, publish
 from pipeline.dataset.tar_members import Group, group_members, open_tar
+from pipeline.ingest.retry import RETRY_OF, is_own_key
 from pipeline.storage.base import Storage
 from pipeline.versions.whole_tar import READ_BYTES
 
@@ -42,6 +44,23 @@ def group_partitions(manifest: Manifest, shard_size_bytes: int) -> list[list[Par
     return groups
 
 
+def without_repeated_keys(storage: Storage, shards: Sequence[ShardRecord]) -> list[list[ShardRecord]]:
+    """Cuts a sequence of shards so that no part has two samples with one key, which other readers of tars take for one.
+
+    The keys of tars that were indexed may repeat: many programs count from zero in each tar.
+    """
+    parts: list[list[ShardRecord]] = [[]]
+    held: set[str] = set()
+    for shard in shards:
+        keys = read_samples(storage, shard, ["key"])["key"].to_pylist()
+        if not held.isdisjoint(keys):
+            parts.append([])
+            held = set()
+        parts[-1].append(shard)
+        held.update(keys)
+    return parts
+
+
 def rewrite(storage: Storage, shards: list[ShardRecord], name_prefix: str, removed: Collection[str] = ()) -> ShardRecord:
     """Writes one shard with the selected samples of several, and uploads it.
 
@@ -53,8 +72,8 @@ def rewrite(storage: Storage, shards: list[ShardRecord], name_prefix: str, remov
         writer = ShardWriter(name_prefix, "jpg", datetime.now(UTC), folder)
         for shard in shards:
             for record, members, extra in _rows(storage, shard, folder / "old.tar"):
-                if record["key"] in removed or record["url"] in removed:
-                    record, members, extra = _blank(record, "removed"), {}, None
+                if record["key"] in removed or (record["url"] or "").strip() in removed:
+                    record, members, extra = _blank(record, "removed"), {}, _retry_of(extra)
                 elif record["status"] == "success" and not members:
                     record = record | {"status": "dropped", "reason": "curated"} | _NO_PLACES
                 writer.add_record(record, members, extra)
@@ -73,6 +92,14 @@ def _blank(record: dict[str, Any], reason: str) -> dict[str, Any]:
         "status": "dropped",
         "reason": reason,
     }
+
+
+def _retry_of(extra: ExtraRow | None) -> ExtraRow | None:
+    """The key of the failure that a row retries, without its other columns: a failure is retried once."""
+    if extra is None or RETRY_OF not in extra.extra.columns.schema.names:
+        return None
+    column = extra.extra.columns.select([RETRY_OF])
+    return ExtraRow(Extra(column), extra.index) if is_own_key(column[0][extra.index].as_py()) else None
 
 
 def _rows(
@@ -114,7 +141,9 @@ def _members(record: dict[str, Any], group: Group) -> dict[str, bytes]:
         found = {extension: content for extension, content in found.items() if extension in right or extension not in images}
     first = record["caption"] if isinstance(record["caption"], str) else record["caption"][0]
     if "txt" in found and record["txt_offset"] != group.members["txt"].offset and found["txt"] != first.encode():
-        found |= {"source.txt": found["txt"], "txt": first.encode()}  # the caption comes from elsewhere
+        names = ("source.txt", *(f"source_{number}.txt" for number in range(2, len(found) + 3)))
+        found |= {next(name for name in names if name not in found): found["txt"]}  # the caption comes from elsewhere
+        found |= {"txt": first.encode()}
     return found
 
 

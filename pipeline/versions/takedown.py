@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,17 +19,19 @@ from pipeline.dataset.manifest import (
     ShardRecord,
     commit_choice,
     list_versions,
+    locate_tar,
     read_manifest,
     read_samples,
     read_sidecar,
 )
+from pipeline.dataset.purged_urls import digest_of, read_purged, record_purge
 from pipeline.errors import InputError
 from pipeline.ingest.plan import INPUTS
-from pipeline.ingest.retry import FOLDER
-from pipeline.storage.address import open_storage
+from pipeline.ingest.retry import FOLDER, RETRY_OF, is_own_key
+from pipeline.storage.address import open_storage, real_address
 from pipeline.storage.base import Storage
-from pipeline.storage.parquet import read_parquet
-from pipeline.versions.curation import Rules
+from pipeline.storage.parquet import parquet_columns, read_parquet
+from pipeline.versions.curation import REMOVED, Rules
 from pipeline.versions.rewrite import rewrite
 
 
@@ -39,43 +42,118 @@ class Holders:
     Attributes:
         versions: versions in which a reader saw one of the samples.
         shards: names of the shards whose objects hold one of their rows, seen by readers or not.
-        found: the keys and URLs that name a row of a shard, or one that waits to be fetched.
+        found: the keys and URLs that name a row of a shard, one that waits to be fetched, or one that was purged before.
+        waiting: those of them that name no sample but rows that failed, or wait: a retry or their table may fetch them.
+        urls: the URLs of their rows.
+        uncommitted: those of `shards` that no version names, of an ingestion that is in progress or was killed.
+        unsearched: tars without a sidecar, likewise.
+        in_place: addresses of tars that were indexed in place and hold some.
     """
 
     versions: list[int]
     shards: frozenset[str]
     found: frozenset[str] = frozenset()
+    waiting: frozenset[str] = frozenset()
+    urls: frozenset[str] = frozenset()
+    uncommitted: frozenset[str] = frozenset()
+    unsearched: frozenset[str] = frozenset()
+    in_place: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class _Match:
+    """Rows of a sidecar to remove: the lines that name one, the lines that name a sample, and the rows' URLs."""
+
+    names: frozenset[str] = frozenset()
+    samples: frozenset[str] = frozenset()
+    urls: frozenset[str] = frozenset()
 
 
 def find_holders(storage: Storage, rules: Rules) -> Holders:
-    """Searches the sidecars of all versions, each once."""
-    removed = pa.array(sorted(rules.removed), pa.string())
-    positions: dict[str, set[int]] = {}
-    found: set[str] = set()
-    versions = []
-    for version in list_versions(storage):
-        held = False
-        for shard in read_manifest(storage, version).shards:
-            if shard.name not in positions:
-                positions[shard.name], names = _positions(storage, shard, removed)
-                found |= names
-            held = held or (bool(positions[shard.name]) and _sees(storage, shard, removed))
-        if held:
-            versions.append(version)
+    """Searches all sidecars, each once, also those that no version names (yet)."""
+    removed = pa.array(sorted(rules.removed | rules.retries), pa.string())
+    named = {shard.name: shard for version in list_versions(storage) for shard in read_manifest(storage, version).shards}
+    stored = {suffix: _stored(storage, suffix) for suffix in (".parquet", ".tar")}
+    matches = {name: _match(storage, name, removed) for name in sorted(stored[".parquet"])}
+    matches = {name: match for name, match in matches.items() if match.names}
+    versions = [
+        version
+        for version in list_versions(storage)
+        if any(shard.name in matches and _sees(storage, shard, removed) for shard in read_manifest(storage, version).shards)
+    ]
+    found, samples, urls = (
+        frozenset[str]().union(*(getattr(match, what) for match in matches.values())) for what in ("names", "samples", "urls")
+    )
     missing = rules.removed - found
-    if missing:
-        found |= _in_tables(storage, missing)
-    return Holders(versions, frozenset(name for name, rows in positions.items() if rows), frozenset(found))
+    in_tables = _in_tables(storage, missing) if missing else set[str]()
+    purged = read_purged(storage)
+    return Holders(
+        versions=versions,
+        shards=frozenset(matches),
+        found=found | in_tables | {line for line in missing if digest_of(line) in purged},
+        waiting=frozenset(
+            line for line in rules.removed & (found | in_tables) - samples if not _has_sample(line, rules, samples)
+        ),
+        urls=urls,
+        uncommitted=frozenset(matches) - named.keys(),
+        unsearched=frozenset(stored[".tar"] - stored[".parquet"] - named.keys()),
+        in_place=frozenset(shard.address for shard in named.values() if shard.name in matches and _is_in_place(storage, shard)),
+    )
 
 
-def _positions(storage: Storage, shard: ShardRecord, removed: pa.Array) -> tuple[set[int], set[str]]:
-    """Indices of the sidecar's rows to remove, and the names that they have; empty if it has been deleted already."""
-    if not storage.exists(shard.sidecar_path):
-        return set(), set()
-    table = read_sidecar(storage, shard, ["key", "url"])
-    rows = pc.indices_nonzero(_named(table, removed))
-    named = table.take(rows)
-    return set(rows.to_pylist()), {*named["key"].to_pylist(), *named["url"].to_pylist()} & set(removed.to_pylist())
+def _has_sample(key: str, rules: Rules, samples: frozenset[str]) -> bool:
+    """True for the key of a failed row that has a sample under the key of a retry."""
+    return is_own_key(key) and bool(rules.retries & samples)
+
+
+def _is_in_place(storage: Storage, shard: ShardRecord) -> bool:
+    """True for a tar that was indexed in place, and is still there."""
+    if not shard.address:
+        return False
+    place, path = locate_tar(storage, shard)
+    return place.exists(path)
+
+
+def _stored(storage: Storage, suffix: str) -> set[str]:
+    """Names of the shards that have an object with a suffix."""
+    names = (item.path.removeprefix("shards/") for item in storage.list("shards/"))
+    return {name.removesuffix(suffix) for name in names if name.endswith(suffix)}
+
+
+def with_retries(storage: Storage, rules: Rules) -> Rules:
+    """The rules, with the keys of the same rows in other attempts: a failed row and its retries are one row of a table."""
+    if not rules.removed or not any(storage.list(f"{FOLDER}/")):
+        return rules
+    same: dict[str, set[str]] = {}
+    for name in _stored(storage, ".parquet"):
+        data = storage.read(f"shards/{name}.parquet")
+        if RETRY_OF in parquet_columns(data):
+            for row in read_parquet(data, ["key", RETRY_OF]).to_pylist():
+                if is_own_key(row[RETRY_OF]):
+                    same.setdefault(row["key"], set()).add(row[RETRY_OF])
+                    same.setdefault(row[RETRY_OF], set()).add(row["key"])
+    reached, found = list(rules.removed), set(rules.removed)
+    while reached:
+        more = same.get(reached.pop(), set()) - found
+        found |= more
+        reached += more
+    return replace(rules, retries=frozenset(found) - rules.removed)
+
+
+def _match(storage: Storage, name: str, removed: pa.Array) -> _Match:
+    try:
+        table = read_parquet(storage.read(f"shards/{name}.parquet"), ["key", "url", "status", "reason"])
+    except FileNotFoundError:  # deleted meanwhile
+        return _Match()
+    is_blank = pc.and_kleene(pc.equal(table["reason"], REMOVED), pc.equal(table["url"], ""))  # of an earlier purge
+    table = table.filter(pc.and_not_kleene(_named(table, removed), is_blank))
+    samples = table.filter(pc.equal(table["status"], "success"))
+    lines = frozenset(removed.to_pylist())
+    return _Match(lines & _names(table), lines & _names(samples), frozenset(table["url"].to_pylist()) - {None, ""})
+
+
+def _names(table: pa.Table) -> set[str]:
+    return {*table["key"].to_pylist(), *pc.utf8_trim_whitespace(table["url"]).to_pylist()}
 
 
 def keys_of_several(storage: Storage, rules: Rules) -> dict[str, list[str]]:
@@ -116,16 +194,28 @@ def _sees(storage: Storage, shard: ShardRecord, removed: pa.Array) -> bool:
 
 
 def _named(table: pa.Table, removed: pa.Array) -> pa.ChunkedArray:
-    return pc.or_(pc.is_in(table["key"], value_set=removed), pc.is_in(table["url"], value_set=removed))
+    """Rows that a line names; a URL may have white space around it in its table."""
+    urls = pc.utf8_trim_whitespace(table["url"])
+    return pc.or_(pc.is_in(table["key"], value_set=removed), pc.is_in(urls, value_set=removed))
 
 
 def purge(storage: Storage, rules: Rules, holders: Holders) -> Manifest:
     """Rewrites the latest version's shards that hold the samples, commits, and deletes all older objects that hold them.
 
+    The samples' URLs are listed first, so that no table brings them back (pipeline/dataset/purged_urls.py). Objects that no
+    version names stay: an ingestion that is in progress may be about to commit them.
+
     Raises:
         InputError: a tar that holds them was indexed in place, so that it cannot be rewritten here.
     """
     latest = read_manifest(storage)
+    in_place = next((shard.address for shard in latest.shards if shard.address and shard.name in holders.shards), None)
+    if in_place is not None:
+        raise InputError(
+            f"--purge: {in_place} was indexed in place; remove the samples there and index it again, or copy it into this data "
+            "set first, with --materialize"
+        )
+    record_purge(storage, (rules.removed & holders.found) | holders.urls)
     changed = []
     for partition in latest.partitions:
         if not any(shard.name in holders.shards for shard in partition.shards):
@@ -135,29 +225,24 @@ def purge(storage: Storage, rules: Rules, holders: Holders) -> Manifest:
             if shard.name not in holders.shards:
                 shards.append(shard)
                 continue
-            if shard.address:
-                raise InputError(
-                    f"--purge: {shard.address} was indexed in place; remove the samples there and index it again, or copy it "
-                    "into this data set first, with --materialize"
-                )
-            shards.append(rewrite(storage, [shard], f"{partition.id}-{number:03d}", rules.removed))
+            shards.append(rewrite(storage, [shard], f"{partition.id}-{number:03d}", rules.removed | rules.retries))
         changed.append(partition.model_copy(update={"shards": tuple(shards)}))
     manifest = commit_choice(storage, latest, changed)
-    _delete_tables(storage, rules)
+    _delete_tables(storage, rules.removed | rules.retries | holders.urls)
     kept = {shard.name for shard in manifest.shards}
     # Sidecars go last: by them, a takedown that was killed finds the rest when it is run again.
     for item in sorted(storage.list("shards/"), key=lambda item: (item.path.endswith(".parquet"), item.path)):
         name = item.path.removeprefix("shards/").removesuffix(".tar").removesuffix(".parquet").removesuffix("_stats.json")
-        if name in holders.shards and name not in kept:
+        if name in holders.shards - holders.uncommitted and name not in kept:
             storage.delete(item.path)
     return manifest
 
 
-def _delete_tables(storage: Storage, rules: Rules) -> None:
+def _delete_tables(storage: Storage, names: frozenset[str]) -> None:
     """Deletes tables in the data set, of rows that wait to be fetched or retried, that name one of the samples."""
     for prefix in (INPUTS, f"{FOLDER}/"):
         for item in list(storage.list(prefix)):
-            if item.path.endswith(".parquet") and _names_any(read_parquet(storage.read(item.path)), rules.removed):
+            if item.path.endswith(".parquet") and _names_any(read_parquet(storage.read(item.path)), names):
                 storage.delete(item.path)
 
 
@@ -167,18 +252,40 @@ def _names_any(table: pa.Table, names: frozenset[str]) -> bool:
     for column in table.columns:
         kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
         wanted = pa.large_string() if is_text(kind) else pa.large_binary() if is_bytes(kind) else None
-        if wanted is not None and pc.any(pc.is_in(column.cast(wanted), value_set=removed[wanted])).as_py():
+        if wanted is None:
+            continue
+        values = column.cast(wanted)
+        values = pc.utf8_trim_whitespace(values) if wanted == pa.large_string() else values
+        if pc.any(pc.is_in(values, value_set=removed[wanted])).as_py():
             return True
     return False
 
 
-def runs_on(runs_uri: str, data_uri: str, versions: list[int]) -> Iterator[tuple[str, int]]:
-    """Yields (run, version) of the runs under a folder whose checkpoints name these versions of the data set."""
+def read_runs(runs_uri: str) -> dict[str, list[dict[str, Any]]]:
+    """The data sets of each run under a folder, as its checkpoints name them.
+
+    Raises:
+        InputError: the folder holds no run with a checkpoint.
+    """
     storage = open_storage(runs_uri)
-    found = set()
+    runs: dict[str, list[dict[str, Any]]] = {}
     for item in storage.list(""):
         if item.path.endswith("/checkpoint.json"):
-            for one in json.loads(storage.read(item.path))["data_sets"]:
-                if one["uri"] == data_uri and one["version"] in versions:
-                    found.add((item.path.partition("/")[0], one["version"]))
+            runs.setdefault(item.path.partition("/")[0], []).extend(json.loads(storage.read(item.path))["data_sets"])
+    if not runs:
+        raise InputError(f"--runs {runs_uri}: holds no run with a checkpoint; name the folder of run folders (run.dir)")
+    return runs
+
+
+def runs_on(runs: dict[str, list[dict[str, Any]]], data: Storage, versions: list[int]) -> Iterator[tuple[str, int]]:
+    """Yields (run, version) of the runs on these versions of the data set, also if it had another address then."""
+    identities = {read_manifest(data, version).identity: version for version in versions}
+    found = set()
+    for run_name, data_sets in runs.items():
+        for one in data_sets:
+            is_this = real_address(one["uri"]) == real_address(data.uri) and one["version"] in versions
+            if is_this:
+                found.add((run_name, one["version"]))
+            elif "identity" in one and one["identity"] in identities:
+                found.add((run_name, identities[one["identity"]]))
     yield from sorted(found)

@@ -10,7 +10,7 @@ import hashlib
 import io
 import tarfile
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -19,6 +19,7 @@ from PIL import Image
 from pipeline.config import IndexConfig
 from pipeline.dataset.columns import json_text
 from pipeline.dataset.json_members import JsonMember, caption_texts, parse_member
+from pipeline.dataset.purged_urls import MESSAGE, REASON, is_purged
 from pipeline.dataset.shard import COLUMNS, IMAGE_EXTENSIONS, member_place, sidecar_table, types_to_try
 from pipeline.dataset.tar_members import Group, Member, Skipped
 from pipeline.errors import Failure
@@ -108,6 +109,13 @@ def mark_scattered(rows: Sequence[dict[str, Any]]) -> None:
 def mark_repeated(row: dict[str, Any]) -> None:
     """Gives a reason to the row of a key that has a sample already."""
     _drop(row, REPEATED, f"the tar holds this name more than once, and the first is used; {_RENAME}")
+
+
+def drop_purged(rows: Sequence[dict[str, Any]], purged: Collection[str]) -> None:
+    """Drops samples whose URL was purged from the data set."""
+    for row in rows:
+        if row["status"] == "success" and is_purged(row["url"], purged):
+            _drop(row, REASON, MESSAGE)
 
 
 def _drop(row: dict[str, Any], reason: str, message: str) -> None:

@@ -58,7 +58,8 @@ def test_values_of_a_json_member_keep_their_types(indexed, image):
 
 @pytest.mark.parametrize("odd", ["5", "null", "NaN", "true", '["p", "q"]'])
 def test_an_odd_value_changes_no_text_beside_it_for_captions_and_conditions(indexed, image, odd):
-    from pipeline.versions.conditions import holds, to_frame
+    from pipeline.versions.condition_values import to_frame
+    from pipeline.versions.conditions import holds
 
     members = [
         member

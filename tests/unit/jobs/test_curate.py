@@ -25,6 +25,8 @@ def test_bad_input_costs_no_cluster(data_set, tmp_path, capsys):
         (data,): "curate: no rule is set; set keys of curate.*",
         (data, "--remove", "x", "--allow-missing"): "--allow-missing: allows --purge",
         (data, "--materialize", "--allow-repeated"): "--allow-repeated: allows --remove",
+        (data, "curate.min_side_px=3", "--runs", "x"): "--runs: lists the runs",
+        (data, "--remove", "/dev/null", "--runs", f"{tmp_path}/rnus"): "rnus: holds no run with a checkpoint",
         (data, "--purge"): "--purge: there is nothing to purge; list the samples with --remove FILE",
         (f"curate.data={tmp_path}", "curate.min_side_px=3"): "there is no data set",
         (data, "curate.where=nobody > 3"): "curate.where",
@@ -154,3 +156,50 @@ def test_a_key_of_different_samples_removes_none_of_them_without_a_sign(take_dow
     assert read_manifest(storage).num_samples == 5
     assert take_down(["0"], "--allow-repeated", storage=storage)[0] == 0
     assert read_manifest(storage).num_samples == 2
+
+
+def test_a_takedown_says_what_brings_its_samples_back(take_down):
+    code, text, storage = take_down(["http://e.org/1", "http://e.org/3"])
+    assert (code, "a later table or retry that has them brings them back; after --purge none does" in text) == (0, True)
+    assert "1 lines name rows that are no samples, and that a retry may still fetch: http://e.org/3" in text
+    code, text, _ = take_down(["http://e.org/1", "http://e.org/3"], "--purge")
+    assert (code, "no object holds the removed samples any more" in text) == (0, True)
+    assert "later rows with their URLs are dropped as `removed`, by the list in takedowns/" in text
+    assert "remove the samples from your tables, too" in text
+    assert "may still fetch" not in text
+    code, text, _ = take_down(["http://e.org/1"], "--purge")
+    assert (code, "no object holds the removed samples any more" in text) == (0, True), "a job may repeat its list"
+    storage.write("shards/unfinished.tar", b"")
+    code, text, _ = take_down(["http://e.org/2"], "--purge")
+    assert (code, "no object of a version here holds the removed samples" in text) == (EXIT_NOT_MEANT, True)
+    assert (
+        "1 are tars without a sidecar, and may hold some, such as unfinished; an ingestion is in progress or was killed" in text
+    )
+
+
+def test_a_tar_that_others_have_is_named_when_it_still_holds_what_was_purged(take_down, draw_shape, tmp_path):
+    from pipeline.config import IndexConfig
+    from pipeline.dataset.manifest import commit, commit_choice
+    from pipeline.versions.foreign_tars import index_tar
+    from pipeline.versions.rewrite import rewrite
+    from tests.support.tars import packed, pairs
+
+    (tmp_path / "0.tar").write_bytes(packed(pairs(draw_shape("red", "disc", 0), "0", "1")))
+    storage = open_storage(str(tmp_path / "indexed"))
+    manifest = commit(storage, [index_tar(f"{tmp_path}/0.tar", IndexConfig(output=storage.uri))])
+    copy = rewrite(storage, list(manifest.shards), "copy-000")
+    commit_choice(storage, manifest, [manifest.partitions[0].model_copy(update={"shards": (copy,)})])
+    code, text, _ = take_down(["0"], "--purge", storage=storage)
+    assert code == EXIT_NOT_MEANT
+    assert f"1 tars that were indexed in place hold removed samples, such as {tmp_path}/0.tar: remove the samples there" in text
+    assert "no object of a version here holds the removed samples" in text
+    assert "they have no URL by which later rows could be told" in text
+
+
+def test_an_earlier_version_is_refused_where_later_rows_would_escape_the_rules(take_down, make_data_set, tmp_path, capsys):
+    assert take_down(["http://e.org/1"])[0] == 0
+    data = f"curate.data={tmp_path}/data"
+    for action in (("curate.min_side_px=3",), ("--remove", str(tmp_path / "lines.txt"))):
+        assert run(curate.arguments(), curate.job, [data, "curate.version=1", *action]) == EXIT_BAD_INPUT
+        assert "curate.version=1: version 2 has rows or selections that this one lacks" in capsys.readouterr().err
+    assert run(curate.arguments(), curate.job, [data, "curate.version=2", "curate.min_side_px=3"]) == 0

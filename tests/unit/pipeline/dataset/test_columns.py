@@ -1,6 +1,7 @@
 """The input's other columns are joined without loss, under names of their own."""
 
 import logging
+from decimal import Decimal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -100,3 +101,18 @@ def test_rows_of_any_type_can_be_taken(kind):
     table = pa.table({"x": pa.array(values, kind)})
     assert take_rows(table, pa.array([0, 2]))["x"].to_pylist() == [values[0], values[2]]
     assert take_rows(table, pa.array([], pa.int64())).num_rows == 0
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "joined"),
+    [
+        (pa.array([Decimal("0.10")]), pa.array([0.5]), [0.1, 0.5]),
+        (pa.array([Decimal("0.10")]), pa.array([0.1], pa.float32()), [0.1, 0.10000000149011612]),
+        (pa.array([Decimal("12345678901234567.89")]), pa.array([0.5]), ["12345678901234567.89", "0.5"]),
+        (pa.array([[Decimal("12345678901234567.89")]]), pa.array([[0.5]]), ['["12345678901234567.89"]', "[0.5]"]),
+        (pa.array([["a", "b"], None]), pa.array([3]), [["a", "b"], None, ["3"]]),
+        (pa.array([["a", "b"]]), pa.array([[3]]), ['["a", "b"]', "[3]"]),
+    ],
+)
+def test_values_of_two_types_are_joined_without_rounding_and_lists_of_text_stay_lists(one, other, joined):
+    assert join_columns("x", [one, other]).to_pylist() == joined

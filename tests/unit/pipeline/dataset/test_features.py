@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.config import CurateConfig
+from pipeline.config import CurateConfig, IndexConfig
 from pipeline.dataset.features import (
     EmbeddedData,
     Embedding,
@@ -22,10 +22,13 @@ from pipeline.dataset.features import (
     read_embedding,
     write_features,
 )
-from pipeline.dataset.manifest import commit_choice, read_manifest, read_samples, read_sidecar
+from pipeline.dataset.manifest import commit, commit_choice, read_manifest, read_samples, read_selection, read_sidecar
 from pipeline.errors import InputError
 from pipeline.storage.address import open_storage
 from pipeline.versions.curation import judge, read_rules, select
+from pipeline.versions.foreign_tars import index_tar
+from pipeline.versions.rewrite import rewrite
+from tests.support.tars import packed, pairs
 
 DIM = 4
 
@@ -105,7 +108,7 @@ def test_a_file_is_what_was_written_and_null_where_a_sample_is_damaged(data, out
     assert rows[1] | {"key": ""} == {"key": "", "image_features": None, "text_features": None, "clip_score": None}
     assert rows[2]["image_features"] == [8.0, 9.0, 10.0, 11.0]
     assert rows[2]["text_features"] == [-8.0, -9.0, -10.0, -11.0]
-    scores = Scores(output).of(shard, [row["key"] for row in rows])
+    scores = Scores(output).of(storage, shard, [row["key"] for row in rows])
     assert [place for place, score in enumerate(scores) if math.isnan(score)] == [1, 4]
 
 
@@ -196,7 +199,7 @@ def test_a_version_with_samples_that_have_no_score_is_refused(data, output):
     with pytest.raises(InputError, match=r"has no scores for 1 of the 3 shards .* which embeds what is missing"):
         choose(storage, "clip_score > 0.02", output)
     with pytest.raises(InputError, match="lacks samples of shard"):
-        Scores(output).of(manifest.shards[0], ["another key"])
+        Scores(output).of(storage, manifest.shards[0], ["another key"])
 
 
 def test_a_score_column_of_the_input_table_is_not_overwritten(data, output):
@@ -221,5 +224,43 @@ def test_reading_scores_from_object_storage_leaves_the_features_there(data, buck
     write_features(output, shard, keys, (features, features, features[:, 0]), (), "float32")
     read, read_range = [], output.read_range
     monkeypatch.setattr(output, "read_range", lambda *where: read.append(len(data := read_range(*where))) or data)
-    assert Scores(output).of(shard, keys) == pytest.approx(features[:, 0].tolist())
+    assert Scores(output).of(storage, shard, keys) == pytest.approx(features[:, 0].tolist())
     assert sum(read) < output.size(feature_path(shard.name)) / 20
+
+
+def test_of_samples_with_one_key_each_has_its_own_score(tmp_path, draw_shape, output):
+    """A compact shard of an earlier release may hold the samples of tars that count from zero."""
+    storage = open_storage(str(tmp_path / "indexed"))
+    for number in range(2):
+        (tmp_path / f"{number}.tar").write_bytes(packed(pairs(draw_shape("red", "disc", number), "0", "1", "2")))
+    config = IndexConfig(output=storage.uri)
+    manifest = commit(storage, [index_tar(str(tmp_path / f"{number}.tar"), config) for number in range(2)])
+    first, second = manifest.partitions
+    compact = rewrite(storage, list(manifest.shards), "compact-000")
+    changed = [first.model_copy(update={"shards": (compact,)}), second.model_copy(update={"shards": ()})]
+    manifest = commit_choice(storage, manifest, changed)
+    claim_output(output, describe(storage, manifest))
+    keys, scores = ["0", "1", "2"] * 2, np.array([0.1, 0.2, 0.3, 0.9, 0.8, 0.7], np.float32)
+    features = np.ones((6, DIM), np.float32)
+    write_features(output, compact, keys, (features, features, scores), (), "float32")
+    chosen = choose(storage, "clip_score > 0.5", output)
+    assert [place.as_py() for place in read_selection(storage, chosen.shards[0].selection)] == [3, 4, 5]
+    fewer = choose(storage, "clip_score < 0.85", output)
+    write_features(output, chosen.shards[0], keys[:3], (features[:3], features[:3], -scores[3:]), (), "float32")
+    assert Scores(output).of(storage, fewer.shards[0], ["1", "2"]) == pytest.approx([0.8, 0.7])
+    assert Scores(output).of(storage, compact, keys) == pytest.approx(scores.tolist())
+
+
+def test_scores_of_a_selection_that_is_gone_are_not_used(data, output, tmp_path):
+    storage, manifest = data
+    whole = open_storage(str(tmp_path / "whole"))
+    embed(storage, whole, manifest)
+    chosen = choose(storage, "clip_score > 0.01", whole)
+    embed(storage, output, chosen)
+    stricter = choose(storage, "clip_score > 0.03", whole)
+    shard = stricter.shards[0]
+    keys = read_samples(storage, shard, ["key"])["key"].to_pylist()
+    assert Scores(output).of(storage, shard, keys) == pytest.approx([score_of(key) for key in keys])
+    storage.delete(chosen.shards[0].selection.path)
+    with pytest.raises(InputError, match="lacks samples of shard"):
+        Scores(output).of(storage, shard, keys)

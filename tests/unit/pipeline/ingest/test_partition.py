@@ -13,6 +13,7 @@ from PIL import Image
 
 from pipeline.config import FetchConfig, ImageConfig, IngestConfig
 from pipeline.dataset.manifest import read_sidecar
+from pipeline.dataset.purged_urls import record_purge
 from pipeline.errors import InputError
 from pipeline.ingest.partition import ingest_partition
 from pipeline.ingest.plan import plan_ingest
@@ -49,6 +50,18 @@ def test_every_row_comes_back_in_order_with_its_reason(config):
     table = read_sidecar(storage, record.shards[0]).to_pylist()
     assert [row["caption"] for row in table[:12]] == [f"picture {number}" for number in range(12)]
     assert storage.size(record.shards[0].tar_path) == record.shards[0].tar_size_bytes
+
+
+def test_a_url_that_was_purged_is_not_fetched_again_and_leaves_no_trace(config, web):
+    storage, url = open_storage(config.output), f"{web.address}/4.png"
+    record_purge(storage, [url, f"{web.address}/gone"])
+    (spec,) = plan_ingest(config).partitions
+    record = ingest_partition(spec, config)
+    assert (record.counts["removed"], record.counts["success"], "http_404" in record.counts) == (2, 11, False)
+    assert web.hits("/4.png") == 0
+    row = read_sidecar(storage, record.shards[0]).to_pylist()[4]
+    assert (row["status"], row["url"], row["caption"]) == ("dropped", "", "")
+    assert all(url.encode() not in storage.read(item.path) for item in storage.list("shards/"))
 
 
 def test_of_two_workers_at_one_partition_the_first_completion_record_wins(config, web):

@@ -2,14 +2,17 @@
 
 import pytest
 
-from pipeline.config import FetchConfig, ImageConfig, IngestConfig
+from pipeline.config import CurateConfig, FetchConfig, ImageConfig, IngestConfig
 from pipeline.dataset.columns import COLUMNS, free_names
 from pipeline.dataset.manifest import commit, commit_choice, read_manifest, read_sidecar
+from pipeline.ingest.failed_rows import advice, concerned_rows
 from pipeline.ingest.partition import ingest_partition
 from pipeline.ingest.plan import plan_ingest
 from pipeline.ingest.retry import _names_in_table, is_same_retry, write_retry_tables
 from pipeline.storage.address import open_storage
+from pipeline.versions.curation import Rules
 from pipeline.versions.rewrite import group_partitions, rewrite
+from pipeline.versions.takedown import find_holders, purge, with_retries
 
 
 @pytest.fixture
@@ -123,3 +126,62 @@ def test_a_rewritten_data_set_is_retried_once_too(config, web, draw_shape):
     assert retry(config, "http_404") == 1
     assert retry(config, "http_404") == 0
     assert read_manifest(storage).num_samples == 14
+
+
+def make_compact(config):
+    """What jobs/curate.py --materialize does, without Ray: all shards become one, of the first partition."""
+    storage = open_storage(config.output)
+    manifest = read_manifest(storage)
+    first, *others = manifest.partitions
+    whole = rewrite(storage, list(manifest.shards), f"{first.id}-000")
+    changed = [record.model_copy(update={"shards": ()}) for record in others]
+    return commit_choice(storage, manifest, [first.model_copy(update={"shards": (whole,)}), *changed])
+
+
+def test_compact_shards_hide_no_failure_and_no_retry(config, web, draw_shape):
+    ingest(config)
+    make_compact(config)
+    web.put("/gone", draw_shape("green", "ring", 1))
+    assert retry(config, "http_404") == 1, "the row of the third partition is in a shard of the first"
+    manifest = make_compact(config)
+    assert (retry(config, "http_404"), manifest.num_samples) == (0, 13)
+    assert retry(config, "not_an_image") == 1
+    rows = [
+        row for shard in make_compact(config).shards for row in read_sidecar(open_storage(config.output), shard).to_pylist()
+    ]
+    assert retry(config, "not_an_image") == 1, "a retry of a retry"
+    assert len(rows) == 16
+
+
+@pytest.mark.parametrize("what", ["the URL", "the key of the failure", "the key of the retry"])
+def test_what_was_purged_after_a_retry_is_gone_and_stays_away(config, web, draw_shape, what):
+    ingest(config)
+    storage, url = open_storage(config.output), f"{web.address}/gone"
+    web.put("/gone", draw_shape("green", "ring", 1))
+    assert retry(config, "http_404") == 1
+    rows = [row for shard in read_manifest(storage).shards for row in read_sidecar(storage, shard).to_pylist()]
+    failure, success = sorted((row for row in rows if row["url"] == url), key=lambda row: row["reason"])
+    line = {"the URL": url, "the key of the failure": failure["key"], "the key of the retry": success["key"]}[what]
+    rules = with_retries(storage, Rules(CurateConfig(), removed=frozenset([line])))
+    holders = find_holders(storage, rules)
+    assert (holders.found & rules.removed, holders.waiting) == ({line}, frozenset())
+    manifest = purge(storage, rules, holders)
+    assert manifest.num_samples == 12
+    assert all(url.encode() not in storage.read(item.path) for item in storage.list("")), "in no table that waits either"
+    for reason in ("http_404", "not_an_image", "removed"):
+        retry(config, reason)
+    assert read_manifest(storage).num_samples == 12
+    assert advice(storage, manifest, [record.id for record in manifest.partitions], config)
+    changed = config.model_copy(update={"fetch": FetchConfig(allow_addresses=("127.0.0.1/32",), attempts=5)})
+    tables = {record.input_path for record in manifest.partitions}
+    assert concerned_rows(storage, manifest, [], tables, changed).all_counted
+
+
+def test_a_shard_that_an_earlier_purge_left_without_its_column_is_read(config, web, draw_shape, monkeypatch):
+    monkeypatch.setattr("pipeline.versions.rewrite._retry_of", lambda extra: None)
+    ingest(config)
+    storage = open_storage(config.output)
+    assert retry(config, "http_404") == 1
+    rules = Rules(CurateConfig(), removed=frozenset([f"{web.address}/gone"]))
+    purge(storage, rules, find_holders(storage, rules))
+    assert retry(config, "not_an_image") == 1

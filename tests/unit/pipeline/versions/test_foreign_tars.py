@@ -7,9 +7,11 @@ import pytest
 
 from pipeline.config import IndexConfig
 from pipeline.dataset.manifest import commit, locate_tar, read_samples, read_sidecar
+from pipeline.dataset.purged_urls import record_purge
 from pipeline.errors import InputError
 from pipeline.storage.address import open_storage
 from pipeline.versions.foreign_tars import find_replaced, index_tar, plan_index
+from tests.support.tars import packed
 
 
 @pytest.fixture
@@ -66,3 +68,20 @@ def test_a_tar_that_is_gone_is_named(config, tmp_path):
     (tmp_path / "t.tar").unlink()
     with pytest.raises(InputError, match=r"t\.tar: cannot be read"):
         index_tar(config.input, config)
+
+
+def test_a_url_that_was_purged_is_no_sample_of_another_tar(tmp_path, draw_shape):
+    members = [(f"{key}.jpg", draw_shape("red", "disc", 0)) for key in "ab"]
+    members = [
+        *members,
+        ("a.json", b'{"caption": "a", "url": "http://e.org/a "}'),
+        ("b.json", b'{"caption": "b", "url": "http://e.org/b"}'),
+    ]
+    (tmp_path / "t.tar").write_bytes(packed(sorted(members)))
+    config = IndexConfig(input=str(tmp_path / "t.tar"), output=str(tmp_path / "data"))
+    storage = open_storage(config.output)
+    record_purge(storage, ["http://e.org/a"])
+    manifest = commit(storage, [index_tar(config.input, config)])
+    (shard,) = manifest.shards
+    assert read_samples(storage, shard, ["key"])["key"].to_pylist() == ["b"]
+    assert manifest.partitions[0].counts == {"removed": 1, "success": 1}

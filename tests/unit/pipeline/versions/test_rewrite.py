@@ -5,7 +5,8 @@ import pytest
 from pipeline.dataset.manifest import read_manifest, read_samples, read_sidecar
 from pipeline.storage.address import open_storage
 from pipeline.versions.curation import select
-from pipeline.versions.rewrite import group_partitions, iter_samples, rewrite
+from pipeline.versions.rewrite import group_partitions, iter_samples, rewrite, without_repeated_keys
+from tests.support.tars import Indexed, packed
 
 
 @pytest.fixture
@@ -41,3 +42,21 @@ def test_neighbours_are_grouped_up_to_the_size_of_a_shard(storage):
     manifest = read_manifest(storage)
     assert [len(group) for group in group_partitions(manifest, 1 << 30)] == [2]
     assert [len(group) for group in group_partitions(manifest, 1)] == [1, 1]
+
+
+def test_shards_whose_keys_repeat_are_not_written_into_one(storage, make_data_set):
+    first, second = read_manifest(storage).shards
+    assert without_repeated_keys(storage, [first, second]) == [[first, second]]
+    assert without_repeated_keys(storage, [first, second, first, first]) == [[first, second], [first], [first]]
+    chosen = [select(storage, first, verdicts) for verdicts in (["", "", *"xxxx"], [*"xx", *[""] * 4])]
+    assert without_repeated_keys(storage, chosen) == [chosen], "two halves of a shard have no key in common"
+    assert without_repeated_keys(storage, []) == [[]]
+
+
+def test_a_txt_member_that_is_no_caption_takes_the_place_of_no_other(tmp_path, draw_shape):
+    image = draw_shape("red", "disc", 0)
+    members = [("0.jpg", image), ("0.json", b'{"alt": "a disc"}'), ("0.source.txt", b"orig"), ("0.txt", b"txt")]
+    data_set = Indexed(tmp_path, packed(members), caption_key="alt")
+    whole = rewrite(data_set.storage, list(data_set.manifest.shards), "new-000")
+    ((_, found),) = iter_samples(data_set.storage, whole, tmp_path / "scratch.tar")
+    assert (found["txt"], found["source.txt"], found["source_2.txt"]) == (b"a disc", b"orig", b"txt")
