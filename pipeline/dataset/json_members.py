@@ -45,7 +45,7 @@ def parse_member(content: str | bytes) -> JsonMember | None:
 def caption_texts(value: Any) -> list[str] | None:
     """The captions in a value, with numbers as text and without null, NaN and blank text; None if it holds anything else."""
     values = value if isinstance(value, list) else [value]
-    if any(isinstance(one, bool | dict | list) for one in values):
+    if not all(one is None or (isinstance(one, str | int | float) and not isinstance(one, bool)) for one in values):
         return None
     texts = [one if isinstance(one, str) else json.dumps(one) for one in values if one is not None and one == one]
     return [text for text in texts if text.strip()]

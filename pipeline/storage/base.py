@@ -28,11 +28,12 @@ Created = Literal["written", "exists", "busy"]
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """One object of a listing; `path` is relative to the storage's root."""
+    """One object of a listing; `path` is relative to the storage's root, and `etag` is that of `Storage.etag`."""
 
     path: str
     size_bytes: int
     modified: datetime
+    etag: str
 
 
 class Storage(ABC):

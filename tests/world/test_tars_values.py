@@ -5,7 +5,7 @@ import json
 import pytest
 
 from pipeline.dataset.manifest import ManifestError, read_sidecar
-from tests.support.tars import packed, pairs, whole
+from tests.support.tars import Indexed, packed, pairs, whole
 
 # --------------------------------------------------------------------------------------------------------------- json members
 
@@ -71,6 +71,54 @@ def test_an_odd_value_changes_no_text_beside_it_for_captions_and_conditions(inde
     frame = to_frame(read_sidecar(data_set.storage, data_set.manifest.shards[0]).select(["alt"]))
     assert holds(frame, "alt == 'en'", "s", ["alt"]).tolist() == [True, False, False]
     assert holds(frame, "alt != 'en'", "s", ["alt"]).tolist() == [False, True, True]
+
+
+@pytest.mark.parametrize("values", [[1.5, True], [True, 1.5], [1, True], [True, 1], [float("nan"), True], [0.5, None, False]])
+def test_true_and_false_beside_numbers_are_text_in_any_order(indexed, image, values):
+    members = [
+        member
+        for key, value in enumerate(values)
+        for member in (*pairs(image, str(key)), (f"{key}.json", json.dumps({"x": value}).encode()))
+    ]
+    found = [row["x"] for row in indexed(packed(members)).rows]
+    assert found == [None if value is None or value != value else json.dumps(value) for value in values]
+
+
+@pytest.mark.parametrize(
+    ("alt", "captions"),
+    [
+        ("2019", ("2019",)),
+        ("0.5", ("0.5",)),
+        ("[5, 6]", ("5", "6")),
+        ('["x", 6]', ("x", "6")),
+        ('["x", null]', ("x",)),
+        ("null", ()),
+        ("NaN", ()),
+        ('" "', ()),
+        ("true", None),
+        ('{"en": "x"}', None),
+        ('["x", true]', None),
+        ('[["x"]]', None),
+    ],
+)
+def test_training_takes_the_captions_that_the_index_takes(indexed, image, alt, captions, tmp_path):
+    """Args: captions: none, or None for what is no caption."""
+    members = [*pairs(image, "1"), ("1.json", b'{"alt": "good"}'), *pairs(image, "0")]
+    members.append(("0.json", b'{"alt": %s}' % alt.encode()))
+    (tmp_path / "by_key").mkdir()
+    row = Indexed(tmp_path / "by_key", packed(members), caption_key="alt").rows[1]
+    assert row["reason"] == ("success" if captions else "empty_caption" if captions == () else "bad_caption")
+    texts = row["caption"] if isinstance(row["caption"], list) else [row["caption"]]
+    assert not captions or texts == [*captions]
+    data_set = indexed(packed(members))
+    if captions is None:
+        with pytest.raises(ManifestError, match=r"0 has no caption in json\.alt, which holds more than texts and numbers"):
+            data_set.samples(("caption", "json.alt"))
+    else:
+        assert data_set.samples(("caption", "json.alt"))[1][1] == ("a disc", *captions)
+    if not captions:
+        with pytest.raises(ManifestError, match=r"sample 0 has no caption in json\.alt"):
+            data_set.samples(("json.alt",))
 
 
 def test_values_under_our_names_are_kept_beside_ours(indexed, image):

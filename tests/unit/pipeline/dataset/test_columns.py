@@ -13,6 +13,7 @@ from pipeline.dataset.columns import (
     as_text,
     captions_of,
     free_names,
+    holds_captions,
     join_columns,
     split_columns,
     take_rows,
@@ -100,3 +101,19 @@ def test_rows_of_any_type_can_be_taken(kind):
     table = pa.table({"x": pa.array(values, kind)})
     assert take_rows(table, pa.array([0, 2]))["x"].to_pylist() == [values[0], values[2]]
     assert take_rows(table, pa.array([], pa.int64())).num_rows == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        (pa.string(), True),
+        (pa.list_(pa.large_string()), True),
+        (pa.dictionary(pa.int8(), pa.string()), True),
+        (pa.null(), True),
+        (pa.binary(), False),
+        (pa.list_(pa.int64()), False),
+        (pa.struct({"en": pa.string()}), False),
+    ],
+)
+def test_text_and_lists_of_it_are_captions(kind, text):
+    assert holds_captions(kind) == text
