@@ -210,8 +210,8 @@ def test_the_index_and_training_take_the_same_captions_from_a_json_member(indexe
 @pytest.mark.parametrize(
     ("odd", "problem"),
     [
-        (b'{"alt": ["a", {"b": "c"}]}', "the list alt in its json member holds more than texts and numbers"),
-        (b'{"alt": ["a", true]}', "the list alt in its json member holds more than texts and numbers"),
+        (b'{"alt": ["a", {"b": "c"}]}', "has no caption in json.alt, which holds more than texts and numbers"),
+        (b'{"alt": ["a", true]}', "has no caption in json.alt, which holds more than texts and numbers"),
         (b'{"alt": "a", "alt": "b"}', "holds alt twice in its json member"),
         (deep(200_000), "has no caption in json.alt"),
     ],
