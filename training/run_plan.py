@@ -26,7 +26,7 @@ from training.config import TrainingConfig
 from training.data.caption_columns import check_captions
 from training.data.data_sets import DataSet, block_size_samples, check_prefetch, mean_sample_bytes, open_data_sets
 from training.data.order_layout import fit_num_streams
-from training.data.sample_order import SampleOrder
+from training.data.sample_order import VERSION, VERSIONS, SampleOrder
 from training.distributed import World, gather_objects
 from training.evaluation.runner import check_evaluation
 from training.optimizer import Schedule
@@ -184,20 +184,26 @@ def fit_together(opened: OpenedRun) -> RunPlan:
     )
 
 
+def _shows_one(num_samples: int) -> float:
+    """A short weight with which an epoch shows one sample."""
+    return math.ceil(10_000 / num_samples) / 10_000 if num_samples <= 10_000 else 2 / num_samples
+
+
 def plan_order(config: TrainingConfig, data_sets: Sequence[DataSet], checkpoint: Checkpoint | None) -> SampleOrder:
     """The order of samples, with fewer streams than configured where these would skip samples of a small data set.
 
-    A run that began in the configured number of streams keeps it.
+    A run that began in the configured number of streams keeps it, and a run keeps the version of its order.
     """
     sources, batch = tuple(one.source for one in data_sets), config.train.global_batch_size
     for number, source in enumerate(sources):
         if len(sources) > 1 and not source.epoch_samples:
             part = config.data.parts[number]
-            remedy = f"use 1/{source.num_samples} or more" if source.num_samples else "name one that has samples"
+            remedy = f"use {_shows_one(source.num_samples):g} or more" if source.num_samples else "name one that has samples"
             raise ConfigError(
                 f"data.mixture.{number}.weight={part.weight:g}: of the {source.num_samples:,} samples of {part.uri} an epoch "
                 f"would show none; {remedy}, or omit it"
             )
+    version = checkpoint.order["version"] if checkpoint is not None else VERSION
     streams = config.data.num_streams
     if checkpoint is None or checkpoint.order["num_streams"] != streams:
         streams = fit_num_streams(sum(source.epoch_samples for source in sources), batch, streams)
@@ -207,6 +213,7 @@ def plan_order(config: TrainingConfig, data_sets: Sequence[DataSet], checkpoint:
         global_batch_size=batch,
         num_streams=streams,
         block_size_samples=block_size_samples(config.data.model_copy(update={"num_streams": streams}), batch),
+        version=version if version in VERSIONS else VERSION,
         run_size_samples=config.data.run_size_samples,
         shuffle_shards=config.data.shuffle_shards,
     )
