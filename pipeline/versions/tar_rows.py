@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import codecs
 import hashlib
-import io
+import re
 import tarfile
 from collections import defaultdict
 from collections.abc import Sequence
@@ -22,7 +22,9 @@ from pipeline.dataset.json_members import JsonMember, caption_texts, parse_membe
 from pipeline.dataset.shard import COLUMNS, IMAGE_EXTENSIONS, member_place, sidecar_table, types_to_try
 from pipeline.dataset.tar_members import Group, Member, Skipped
 from pipeline.errors import Failure
+from pipeline.transform.caption import is_empty
 from pipeline.transform.content_names import refusal
+from pipeline.transform.image import upright_size
 
 IMAGE_BYTES, TEXT_BYTES = 1 << 30, 16 << 20
 """Larger images and texts are not read."""
@@ -35,6 +37,7 @@ _RENAME = f"pack the tar again with a name of its own for each sample, {_INDEX_A
 _PACK_WHOLE = f"no range of the tar holds a sparse file; pack it again without --sparse, {_INDEX_AGAIN}"
 _ADOPTED = ("url", "exif", "width", "height", "original_width", "original_height", "original_sha256")
 """Our columns that a json member may fill."""
+_CONTROL = re.compile(r"[\x00-\x09\x0b\x0c\x0e-\x1f]")
 _BOMS = {
     codecs.BOM_UTF8: "utf-8",
     codecs.BOM_UTF32_LE: "utf-32-le",  # begins with the mark of UTF-16
@@ -166,7 +169,7 @@ def _judged(group: Group, image: Member | None, caption: str | list[str] | Failu
     if isinstance(caption, Failure):
         return caption
     try:
-        width, height = Image.open(io.BytesIO(image.content)).size
+        width, height = upright_size(image.content)
     except Image.UnidentifiedImageError:
         return Failure("failed_to_resize", *refusal(image.content))
     except Exception as error:  # decoders raise anything on broken data
@@ -188,9 +191,9 @@ def _caption(group: Group, member: JsonMember, config: IndexConfig) -> str | lis
         except UnicodeDecodeError as error:
             return Failure("dropped", "bad_caption", f"the txt member is not UTF-8: {error.reason} at byte {error.start}")
         if _is_wide(content):
-            message = "the txt member looks like UTF-16 without a byte order mark, as every other byte is 0; write it in UTF-8"
+            message = "the txt member looks like UTF-16 without a byte order mark, by its every other byte; write it in UTF-8"
             return Failure("dropped", "bad_caption", f"{message}, {_INDEX_AGAIN}")
-        return content if content.strip() else _no_caption("the txt member is empty")
+        return _no_caption("the txt member is empty") if is_empty(content) else content
     key = config.caption_key or "caption"
     if key in member.repeated:
         return Failure("dropped", "bad_caption", f"the json member holds {key} twice, with values that differ; remove one")
@@ -202,6 +205,7 @@ def _caption(group: Group, member: JsonMember, config: IndexConfig) -> str | lis
     texts = caption_texts(member.values[key])
     if texts is None:
         return Failure("dropped", "bad_caption", f"the value of {key} in the json member is neither text nor a list of texts")
+    texts = [one for one in texts if not is_empty(one)]
     if not texts:
         return _no_caption(f"the value of {key} in the json member is empty")
     return texts if len(texts) > 1 else texts[0]
@@ -266,6 +270,9 @@ def _decode(content: bytes) -> str:
 
 
 def _is_wide(text: str) -> bool:
-    """True for UTF-16 or UTF-32 that was read as UTF-8; zeros at the end are padding, which the tokenizer drops."""
+    """True for UTF-16 or UTF-32 that was read as UTF-8; zeros at the end are padding, which the tokenizer drops.
+
+    Every other byte of it is the number of a script, which UTF-8 takes for a control character: 0 for Latin, 4 for Cyrillic.
+    """
     text = text.rstrip("\0")
-    return max(text[::2].count("\0"), text[1::2].count("\0")) > len(text) // 4
+    return max(len(_CONTROL.findall(part)) for part in (text[::2], text[1::2])) > len(text) // 4

@@ -1,8 +1,10 @@
 """Captions and json members of tars that people have: text is text, and an odd value costs itself at most."""
 
+import io
 import json
 
 import pytest
+from PIL import ExifTags, Image
 
 from pipeline.dataset.manifest import ManifestError, read_sidecar
 from tests.support.tars import Indexed, packed, pairs, whole
@@ -147,6 +149,45 @@ def test_values_under_our_names_are_kept_beside_ours(indexed, image):
 def test_a_txt_member_is_read_as_text_in_its_encoding(indexed, image, content, caption):
     data_set = indexed(packed([("0.jpg", image), ("0.txt", content), *pairs(image, "1")]))
     assert data_set.samples() == [("0", (caption,), image), ("1", ("a disc",), image)]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le"])
+@pytest.mark.parametrize(
+    "text", ["a red disc", "рыжий кот сидит на окне", "рыжий", "γάτα", "قطة حمراء", "חתול", "แมวส้ม", "बिल्ली"]
+)
+def test_a_txt_member_in_utf16_without_its_mark_is_no_caption_in_any_script(indexed, image, text, encoding):
+    (row,) = indexed(packed([("0.jpg", image), ("0.txt", text.encode(encoding))])).rows
+    assert row["reason"] == "bad_caption"
+    assert ("looks like UTF-16" if encoding != "utf-32-le" else "") in row["error_message"]
+
+
+@pytest.mark.parametrize("text", ["a\nb\nc\nd", "a\tdisc", "a\r\nb", "é", "\x04 one", "1\n2\n3"])
+def test_a_few_control_characters_and_short_lines_are_captions(indexed, image, text):
+    assert indexed(packed([("0.jpg", image), ("0.txt", text.encode())])).samples() == [("0", (text,), image)]
+
+
+@pytest.mark.parametrize("text", ["\u200b", "\ufeff\ufeff", "\0\0\0", "&nbsp;", "&amp;nbsp; \u200d", "\x01", "\u3000"])
+def test_a_caption_that_shows_nothing_is_empty_as_in_tables(indexed, image, text, tmp_path):
+    from pipeline.config import CaptionConfig
+    from pipeline.transform.caption import clean_caption
+
+    assert clean_caption(text, CaptionConfig()).reason == "empty_caption"
+    listed = json.dumps({"alt": ["", text]}).encode()
+    members = [("0.jpg", image), ("0.txt", text.encode()), ("0.json", listed)]
+    assert [row["reason"] for row in indexed(packed(members)).rows] == ["empty_caption"]
+    (tmp_path / "by_key").mkdir()
+    assert [row["reason"] for row in Indexed(tmp_path / "by_key", packed(members), caption_key="alt").rows] == ["empty_caption"]
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png", "webp"])
+@pytest.mark.parametrize("turn", [1, 3, 6, 8])
+def test_width_and_height_are_those_of_the_image_as_it_is_seen(indexed, kind, turn):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = turn
+    file = io.BytesIO()
+    Image.new("RGB", (40, 30), "red").save(file, kind, exif=exif)
+    (row,) = indexed(packed([(f"0.{kind}", file.getvalue()), ("0.txt", b"a disc")])).rows
+    assert (row["width"], row["height"]) == ((30, 40) if turn > 4 else (40, 30))
 
 
 @pytest.mark.parametrize(
