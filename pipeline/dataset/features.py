@@ -237,8 +237,8 @@ class Scores:
                 repeated = True
         if repeated:
             raise InputError(
-                f"curate.scores={self.storage.uri}: shard {shard.name} holds several samples with one key, as compact shards of "
-                "an earlier release may, so the scores of a part of it cannot be told apart; run jobs/embed.py with "
+                f"curate.scores={self.storage.uri}: shard {shard.name} holds several samples with one key, as an earlier "
+                "release wrote them, so the scores of a part of it cannot be told apart; run jobs/embed.py with "
                 "embed.version set to curate.version and another embed.output, and name that one"
             )
         raise InputError(

