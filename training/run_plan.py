@@ -18,7 +18,7 @@ from pipeline.errors import ConfigError, StorageError
 from pipeline.storage.address import open_storage
 from pipeline.storage.base import Storage
 from training.best_metric import check_best_metric
-from training.checkpoint.initial_weights import check_initial_weights, initial_activation
+from training.checkpoint.initial_weights import check_initial_weights, initial_activation, initial_weights_sha256
 from training.checkpoint.resume import Start, changed_settings, check_continues, find_start
 from training.checkpoint.snapshot import MODEL, Position
 from training.checkpoint.store import Checkpoint, CheckpointStore
@@ -45,6 +45,7 @@ class RunPlan:
         start: position that the run resumes from; step 0 for a new one.
         changes: settings that differ from the checkpoint's, one line each, as run.allow_config_changes allows.
         rate_change: what they do to the learning rate at the step that the run resumes from; empty if nothing.
+        weights_sha256: of the tensors at model.weights; empty for a run that does not start from them.
         schedule: learning rate by step; its total_steps are the run's.
     """
 
@@ -59,6 +60,7 @@ class RunPlan:
     schedule: Schedule
     changes: tuple[str, ...]
     rate_change: str
+    weights_sha256: str
 
     @property
     def total_steps(self) -> int:
@@ -103,6 +105,7 @@ class OpenedRun:
     run: Storage
     checkpoints: CheckpointStore
     checkpoint: Checkpoint | None
+    weights_sha256: str = ""
 
 
 def plan_run(config: TrainingConfig, begin: Start | None = None) -> RunPlan:
@@ -140,9 +143,10 @@ def open_run(config: TrainingConfig, begin: Start | None = None) -> OpenedRun:
     checkpoints = CheckpointStore(run, config.checkpoint)
     checkpoint = (begin or find_start(config.run, checkpoints)).checkpoint
     config = _with_activation(config, checkpoint)
-    architecture = architecture_of(config)
+    architecture, weights_sha256 = architecture_of(config), ""
     if config.model.weights and checkpoint is None:
         check_initial_weights(architecture, config.model)
+        weights_sha256 = initial_weights_sha256(config.model)
     if begin is None:  # else rank 0 has done so for all
         check_evaluation(config.evaluation)
     data_sets = open_data_sets(config.data, checkpoint.data_sets if checkpoint is not None else ())
@@ -150,7 +154,7 @@ def open_run(config: TrainingConfig, begin: Start | None = None) -> OpenedRun:
         check_captions([(one.storage, one.manifest) for one in data_sets], config.data.captions, "data.captions")
     pinned = config.data.with_versions([one.manifest.version for one in data_sets])
     config = config.model_copy(update={"data": pinned})
-    return OpenedRun(config, architecture, data_sets, run, checkpoints, checkpoint)
+    return OpenedRun(config, architecture, data_sets, run, checkpoints, checkpoint, weights_sha256)
 
 
 def fit_together(opened: OpenedRun) -> RunPlan:
@@ -181,6 +185,7 @@ def fit_together(opened: OpenedRun) -> RunPlan:
         schedule=schedule,
         changes=changes,
         rate_change=rate_change,
+        weights_sha256=opened.weights_sha256,
     )
 
 
