@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.config import IndexConfig
@@ -215,7 +216,7 @@ def read_tar(address: str, config: IndexConfig) -> IndexedTar:
         raise InputError(f"index.input={address}: cannot be read ({error}); restore it or remove it") from None
     partition = short_hash([address, stream.size_bytes, stream.sha256])
     counts = Counter(row["reason"] for row in rows)
-    shard = _put_sidecar(open_storage(config.output), rows, f"{partition}-000-{stream.sha256[:12]}")
+    shard = _put_sidecar(open_storage(config.output), table_of(rows, skipped), f"{partition}-000-{stream.sha256[:12]}")
     record = PartitionRecord(
         id=partition,
         input_path=address,
@@ -266,14 +267,14 @@ def _skipped(skipped: Skipped) -> dict[str, Example]:
     return {kind: Example(count=count, first=skipped.first[kind]) for kind, count in sorted(skipped.counts.items())}
 
 
-def _put_sidecar(storage: Storage, rows: Sequence[dict[str, Any]], prefix: str) -> ShardRecord:
+def _put_sidecar(storage: Storage, table: pa.Table, prefix: str) -> ShardRecord:
     with tempfile.TemporaryDirectory(prefix="rayclip-") as folder:
         file = Path(folder) / "sidecar.parquet"
-        pq.write_table(table_of(rows), file, compression="zstd")
+        pq.write_table(table, file, compression="zstd")
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
         shard = ShardRecord(
             name=f"{prefix}-{digest[:8]}",
-            num_rows=len(rows),
+            num_rows=len(table),
             num_samples=0,
             tar_size_bytes=0,
             tar_sha256="",

@@ -132,7 +132,9 @@ def _members(record: dict[str, Any], group: Group) -> dict[str, bytes]:
         found = {extension: content for extension, content in found.items() if extension in right or extension not in images}
     first = record["caption"] if isinstance(record["caption"], str) else record["caption"][0]
     if "txt" in found and record["txt_offset"] != group.members["txt"].offset and found["txt"] != first.encode():
-        found |= {"source.txt": found["txt"], "txt": first.encode()}  # the caption comes from elsewhere
+        names = ["source.txt", *(f"source_{number}.txt" for number in range(2, len(found) + 3))]
+        free = next(name for name in names if name not in found)
+        found |= {free: found["txt"], "txt": first.encode()}  # the caption comes from elsewhere
     return found
 
 

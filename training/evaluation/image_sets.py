@@ -103,15 +103,17 @@ class ManifestImageSet(ImageSet):
         return labels
 
     def _refuse_equal_numbers(self, labels: set[str]) -> None:
-        """Raises ConfigError if labels differ only in how a number is written, as the columns of different shards may."""
-        numbers: dict[float, str] = {}
+        """Raises ConfigError if labels differ only in how a value is written, as the columns of different shards may."""
+        values: dict[float | str, str] = {}
         for label in sorted(labels):
-            if NUMBER.fullmatch(label):
-                before = numbers.setdefault(float(label), label)
+            is_number = NUMBER.fullmatch(label) is not None
+            if is_number or label.lower() in ("true", "false"):
+                before = values.setdefault(float(label) if is_number else label.lower(), label)
                 if before != label:
+                    kind = "number" if is_number else "value"
                     raise ConfigError(
-                        f"{self.subject}: the column {self._label_column} holds {before} and {label}, one number in two forms; "
-                        "write the numbers in one form"
+                        f"{self.subject}: the column {self._label_column} holds {before} and {label}, one {kind} in two forms; "
+                        f"write the {kind}s in one form"
                     )
 
     def _as_labels(self, column: pa.ChunkedArray, shard: str) -> list[str]:
