@@ -75,6 +75,33 @@ def test_an_odd_value_changes_no_text_beside_it_for_captions_and_conditions(inde
     assert holds(frame, "alt != 'en'", "s", ["alt"]).tolist() == [False, True, True]
 
 
+def test_values_without_a_column_are_counted(indexed, image):
+    from pipeline.versions.foreign_tars import describe, read_tar
+
+    values = [{"tags": ["a"], "n": None}, {"tags": [1, 2], "n": 1}, {"tags": ["b", 3]}, {"alt": {"en": "y"}}]
+    members = [
+        part
+        for key, one in zip("0123", values, strict=True)
+        for part in (*pairs(image, key), (f"{key}.json", json.dumps(one).encode()))
+    ]
+    data_set = indexed(packed(members))
+    assert [row["tags"] for row in data_set.rows] == [["a"], None, None, None]
+    (line,) = describe([read_tar(data_set.config.input, data_set.config)])
+    assert "json members with objects or lists of more than texts, which get no columns: 3 members" in line
+    assert "the first is 1 (tags)" in line
+
+
+def test_names_beyond_the_most_columns_are_counted(indexed, image):
+    from pipeline.versions.foreign_tars import describe, read_tar
+
+    many = [json.dumps({f"{letter}{number}": 1 for number in range(600)}).encode() for letter in "cde"]
+    members = [part for key, one in zip("012", many, strict=True) for part in (*pairs(image, key), (f"{key}.json", one))]
+    data_set = indexed(packed(members))
+    (line,) = describe([read_tar(data_set.config.input, data_set.config)])
+    assert "json members with names beyond the first 1,000: 1 members" in line
+    assert "the first is 2 (e0)" in line
+
+
 @pytest.mark.parametrize("values", [[1.5, True], [True, 1.5], [1, True], [True, 1], [float("nan"), True], [0.5, None, False]])
 def test_true_and_false_beside_numbers_are_text_in_any_order(indexed, image, values):
     members = [

@@ -11,6 +11,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -76,7 +77,9 @@ class ManifestImageSet(ImageSet):
         self.num_samples = manifest.num_samples
 
     def read(self, first: int, stop: int) -> list[RawSample]:
-        return [sample for shard, begin, end in self._parts(first, stop) for sample in self._reader.read(shard, begin, end)]
+        samples = (sample for part in self._parts(first, stop) for sample in self._reader.read(*part))
+        # A caption that several columns hold is one query.
+        return [replace(sample, captions=tuple(dict.fromkeys(sample.captions))) for sample in samples]
 
     def columns(self, first: int, stop: int, names: Sequence[str]) -> dict[str, list[Any]]:
         """Returns sidecar columns of samples [first, stop). Raises ManifestError if a column is missing."""

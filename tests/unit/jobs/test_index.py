@@ -172,6 +172,23 @@ def test_a_tar_that_was_replaced_is_named_and_the_others_are_indexed(index_tars,
     assert "version 2: 3 samples in 3 tars" in output.out
 
 
+def test_a_tar_that_was_added_to_in_place_is_named_also_if_nothing_is_new(index_tars, tmp_path):
+    """tar fills up to 10 KiB, so that a tar with another sample can have the size that it had."""
+    from jobs.benchmarks.stored_tars import write_tars
+
+    write_tars(tmp_path / "tars", ["a thing"] * 2, shard_samples=1)
+    assert index_tars()[0] == 0
+    assert index_tars()[0] == 0
+    tar = tmp_path / "tars" / "00000.tar"
+    size = tar.stat().st_size
+    tar.write_bytes((tmp_path / "tars" / "00001.tar").read_bytes())
+    assert tar.stat().st_size == size
+    code, output = index_tars()
+    assert code == EXIT_BAD_INPUT
+    assert "00000.tar: has as many bytes as when it was indexed, but others" in output.err
+    assert "nothing to do" not in output.out
+
+
 @pytest.mark.parametrize("store", [ignores], indirect=True)
 def test_a_store_without_put_if_absent_is_refused_before_any_work(store, tmp_path, capsys):
     from jobs.benchmarks.stored_tars import write_tars
