@@ -241,14 +241,6 @@ def test_quotes_of_a_word_processor_around_every_prompt_are_removed():
     assert parse_prompts("3D render of a {}.\na {}\n", "f") == ("3D render of a {}.", "a {}")
 
 
-@pytest.mark.parametrize(
-    "text", ["nc: 2\nnames: ['cat', 'dog']\n", "train: a\nval: b\nnc: 4\nnames: [a, b, c, d]\n", "names:\n  0: a\n"]
-)
-def test_a_yaml_file_of_a_detector_is_no_list_of_names(text):
-    with pytest.raises(ConfigError, match=r"is code \((nc|names)"):
-        parse_class_list(text, "data.yaml")
-
-
 YAML = ["nc: 2\nnames: ['cat', 'dog']\n", "train: a\nval: b\nnc: 4\nnames: [a, b, c, d]\n", "names:\n  0: a\n"]
 
 
