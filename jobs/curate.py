@@ -133,16 +133,15 @@ def _materialize(storage: Storage, manifest: Manifest, shard_size_bytes: int) ->
 
     from pipeline.dataset.manifest import ShardRecord
     from pipeline.ingest.progress import Progress
-    from pipeline.versions.rewrite import group_partitions, rewrite, split_by_keys
+    from pipeline.versions.rewrite import group_partitions, rewrite
 
     groups = group_partitions(manifest, shard_size_bytes)
     quieten_ray_data()
 
     def rewritten(row: dict[str, Any]) -> dict[str, Any]:
         group = groups[row["id"]]
-        parts = split_by_keys(storage, (shard for partition in group for shard in partition.shards))
-        written = [rewrite(storage, part, f"{group[0].id}-{number:03d}") for number, part in enumerate(parts)]
-        return {"group": row["id"], "shards": [shard.model_dump_json() for shard in written]}
+        shards = [shard for partition in group for shard in partition.shards]
+        return {"group": row["id"], "shards": [rewrite(storage, shards, f"{group[0].id}-000").model_dump_json()]}
 
     changed = []
     stream = ray.data.range(len(groups), override_num_blocks=max(1, min(len(groups), 1000))).map(rewritten)

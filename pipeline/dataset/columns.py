@@ -146,17 +146,7 @@ def join_columns(name: str, chunks: Sequence[pa.Array]) -> pa.ChunkedArray:
         return _in_one_dictionary(column) if pa.types.is_dictionary(kind) else _compact(column)
     except (pa.ArrowException, TypeError):
         _say_that_it_is_text(name, f"its values have no common type: {', '.join(map(str, types))}")
-        if any(is_list(kind) and holds_captions(kind) for kind in types):  # lists of texts stay lists, as captions may be
-            return pa.chunked_array([_as_lists(chunk) for chunk in chunks], pa.list_(pa.large_string()))
         return pa.chunked_array([as_text(chunk) for chunk in chunks], pa.large_string())
-
-
-def _as_lists(chunk: pa.Array) -> pa.Array:
-    """Lists of texts as they are, and every other value as a list of its text."""
-    kind = pa.list_(pa.large_string())
-    if is_list(chunk.type) and holds_captions(chunk.type):
-        return pa.array(chunk.to_pylist(), kind)
-    return pa.array([None if text is None else [text] for text in as_text(chunk).to_pylist()], kind)
 
 
 @cache  # a run writes many shards

@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import ValidationError
@@ -215,32 +214,16 @@ class Scores:
             )
 
     def of(self, shard: ShardRecord, keys: Sequence[str]) -> list[float]:
-        """The scores of a shard's samples, NaN for damaged ones.
-
-        Raises:
-            InputError: one is missing, or a key is that of several samples, of which the file has others too.
-        """
+        """The scores of a shard's samples, NaN for damaged ones. Raises InputError if one is missing."""
         if not keys:
             return []
-        repeated = False
         for name in self._candidates(shard):
             path = feature_path(name)
             with self.storage.open(path, READ_BYTES) as file:
                 table = read_parquet(file, ["key", SCORE])
-            names, scores = table["key"].to_pylist(), pc.fill_null(table[SCORE], math.nan).to_pylist()
-            if names == list(keys):
-                return scores
-            found = dict(zip(names, scores, strict=True))
+            found = dict(zip(table["key"].to_pylist(), table[SCORE].to_pylist(), strict=True))
             if all(key in found for key in keys):
-                if len(found) == len(names):
-                    return [found[key] for key in keys]
-                repeated = True
-        if repeated:
-            raise InputError(
-                f"curate.scores={self.storage.uri}: shard {shard.name} holds several samples with one key, as an earlier "
-                "release wrote them, so the scores of a part of it cannot be told apart; run jobs/embed.py with "
-                "embed.version set to curate.version and another embed.output, and name that one"
-            )
+                return [math.nan if found[key] is None else found[key] for key in keys]
         raise InputError(
             f"curate.scores={self.storage.uri}: lacks samples of shard {shard.name}; it was made from another version than "
             "curate.version; run jobs/embed.py with embed.version set to that version"

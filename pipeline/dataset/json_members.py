@@ -53,5 +53,5 @@ def caption_texts(value: Any) -> list[str] | None:
 
 
 def _is_given(value: Any) -> bool:
-    """False for null and for what JSON has no number for."""
+    """False for null, NaN and infinity, which JSON does not have."""
     return value is not None and not (isinstance(value, float) and not math.isfinite(value))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from pipeline.dataset.manifest import (
     PartitionRecord,
     ShardRecord,
     locate_tar,
-    read_samples,
     read_selection,
     read_sidecar,
 )
@@ -40,23 +39,6 @@ def group_partitions(manifest: Manifest, shard_size_bytes: int) -> list[list[Par
             size = 0.0
         groups[-1].append(partition)
         size += own
-    return groups
-
-
-def split_by_keys(storage: Storage, shards: Iterable[ShardRecord]) -> list[list[ShardRecord]]:
-    """Cuts neighbouring shards into groups in which no two samples have one key, for each of which a tar can be written.
-
-    Keys of indexed tars repeat, since every program counts from zero. In one tar, such samples are one sample.
-    """
-    groups: list[list[ShardRecord]] = []
-    held: set[str] = set()
-    for shard in shards:
-        keys = set(read_samples(storage, shard, ["key"])["key"].to_pylist())
-        if not groups or keys & held:
-            groups.append([])
-            held = set()
-        groups[-1].append(shard)
-        held |= keys
     return groups
 
 
@@ -132,9 +114,7 @@ def _members(record: dict[str, Any], group: Group) -> dict[str, bytes]:
         found = {extension: content for extension, content in found.items() if extension in right or extension not in images}
     first = record["caption"] if isinstance(record["caption"], str) else record["caption"][0]
     if "txt" in found and record["txt_offset"] != group.members["txt"].offset and found["txt"] != first.encode():
-        names = ["source.txt", *(f"source_{number}.txt" for number in range(2, len(found) + 3))]
-        free = next(name for name in names if name not in found)
-        found |= {free: found["txt"], "txt": first.encode()}  # the caption comes from elsewhere
+        found |= {"source.txt": found["txt"], "txt": first.encode()}  # the caption comes from elsewhere
     return found
 
 

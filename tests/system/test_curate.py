@@ -116,33 +116,6 @@ def test_a_selection_of_a_selection_is_written_as_compact_shards(pairs):
     )
 
 
-def test_compact_shards_of_tars_with_equal_keys_hold_each_key_once(tmp_path):
-    from jobs.benchmarks.stored_tars import index, write_tars
-
-    write_tars(tmp_path / "tars", ["a thing"] * 6, shard_samples=3)
-    for number, tar in enumerate(sorted((tmp_path / "tars").iterdir())):
-        rename_members(tar, tar.with_name(f"same-{number}.tar"))
-        tar.unlink()
-    index(str(tmp_path / "tars"), str(tmp_path / "index"))
-    storage = open_storage(str(tmp_path / "index"))
-    manifest = choose(storage, "--materialize")
-    assert [shard.num_samples for shard in manifest.shards] == [3, 3]
-    for shard in manifest.shards:
-        assert read_samples(storage, shard, ["key"])["key"].to_pylist() == ["0", "1", "2"]
-    assert verify(storage, manifest) == []
-
-
-def rename_members(tar, new):
-    """Copies a tar with keys that count from zero."""
-    with tarfile.open(tar) as old, tarfile.open(new, "w") as copy:
-        keys = {}
-        for member in old:
-            key, _, extension = member.name.partition(".")
-            content = old.extractfile(member)
-            member.name = f"{keys.setdefault(key, len(keys))}.{extension}"
-            copy.addfile(member, content)
-
-
 def test_a_condition_that_cannot_be_evaluated_is_refused(pairs, capsys):
     storage, _ = pairs
     for condition, words in (

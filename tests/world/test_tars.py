@@ -383,16 +383,6 @@ def test_captions_that_were_edited_in_place_are_refused_when_they_are_read(index
             data_set.samples()
 
 
-def test_a_member_that_has_the_name_of_a_kept_txt_stays(indexed, image, tmp_path):
-    from pipeline.versions.rewrite import iter_samples, rewrite
-
-    members = [("0.jpg", image), ("0.txt", b"txt"), ("0.source.txt", b"original"), ("0.json", b'{"alt": "caption"}')]
-    data_set = indexed(packed(members), caption_key="alt")
-    shard = rewrite(data_set.storage, list(data_set.manifest.shards), "new-000")
-    ((_, found),) = iter_samples(data_set.storage, shard, tmp_path / "scratch")
-    assert (found["txt"], found["source.txt"], found["source_2.txt"]) == (b"caption", b"original", b"txt")
-
-
 def test_compact_shards_of_an_untidy_tar_hold_what_the_index_says(indexed, image, draw_shape, tmp_path):
     from pipeline.versions.rewrite import rewrite
 

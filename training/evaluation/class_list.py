@@ -57,7 +57,7 @@ _DIRECTIVE = re.compile(r'"?sep=.?"?', re.IGNORECASE)
 _MARK = re.compile(r"(?:->|=>|[-\u2013\u2014|])\s+")
 """Marks that people write between a label and its name."""
 _MARKED_UP = r"<\w+>.*|.*<\w+\s?/?>|`.*`|\u00ab.*\u00bb|.*\s#\s.*|.*\\n"
-"""What HTML, Markdown, other quotes, comments and line ends of source code leave around a text."""
+"""Tags of HTML, marks of Markdown, other quotes, comments and line ends of source code around a text."""
 _NO_NAME = re.compile(
     r"""[-*+\u2022\u2013\u2014>|]\s.*|[-=]>.*|.*[,;|]|(["']).*\1\s*:?.*|.*\d\s*[:=]\s.*"""
     r"|\w*\d\w*\s*[\uff0c\uff1a\uff1b\u3001\uff0e].*|.*/|\.{1,2}/.*|[-dl][-rwxsStT]{9}\b.*"

@@ -163,7 +163,7 @@ def _notes(skipped: Sequence[Skipped]) -> Iterator[str]:
 
 
 def _gaps(tars: Sequence[str], paths: Sequence[str]) -> Iterator[str]:
-    """Yields a sentence for what looks like a copy that has not been finished: numbers that are left out, partial files."""
+    """Yields a sentence for what looks like a copy that has not been finished: numbers that are missing, partial files."""
     folder = tars[0].rpartition("/")[0] if tars else ""
     stems = [tar.rpartition("/")[2].rpartition(".")[0] for tar in tars]
     if len(stems) > 1 and all(stem.isdecimal() for stem in stems):

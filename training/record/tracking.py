@@ -78,7 +78,7 @@ def iter_rows(record: bytes, name: str, problems: list[str]) -> Iterator[dict[st
         elif line.endswith(b"\n"):
             bad.append(number)
     if bad:
-        problems.append(f"{name}: {len(bad)} lines cannot be read and are left out; the first is line {bad[0]}")
+        problems.append(f"{name}: {len(bad)} lines cannot be read and are skipped; the first is line {bad[0]}")
 
 
 class Tracker:

@@ -31,7 +31,7 @@ def test_a_row_that_cannot_be_read_costs_itself_and_is_said(bad):
     rows = [b'{"step": %d, "loss": 2.0}' % step for step in range(1, 6)]
     steps, _ = parse_record(b"".join(row + b"\n" for row in (*rows[:1], bad, *rows[2:])), problems := [])
     assert steps["step"].tolist() == [1, 3, 4, 5]
-    assert problems == ["metrics.jsonl: 1 lines cannot be read and are left out; the first is line 2"]
+    assert problems == ["metrics.jsonl: 1 lines cannot be read and are skipped; the first is line 2"]
 
 
 def test_a_last_row_without_goodput_leaves_the_time_unknown():

@@ -117,9 +117,3 @@ def test_rows_of_any_type_can_be_taken(kind):
 )
 def test_text_and_lists_of_it_are_captions(kind, text):
     assert holds_captions(kind) == text
-
-
-def test_lists_of_texts_stay_lists_beside_other_values():
-    """Captions may be lists: as one JSON text, they would be read with their brackets."""
-    chunks = [pa.array([["a", "b"], None]), pa.array([3, None]), pa.array(["x"]), pa.array([1.5]), pa.nulls(1)]
-    assert join_columns("alt", chunks).to_pylist() == [["a", "b"], None, ["3"], None, ["x"], ["1.5"], None]

@@ -199,19 +199,6 @@ def test_a_version_with_samples_that_have_no_score_is_refused(data, output):
         Scores(output).of(manifest.shards[0], ["another key"])
 
 
-def test_scores_of_samples_with_one_key_are_told_apart_by_their_places_or_refused(data, output):
-    """Compact shards of earlier releases hold the samples of several indexed tars, whose keys repeat."""
-    storage, manifest = data
-    shard = manifest.shards[0]
-    claim_output(output, describe(storage, manifest))
-    keys, scores = ["0", "1", "2"] * 2, np.array([0.1, 0.2, 0.3, 0.9, 0.8, 0.7], np.float32)
-    features = np.zeros((6, DIM), np.float32)
-    write_features(output, shard, keys, (features, features, scores), [4], "float32")
-    assert Scores(output).of(shard, keys) == pytest.approx([0.1, 0.2, 0.3, 0.9, math.nan, 0.7], nan_ok=True)
-    with pytest.raises(InputError, match=r"several samples with one key.* another embed\.output, and name that one"):
-        Scores(output).of(shard, ["0", "1"])
-
-
 def test_a_score_column_of_the_input_table_is_not_overwritten(data, output):
     storage, manifest = data
     embed(storage, output, manifest)

@@ -5,7 +5,7 @@ import pytest
 from pipeline.dataset.manifest import read_manifest, read_samples, read_sidecar
 from pipeline.storage.address import open_storage
 from pipeline.versions.curation import select
-from pipeline.versions.rewrite import group_partitions, iter_samples, rewrite, split_by_keys
+from pipeline.versions.rewrite import group_partitions, iter_samples, rewrite
 
 
 @pytest.fixture
@@ -35,17 +35,6 @@ def test_nothing_but_the_key_of_a_removed_row_stays(storage):
     (row,) = [row for row in read_sidecar(storage, new).to_pylist() if row["key"] == key]
     assert {name: value for name, value in row.items() if value} == {"key": key, "status": "dropped", "reason": "removed"}
     assert new.num_samples == 5
-
-
-def test_no_two_samples_of_a_compact_shard_have_one_key(storage, tmp_path):
-    """Keys of indexed tars repeat; a reader of tars takes neighbours with one key for one sample, or refuses them."""
-    first, second = read_manifest(storage).shards
-    dropped = select(storage, first, ["", *["where"] * 5])
-    others = select(storage, first, ["where", *[""] * 5])
-    assert split_by_keys(storage, [first, second]) == [[first, second]]
-    assert split_by_keys(storage, [first, second, first]) == [[first, second], [first]]
-    assert split_by_keys(storage, [dropped, second, others]) == [[dropped, second, others]]
-    assert split_by_keys(storage, []) == []
 
 
 def test_neighbours_are_grouped_up_to_the_size_of_a_shard(storage):
