@@ -28,7 +28,12 @@ Created = Literal["written", "exists", "busy"]
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """One object of a listing; `path` is relative to the storage's root, and `etag` is that of `Storage.etag`."""
+    """One object of a listing.
+
+    Attributes:
+        path: relative to the storage's root.
+        etag: that of `Storage.etag`; empty if the store does not list it.
+    """
 
     path: str
     size_bytes: int

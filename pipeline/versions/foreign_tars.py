@@ -155,7 +155,7 @@ def find_replaced(config: IndexConfig, manifest: Manifest) -> list[str]:
         for tar, item in found.items()
         if item.size_bytes != shards[tar].tar_size_bytes
     }
-    touched = [tar for tar, item in found.items() if tar not in problems and shards[tar].etag not in ("", item.etag)]
+    touched = [tar for tar, item in found.items() if tar not in problems and "" != shards[tar].etag != item.etag != ""]
     if touched:
         logger.warning("reading %d tars that may have changed since they were indexed, such as %s", len(touched), touched[0])
     with ThreadPoolExecutor(READERS) as readers:
