@@ -19,6 +19,7 @@ from jobs.cli.config import Config
 from jobs.cli.job_parser import JobParser
 from jobs.evaluate import check_there_is_something_to_measure, run_to_evaluate
 from pipeline.errors import ConfigError
+from training.config import TrainingConfig
 
 
 def job(config: Config, options: argparse.Namespace) -> None:
@@ -37,6 +38,7 @@ def job(config: Config, options: argparse.Namespace) -> None:
         raise ConfigError(f"run.name={config.run.name}: started without model.weights; name a fine-tuning run")
     if options.points:
         check_there_is_something_to_measure(evaluation)
+    _check_start(config, trained)
     first = CLIP(clip.architecture)
     load_initial_weights(first, trained.model)
     start, end = first.state_dict(), {key: value.clone() for key, value in clip.state_dict().items()}
@@ -58,6 +60,25 @@ def job(config: Config, options: argparse.Namespace) -> None:
         load_state(clip, interpolate(start, end, options.alpha), "average")
         save_weights(clip, Path(options.save))
         print(f"{options.save}: {trained.model.name} at alpha {options.alpha}")
+
+
+def _check_start(config: Config, trained: TrainingConfig) -> None:
+    """Raises ConfigError if model.weights are not those that the run started from, as when a run's folder is named."""
+    from pipeline.storage.address import open_storage
+    from training.checkpoint.initial_weights import initial_weights_sha256
+    from training.record.run_record import STARTS
+    from training.record.tracking import iter_rows
+
+    run = open_storage(config.run.uri)
+    starts = list(iter_rows(run.read(STARTS) if run.exists(STARTS) else b"", STARTS, []))
+    recorded = [row["weights_sha256"] for row in starts if "weights_sha256" in row]
+    if not recorded:
+        print(f"the run has not recorded what it started from; alpha 0 is model.weights={trained.model.weights} as it is now")
+    elif initial_weights_sha256(trained.model) != recorded[-1]:
+        raise ConfigError(
+            f"run.name={config.run.name}: started from model.weights={trained.model.weights}, which holds other weights now; "
+            "restore them"
+        )
 
 
 def arguments() -> JobParser:

@@ -35,10 +35,12 @@ _NOT_WEIGHTS = re.compile(
     re.IGNORECASE,
 )
 _AVERAGE = re.compile(
-    r"(^|_)(ema|swa|averaged|polyak|shadow)(_|$)|^(avg|average)(_|$)|_(avg|average)$"
-    r"|^(ema|swa)(model|net|weights|params|state)|(model|net|weights|params|state)(ema|swa)$",
-    re.IGNORECASE,
+    r"ema|swa|avg|averaged?|polyak|shadow|(ema|swa)(model|net|weights|params|state)|(model|net|weights|params|state)(ema|swa)"
 )
+_BESIDE_AVERAGE = re.compile(
+    r"model|net|network|module|clip|teacher|weights?|params?|parameters|state|states|dict|moving|exponential|\d*"
+)
+"""Words of a moving average's name. Any other word may say that it is none: `model_without_ema`, `best_avg_recall`."""
 _IMAGE = re.compile(
     r"^(?P<prefix>(?:.*\.)?)(?:visual\.(?:conv1\.weight|ln_post\.weight|proj|attnpool\.c_proj\.weight)"
     r"|vision_model\.(?:embeddings\.patch_embedding\.weight|post_layernorm\.weight))$"
@@ -152,13 +154,19 @@ def _choose(prefixes: list[str], leaves: list[_Leaf]) -> tuple[str, tuple[str, .
     shown = " and ".join(_shown(prefix) for prefix in prefixes)
     if _are_the_same(prefixes, leaves):
         return prefixes[0], (f"holds one CLIP under {len(prefixes)} names, {shown}, with the same weights",)
-    averages = [prefix for prefix in prefixes if any(_AVERAGE.search(part) for part in prefix.split("."))]
+    averages = [prefix for prefix in prefixes if any(map(_names_average, prefix.split(".")))]
     if len(averages) == 1:
         return averages[0], (
             f"holds {len(prefixes)} CLIPs, {shown}: the moving average, {_shown(averages[0])}, is loaded; for another one, "
             "save it alone",
         )
     raise ValueError(f"holds {len(prefixes)} CLIPs, {shown}, and does not say which one to use; {_SAVE}")
+
+
+def _names_average(part: str) -> bool:
+    words = re.split(r"[\W_]+", part.lower())
+    averages = [word for word in words if _AVERAGE.fullmatch(word)]
+    return bool(averages) and all(word in averages or _BESIDE_AVERAGE.fullmatch(word) for word in words)
 
 
 def _are_the_same(prefixes: list[str], leaves: list[_Leaf]) -> bool:

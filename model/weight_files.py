@@ -246,7 +246,7 @@ def _check_tail(path: Path, state: dict[str, Tensor]) -> None:
 def _read_shards(index: Path) -> tuple[dict[str, Tensor], str | None]:
     """The tensors of all shards that an index names."""
     state: dict[str, Tensor] = {}
-    activation = None
+    activations: dict[str, str] = {}
     for shard, keys in shards_of(index).items():
         file = index.parent / shard
         if not file.is_file():
@@ -254,7 +254,7 @@ def _read_shards(index: Path) -> tuple[dict[str, Tensor], str | None]:
         try:
             if format_of(file) not in ("safetensors", "torch"):
                 raise ValueError("is no file of tensors; download it again")
-            content, activation = _read_content(file, False)
+            content, stated = _read_content(file, False)
         except ValueError as error:
             raise ValueError(f"names {shard}, which {error}") from None
         if not isinstance(content, dict) or not all(key in content for key in keys):
@@ -264,7 +264,11 @@ def _read_shards(index: Path) -> tuple[dict[str, Tensor], str | None]:
         if twice is not None:
             raise ValueError(f"names {shard}, which holds {twice} again, as another shard does; download them again")
         state |= content
-    return state, activation
+        activations |= {stated: shard} if stated is not None else {}
+    if len(activations) > 1:
+        said = " and ".join(f"{shard} states activation={activation}" for activation, shard in activations.items())
+        raise ValueError(f"names files of different models: {said}; download them again")
+    return state, next(iter(activations), None)
 
 
 def _published(state: dict[str, Tensor], names: tuple[str, ...]) -> dict[str, Tensor]:

@@ -7,9 +7,10 @@ only if its activation is known: from metadata in a safetensors file, from a con
 from __future__ import annotations
 
 import functools
+import hashlib
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -201,3 +202,12 @@ def settle_activation(path: str, told: Activation | None, found: str | None) -> 
         f"activation: {path} does not say which one it was trained with, and both have the same keys; give quick_gelu "
         "(OpenAI's weights, and open_clip's -quickgelu models) or gelu (most other open_clip models)"
     )
+
+
+def state_sha256(state: Mapping[str, Tensor]) -> str:
+    """sha256 of the names, types, shapes and values of a state dict."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

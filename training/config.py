@@ -65,7 +65,7 @@ class MixturePart(Section):
     """Root of the data set, as data.uri."""
     version: int | Literal["latest"] = "latest"
     """Version of the data set, as data.version."""
-    weight: float = Field(1.0, gt=0)
+    weight: float = Field(1.0, gt=0, le=1e6)
     """Times that an epoch shows the data set: 1 once, 2.5 twice and another half of it, 0.1 a tenth."""
 
 

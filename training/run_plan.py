@@ -19,7 +19,7 @@ from pipeline.errors import ConfigError, StorageError
 from pipeline.storage.address import open_storage
 from pipeline.storage.base import Storage
 from training.best_metric import check_best_metric
-from training.checkpoint.initial_weights import check_initial_weights, initial_activation
+from training.checkpoint.initial_weights import check_initial_weights, initial_activation, initial_weights_sha256
 from training.checkpoint.resume import Start, changed_settings, check_continues, find_start
 from training.checkpoint.snapshot import MODEL, Position
 from training.checkpoint.store import Checkpoint, CheckpointStore
@@ -27,7 +27,7 @@ from training.config import TrainingConfig
 from training.data.caption_columns import check_captions
 from training.data.data_sets import DataSet, block_size_samples, check_prefetch, mean_sample_bytes, open_data_sets
 from training.data.order_layout import fit_num_streams
-from training.data.sample_order import SampleOrder
+from training.data.sample_order import VERSION, VERSIONS, SampleOrder
 from training.distributed import World, gather_objects
 from training.evaluation.runner import check_evaluation
 from training.optimizer import Schedule
@@ -47,6 +47,7 @@ class RunPlan:
         start: position that the run resumes from; step 0 for a new one.
         changes: settings that differ from the checkpoint's, one line each, as run.allow_config_changes allows.
         rate_change: what they do to the learning rate at the step that the run resumes from; empty if nothing.
+        weights_sha256: of the tensors at model.weights; empty for a run that does not start from them.
         schedule: learning rate by step; its total_steps are the run's.
     """
 
@@ -61,6 +62,7 @@ class RunPlan:
     schedule: Schedule
     changes: tuple[str, ...]
     rate_change: str
+    weights_sha256: str
 
     @property
     def total_steps(self) -> int:
@@ -105,6 +107,7 @@ class OpenedRun:
     run: Storage
     checkpoints: CheckpointStore
     checkpoint: Checkpoint | None
+    weights_sha256: str = ""
 
 
 def plan_run(config: TrainingConfig, begin: Start | None = None) -> RunPlan:
@@ -143,9 +146,10 @@ def open_run(config: TrainingConfig, begin: Start | None = None) -> OpenedRun:
     checkpoints = CheckpointStore(run, config.checkpoint)
     checkpoint = (begin or find_start(config.run, checkpoints)).checkpoint
     config = _with_activation(config, checkpoint)
-    architecture = architecture_of(config)
+    architecture, weights_sha256 = architecture_of(config), ""
     if config.model.weights and checkpoint is None:
         check_initial_weights(architecture, config.model)
+        weights_sha256 = initial_weights_sha256(config.model)
     if begin is None:  # else rank 0 has done so for all
         check_evaluation(config.evaluation)
     data_sets = open_data_sets(config.data, checkpoint.data_sets if checkpoint is not None else ())
@@ -153,7 +157,7 @@ def open_run(config: TrainingConfig, begin: Start | None = None) -> OpenedRun:
         check_captions([(one.storage, one.manifest) for one in data_sets], config.data.captions, "data.captions")
     pinned = config.data.with_versions([one.manifest.version for one in data_sets])
     config = config.model_copy(update={"data": pinned})
-    return OpenedRun(config, architecture, data_sets, run, checkpoints, checkpoint)
+    return OpenedRun(config, architecture, data_sets, run, checkpoints, checkpoint, weights_sha256)
 
 
 def fit_together(opened: OpenedRun) -> RunPlan:
@@ -184,23 +188,30 @@ def fit_together(opened: OpenedRun) -> RunPlan:
         schedule=schedule,
         changes=changes,
         rate_change=rate_change,
+        weights_sha256=opened.weights_sha256,
     )
+
+
+def _shows_one(num_samples: int) -> float:
+    """A short weight with which an epoch shows one sample."""
+    return math.ceil(10_000 / num_samples) / 10_000 if num_samples <= 10_000 else 2 / num_samples
 
 
 def plan_order(config: TrainingConfig, data_sets: Sequence[DataSet], checkpoint: Checkpoint | None) -> SampleOrder:
     """The order of samples, with fewer streams than configured where these would skip samples of a small data set.
 
-    A run that began in the configured number of streams keeps it.
+    A run that began in the configured number of streams keeps it, and a run keeps the version of its order.
     """
     sources, batch = tuple(one.source for one in data_sets), config.train.global_batch_size
     for number, source in enumerate(sources):
         if len(sources) > 1 and not source.epoch_samples:
             part = config.data.parts[number]
-            remedy = f"use 1/{source.num_samples} or more" if source.num_samples else "name one that has samples"
+            remedy = f"use {_shows_one(source.num_samples):g} or more" if source.num_samples else "name one that has samples"
             raise ConfigError(
                 f"data.mixture.{number}.weight={part.weight:g}: of the {source.num_samples:,} samples of {part.uri} an epoch "
                 f"would show none; {remedy}, or omit it"
             )
+    version = checkpoint.order["version"] if checkpoint is not None else VERSION
     streams = config.data.num_streams
     if checkpoint is None or checkpoint.order["num_streams"] != streams:
         streams = fit_num_streams(sum(source.epoch_samples for source in sources), batch, streams)
@@ -210,6 +221,7 @@ def plan_order(config: TrainingConfig, data_sets: Sequence[DataSet], checkpoint:
         global_batch_size=batch,
         num_streams=streams,
         block_size_samples=block_size_samples(config.data.model_copy(update={"num_streams": streams}), batch),
+        version=version if version in VERSIONS else VERSION,
         run_size_samples=config.data.run_size_samples,
         shuffle_shards=config.data.shuffle_shards,
     )

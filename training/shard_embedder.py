@@ -6,7 +6,6 @@ suffice, since decoders and the model's kernels release Python's lock while they
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from model.clip import CLIP
 from model.image_loading import load_eval_image
 from model.tokenizer import token_ids
+from model.weights import state_sha256
 from pipeline.dataset.manifest import read_samples
 from training.config import TrainConfig
 from training.data.damaged_samples import damage_error
@@ -164,8 +164,4 @@ class ShardEmbedder:
 
 def weights_sha256(clip: CLIP) -> str:
     """sha256 of the names, types, shapes and values of a model's state dict, whatever file it is stored in."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(clip.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+    return state_sha256(clip.state_dict())

@@ -6,7 +6,6 @@ not be read. Nothing is computed from the model.
 
 from __future__ import annotations
 
-import io
 import json
 from array import array
 from collections import Counter
@@ -30,7 +29,7 @@ from pipeline.storage.base import Storage
 from training.evaluation.watched_pairs import evenly, pairs_id
 from training.record.goodput import Spent, stopped_s
 from training.record.run_record import RESULT, STARTS
-from training.record.tracking import METRICS, PAIR_SIMILARITIES, WATCHED_PAIRS, parse_metrics
+from training.record.tracking import METRICS, PAIR_SIMILARITIES, WATCHED_PAIRS, iter_rows
 
 CONFIG = "config.yaml"
 SHARDS_READ, CAPTIONS_COUNTED, MOST_TOKENS = 8, 4000, 256
@@ -125,7 +124,7 @@ class RunReport:
             return Spent(**{key: value for key, value in self.result["spent"].items() if key in parts})
         if not self.steps.count or not self.starts:
             return None
-        last, goodput = self.starts[-1], self.steps.last["goodput"]
+        last, goodput = self.starts[-1], self.steps.last.get("goodput")
         trained_s, evaluation_s, checkpoint_s = (
             float(np.nansum(self.steps[key])) for key in ("train_s", "evaluation_s", "checkpoint_s")
         )
@@ -153,11 +152,12 @@ def read_run(run: Storage, name: str) -> RunReport:
     }
     if not files[METRICS] and not files[CONFIG]:
         raise ConfigError(f"run.name={name}: {run.uri} holds no record of a run; name a run that has started")
-    steps, evaluations = parse_record(files[METRICS])
-    texts = {path: data.decode("utf-8", "replace") for path, data in files.items() if path != METRICS}
     problems: list[str] = []
-    starts, pairs = parse_metrics(texts[STARTS]), _json_of(texts[WATCHED_PAIRS], WATCHED_PAIRS, problems)
-    looks = [look for look in parse_metrics(texts[PAIR_SIMILARITIES]) if pairs is not None and look["pairs"] == pairs_id(pairs)]
+    steps, evaluations = parse_record(files[METRICS], problems)
+    texts = {path: files[path].decode("utf-8", "replace") for path in (WATCHED_PAIRS, CONFIG, RESULT)}
+    starts, all_looks = (list(iter_rows(files[path], path, problems)) for path in (STARTS, PAIR_SIMILARITIES))
+    pairs = _json_of(texts[WATCHED_PAIRS], WATCHED_PAIRS, problems)
+    looks = [look for look in all_looks if pairs is not None and look["pairs"] == pairs_id(pairs)]
     result = _json_of(texts[RESULT], RESULT, problems)
     if result is not None and starts and "total_steps" in starts[-1] and result["step"] != starts[-1]["total_steps"]:
         result = None  # of the run before it was extended
@@ -177,18 +177,11 @@ def read_run(run: Storage, name: str) -> RunReport:
     return report
 
 
-def parse_record(data: bytes) -> tuple[Steps, list[dict[str, Any]]]:
-    """Parses logged steps into columns, since a record may hold millions of numbers, and collects the rows of evaluations.
-
-    Ignores a last row that is still being written.
-    """
+def parse_record(data: bytes, problems: list[str]) -> tuple[Steps, list[dict[str, Any]]]:
+    """Parses logged steps into columns, since a record may hold millions of numbers, and collects the rows of evaluations."""
     count, last, evaluations = 0, dict[str, Any](), []
     columns: dict[str, array[float]] = {}
-    for line in io.BytesIO(data):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            break
+    for row in iter_rows(data, METRICS, problems):
         if any(key.startswith("evaluation/") for key in row):
             evaluations.append(row)
         if "loss" not in row:

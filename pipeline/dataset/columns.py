@@ -238,6 +238,13 @@ def captions_of(column: pa.ChunkedArray) -> list[list[str]]:
     return [[] if value is None else list(value) if several else [value] for value in column.to_pylist()]
 
 
+def holds_captions(kind: pa.DataType) -> bool:
+    """True for text, lists of text, and columns of which a shard has no value."""
+    if pa.types.is_dictionary(kind) or is_list(kind):
+        return holds_captions(kind.value_type)
+    return is_text(kind) or pa.types.is_null(kind)
+
+
 def as_text(array: pa.Array) -> pa.Array:
     """Text as it is, and everything else as JSON text."""
     if pa.types.is_dictionary(array.type):

@@ -6,6 +6,7 @@ In: a member's content, or a value in it. Out: its values by name, and the capti
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,9 +44,14 @@ def parse_member(content: str | bytes) -> JsonMember | None:
 
 
 def caption_texts(value: Any) -> list[str] | None:
-    """The captions in a value, with numbers as text and without null, NaN and blank text; None if it holds anything else."""
+    """The captions in a value, with numbers as text and without null, NaN, infinity and blank text; None for anything else."""
     values = value if isinstance(value, list) else [value]
-    if any(isinstance(one, bool | dict | list) for one in values):
+    if not all(one is None or (isinstance(one, str | int | float) and not isinstance(one, bool)) for one in values):
         return None
-    texts = [one if isinstance(one, str) else json.dumps(one) for one in values if one is not None and one == one]
+    texts = [one if isinstance(one, str) else json.dumps(one) for one in values if _is_given(one)]
     return [text for text in texts if text.strip()]
+
+
+def _is_given(value: Any) -> bool:
+    """False for null, NaN and infinity, which JSON does not have."""
+    return value is not None and not (isinstance(value, float) and not math.isfinite(value))

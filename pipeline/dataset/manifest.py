@@ -72,6 +72,7 @@ class ShardRecord(Record):
         num_rows: rows of the sidecar.
         num_samples: samples that a reader of this version sees: the selection's, or all of the tar's.
         address: address of a tar that was indexed in place, outside the data set; "" for `shards/{name}.tar`.
+        etag: `Storage.etag` of such a tar before it was indexed; "" if an earlier release did that, and not written then.
     """
 
     name: str
@@ -83,6 +84,7 @@ class ShardRecord(Record):
     sidecar_sha256: str
     selection: Selection | None = None
     address: str = ""
+    etag: str = Field("", exclude_if=lambda etag: not etag)
 
     @property
     def tar_samples(self) -> int:

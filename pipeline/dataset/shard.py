@@ -268,8 +268,14 @@ def _listed(caption: str | list[str] | None) -> list[str]:
 
 
 def types_to_try(values: list[Any]) -> tuple[pa.DataType | None, ...]:
-    """Types for a column: the one that Arrow finds; for integers alone also uint64, which would cut fractions off."""
-    return (None, pa.uint64()) if all(value is None or type(value) is int for value in values) else (None,)
+    """Types for a column: the one that Arrow finds; for integers alone also uint64, which would cut fractions off.
+
+    None if only some values are true or false: after a fraction, Arrow takes these for 1.0 and 0.0.
+    """
+    kinds = {type(value) for value in values if value is not None}
+    if bool in kinds and len(kinds) > 1:
+        return ()
+    return (None, pa.uint64()) if kinds <= {int} else (None,)
 
 
 def _column(values: list[Any], kind: pa.DataType | None) -> pa.Array:

@@ -28,11 +28,17 @@ Created = Literal["written", "exists", "busy"]
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """One object of a listing; `path` is relative to the storage's root."""
+    """One object of a listing.
+
+    Attributes:
+        path: relative to the storage's root.
+        etag: that of `Storage.etag`; empty if the store does not list it.
+    """
 
     path: str
     size_bytes: int
     modified: datetime
+    etag: str
 
 
 class Storage(ABC):

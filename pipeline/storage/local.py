@@ -91,7 +91,8 @@ class LocalStorage(Storage):
             relative = path.relative_to(self.root).as_posix()
             if relative.startswith(prefix):
                 status = path.stat()
-                yield ObjectInfo(relative, status.st_size, datetime.fromtimestamp(status.st_mtime, UTC))
+                modified = datetime.fromtimestamp(status.st_mtime, UTC)
+                yield ObjectInfo(relative, status.st_size, modified, str(status.st_mtime_ns))
 
     def delete(self, path: str) -> None:
         target = self.local_path(path)

@@ -134,7 +134,8 @@ class S3Storage(Storage):
             pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.prefix + prefix)
             for page in pages:
                 for item in page["Contents"] if "Contents" in page else []:
-                    yield ObjectInfo(item["Key"].removeprefix(self.prefix), item["Size"], item["LastModified"])
+                    path, etag = item["Key"].removeprefix(self.prefix), item["ETag"].strip('"') if "ETag" in item else ""
+                    yield ObjectInfo(path, item["Size"], item["LastModified"], etag)
 
     def delete(self, path: str) -> None:
         with self._errors(path):

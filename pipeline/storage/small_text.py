@@ -41,6 +41,7 @@ _LINE_END = re.compile(r"\r+\n|\n|\r")
 _INVISIBLE = "\ufeff\u200b\u2060\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 """Marks without a width: of byte order, where files were joined, and of direction, where text was copied from a page."""
 _DOS_END = "\x1a"
+_CONTROL = re.compile(r"[\x00-\x09\x0b\x0c\x0e-\x1f]")
 
 
 def decode_text(data: bytes, subject: str) -> str:
@@ -68,12 +69,20 @@ def decode_text(data: bytes, subject: str) -> str:
             f"{subject}: line {line} is not UTF-8 (byte 0x{body[error.start]:02x}); save the file as UTF-8, e.g. with "
             "iconv -f WINDOWS-1252 -t UTF-8, if that is its encoding"
         ) from None
-    if "\0" in text:
-        odd, even = body[1::2].count(0), body[::2].count(0)
-        wide = len(body) > 1 and max(odd, even) > len(body) // 4
+    wide = is_wide(text)
+    if wide or "\0" in text:
         what = "looks like UTF-16 without a byte-order mark" if wide else "holds NUL characters, so it is no text"
         raise ConfigError(f"{subject}: {what}; save it as plain text in UTF-8")
     return text.removesuffix(_DOS_END)
+
+
+def is_wide(text: str) -> bool:
+    """True for UTF-16 or UTF-32 that was read as UTF-8; zeros at the end are padding.
+
+    Every other byte of it is the number of a script, which UTF-8 takes for a control character: 0 for Latin, 4 for Cyrillic.
+    """
+    text = text.rstrip("\0")
+    return max(len(_CONTROL.findall(part)) for part in (text[::2], text[1::2])) > len(text) // 4
 
 
 def split_lines(text: str) -> list[str]:

@@ -48,14 +48,8 @@ def clean_caption(value: object, config: CaptionConfig) -> str | Failure:
             value = value.decode()
         except UnicodeDecodeError as error:
             return Failure("dropped", "bad_caption", f"the caption is not UTF-8: {error.reason} at byte {error.start}")
-    text, before = str(display_caption(value)), None
-    while text != before and not (text.isascii() and text.isprintable() and "&" not in text):  # most captions are plain
-        # Until nothing changes: crawls hold doubly escaped text, and a retried row, clean already, must stay as it is.
-        before = text
-        text = _SPACE.sub(" ", unicodedata.normalize("NFC", _ENTITY.sub(_character, text).translate(_WINDOWS)))
-        text = "".join(letter for letter in text if unicodedata.category(letter) not in _DROPPED_CATEGORIES)
-    text = _SPACE.sub(" ", text).strip()
-    if not text or all(unicodedata.category(letter) == "Cf" for letter in text):  # e.g. zero-width spaces
+    text = _cleaned(str(display_caption(value)))
+    if _is_invisible(text):
         return _EMPTY
     words = len(text.split(" "))
     if len(text) < config.min_characters or words < config.min_words:
@@ -63,6 +57,25 @@ def clean_caption(value: object, config: CaptionConfig) -> str | Failure:
     if config.max_characters is not None and len(text) > config.max_characters:
         return Failure("dropped", "long_caption", f"{len(text)} characters")
     return text
+
+
+def is_empty(text: str) -> bool:
+    """True for a caption of which nothing is left to see when it is cleaned."""
+    return _is_invisible(_cleaned(text))
+
+
+def _is_invisible(text: str) -> bool:
+    return all(unicodedata.category(letter) == "Cf" for letter in text)  # e.g. zero-width spaces
+
+
+def _cleaned(text: str) -> str:
+    before = None
+    while text != before and not (text.isascii() and text.isprintable() and "&" not in text):  # most captions are plain
+        # Until nothing changes: crawls hold doubly escaped text, and a retried row, clean already, must stay as it is.
+        before = text
+        text = _SPACE.sub(" ", unicodedata.normalize("NFC", _ENTITY.sub(_character, text).translate(_WINDOWS)))
+        text = "".join(letter for letter in text if unicodedata.category(letter) not in _DROPPED_CATEGORIES)
+    return _SPACE.sub(" ", text).strip()
 
 
 def _character(found: re.Match[str]) -> str:

@@ -12,9 +12,11 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.config import IndexConfig
@@ -32,7 +34,7 @@ from pipeline.dataset.tar_members import Skipped, group_members
 from pipeline.errors import InputError
 from pipeline.ingest.table_files import list_files
 from pipeline.storage.address import open_storage, real_address
-from pipeline.storage.base import Storage
+from pipeline.storage.base import ObjectInfo, Storage
 from pipeline.versions.tar_rows import drop_purged, is_read, mark_repeated, mark_scattered, row_of, table_of
 from pipeline.versions.whole_tar import COMPRESSED_SUFFIXES, HashedTar, open_whole
 
@@ -43,6 +45,8 @@ OTHER_SUFFIXES = (".TAR", ".Tar", *COMPRESSED_SUFFIXES, *(suffix.upper() for suf
 """Suffixes of tars that are listed as well; compressed ones are refused by name."""
 FINGERPRINT = "indexed"
 """Begins the options' fingerprint of indexed tars; index.caption_key follows. Earlier releases have not recorded the key."""
+READERS = 8
+"""Tars that are read at once to see whether they have changed."""
 MOST_LINES = 20
 """Tars without a sample that are named one by one."""
 
@@ -140,28 +144,56 @@ def count_newest_samples(config: IndexConfig, storage: Storage) -> int:
 
 
 def find_replaced(config: IndexConfig, manifest: Manifest) -> list[str]:
-    """Messages about tars of the data set that have another size now than when they were indexed."""
-    held = {shard.address: shard.tar_size_bytes for shard in manifest.shards if shard.address}
-    tars = [tar for tar in _list_tars(config) if tar in held]
-    sizes = _sizes(tars)
+    """Messages about tars of the data set that have other bytes now than when they were indexed.
+
+    A tar can be added to and keep its size. So one of the same size is read again if its storage has another tag for it.
+    """
+    held = {real_address(shard.address): shard for shard in manifest.shards if shard.address}
+    shards = {tar: held[real_address(tar)] for tar in _list_tars(config) if real_address(tar) in held}
+    found = {tar: item for tar, item in _items(shards).items() if tar in shards}
+    problems = {
+        tar: f"has {item.size_bytes:,} bytes, but had {shards[tar].tar_size_bytes:,} when it was indexed"
+        for tar, item in found.items()
+        if item.size_bytes != shards[tar].tar_size_bytes
+    }
+    touched = [tar for tar, item in found.items() if tar not in problems and "" != shards[tar].etag != item.etag != ""]
+    if touched:
+        logger.warning("reading %d tars that may have changed since they were indexed, such as %s", len(touched), touched[0])
+    with ThreadPoolExecutor(READERS) as readers:
+        hashes = dict(zip(touched, readers.map(_sha256, touched), strict=True))
+    problems |= {
+        tar: "has as many bytes as when it was indexed, but others"
+        for tar, sha256 in hashes.items()
+        if sha256 not in ("", shards[tar].tar_sha256)
+    }
     return [
-        f"index.input={tar}: has {sizes[tar]:,} bytes, but had {held[tar]:,} when it was indexed, and a data set's tars do not "
-        "change; restore it, or index the tars into a new index.output"
-        for tar in tars
-        if tar in sizes and sizes[tar] != held[tar]
+        f"index.input={tar}: {problem}, and a data set's tars do not change; restore it, or index the tars into a new "
+        "index.output"
+        for tar, problem in sorted(problems.items())
     ]
 
 
-def _sizes(tars: Iterable[str]) -> dict[str, int]:
-    """Sizes of tars, from listings of their folders."""
-    sizes: dict[str, int] = {}
+def _sha256(tar: str) -> str:
+    """The sha256 of a tar; empty if it is gone by now."""
+    folder, _, name = tar.rpartition("/")
+    stream = HashedTar(open_storage(folder), name)
+    try:
+        stream.read_rest()
+    except FileNotFoundError:
+        return ""
+    return stream.sha256
+
+
+def _items(tars: Iterable[str]) -> dict[str, ObjectInfo]:
+    """Listed objects by address, from listings of the tars' folders."""
+    items: dict[str, ObjectInfo] = {}
     listed: tuple[str, ...] = ()
     for folder in sorted({tar.rpartition("/")[0] for tar in tars}):
         if not folder.startswith(listed):
             storage = open_storage(folder)
-            sizes |= {storage.address(item.path): item.size_bytes for item in storage.list("")}
+            items |= {storage.address(item.path): item for item in storage.list("")}
             listed = (*listed, f"{folder}/")
-    return sizes
+    return items
 
 
 def index_tar(address: str, config: IndexConfig) -> PartitionRecord:
@@ -176,8 +208,10 @@ def index_tar(address: str, config: IndexConfig) -> PartitionRecord:
 def read_tar(address: str, config: IndexConfig) -> IndexedTar:
     """`index_tar`, with what there is to say about the tar."""
     folder, _, name = address.rpartition("/")
-    stream, skipped = HashedTar(open_storage(folder), name), Skipped()
+    storage, skipped = open_storage(folder), Skipped()
+    stream = HashedTar(storage, name)
     try:
+        etag = storage.etag(name)  # before the tar is read: it may change meanwhile
         rows = read_rows(stream, address, config, skipped)
     except OSError as error:
         raise InputError(f"index.input={address}: cannot be read ({error}); restore it or remove it") from None
@@ -185,7 +219,7 @@ def read_tar(address: str, config: IndexConfig) -> IndexedTar:
     drop_purged(rows, read_purged(storage))
     partition = short_hash([address, stream.size_bytes, stream.sha256])
     counts = Counter(row["reason"] for row in rows)
-    shard = _put_sidecar(storage, rows, f"{partition}-000-{stream.sha256[:12]}")
+    shard = _put_sidecar(storage, table_of(rows, skipped), f"{partition}-000-{stream.sha256[:12]}")
     record = PartitionRecord(
         id=partition,
         input_path=address,
@@ -201,6 +235,7 @@ def read_tar(address: str, config: IndexConfig) -> IndexedTar:
                     "tar_size_bytes": stream.size_bytes,
                     "tar_sha256": stream.sha256,
                     "address": address,
+                    "etag": etag,
                 }
             ),
         ),
@@ -235,14 +270,14 @@ def _skipped(skipped: Skipped) -> dict[str, Example]:
     return {kind: Example(count=count, first=skipped.first[kind]) for kind, count in sorted(skipped.counts.items())}
 
 
-def _put_sidecar(storage: Storage, rows: Sequence[dict[str, Any]], prefix: str) -> ShardRecord:
+def _put_sidecar(storage: Storage, table: pa.Table, prefix: str) -> ShardRecord:
     with tempfile.TemporaryDirectory(prefix="rayclip-") as folder:
         file = Path(folder) / "sidecar.parquet"
-        pq.write_table(table_of(rows), file, compression="zstd")
+        pq.write_table(table, file, compression="zstd")
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
         shard = ShardRecord(
             name=f"{prefix}-{digest[:8]}",
-            num_rows=len(rows),
+            num_rows=len(table),
             num_samples=0,
             tar_size_bytes=0,
             tar_sha256="",

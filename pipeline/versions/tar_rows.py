@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import codecs
 import hashlib
-import io
 import tarfile
 from collections import defaultdict
 from collections.abc import Collection, Sequence
@@ -23,7 +22,10 @@ from pipeline.dataset.purged_urls import MESSAGE, REASON, is_purged
 from pipeline.dataset.shard import COLUMNS, IMAGE_EXTENSIONS, member_place, sidecar_table, types_to_try
 from pipeline.dataset.tar_members import Group, Member, Skipped
 from pipeline.errors import Failure
+from pipeline.storage.small_text import is_wide
+from pipeline.transform.caption import is_empty
 from pipeline.transform.content_names import refusal
+from pipeline.transform.image import upright_size
 
 IMAGE_BYTES, TEXT_BYTES = 1 << 30, 16 << 20
 """Larger images and texts are not read."""
@@ -66,6 +68,9 @@ def row_of(group: Group, config: IndexConfig, skipped: Skipped | None = None) ->
     member = member or JsonMember({}, frozenset())
     if skipped is not None and member.repeated:
         skipped.add("json members that hold a name twice, with values that differ", f"{group.key} ({min(member.repeated)})")
+    inside = next((name for name, value in member.values.items() if value is not None and not _has_column(value)), None)
+    if skipped is not None and inside is not None:
+        skipped.add("json members with objects or lists of more than texts, which get no columns", f"{group.key} ({inside})")
     metadata = member.values
     caption = _caption(group, member, config)
     row: dict[str, Any] = dict.fromkeys(COLUMNS.names) | {"key": group.key, "url": ""}
@@ -123,8 +128,12 @@ def _drop(row: dict[str, Any], reason: str, message: str) -> None:
     row |= {"status": "dropped", "reason": reason, "error_message": message, "sha256": None} | places
 
 
-def table_of(rows: Sequence[dict[str, Any]]) -> pa.Table:
-    """The sidecar's table: our columns, then the other values of the json members, each column with one type or as text."""
+def table_of(rows: Sequence[dict[str, Any]], skipped: Skipped | None = None) -> pa.Table:
+    """The sidecar's table: our columns, then the other values of the json members, each column with one type or as text.
+
+    Args:
+        skipped: collects names beyond `MAX_COLUMNS`.
+    """
     captions = [row["caption"] for row in rows]
     table = sidecar_table([{name: row[name] for name in COLUMNS.names} | {"caption": ""} for row in rows])
     if any(isinstance(caption, list) for caption in captions):
@@ -136,6 +145,9 @@ def table_of(rows: Sequence[dict[str, Any]]) -> pa.Table:
     for number, row in enumerate(rows):
         for name in row.keys() - set(COLUMNS.names) if len(others) < MAX_COLUMNS else row.keys() & others.keys():
             others.setdefault(name, [None] * len(rows))[number] = row[name]
+        beyond = row.keys() - set(COLUMNS.names) - others.keys()
+        if skipped is not None and beyond:
+            skipped.add(f"json members with names beyond the first {MAX_COLUMNS:,}", f"{row['key']} ({min(beyond)})")
     for name in sorted(others):
         table = table.append_column(name, _column(others[name]))
     return table
@@ -174,7 +186,7 @@ def _judged(group: Group, image: Member | None, caption: str | list[str] | Failu
     if isinstance(caption, Failure):
         return caption
     try:
-        width, height = Image.open(io.BytesIO(image.content)).size
+        width, height = upright_size(image.content)
     except Image.UnidentifiedImageError:
         return Failure("failed_to_resize", *refusal(image.content))
     except Exception as error:  # decoders raise anything on broken data
@@ -195,10 +207,10 @@ def _caption(group: Group, member: JsonMember, config: IndexConfig) -> str | lis
             content = _decode(text.content)
         except UnicodeDecodeError as error:
             return Failure("dropped", "bad_caption", f"the txt member is not UTF-8: {error.reason} at byte {error.start}")
-        if _is_wide(content):
-            message = "the txt member looks like UTF-16 without a byte order mark, as every other byte is 0; write it in UTF-8"
+        if is_wide(content):
+            message = "the txt member looks like UTF-16 without a byte order mark, by its every other byte; write it in UTF-8"
             return Failure("dropped", "bad_caption", f"{message}, {_INDEX_AGAIN}")
-        return content if content.strip() else _no_caption("the txt member is empty")
+        return _no_caption("the txt member is empty") if is_empty(content) else content
     key = config.caption_key or "caption"
     if key in member.repeated:
         return Failure("dropped", "bad_caption", f"the json member holds {key} twice, with values that differ; remove one")
@@ -210,6 +222,7 @@ def _caption(group: Group, member: JsonMember, config: IndexConfig) -> str | lis
     texts = caption_texts(member.values[key])
     if texts is None:
         return Failure("dropped", "bad_caption", f"the value of {key} in the json member is neither text nor a list of texts")
+    texts = [one for one in texts if not is_empty(one)]
     if not texts:
         return _no_caption(f"the value of {key} in the json member is empty")
     return texts if len(texts) > 1 else texts[0]
@@ -247,8 +260,7 @@ def _others(metadata: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
     """
     found = {}
     for name, value in metadata.items():
-        is_list = isinstance(value, list) and all(isinstance(part, str) for part in value)
-        if not (isinstance(value, str | int | float) or is_list):
+        if not _has_column(value):
             continue
         if name not in row:
             found[name] = value
@@ -256,6 +268,11 @@ def _others(metadata: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
             names = [f"source_{name}", *(f"source_{name}_{number}" for number in range(2, len(metadata) + 3))]
             found[next(free for free in names if free not in metadata)] = value
     return found
+
+
+def _has_column(value: Any) -> bool:
+    is_list = isinstance(value, list) and all(isinstance(part, str) for part in value)
+    return isinstance(value, str | int | float) or is_list
 
 
 def _fits(name: str, value: object) -> bool:
@@ -271,9 +288,3 @@ def _decode(content: bytes) -> str:
         if content.startswith(mark):
             return content[len(mark) :].decode(encoding)
     return content.decode()
-
-
-def _is_wide(text: str) -> bool:
-    """True for UTF-16 or UTF-32 that was read as UTF-8; zeros at the end are padding, which the tokenizer drops."""
-    text = text.rstrip("\0")
-    return max(text[::2].count("\0"), text[1::2].count("\0")) > len(text) // 4

@@ -14,7 +14,7 @@ def charts_of(page):
 
 def report_of(steps=(), evaluations=(), **more):
     known = {"config_text": "", "starts": [], "result": None, "pairs": None, "looks": []}
-    columns, rows = parse_record("".join(json.dumps(row) + "\n" for row in (*steps, *evaluations)).encode())
+    columns, rows = parse_record("".join(json.dumps(row) + "\n" for row in (*steps, *evaluations)).encode(), [])
     return RunReport("name", "runs/name", steps=columns, evaluations=rows, **(known | more))
 
 

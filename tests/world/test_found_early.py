@@ -306,7 +306,7 @@ def test_a_part_of_a_mixture_that_an_epoch_would_never_show_is_refused(data_set,
     mixture = f"data.mixture=[{{uri: {data_set}}}, {{uri: {data_set_of('few', 50)}, weight: 0.01}}]"
     message = refused_plan("", tmp_path, "data.uri=", mixture)
     assert "data.mixture.1.weight=0.01: of the 50 samples" in message
-    assert "use 1/50 or more" in message
+    assert "use 0.02 or more" in message
     mixture = mixture.replace("0.01", "0.02")
     plan_run(config_of("", tmp_path, "data.uri=", mixture))
 

@@ -33,6 +33,7 @@ REFUSED = {
     "犬\n".encode("shift-jis"): "line 1 is not UTF-8",
     "cat\ndog\n".encode("utf-16-le"): "looks like UTF-16 without a byte-order mark",
     "cat\ndog\n".encode("utf-16-be"): "looks like UTF-16 without a byte-order mark",
+    "кот".encode("utf-16-le"): "looks like UTF-16 without a byte-order mark",
     codecs.BOM_UTF16_LE + b"c\0a": "is not complete UTF-16",
     b"cat\0\ndog\n": "holds NUL characters",
     b"version https://git-lfs.github.com/spec/v1\n": "is a Git LFS pointer, not the file itself; run git lfs pull",

@@ -5,6 +5,8 @@ tests/world/README.md names the sources.
 
 import gzip
 import io
+import json
+import os
 import shutil
 import subprocess
 import tarfile
@@ -12,7 +14,7 @@ import tarfile
 import pytest
 
 from pipeline.config import IndexConfig
-from pipeline.dataset.manifest import commit, read_manifest, read_sidecar
+from pipeline.dataset.manifest import ManifestError, commit, read_manifest, read_sidecar
 from pipeline.errors import InputError
 from pipeline.storage.address import open_storage
 from pipeline.versions.foreign_tars import index_tar, plan_index
@@ -326,6 +328,59 @@ def test_a_tar_that_was_replaced_is_named(indexed, image, tmp_path):
     (tmp_path / "t.tar").write_bytes(packed(pairs(image, *(str(number) for number in range(50)))))
     (message,) = find_replaced(data_set.config, read_manifest(data_set.storage))
     assert "new index.output" in message
+
+
+def changed_in_place(tar, content):
+    """Writes a tar of the same size."""
+    assert len(content) == tar.stat().st_size
+    tar.write_bytes(content)
+
+
+@pytest.mark.parametrize("change", ["another sample", "another caption", "an older file"])
+def test_a_tar_that_was_changed_and_kept_its_size_is_named(indexed, image, tmp_path, change):
+    """tar pads to 10 KiB, so that there is room for more (`tar -r`)."""
+    from pipeline.versions.foreign_tars import find_replaced
+
+    data_set = indexed(packed(pairs(image, "0")))
+    more = pairs(image, "0", "1") if change == "another sample" else [("0.jpg", image), ("0.txt", b"a ring, not a disc")]
+    changed_in_place(tmp_path / "t.tar", packed(more))
+    if change == "an older file":
+        os.utime(tmp_path / "t.tar", (1, 1))
+    (message,) = find_replaced(data_set.config, data_set.manifest)
+    assert "t.tar: has as many bytes as when it was indexed, but others" in message
+    assert "new index.output" in message
+
+
+def test_a_tar_that_was_only_touched_is_read_again_and_is_the_same(indexed, image, tmp_path, caplog):
+    from pipeline.versions.foreign_tars import find_replaced
+
+    data_set = indexed(packed(pairs(image, "0")))
+    os.utime(tmp_path / "t.tar")
+    assert find_replaced(data_set.config, data_set.manifest) == []
+    assert "reading 1 tars that may have changed since they were indexed" in caplog.text
+
+
+def test_a_tar_that_an_earlier_release_has_indexed_is_compared_by_its_size(indexed, image, tmp_path, caplog):
+    from pipeline.versions.foreign_tars import find_replaced
+
+    data_set = indexed(packed(pairs(image, "0")))
+    path = data_set.storage.local_path("manifests/00000001.json")
+    record = json.loads(path.read_text())
+    assert record["partitions"][0]["shards"][0].pop("etag")
+    path.write_text(json.dumps(record))
+    manifest = read_manifest(data_set.storage)
+    assert "etag" not in manifest.model_dump_json()
+    os.utime(tmp_path / "t.tar")
+    assert (find_replaced(data_set.config, manifest), caplog.text) == ([], "")
+
+
+def test_captions_that_were_edited_in_place_are_refused_when_they_are_read(indexed, image, tmp_path):
+    """Training reads them by the places in the index: `a black disc` would be read as `a blac`."""
+    data_set = indexed(packed(pairs(image, "0")))
+    for text in (b"a black disc", b"disc", b"a ring"):
+        changed_in_place(tmp_path / "t.tar", packed([("0.jpg", image), ("0.txt", text)]))
+        with pytest.raises(ManifestError, match=r"t\.tar: sample 0: the caption is not the one in its sidecar; .* restore it"):
+            data_set.samples()
 
 
 def test_compact_shards_of_an_untidy_tar_hold_what_the_index_says(indexed, image, draw_shape, tmp_path):

@@ -1,11 +1,13 @@
 """Captions and json members of tars that people have: text is text, and an odd value costs itself at most."""
 
+import io
 import json
 
 import pytest
+from PIL import ExifTags, Image
 
 from pipeline.dataset.manifest import ManifestError, read_sidecar
-from tests.support.tars import packed, pairs, whole
+from tests.support.tars import Indexed, packed, pairs, whole
 
 # --------------------------------------------------------------------------------------------------------------- json members
 
@@ -74,6 +76,81 @@ def test_an_odd_value_changes_no_text_beside_it_for_captions_and_conditions(inde
     assert holds(frame, "alt != 'en'", "s", ["alt"]).tolist() == [False, True, True]
 
 
+def test_values_without_a_column_are_counted(indexed, image):
+    from pipeline.versions.foreign_tars import describe, read_tar
+
+    values = [{"tags": ["a"], "n": None}, {"tags": [1, 2], "n": 1}, {"tags": ["b", 3]}, {"alt": {"en": "y"}}]
+    members = [
+        part
+        for key, one in zip("0123", values, strict=True)
+        for part in (*pairs(image, key), (f"{key}.json", json.dumps(one).encode()))
+    ]
+    data_set = indexed(packed(members))
+    assert [row["tags"] for row in data_set.rows] == [["a"], None, None, None]
+    (line,) = describe([read_tar(data_set.config.input, data_set.config)])
+    assert "json members with objects or lists of more than texts, which get no columns: 3 members" in line
+    assert "the first is 1 (tags)" in line
+
+
+def test_names_beyond_the_most_columns_are_counted(indexed, image):
+    from pipeline.versions.foreign_tars import describe, read_tar
+
+    many = [json.dumps({f"{letter}{number}": 1 for number in range(600)}).encode() for letter in "cde"]
+    members = [part for key, one in zip("012", many, strict=True) for part in (*pairs(image, key), (f"{key}.json", one))]
+    data_set = indexed(packed(members))
+    (line,) = describe([read_tar(data_set.config.input, data_set.config)])
+    assert "json members with names beyond the first 1,000: 1 members" in line
+    assert "the first is 2 (e0)" in line
+
+
+@pytest.mark.parametrize("values", [[1.5, True], [True, 1.5], [1, True], [True, 1], [float("nan"), True], [0.5, None, False]])
+def test_true_and_false_beside_numbers_are_text_in_any_order(indexed, image, values):
+    members = [
+        member
+        for key, value in enumerate(values)
+        for member in (*pairs(image, str(key)), (f"{key}.json", json.dumps({"x": value}).encode()))
+    ]
+    found = [row["x"] for row in indexed(packed(members)).rows]
+    assert found == [None if value is None or value != value else json.dumps(value) for value in values]
+
+
+@pytest.mark.parametrize(
+    ("alt", "captions"),
+    [
+        ("2019", ("2019",)),
+        ("0.5", ("0.5",)),
+        ("[5, 6]", ("5", "6")),
+        ('["x", 6]', ("x", "6")),
+        ('["x", null]', ("x",)),
+        ("null", ()),
+        ("NaN", ()),
+        ('" "', ()),
+        ("true", None),
+        ('{"en": "x"}', None),
+        ('["x", true]', None),
+        ('[["x"]]', None),
+    ],
+)
+def test_training_takes_the_captions_that_the_index_takes(indexed, image, alt, captions, tmp_path):
+    """Args: captions: none, or None for what is no caption."""
+    members = [*pairs(image, "1"), ("1.json", b'{"alt": "good"}'), *pairs(image, "0")]
+    members.append(("0.json", b'{"alt": %s}' % alt.encode()))
+    (tmp_path / "by_key").mkdir()
+    row = Indexed(tmp_path / "by_key", packed(members), caption_key="alt").rows[1]
+    assert row["reason"] == ("success" if captions else "empty_caption" if captions == () else "bad_caption")
+    texts = row["caption"] if isinstance(row["caption"], list) else [row["caption"]]
+    assert not captions or texts == [*captions]
+    data_set = indexed(packed(members))
+    if captions is None:
+        with pytest.raises(ManifestError, match=r"0 has no caption in json\.alt, which holds more than texts and numbers"):
+            data_set.samples(("caption", "json.alt"))
+    else:
+        assert data_set.samples(("caption", "json.alt"))[1][1] == ("a disc", *captions)
+    if not captions:
+        with pytest.raises(ManifestError, match=r"sample 0 has no caption in json\.alt"):
+            data_set.samples(("json.alt",))
+
+
 def test_values_under_our_names_are_kept_beside_ours(indexed, image):
     values = b'{"key": "0", "sha256": "of the original", "width": 9999, "source_sha256": "theirs", "caption": "another"}'
     (row,) = indexed(packed([*pairs(image, "0"), ("0.json", values)])).rows
@@ -100,6 +177,43 @@ def test_values_under_our_names_are_kept_beside_ours(indexed, image):
 def test_a_txt_member_is_read_as_text_in_its_encoding(indexed, image, content, caption):
     data_set = indexed(packed([("0.jpg", image), ("0.txt", content), *pairs(image, "1")]))
     assert data_set.samples() == [("0", (caption,), image), ("1", ("a disc",), image)]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le"])
+@pytest.mark.parametrize("text", ["a red disc", "рыжий кот на окне", "рыжий", "γάτα", "قطة حمراء", "חתול", "แมวส้ม", "बिल्ली"])
+def test_a_txt_member_in_utf16_without_its_mark_is_no_caption_in_any_script(indexed, image, text, encoding):
+    (row,) = indexed(packed([("0.jpg", image), ("0.txt", text.encode(encoding))])).rows
+    assert row["reason"] == "bad_caption"
+    assert "looks like UTF-16" in row["error_message"] or "is not UTF-8" in row["error_message"]
+
+
+@pytest.mark.parametrize("text", ["a\nb\nc\nd", "a\tdisc", "a\r\nb", "é", "\x04 one", "1\n2\n3"])
+def test_a_few_control_characters_and_short_lines_are_captions(indexed, image, text):
+    assert indexed(packed([("0.jpg", image), ("0.txt", text.encode())])).samples() == [("0", (text,), image)]
+
+
+@pytest.mark.parametrize("text", ["\u200b", "\ufeff\ufeff", "\0\0\0", "&nbsp;", "&amp;nbsp; \u200d", "\u3000"])
+def test_a_caption_that_shows_nothing_is_empty_as_in_tables(indexed, image, text, tmp_path):
+    from pipeline.config import CaptionConfig
+    from pipeline.transform.caption import clean_caption
+
+    assert clean_caption(text, CaptionConfig()).reason == "empty_caption"
+    listed = json.dumps({"alt": ["", text]}).encode()
+    members = [("0.jpg", image), ("0.txt", text.encode()), ("0.json", listed)]
+    assert [row["reason"] for row in indexed(packed(members)).rows] == ["empty_caption"]
+    (tmp_path / "by_key").mkdir()
+    assert [row["reason"] for row in Indexed(tmp_path / "by_key", packed(members), caption_key="alt").rows] == ["empty_caption"]
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png", "webp"])
+@pytest.mark.parametrize("turn", [1, 3, 6, 8])
+def test_width_and_height_are_those_of_the_image_as_it_is_seen(indexed, kind, turn):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = turn
+    file = io.BytesIO()
+    Image.new("RGB", (40, 30), "red").save(file, kind, exif=exif)
+    (row,) = indexed(packed([(f"0.{kind}", file.getvalue()), ("0.txt", b"a disc")])).rows
+    assert (row["width"], row["height"]) == ((30, 40) if turn > 4 else (40, 30))
 
 
 @pytest.mark.parametrize(
@@ -163,8 +277,8 @@ def test_the_index_and_training_take_the_same_captions_from_a_json_member(indexe
 @pytest.mark.parametrize(
     ("odd", "problem"),
     [
-        (b'{"alt": ["a", {"b": "c"}]}', "the list alt in its json member holds more than texts and numbers"),
-        (b'{"alt": ["a", true]}', "the list alt in its json member holds more than texts and numbers"),
+        (b'{"alt": ["a", {"b": "c"}]}', "has no caption in json.alt, which holds more than texts and numbers"),
+        (b'{"alt": ["a", true]}', "has no caption in json.alt, which holds more than texts and numbers"),
         (b'{"alt": "a", "alt": "b"}', "holds alt twice in its json member"),
         (deep(200_000), "has no caption in json.alt"),
     ],

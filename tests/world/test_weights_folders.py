@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed.checkpoint as distributed
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from model.foreign_config import hugging_face_config, open_clip_config
@@ -45,6 +45,15 @@ def test_a_missing_a_cut_and_an_exchanged_shard_are_named(tmp_path):
             shard.write_bytes(data)
         with pytest.raises(ValueError, match=message):
             read_weights(tmp_path)
+
+
+def test_shards_of_two_models_with_other_activations_are_refused(tmp_path):
+    write_hugging_face(tmp_path, 3)
+    for number, activation in ((1, "quick_gelu"), (2, "gelu")):
+        shard = tmp_path / f"model-0000{number}-of-00003.safetensors"
+        save_file(load_file(shard), shard, metadata={"format": "pt", "activation": activation})
+    with pytest.raises(ValueError, match=r"model-00001.* states activation=quick_gelu and model-00002.* activation=gelu"):
+        read_weights(tmp_path)
 
 
 def test_one_shard_is_no_model(tmp_path):

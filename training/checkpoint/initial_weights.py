@@ -19,7 +19,7 @@ from model.file_formats import INDEX_SUFFIX
 from model.foreign_config import check_stated
 from model.weight_files import Weights, read_weights
 from model.weight_folders import DESCRIPTIONS, choose_files, files_of, shards_of
-from model.weights import activation_of, check_state, load_state, resize_positions
+from model.weights import activation_of, check_state, load_state, resize_positions, state_sha256
 from pipeline.errors import ConfigError, InputError
 from pipeline.storage.address import open_storage
 from pipeline.storage.base import Storage
@@ -51,6 +51,12 @@ def load_initial_weights(clip: CLIP, config: ModelConfig) -> None:
     with _as_config_error():
         load_state(clip, _fitted(clip, config), config.weights)
     _read_once.cache_clear()
+
+
+def initial_weights_sha256(config: ModelConfig) -> str:
+    """sha256 of the tensors at model.weights, by which a job that reads them later sees whether they are still the same."""
+    with _as_config_error():
+        return state_sha256(_read(config).state)
 
 
 def _fitted(clip: CLIP, config: ModelConfig) -> dict[str, Tensor]:

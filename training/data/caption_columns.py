@@ -17,8 +17,7 @@ from functools import lru_cache
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.dataset.columns import COLUMNS, PREFIX
-from pipeline.dataset.json_values import is_list, is_text
+from pipeline.dataset.columns import COLUMNS, PREFIX, holds_captions
 from pipeline.dataset.manifest import Manifest, ManifestError, ShardRecord, read_samples
 from pipeline.errors import ConfigError
 from pipeline.storage.address import open_storage
@@ -126,20 +125,15 @@ def _schema_of(uri: str, path: str, _sha256: str) -> pa.Schema | None:
 def _column_of(place: str, schema: pa.Schema) -> str | None:
     """The sidecar column of a place of captions; None if it has none that holds text."""
     if not place.startswith(IN_JSON):
-        return place if place in schema.names and _holds_text(schema.field(place).type) else None
+        return place if place in schema.names and holds_captions(schema.field(place).type) else None
     name = place.removeprefix(IN_JSON)
-    return next((one for one in (f"{PREFIX}{name}", name) if one in schema.names and _holds_text(schema.field(one).type)), None)
-
-
-def _holds_text(kind: pa.DataType) -> bool:
-    """True for text, lists of text, and columns of which this shard has no value."""
-    if pa.types.is_dictionary(kind) or is_list(kind):
-        return _holds_text(kind.value_type)
-    return is_text(kind) or pa.types.is_null(kind)
+    return next(
+        (one for one in (f"{PREFIX}{name}", name) if one in schema.names and holds_captions(schema.field(one).type)), None
+    )
 
 
 def _text_columns(schema: pa.Schema) -> list[str]:
-    others = [name for name in schema.names if name not in COLUMNS.names and _holds_text(schema.field(name).type)]
+    others = [name for name in schema.names if name not in COLUMNS.names and holds_captions(schema.field(name).type)]
     return ["caption", *others]
 
 

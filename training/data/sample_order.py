@@ -29,8 +29,9 @@ import numpy as np
 
 from training.data.order_layout import Indices, Layout, ShardTable, Source, block_bounds, number_shards, step_spans
 
-VERSION = 2
-"""Version of the layout; part of the order's identity."""
+VERSION, VERSIONS = 3, (2, 3)
+"""Version of the layout, part of the order's identity, and those that runs may still resume by. In version 2, a
+shard of which an epoch took a part showed its first samples in each epoch."""
 _SHARDS, _PART, _RUNS, _BLOCK, _SUBSTITUTE = range(1, 6)
 """Purposes of random numbers: each has a generator of its own."""
 
@@ -66,14 +67,15 @@ class SampleOrder:
         block_size_samples: int,
         run_size_samples: int = 16,
         shuffle_shards: int = 16,
+        version: int = VERSION,
     ) -> None:
         """Raises ConfigError if an epoch would not hold one global batch."""
-        self.sources, self.seed = sources, seed
+        self.sources, self.seed, self.version = sources, seed, version
         self.run_size_samples, self.shuffle_shards = run_size_samples, shuffle_shards
         epoch_samples = sum(source.epoch_samples for source in sources)
         self.layout = Layout(epoch_samples, global_batch_size, num_streams, block_size_samples)
         self.shards = number_shards(sources)
-        self._epoch_shards = lru_cache(maxsize=4)(partial(permute_shards, sources, self.shards, seed))
+        self._epoch_shards = lru_cache(maxsize=4)(partial(permute_shards, sources, self.shards, seed, version))
         self._group_runs = lru_cache(maxsize=num_streams + 16)(self._permute_group)
         self.block_samples = lru_cache(maxsize=2 * num_streams + 16)(self._permute_block)
         """(epoch, stream, block) -> the block's global indices in shuffled order."""
@@ -93,7 +95,7 @@ class SampleOrder:
     def identity(self) -> dict[str, Any]:
         """Returns everything besides the manifests that two runs must share to see the same samples in the same order."""
         return {
-            "version": VERSION,
+            "version": self.version,
             "seed": self.seed,
             "global_batch_size": self.layout.global_batch_size,
             "num_streams": self.layout.num_streams,
@@ -135,33 +137,41 @@ class SampleOrder:
         return permute_samples(pieces, self.shards, _rng(self.seed, epoch, _BLOCK, stream, block))
 
 
-def permute_shards(sources: Sequence[Source], table: ShardTable, seed: int, epoch: int) -> Pieces:
+def permute_shards(sources: Sequence[Source], table: ShardTable, seed: int, version: int, epoch: int) -> Pieces:
     """Returns an epoch's shards in random order, end to end; of a data set's last repeat, a random part (step 1 above)."""
-    parts = [_draw_shards(source, number, table, seed, epoch) for number, source in enumerate(sources)]
-    shard, count = (np.concatenate(column) for column in zip(*parts, strict=True))
-    shard, count = shard[count > 0], count[count > 0]
-    permutation = _rng(seed, epoch, _SHARDS).permutation(len(shard))
-    return _end_to_end(0, shard[permutation], np.zeros(len(shard), dtype=np.int64), count[permutation])
+    parts = [_draw_shards(source, number, table, seed, version, epoch) for number, source in enumerate(sources)]
+    drawn = np.concatenate(parts, axis=1)
+    drawn = drawn[:, drawn[2] > 0]
+    return _end_to_end(0, *drawn[:, _rng(seed, epoch, _SHARDS).permutation(drawn.shape[1])])
 
 
-def _draw_shards(source: Source, number: int, table: ShardTable, seed: int, epoch: int) -> tuple[Indices, Indices]:
-    """Returns (shards of a source, samples to take of each): all of its whole repeats, a random part of the last."""
+def _draw_shards(source: Source, number: int, table: ShardTable, seed: int, version: int, epoch: int) -> Indices:
+    """Returns shards of a source, the first sample to take of each, and their number, one row each.
+
+    All of its whole repeats, and of the last a random part: the shards in random order form a circle, and the part is an arc of
+    it. So each sample is as likely as any other.
+    """
+    rng = _rng(seed, epoch, _PART, number)
     shards = np.arange(table.source_starts[number], table.source_starts[number + 1])
-    last = slice(len(shards) - len(source.shard_counts), None)
-    shards[last] = _rng(seed, epoch, _PART, number).permutation(shards[last])
-    counts = table.counts[shards]
-    left = np.maximum(source.epoch_samples - (np.cumsum(counts) - counts), 0)
-    return shards, np.minimum(counts, left)
+    whole, last = np.split(shards, [len(shards) - len(source.shard_counts)])
+    last = rng.permutation(last)
+    counts = table.counts[last]
+    total, part = counts.sum(), source.epoch_samples - table.counts[whole].sum()
+    start = rng.integers(total) if version > 2 and part < total else 0
+    begins = np.concatenate([np.cumsum(counts) - counts, np.cumsum(counts) - counts + total])  # twice around
+    last, counts = np.tile(last, 2), np.tile(counts, 2)
+    first, stop = (np.clip(end - begins, 0, counts) for end in (start, start + part))
+    return np.column_stack([(whole, np.zeros_like(whole), table.counts[whole]), (last, first, stop - first)])
 
 
 def permute_runs(shards: Pieces, run_size_samples: int, rng: np.random.Generator) -> Pieces:
     """Cuts a group of shards into runs of neighbours and permutes these within the group (step 2)."""
     runs = -(-shards.length // run_size_samples)
-    shard, length = np.repeat(shards.shard, runs), np.repeat(shards.length, runs)
+    shard, begin, length = (np.repeat(column, runs) for column in (shards.shard, shards.first, shards.length))
     first = np.concatenate([np.arange(number) * run_size_samples for number in runs])
     count = np.minimum(run_size_samples, length - first)
     permutation = rng.permutation(len(shard))
-    return _end_to_end(int(shards.starts[0]), shard[permutation], first[permutation], count[permutation])
+    return _end_to_end(int(shards.starts[0]), shard[permutation], (begin + first)[permutation], count[permutation])
 
 
 def cut_pieces(pieces: Pieces, first: int, stop: int) -> Pieces:

@@ -19,7 +19,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline.dataset.columns import holds_captions
 from pipeline.dataset.json_members import caption_texts, parse_member
+from pipeline.dataset.json_values import is_list
 from pipeline.dataset.manifest import Manifest, ManifestError, ShardRecord, locate_tar, read_samples, read_sidecar
 from pipeline.storage.base import Storage
 from training.data.range_cache import RangeCache
@@ -55,6 +57,7 @@ class RawSample:
 
 
 CHANGED = "the image does not match the sha256 in its sidecar; the shard was changed, restore it"
+CAPTION_CHANGED = "the caption is not the one in its sidecar; the shard was changed, restore it"
 
 
 def is_changed(image: bytes | memoryview, sha256: bytes) -> bool:
@@ -77,6 +80,7 @@ class _ShardIndex:
         prefix, keys: a key is the shard's common prefix plus its own rest, to save memory.
         offset, size: by member, for the members that are read.
         hashes: the first bytes of the stored images' sha256; None if the sidecar has none.
+        captions: Python's hashes of the captions in the tar, if these are read: images have a sha256, captions have none.
         columns: captions that are not in the tar, by name.
     """
 
@@ -85,11 +89,12 @@ class _ShardIndex:
     offset: dict[str, NDArray[np.int64]]
     size: dict[str, NDArray[np.uint32]]
     hashes: NDArray[np.void] | None
+    captions: NDArray[np.int64]
     columns: dict[str, pa.ChunkedArray]
 
     @property
     def num_bytes(self) -> int:
-        arrays = [self.keys, *self.offset.values(), *self.size.values()]
+        arrays = [self.keys, self.captions, *self.offset.values(), *self.size.values()]
         return sum(array.nbytes for array in arrays) + sum(column.nbytes for column in self.columns.values())
 
     def key(self, position: int) -> str:
@@ -212,18 +217,26 @@ class ShardReader:
 
     def _alternatives(self, index: _ShardIndex, member: Any, position: int, key: str) -> tuple[str, ...]:
         """Returns a sample's captions from all places that `data.captions` names."""
-        found: list[Any] = []
+        found: list[str] = []
         for name in self._captions:
             if name in index.columns:
                 value = index.columns[name][position].as_py()
             elif name.startswith(IN_JSON):
-                value = _json_captions(member("json"), name.removeprefix(IN_JSON), key)
+                value = _json_value(member("json"), name.removeprefix(IN_JSON), key)
             elif name == "caption":
                 value = member("txt").decode("utf-8", "replace")
+                if hash(value) != index.captions[position]:
+                    raise _DamagedError(f"sample {key}: {CAPTION_CHANGED}")
             else:
                 continue  # a column that this shard lacks: of several, those that exist are used
-            found += value if isinstance(value, list) else [value]
-        captions = tuple(text for text in found if isinstance(text, str) and text.strip())
+            texts = caption_texts(value)
+            if texts is None:
+                raise _DamagedError(
+                    f"sample {key} has no caption in {name}, which holds more than texts and numbers; correct it, or name "
+                    f"another place in {self._captions_key}"
+                )
+            found += texts
+        captions = tuple(found)
         if not captions and self._captions:
             places = ", ".join(self._captions)
             raise _DamagedError(f"sample {key} has no caption in {places}; name another place in {self._captions_key}")
@@ -248,15 +261,16 @@ class ShardReader:
         wanted = [name for name in self._captions if name != "caption" and not name.startswith(IN_JSON)]
         places = [f"{member}_{what}" for member in _MEMBERS for what in ("offset", "size")]
         table = read_samples(self.storage, record, ["key", "sha256", "caption", *places], wanted)
-        columns = {name: table[name] for name in wanted if name in table.column_names}
+        columns = {name: table[name] for name in wanted if name in table.column_names and holds_captions(table[name].type)}
         if not columns and wanted and len(wanted) == len(self._captions):
             raise self._missing_column(record, wanted[0])
         members = ["jpg", *(["json"] if any(name.startswith(IN_JSON) for name in self._captions) else [])]
         if "caption" in self._captions:
-            if table["txt_offset"].null_count:  # tars that others wrote may keep captions in their json
+            if table["txt_offset"].null_count or is_list(table["caption"].type):  # others' tars may keep captions in their json
                 columns["caption"] = table["caption"]
             else:
                 members.append("txt")
+        captions = table["caption"].to_pylist() if "txt" in members else []
         keys = [key.encode() for key in table["key"].to_pylist()]
         prefix = _common_prefix(min(keys), max(keys))
         hashes = [bytes.fromhex(text)[:_HASH_BYTES] for text in table["sha256"].to_pylist() if text]
@@ -267,6 +281,7 @@ class ShardReader:
             offset={name: pc.coalesce(table[f"{name}_offset"], table["jpg_offset"]).to_numpy() for name in members},
             size={name: table[f"{name}_size"].fill_null(0).to_numpy().astype(np.uint32) for name in members},
             hashes=np.array(hashes, dtype=f"V{_HASH_BYTES}") if len(hashes) == len(keys) else None,
+            captions=np.array([hash(text or "") for text in captions], np.int64),
             columns=columns,
         )
 
@@ -304,17 +319,11 @@ def _join(index: _ShardIndex, positions: range) -> tuple[int, int]:
     return index.span(positions[0])[0], index.span(positions[-1])[1]
 
 
-def _json_captions(content: bytes, name: str, key: str) -> Any:
-    """Returns the value of a sample's json member under a name: text, or the texts of a list. Raises _DamagedError."""
+def _json_value(content: bytes, name: str, key: str) -> Any:
+    """Returns the value of a sample's json member under a name; None if it has none. Raises _DamagedError."""
     found = parse_member(content)
     if found is None:
         return None
     if name in found.repeated:
         raise _DamagedError(f"sample {key} holds {name} twice in its json member, with values that differ; remove one")
-    value = found.values.get(name)
-    if not isinstance(value, list) or not any(isinstance(one, str) for one in value):
-        return value
-    texts = caption_texts(value)
-    if texts is None:
-        raise _DamagedError(f"sample {key}: the list {name} in its json member holds more than texts and numbers; correct it")
-    return texts
+    return found.values.get(name)

@@ -56,17 +56,24 @@ _DIRECTIVE = re.compile(r'"?sep=.?"?', re.IGNORECASE)
 """The first line of a table for Excel."""
 _MARK = re.compile(r"(?:->|=>|[-\u2013\u2014|])\s+")
 """Marks that people write between a label and its name."""
-_NO_NAME = re.compile(r"""[-*+\u2022\u2013\u2014>|]\s.*|[-=]>.*|.*[,;|]|(["']).*\1\s*:?.*|.*\d\s*[:=]\s.*""")
-"""Marks of lists, and labels or quotes around names."""
+_MARKED_UP = r"<\w+>.*|.*<\w+\s?/?>|`.*`|\u00ab.*\u00bb|.*\s#\s.*|.*\\n"
+"""Tags of HTML, marks of Markdown, other quotes, comments and line ends of source code around a text."""
+_NO_NAME = re.compile(
+    r"""[-*+\u2022\u2013\u2014>|]\s.*|[-=]>.*|.*[,;|]|(["']).*\1\s*:?.*|.*\d\s*[:=]\s.*"""
+    r"|\w*\d\w*\s*[\uff0c\uff1a\uff1b\u3001\uff0e].*|.*/|\.{1,2}/.*|[-dl][-rwxsStT]{9}\b.*"
+    rf"|{_MARKED_UP}"
+)
+"""Marks of lists, labels or quotes around names, full-width punctuation, and what `ls` and `find` print."""
 _BEGINS_WITH_ID, _BEGINS_WITH_NUMBER = re.compile(r"n\d{8}\s+\S"), re.compile(r"\d+\s+\S")
 _ENDS_WITH_NUMBER = re.compile(r"(.*?)[\s,;:=([]+(\d+)[)\]]?")
 _NO_PROMPT = re.compile(
-    r"""[fru]{0,2}(["']).*\1,?|.*\{\{.*|[-*\u2022]\s.*|.*,|.*\t.*|\d+\s*[.:=]\s.*|\d+\s*[,;|].*|\(?(?:\d+|[a-z])\)\s.*""",
+    r"""[fru]{0,2}(["']).*\1,?|.*\{\{.*|[-*\u2022]\s.*|.*,|.*\t.*|\d+\s*[.:=]\s.*|\d+\s*[,;|].*|\(?(?:\d+|[a-z])\)\s.*"""
+    rf"|.*\$\{{.*|.*;[\d.]+|{_MARKED_UP}",
     re.IGNORECASE,
 )
 """Lines of code, of lists in Markdown and of tables: what is around the prompt would get into it."""
 _NUMBERED_PROMPT = re.compile(r"(\d+)\s+\S")
-_CODE = re.compile(r"lambda\b.*:|(?:from|import)\s+\w+|def\s+\w+\(|\w+\s*=\s*\S*[\[({]")
+_CODE = re.compile(r"lambda\b.*:|(?:from|import)\s+\w+|def\s+\w+\(|\w+\s*=\s*\S*[\[({]|names\s*:\s*(?:$|[\[{])|nc\s*:\s*\d+$")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ In: such a folder, or one split of it. Out: an `ImageSet`. Each rank indexes som
 from __future__ import annotations
 
 import hashlib
+import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +33,10 @@ from training.evaluation.label_names import INTEGER, as_integer
 EXTENSIONS = ("webp", "png", "jpg", "jpeg")
 """Extensions of images; if a sample has several, the first one here counts."""
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+_PARTIAL = re.compile(r"\.tar\.(?:part|partial|crdownload|download|tmp|temp|aria2|incomplete|filepart|\w{6})$", re.IGNORECASE)
+"""Names of files that programs are still writing."""
+_SPLIT = re.compile(r"(?:train|val|valid|validation|dev|test|eval|trainval)(?:[-_]?\w*)", re.IGNORECASE)
+"""Names of folders that are splits of the folder above."""
 BUFFER_BYTES = 4 << 20
 BLOCK = tarfile.BLOCKSIZE
 
@@ -77,7 +82,7 @@ class TarImageSet(ImageSet):
         shared = gather_objects(own, world)
         indices = [shared[number % world.world_size][number // world.world_size] for number in range(len(tars))]
         self._members = [member for index in indices for member in index.members]
-        self.notes = tuple(_notes([index.skipped for index in indices]))
+        self.notes = (*_notes([index.skipped for index in indices]), *_gaps(tars, paths))
         self.num_samples = len(self._members)
         for member in self._members:
             self._check(member)
@@ -157,11 +162,25 @@ def _notes(skipped: Sequence[Skipped]) -> Iterator[str]:
         yield f"{count:,} members of its tars belong to no sample: {kind}, such as {first}"
 
 
+def _gaps(tars: Sequence[str], paths: Sequence[str]) -> Iterator[str]:
+    """Yields a sentence for what looks like a copy that has not been finished: numbers that are missing, partial files."""
+    folder = tars[0].rpartition("/")[0] if tars else ""
+    stems = [tar.rpartition("/")[2].rpartition(".")[0] for tar in tars]
+    if len(stems) > 1 and all(stem.isdecimal() for stem in stems):
+        numbers = set(map(int, stems))
+        missing = next((number for number in range(max(numbers)) if number not in numbers), None)
+        if missing is not None:
+            yield f"its tars are numbered up to {max(numbers)}, but number {missing} is not there"
+    partial = [path for path in paths if path.rpartition("/")[0] == folder and _PARTIAL.search(path)]
+    if partial:
+        yield f"{partial[0]} looks like a tar that is not complete yet, and is not used"
+
+
 def _text_folders(storage: Storage, split: str) -> list[Storage]:
     """Returns the folders that may hold the text files: the one of the splits, which is the parent if a split was named."""
-    parent = storage.uri.rpartition("/")[0]
-    above = [] if split or parent in ("", "s3:/") else [open_storage(parent)]
-    return [storage, *above]
+    parent, _, name = storage.uri.rpartition("/")
+    is_split = not split and parent not in ("", "s3:/") and _SPLIT.fullmatch(name)
+    return [storage, *([open_storage(parent)] if is_split else [])]
 
 
 def _first_text(storages: Sequence[Storage], name: str) -> str | None:
@@ -213,7 +232,7 @@ def _sample(address: str, path: str, group: Group) -> _Member:
         for extension in ("cls", "txt")
         if extension in found
     }
-    captions = tuple(line for line in split_lines(texts["txt"]) if line) if "txt" in texts else ()
+    captions = tuple(dict.fromkeys(line for line in split_lines(texts["txt"]) if line)) if "txt" in texts else ()
     label = texts["cls"].strip().strip("\"'") if "cls" in texts else None
     return _Member(key, path, offset, size, label, captions)
 

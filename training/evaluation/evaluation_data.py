@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.dataset.manifest import Manifest, list_versions, read_manifest
 from pipeline.errors import ConfigError
-from pipeline.storage.address import open_storage
+from pipeline.storage.address import open_storage, real_address
 from pipeline.storage.base import Storage
 from training.config import EvaluationConfig, LinearProbeConfig, ZeroShotConfig
 from training.data.caption_columns import check_captions, samples_without_captions
@@ -48,16 +48,21 @@ class LabeledImages:
 
 @dataclass(frozen=True)
 class LinearProbeData:
-    """The splits of a linear probe, their labels numbered alike. Without `validation`, a part of `train` validates."""
+    """The splits of a linear probe, their labels numbered alike. Without `validation`, a part of `train` validates.
+
+    Attributes:
+        seen: a sentence for each other split that is the one for training.
+    """
 
     train: LabeledImages
     test: LabeledImages
     validation: LabeledImages | None
+    seen: tuple[str, ...] = ()
 
     @property
     def notes(self) -> list[str]:
         """Notes on what the figures depend on besides the model, a sentence each."""
-        found = []
+        found = list(self.seen)
         for part in (self.train, self.test, self.validation):
             if part is not None:
                 empty = part.images.empty_classes
@@ -136,7 +141,9 @@ def _open_linear_probe(config: LinearProbeConfig, world: World) -> LinearProbeDa
     splits = [LabeledImages(images, numbers) for images, numbers in zip(opened, labels, strict=True)]
     if config.validation_uri is None:
         validation_split(np.array(labels[0]))  # refuses classes that are too small, hours before they would be split
-    return LinearProbeData(splits[0], splits[1], splits[2] if len(splits) == 3 else None)
+    place = {key: real_address(open_storage(uri).uri) for key, uri in addresses.items() if uri is not None}
+    seen = [f"{key} is train_uri, whose images the probe has seen" for key in [*place][1:] if place[key] == place["train_uri"]]
+    return LinearProbeData(splits[0], splits[1], splits[2] if len(splits) == 3 else None, tuple(seen))
 
 
 def open_image_set(key: str, uri: str, world: World, captions: tuple[str, ...] = (), label_column: str = "") -> ImageSet:

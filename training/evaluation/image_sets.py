@@ -11,6 +11,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -76,7 +77,9 @@ class ManifestImageSet(ImageSet):
         self.num_samples = manifest.num_samples
 
     def read(self, first: int, stop: int) -> list[RawSample]:
-        return [sample for shard, begin, end in self._parts(first, stop) for sample in self._reader.read(shard, begin, end)]
+        samples = (sample for part in self._parts(first, stop) for sample in self._reader.read(*part))
+        # A caption that several columns hold is one query.
+        return [replace(sample, captions=tuple(dict.fromkeys(sample.captions))) for sample in samples]
 
     def columns(self, first: int, stop: int, names: Sequence[str]) -> dict[str, list[Any]]:
         """Returns sidecar columns of samples [first, stop). Raises ManifestError if a column is missing."""
@@ -103,15 +106,17 @@ class ManifestImageSet(ImageSet):
         return labels
 
     def _refuse_equal_numbers(self, labels: set[str]) -> None:
-        """Raises ConfigError if labels differ only in how a number is written, as the columns of different shards may."""
-        numbers: dict[float, str] = {}
+        """Raises ConfigError if labels differ only in how a value is written, as the columns of different shards may."""
+        values: dict[float | str, str] = {}
         for label in sorted(labels):
-            if NUMBER.fullmatch(label):
-                before = numbers.setdefault(float(label), label)
+            is_number = NUMBER.fullmatch(label) is not None
+            if is_number or label.lower() in ("true", "false"):
+                before = values.setdefault(float(label) if is_number else label.lower(), label)
                 if before != label:
+                    kind = "number" if is_number else "value"
                     raise ConfigError(
-                        f"{self.subject}: the column {self._label_column} holds {before} and {label}, one number in two forms; "
-                        "write the numbers in one form"
+                        f"{self.subject}: the column {self._label_column} holds {before} and {label}, one {kind} in two forms; "
+                        f"write the {kind}s in one form"
                     )
 
     def _as_labels(self, column: pa.ChunkedArray, shard: str) -> list[str]:

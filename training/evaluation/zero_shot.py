@@ -5,6 +5,7 @@ In: class names, templates, and this rank's image features. Out: counts of right
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 import torch
@@ -15,13 +16,12 @@ from training.config import PLACES
 from training.distributed import World, failing_together, gather_rows, slice_bounds
 from training.evaluation.figures import Figure, mean_of_shares, share
 
+_PLACE = re.compile("|".join(map(re.escape, PLACES)))
+
 
 def prompts_of(class_name: str, templates: Sequence[str]) -> list[str]:
     """Returns the templates with the class name filled in."""
-    prompts = list(templates)
-    for place in PLACES:
-        prompts = [prompt.replace(place, class_name) for prompt in prompts]
-    return prompts
+    return [class_name.join(_PLACE.split(template)) for template in templates]  # a name may hold a place's letters
 
 
 def build_classifier(

@@ -148,6 +148,7 @@ class RunRecord:
         self._began = time.perf_counter()
         row = self._ledger.ready(self._plan.start.step, self._world_size)
         row |= {"total_steps": self._plan.total_steps, "device": self._device, "packages": _versions()}
+        row |= {"weights_sha256": self._plan.weights_sha256} if self._plan.weights_sha256 else {}
         with (self._folder / STARTS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         self._tell(row | {"starts": self._starts, "time": time.time()})

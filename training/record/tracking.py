@@ -11,6 +11,7 @@ unreachable or broken never stops training; where it could not finish online, th
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import logging
 import os
@@ -55,18 +56,32 @@ class MetricsFile:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All complete rows of a record. A last row that a kill cut short is skipped; a missing file has no rows."""
-    return parse_metrics(path.read_text(encoding="utf-8")) if path.exists() else []
-
-
-def parse_metrics(text: str) -> list[dict[str, Any]]:
-    """All complete rows of a record's text."""
-    rows = []
-    for line in text.splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+    problems: list[str] = []
+    rows = list(iter_rows(path.read_bytes(), path.name, problems)) if path.exists() else []
+    for problem in problems:
+        logger.warning("%s", problem)
     return rows
+
+
+def iter_rows(record: bytes, name: str, problems: list[str]) -> Iterator[dict[str, Any]]:
+    """Yields the rows of a record, without a last one that is still being written.
+
+    Args:
+        name: that of the record, for the problem.
+        problems: gets a line about rows that cannot be read, as a power loss or a merge may leave them.
+    """
+    bad = []
+    for number, line in enumerate(io.BytesIO(record), start=1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if isinstance(row, dict):
+            yield row
+        elif line.endswith(b"\n"):
+            bad.append(number)
+    if bad:
+        problems.append(f"{name}: {len(bad)} lines cannot be read and are skipped; the first is line {bad[0]}")
 
 
 class Tracker:

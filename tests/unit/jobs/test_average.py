@@ -46,10 +46,18 @@ def test_open_clips_weights_are_fine_tuned_and_averaged_with_their_start(data_se
     assert [point["alpha"] for point in line] == [0.0, 0.5, 1.0]
     assert {key: value for key, value in line[2].items() if key != "alpha"} == pytest.approx(result.evaluation)
     assert line[2]["evaluation/image_to_text_r5"] > line[0]["evaluation/image_to_text_r5"]
-    capsys.readouterr()
+    assert "has not recorded" not in capsys.readouterr().out
     options = ("--weights", str(saved), "model.name=debug-vit", f"evaluation.retrieval_uri={data_set}", "train.device=cpu")
     assert complaint(evaluate, *options) == 0
     assert f"{'image_to_text_r5':32} {line[1]['evaluation/image_to_text_r5']:.4f}" in capsys.readouterr().out
+    starts = tmp_path / "finetune" / "starts.jsonl"
+    starts.write_text(starts.read_text().replace("weights_sha256", "other"))  # of an earlier release
+    assert complaint(average, *place, "--points", "0", "--save", str(saved)) == 0
+    assert "the run has not recorded what it started from; alpha 0 is model.weights=" in capsys.readouterr().out
+    starts.write_text(starts.read_text().replace("other", "weights_sha256"))
+    torch.save({key: value + 1 for key, value in peer.state_dict().items()}, tmp_path / "epoch_3.pt")
+    assert complaint(average, *place, "--points", "0", "--save", str(saved)) == EXIT_BAD_INPUT
+    assert "epoch_3.pt, which holds other weights now; restore them" in capsys.readouterr().err
 
 
 def test_a_run_without_initial_weights_has_no_line_to_average_along(data_set, tmp_path, capsys):

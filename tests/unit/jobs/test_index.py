@@ -172,6 +172,22 @@ def test_a_tar_that_was_replaced_is_named_and_the_others_are_indexed(index_tars,
     assert "version 2: 3 samples in 3 tars" in output.out
 
 
+def test_a_tar_that_was_edited_and_kept_its_size_is_named_also_if_nothing_is_new(index_tars, tmp_path):
+    from jobs.benchmarks.stored_tars import write_tars
+
+    write_tars(tmp_path / "tars", ["a thing"] * 2, shard_samples=1)
+    assert index_tars()[0] == 0
+    assert index_tars()[0] == 0
+    tar = tmp_path / "tars" / "00000.tar"
+    before = tar.read_bytes()
+    tar.write_bytes(before.replace(b"a thing", b"a place"))
+    assert tar.read_bytes() != before
+    code, output = index_tars()
+    assert code == EXIT_BAD_INPUT
+    assert "00000.tar: has as many bytes as when it was indexed, but others" in output.err
+    assert "nothing to do" not in output.out
+
+
 @pytest.mark.parametrize("store", [ignores], indirect=True)
 def test_a_store_without_put_if_absent_is_refused_before_any_work(store, tmp_path, capsys):
     from jobs.benchmarks.stored_tars import write_tars

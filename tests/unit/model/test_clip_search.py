@@ -53,13 +53,23 @@ def test_one_clip_under_two_names_is_loaded_and_another_one_is_not():
             find_clip({"state_dict": twice | changed})
 
 
-@pytest.mark.parametrize("name", ["best_avg_recall_state_dict", "schema", "swapped", "email_clip"])
-def test_a_name_that_only_begins_like_an_average_is_none(name):
+NO_AVERAGES = [
+    *("best_avg_recall_state_dict", "schema", "swapped", "email_clip", "model_without_ema", "non_ema", "no_ema", "noema"),
+    *("model_before_ema", "pre_ema_state_dict", "not-averaged", "ema_off"),
+]
+AVERAGES = [
+    *("state_dict_ema", "ema_model", "model_ema", "emamodel", "avg_model", "swa_state", "averaged", "EMA", "modelEMA"),
+    *("teacher_ema", "ema_0", "exponential_moving_average", "shadow_params", "ema-weights"),
+]
+
+
+@pytest.mark.parametrize("name", NO_AVERAGES)
+def test_a_name_with_a_word_that_no_average_has_is_none(name):
     with pytest.raises(ValueError, match="holds 2 CLIPs"):
         find_clip({"state_dict": CLIP, name: AVERAGE})
 
 
-@pytest.mark.parametrize("name", ["state_dict_ema", "ema_model", "model_ema", "emamodel", "avg_model", "swa_state", "averaged"])
+@pytest.mark.parametrize("name", AVERAGES)
 def test_a_moving_average_is_known_by_its_name(name):
     found = find_clip({"state_dict": CLIP, name: AVERAGE})
     assert found.state["logit_scale"] is AVERAGE["logit_scale"]

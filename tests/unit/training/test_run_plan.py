@@ -1,13 +1,16 @@
 """The plan of a run: its schedule, its data sets and its checkpoint fit together, or bad input is refused before any step."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from pipeline.dataset.manifest import ManifestError
 from pipeline.errors import ConfigError
 from tests.support.runs import ALONE, config_of
+from training.data.order_layout import Source
 from training.optimizer import Schedule
-from training.run_plan import check_config, describe_rate_change, fit_together, open_run, plan_run
+from training.run_plan import _shows_one, check_config, describe_rate_change, fit_together, open_run, plan_order, plan_run
 from training.trainer import train
 
 
@@ -185,3 +188,23 @@ def test_a_jump_of_the_learning_rate_is_described_and_a_schedule_that_continues_
     assert describe_rate_change(Schedule(1e-3, "constant", 30, 0), Schedule(1e-3, "constant", 60, 0), 30) == ""
     told = describe_rate_change(Schedule(1e-3, "constant", 30, 0), Schedule(5e-4, "constant", 30, 0), 10)
     assert told == "learning rate: 0.001 at step 10 -> 0.0005 at step 11"
+
+
+@pytest.mark.parametrize(("begun", "version"), [(None, 3), (2, 2), (3, 3), (1, 3)])
+def test_a_run_keeps_the_version_of_its_order(data_set, tmp_path, begun, version):
+    """Of version 1, no run can be resumed: the comparison with the checkpoint says so."""
+    plan = plan_run(config_of(data_set, tmp_path))
+    checkpoint = None if begun is None else SimpleNamespace(order=plan.order.identity() | {"version": begun})
+    assert plan_order(plan.config, plan.data_sets, checkpoint).identity()["version"] == version
+
+
+def test_the_weight_that_a_message_names_shows_a_sample():
+    for samples in (*range(2, 500), 9_999, 10_000, 10_001, 12_345_678, 10**10):
+        weight = float(f"{_shows_one(samples):g}")
+        assert 1 <= Source((samples,), weight).epoch_samples < max(3, samples // 4_000)
+
+
+@pytest.mark.parametrize("weight", [".inf", "1e300", ".nan", "0", "-1"])
+def test_a_weight_is_a_number_of_times(data_set, tmp_path, weight):
+    with pytest.raises(ConfigError, match=r"data\.mixture\.0\.weight"):
+        config_of(data_set, tmp_path, "data.uri=", f"data.mixture=[{{uri: {data_set}, weight: {weight}}}]")

@@ -63,7 +63,7 @@ def test_a_hundred_thousand_steps_are_a_small_page_that_says_what_a_point_is():
     numbers = ", ".join(f'"{key}": 0.123456' for key in keys[1:])
     lines = [f'{{"step": {step}, "samples_seen": {step * 32}, "loss": {step % 997}, {numbers}}}' for step in range(1, 100_001)]
     lines[50_000] = lines[50_000].replace('"temperature": 0.123456', '"temperature": null')  # a step that was no number
-    steps, _ = parse_record("\n".join(lines).encode())
+    steps, _ = parse_record("\n".join(lines).encode(), [])
     page = render(RunReport("name", "runs/name", "", steps, [], starts=[], result=None, pairs=None, looks=[]))
     assert len(page) < 2_500_000
     assert "100,000 logged steps" in page

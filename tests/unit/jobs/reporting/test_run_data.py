@@ -20,10 +20,23 @@ def test_a_record_whose_rows_differ_has_a_gap_where_a_step_has_no_number():
 
 
 def test_a_last_row_that_is_being_written_is_ignored():
-    steps, evaluations = parse_record(b'{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+    steps, evaluations = parse_record(b'{"step": 1, "loss": 2.0}\n{"step": 2, "lo', problems := [])
     assert steps.count == 1
     assert steps.last == {"step": 1, "loss": 2.0}
-    assert evaluations == []
+    assert (evaluations, problems) == ([], [])
+
+
+@pytest.mark.parametrize("bad", [b'{"step": 2, "lo', b"", bytes(40), b"<<<<<<< HEAD", b"[1]", b"7", b"\xff"])
+def test_a_row_that_cannot_be_read_costs_itself_and_is_said(bad):
+    rows = [b'{"step": %d, "loss": 2.0}' % step for step in range(1, 6)]
+    steps, _ = parse_record(b"".join(row + b"\n" for row in (*rows[:1], bad, *rows[2:])), problems := [])
+    assert steps["step"].tolist() == [1, 3, 4, 5]
+    assert problems == ["metrics.jsonl: 1 lines cannot be read and are skipped; the first is line 2"]
+
+
+def test_a_last_row_without_goodput_leaves_the_time_unknown():
+    report = report_of([{"step": 1, "loss": 2.0, "train_s": 3.0}], [], starts=[{"lost_s": 0.0, "start_up_s": 1.0}])
+    assert (report.spent.training_s, report.spent.elapsed_s) == (3.0, 0.0)
 
 
 def test_a_run_with_a_configuration_only_has_no_steps_and_says_what_is_missing(tmp_path):

@@ -14,6 +14,7 @@ from pipeline.dataset.columns import (
     as_text,
     captions_of,
     free_names,
+    holds_captions,
     join_columns,
     split_columns,
     take_rows,
@@ -116,3 +117,19 @@ def test_rows_of_any_type_can_be_taken(kind):
 )
 def test_values_of_two_types_are_joined_without_rounding_and_lists_of_text_stay_lists(one, other, joined):
     assert join_columns("x", [one, other]).to_pylist() == joined
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        (pa.string(), True),
+        (pa.list_(pa.large_string()), True),
+        (pa.dictionary(pa.int8(), pa.string()), True),
+        (pa.null(), True),
+        (pa.binary(), False),
+        (pa.list_(pa.int64()), False),
+        (pa.struct({"en": pa.string()}), False),
+    ],
+)
+def test_text_and_lists_of_it_are_captions(kind, text):
+    assert holds_captions(kind) == text

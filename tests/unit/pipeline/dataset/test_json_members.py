@@ -23,6 +23,7 @@ def test_a_name_with_several_values_has_none():
         (7, ["7"]),
         (["a", 7, None, "b", " ", float("nan")], ["a", "7", "b"]),
         (None, []),
+        (["a", float("inf")], ["a"]),
         (True, None),
         (["a", {"b": 1}], None),
         ([["a"]], None),

@@ -1,6 +1,5 @@
 """Places of captions are resolved by the ends of sidecars and a few samples; tests/world/test_found_early.py has the inputs."""
 
-import pyarrow as pa
 import pytest
 
 from pipeline.dataset.manifest import Manifest, PartitionRecord, ShardRecord, read_manifest
@@ -62,19 +61,3 @@ def test_of_many_shards_one_of_each_table_is_looked_at():
     )  # fmt: skip
     many, few = (Manifest(version=1, created="2026-01-01T00:00:00Z", partitions=one) for one in (partitions, partitions[:20]))
     assert (len(caption_columns._chosen(many)), len(caption_columns._chosen(few))) == (7, 20)
-
-
-@pytest.mark.parametrize(
-    ("kind", "text"),
-    [
-        (pa.string(), True),
-        (pa.list_(pa.large_string()), True),
-        (pa.dictionary(pa.int8(), pa.string()), True),
-        (pa.null(), True),
-        (pa.binary(), False),
-        (pa.list_(pa.int64()), False),
-        (pa.struct({"en": pa.string()}), False),
-    ],
-)
-def test_text_and_lists_of_it_are_captions(kind, text):
-    assert caption_columns._holds_text(kind) == text

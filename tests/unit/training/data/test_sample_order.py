@@ -24,6 +24,7 @@ def copy_of(order):
         order.layout.block_size_samples,
         order.run_size_samples,
         order.shuffle_shards,
+        order.version,
     )
 
 
@@ -130,17 +131,38 @@ def test_substitutes_are_always_the_same():
     assert list(islice(order().substitutes(1, 77), 9)) != list(islice(order().substitutes(1, 78), 9))
 
 
+@pytest.mark.parametrize(("counts", "weight"), [((1000,), 0.3), ((500, 500), 0.3), ((900, 50, 50), 0.1), ((100,), 1.5)])
+def test_the_part_of_a_weight_shows_all_samples_alike_over_the_epochs(counts, weight):
+    """A shard of which an epoch takes a part once showed its first samples each time."""
+    part = order(sources=(Source(counts, weight),), global_batch_size=25, num_streams=1)
+    epochs = [locate_samples(part.shards, whole_epoch(part, epoch)) for epoch in range(80)]
+    shown = Counter()
+    for shards, within in epochs:
+        shown.update((locate_shard(part.shards, shard).shard, place) for shard, place in zip(shards, within, strict=True))
+    often = np.array([shown[number, place] for number, count in enumerate(counts) for place in range(count)])
+    assert often.sum() == 80 * sum(counts) * weight
+    assert often.std() < 1.5 * np.sqrt(80 * weight)
+    assert often.min() > 0
+
+
+@pytest.mark.parametrize("whole", [(Source((100,) * 3),), (Source((100,), 2.0), Source((7, 13)))])
+def test_the_order_of_whole_data_sets_is_that_of_the_version_before(whole):
+    new, old = (order(sources=whole, version=version) for version in (3, 2))
+    assert all(np.array_equal(whole_epoch(new, epoch), whole_epoch(old, epoch)) for epoch in range(3))
+
+
+MIXTURE = (Source((100,) * 10), Source((20,) * 5, 3.0), Source((400,) * 4, 0.25))
+PARTS = (Source((10,) * 50, 0.2), Source((7, 0, 13), 2.7))
 ORDERS = {
-    "one data set": (order(), (0, 1, 3)),
-    "default sizes": (SampleOrder((Source((1000, 997, 0, 1003, 250)),), 0, 256, 64, 128), (0, 1)),
-    "a million samples": (SampleOrder((Source((10_000,) * 100),), 7, 4096, 64, 2048), (0, 2)),
-    "a mixture": (
-        SampleOrder((Source((100,) * 10), Source((20,) * 5, 3.0), Source((400,) * 4, 0.25)), 2**40, 64, 8, 50, 7, 3),
-        (0, 1, 2),
-    ),
-    "parts of data sets": (SampleOrder((Source((10,) * 50, 0.2), Source((7, 0, 13), 2.7)), 3, 33, 5, 9, 4, 2), (0, 1, 2, 5)),
-    "one stream": (SampleOrder((Source((40, 25)),), 5, 12, 1, 1, 1, 1), (0, 1)),
-    "one block": (SampleOrder((Source((40, 25)),), 5, 12, 2, 1000, 64), (0, 1)),
+    "one data set": (order(version=2), (0, 1, 3)),
+    "default sizes": (SampleOrder((Source((1000, 997, 0, 1003, 250)),), 0, 256, 64, 128, version=2), (0, 1)),
+    "a million samples": (SampleOrder((Source((10_000,) * 100),), 7, 4096, 64, 2048, version=2), (0, 2)),
+    "a mixture": (SampleOrder(MIXTURE, 2**40, 64, 8, 50, 7, 3, version=2), (0, 1, 2)),
+    "parts of data sets": (SampleOrder(PARTS, 3, 33, 5, 9, 4, 2, version=2), (0, 1, 2, 5)),
+    "one stream": (SampleOrder((Source((40, 25)),), 5, 12, 1, 1, 1, 1, version=2), (0, 1)),
+    "one block": (SampleOrder((Source((40, 25)),), 5, 12, 2, 1000, 64, version=2), (0, 1)),
+    "a mixture, version 3": (SampleOrder(MIXTURE, 2**40, 64, 8, 50, 7, 3), (0, 1, 2)),
+    "parts of data sets, version 3": (SampleOrder(PARTS, 3, 33, 5, 9, 4, 2), (0, 1, 2, 5)),
 }
 """name -> (order, epochs)"""
 RECORDED = {
@@ -151,6 +173,8 @@ RECORDED = {
     "parts of data sets": "7442b145386e7f51",
     "one stream": "708ec6d78d85477b",
     "one block": "8f9aafe70f361343",
+    "a mixture, version 3": "46d2b4361318fb35",
+    "parts of data sets, version 3": "5c0d32b6b141d276",
 }
 """Existing runs resume by these orders: with a different one they would repeat some samples and omit others."""
 

@@ -79,7 +79,20 @@ def test_a_first_line_whose_label_is_a_word_is_no_header(text):
     assert [len(reading) for reading in parse_class_list(text, "names.txt").readings] == [3, 3]
 
 
-@pytest.mark.parametrize("line", ["f'a photo of a {}.'", "'a {}',", "a photo of a {{}}.", "* a photo of a {}."])
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(
+            "f'a photo of a {}.'",
+            "'a {}',",
+            "a photo of a {{}}.",
+            "* a photo of a {}.",
+            "a photo of a ${c}.",
+            r"a photo of a {}.\n",
+        ),
+        *("«a {}»", "`a {}`", "a photo of a {}.;0.5", "a {} # comment", "a {}<br>"),
+    ],
+)
 def test_a_line_that_is_more_than_a_prompt_is_refused(line):
     with pytest.raises(ConfigError, match="more than a prompt"):
         parse_prompts(f"{line}\na bad photo of a {{}}.\n", "prompts.txt")
@@ -100,6 +113,18 @@ def test_a_prompt_may_hold_quotes():
         ("'0': 'tench'", "'1': 'goldfish'"),
         ("class 0: cat", "class 1: dog"),
         ("-> cat", "-> dog"),
+        ("0，cat", "1，dog"),
+        ("0：cat", "1：dog"),
+        ("n01、cat", "n02、dog"),
+        ("cat/", "dog/"),
+        ("./cat", "./dog"),
+        ("drwxr-xr-x 2 u g 4096 Jan 1 00:00 cat", "drwxr-xr-x 2 u g 4096 Jan 1 00:00 dog"),
+        ("<li>cat</li>", "<li>dog</li>"),
+        ("cat<br>", "dog<br />"),
+        ("«cat»", "«dog»"),
+        ("`cat`", "`dog`"),
+        ("cat # a", "dog # b"),
+        (r"cat\n", r"dog\n"),
     ],
 )
 def test_names_with_something_around_them_are_refused(names):
@@ -109,7 +134,16 @@ def test_names_with_something_around_them_are_refused(names):
 
 @pytest.mark.parametrize(
     "names",
-    [("grade 1", "grade 2"), ("747-400", "A320"), ("jack-o'-lantern", "St. Bernard"), ("2012 Audi A5", "Boeing 747"), ("3",)],
+    [
+        *(
+            ("grade 1", "grade 2"),
+            ("747-400", "A320"),
+            ("jack-o'-lantern", "St. Bernard"),
+            ("2012 Audi A5", "Boeing 747"),
+            ("3",),
+        ),
+        *(("金鱼，鲫鱼", "鲨鱼，白鲨"), ("C# code", "F# code"), ("AC/DC", "hot/cold"), ("<3", "heart")),
+    ],
 )
 def test_names_may_hold_numbers_and_signs(names):
     refuse_more_than_names(names, "names.txt")
@@ -205,3 +239,12 @@ def test_quotes_of_a_word_processor_around_every_prompt_are_removed():
         "art of the {}.",
     )
     assert parse_prompts("3D render of a {}.\na {}\n", "f") == ("3D render of a {}.", "a {}")
+
+
+YAML = ["nc: 2\nnames: ['cat', 'dog']\n", "train: a\nval: b\nnc: 4\nnames: [a, b, c, d]\n", "names:\n  0: a\n"]
+
+
+@pytest.mark.parametrize("text", YAML)
+def test_a_yaml_file_of_a_detector_is_no_list_of_names(text):
+    with pytest.raises(ConfigError, match=r"is code \((nc|names)"):
+        parse_class_list(text, "data.yaml")

@@ -2,6 +2,7 @@
 
 import io
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from PIL import Image
 from model.preprocess import Preprocess
 from pipeline.storage.address import open_storage
 from tests.support.evaluation_sets import NAMES, TEMPLATES, measure_zero_shot, refusal, write_benchmark
+from tests.support.runs import ALONE
+from training.evaluation.evaluation_data import open_image_set
 
 
 def test_a_clip_benchmark_data_set_has_open_clips_own_accuracy_on_the_same_weights(benchmark, drawn_images, clip, monkeypatch):
@@ -62,6 +65,53 @@ def test_a_copy_of_a_tar_is_refused(tmp_path, drawn_images, clip):
     shutil.copy(tmp_path / "a" / "test" / "0.tar", tmp_path / "a" / "test" / "0 (1).tar")
     message = "test/0 (1).tar has the same bytes as test/0.tar, so its samples would count twice; remove one"
     assert message in refusal(zero_shot={"uri": uri})
+
+
+@pytest.mark.parametrize(
+    ("there", "note"),
+    [
+        (("0.tar", "1.tar", "2.tar"), None),
+        (("00000.tar", "00002.tar"), "numbered up to 2, but number 1 is not there"),
+        (("1.tar", "2.tar"), "but number 0 is not there"),
+        (("0.tar", "2.tar.crdownload"), "test/2.tar.crdownload looks like a tar that is not complete yet"),
+        (("a.tar", "c.tar"), None),
+    ],
+)
+def test_tars_of_a_copy_that_is_not_finished_are_noted(tmp_path, drawn_images, clip, there, note):
+    (extension, image), _ = drawn_images[0]
+    samples = [{extension: image + bytes([number]), "cls": b"%d" % (number % 2)} for number in range(6)]
+    uri = write_benchmark(tmp_path / "a", samples, names=("a", "b"))
+    folder = tmp_path / "a" / "test"
+    (folder / "nshards.txt").unlink()
+    tars = sorted(folder.glob("*.tar"))
+    assert len(tars) >= len(there)
+    for tar, name in zip(tars, there, strict=False):
+        tar.rename(folder / f"new-{name}")
+    for tar in tars[len(there) :]:
+        tar.unlink()
+    for name in there:
+        (folder / f"new-{name}").rename(folder / name)
+    notes = open_image_set("evaluation.zero_shot.uri", uri, ALONE).notes
+    assert [note in one for one in notes] == ([] if note is None else [True])
+
+
+def test_names_come_from_the_folder_above_a_split_alone(benchmark, drawn_images, tmp_path):
+    """`data/classnames.txt` may be that of something else in data/."""
+    folder = Path(benchmark) / "test"
+    moved = tmp_path / "above" / "flowers"
+    shutil.copytree(folder, moved)
+    shutil.copy(Path(benchmark) / "classnames.txt", tmp_path / "above" / "classnames.txt")
+    opened = open_image_set("evaluation.zero_shot.uri", str(moved), ALONE)
+    assert opened.class_names is None
+    moved.rename(tmp_path / "above" / "val")
+    assert open_image_set("evaluation.zero_shot.uri", str(tmp_path / "above" / "val"), ALONE).class_names is not None
+
+
+def test_equal_lines_of_a_sample_are_one_caption(tmp_path, drawn_images):
+    (extension, image), _ = drawn_images[0]
+    uri = write_benchmark(tmp_path / "a", [{extension: image, "txt": b"a dog\na cat\na dog\n"}])
+    (sample,) = open_image_set("evaluation.retrieval_uri", uri, ALONE, ("caption",)).read(0, 1)
+    assert sample.captions == ("a dog", "a cat")
 
 
 def test_broken_tars_are_refused(tmp_path, drawn_images):

@@ -50,3 +50,11 @@ def test_templates_without_a_place_and_probes_without_test_data_are_refused():
         ZeroShotConfig(uri="x", templates=("a {}",), templates_file="y")
     with pytest.raises(ValueError, match="test_uri"):
         LinearProbeConfig(train_uri="x")
+
+
+def test_a_probe_that_is_tested_on_its_training_images_has_a_note(data_set, as_folders, tmp_path):
+    (tmp_path / "link").symlink_to(as_folders)
+    note = "test_uri is train_uri, whose images the probe has seen"
+    for test, seen in ((as_folders, True), (f"{as_folders}/", True), (str(tmp_path / "link"), True), (data_set, False)):
+        probe = LinearProbeConfig(train_uri=as_folders, test_uri=test, label_column="shape")
+        assert (note in open_evaluation(EvaluationConfig(linear_probe=probe), ALONE).linear_probe.notes) == seen

@@ -22,6 +22,12 @@ def test_slices_of_a_data_set_are_its_samples_in_order_across_shards(data_set):
     assert [sample.key for part in slices for sample in part] == keys_of(data_set)
 
 
+def test_a_caption_that_several_columns_hold_is_one_query(data_set):
+    storage = open_storage(data_set)
+    images = ManifestImageSet("s", storage, read_manifest(storage), ("caption", "json.caption", "shape"))
+    assert [len(sample.captions) for sample in images.read(0, 3)] == [2, 2, 2]
+
+
 def test_columns_and_labels_are_those_of_the_samples(data_set):
     images = manifest_set(data_set, label_column="shape")
     labels = images.labels()
@@ -71,6 +77,7 @@ def test_labels_of_a_column_are_text_and_whole_numbers_have_no_fraction(data_set
         (("cat",), ("dog",)): "holds lists or structures",
         (b"caf\xe9", b"cat"): "not UTF-8",
         ("1", "1.0"): "holds 1 and 1.0, one number in two forms; write the numbers in one form",
+        ("True", "true"): "holds True and true, one value in two forms; write the values in one form",
         ("07", "7"): "holds 07 and 7, one number in two forms",
     }.items():
         with pytest.raises(ConfigError, match=message):

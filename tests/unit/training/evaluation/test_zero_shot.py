@@ -23,6 +23,8 @@ def test_a_class_is_the_normalised_mean_of_its_prompts(batch_size):
 
 def test_a_class_name_is_put_where_it_goes_as_it_is():
     assert prompts_of("cat {0}", ["a {}", "{c}, {c}", "{x} {}"]) == ["a cat {0}", "cat {0}, cat {0}", "{x} cat {0}"]
+    assert prompts_of(r"\c{c}", ["a {} or {c}."]) == [r"a \c{c} or \c{c}."]
+    assert prompts_of("{}", ["{c} {}"]) == ["{} {}"]
 
 
 def test_accuracy_counts_the_first_k_and_ties_as_misses():
