@@ -20,8 +20,8 @@ LOST = ("premature end of data segment", "bad Huffman code", "restart marker")
 """libjpeg's words for pixels that are lost."""
 _PNG_DEPTH = 24
 """Place of the bits a value in a PNG."""
-_XMP = ("xmp", "XML:com.adobe.xmp")
-"""Pillow's names for metadata whose orientation browsers ignore, and which it would take."""
+_OTHERS_ORIENTATION = ("xmp", "XML:com.adobe.xmp", "Raw profile type exif")
+"""Pillow's names for metadata whose orientation browsers ignore, and which it would take: XMP, and ImageMagick's in PNGs."""
 _WHITE_IS_ZERO = 262, 0
 """TIFF's tag for the meaning of grey values, and the one for which 0 is white."""
 _REDUCED = 254
@@ -98,7 +98,7 @@ def read_exif(image: Image.Image, pointer: int | None = None) -> dict[int, Any]:
 
     Call it after the pixels are loaded: Pillow turns TIFFs while it decodes them, and says so then.
     """
-    for name in _XMP:
+    for name in _OTHERS_ORIENTATION:
         image.info.pop(name, None)
     try:
         exif: Any = image.getexif()

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,7 @@ def load_config(recipe: str, overrides: Sequence[str] = (), job: str | None = No
     """
     tree = read_recipe(recipe)
     problems: list[str] = []
+    _say_what_is_typed_twice(overrides)
     for override in overrides:
         problem = _refuse_section(override, job) or _apply_override(tree, override, job)
         if problem:
@@ -200,6 +202,8 @@ def with_absolute_paths(config: Config) -> Config:
                 raise ConfigError(f"{location}={refusal(node[key])}")
             if node[key] and "://" not in node[key] and node[key] not in ("auto", "never"):  # words that run.resume takes
                 node[key] = str(Path(node[key]).expanduser().absolute())
+    folders = tree["ingest"]["fetch"]["allow_files"]
+    tree["ingest"]["fetch"]["allow_files"] = [str(Path(folder).expanduser().absolute()) for folder in folders]
     return Config.model_validate(tree)
 
 
@@ -240,6 +244,16 @@ def _refuse_section(override: str, job: str | None) -> str:
     dotted = override.partition("=")[0]
     problem = job_keys.refusal(job, dotted.partition(".")[0]) if job else ""
     return f"{dotted}: {problem}" if problem else ""
+
+
+def _say_what_is_typed_twice(overrides: Sequence[str]) -> None:
+    """The last value counts, so that a script may append what a person types."""
+    values: dict[str, str] = {}
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if values.setdefault(key, value) != value:
+            print(f"{key} is given more than once: the last value counts", file=sys.stderr)
+        values[key] = value
 
 
 def _apply_override(tree: dict[str, Any], override: str, job: str | None) -> str | None:

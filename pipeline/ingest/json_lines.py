@@ -32,6 +32,7 @@ DIGITS_TO_ZEROS, ZEROS = bytes.maketrans(b"123456789", b"0" * 9), b"0" * 19
 EXACT_IN_DOUBLE = 1 << 53
 MANY_FIELDS = 500
 """An object with more fields than this, nested ones included, is a mapping rather than a record, and is kept as JSON text."""
+WORDS = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
 Line = dict[str, Any] | str
 """A parsed line, or the error of a line that cannot be read."""
 
@@ -88,8 +89,7 @@ class Kind:
 
     def words(self) -> list[str]:
         """The kinds of the values, in words."""
-        words = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
-        return sorted({words[kind] for kind in self.types})
+        return sorted({WORDS[kind] for kind in self.types})
 
     @property
     def is_mixed(self) -> bool:
@@ -183,6 +183,18 @@ def _repeated_key(text: bytes) -> str | None:
     with contextlib.suppress(RecursionError):
         json.loads(text, strict=False, object_pairs_hook=see)
     return found[0] if found else None
+
+
+def first_line_with(blocks: Iterable[bytes], name: str, kind: type) -> int:
+    """Number of the first line whose field is of this type; 0 if there is none."""
+    line = 1
+    for block in whole_lines(blocks, True, lambda: None):
+        for number, text in enumerate(block.split(b"\n"), line):
+            value = _parse(text.strip(), number) if text.strip() else ""
+            if type(value) is dict and type(value.get(name)) is kind:
+                return number
+        line += block.count(b"\n")
+    return 0
 
 
 def whole_lines(blocks: Iterable[bytes], complete: bool, waits: Callable[[], None]) -> Iterator[bytes]:

@@ -21,7 +21,7 @@ from pipeline.storage.base import Storage
 logger = logging.getLogger(__name__)
 
 SUFFIXES = (".parquet", *text_tables.SUFFIXES)
-WRITTEN = re.compile(r"(|.*/)(?:manifests/[0-9]{8}|partitions/[^/]+|inputs/[^/]+)\.json")
+WRITTEN = re.compile(r"(|.*/)(?:manifests/[0-9]{8}|(?:partitions|inputs)/[0-9a-f]{16})\.json")
 """Files by which a data set of jobs/ingest.py is known, also one that is not committed yet."""
 _BRACES = re.compile(r"\{[^{}]*(,|\.\.)[^{}]*\}")
 """Lists and ranges as a shell and webdataset write them: {00000..00009}, {train,val}."""

@@ -23,7 +23,7 @@ from pyarrow.fs import LocalFileSystem
 from pipeline.config import IngestConfig
 from pipeline.errors import InputError, ReplacedError
 from pipeline.ingest.delimited import BAD_ROW
-from pipeline.ingest.json_lines import ROW_TEXT
+from pipeline.ingest.json_lines import ROW_TEXT, WORDS, first_line_with
 from pipeline.ingest.text_tables import TextTable, is_text_table, open_text_table, refuse_reserved
 from pipeline.storage.address import open_storage
 from pipeline.storage.url_credentials import HIDDEN, USERINFO
@@ -180,7 +180,12 @@ def check_kinds(table: TextTable, config: IngestConfig) -> None:
     for key, column in (("url_column", config.url_column), ("caption_column", config.caption_column)):
         if column in table.fields and table.fields[column].is_mixed:
             kinds = " in one line and ".join(table.fields[column].words())
-            raise InputError(f"ingest.{key}={column}: {table.source.address} has {kinds} in another; write one kind of value")
+            odd = next(kind for kind in (bool, dict, list) if kind in table.fields[column].types)
+            line = first_line_with(table.source.blocks(table.start), column, odd)
+            raise InputError(
+                f"ingest.{key}={column}: {table.source.address} has {kinds} in another; write one kind of value (line {line} "
+                f"is the first with {WORDS[odd]})"
+            )
         if column in table.fields and table.fields[column].is_json_text:
             raise InputError(
                 f"ingest.{key}={column}: {table.source.address} has lists or objects there whose parts are of several kinds; "

@@ -279,8 +279,10 @@ def test_a_field_that_changes_from_object_to_array_is_json_text(rows):
 
 
 def test_captions_that_are_text_here_and_a_list_there_are_refused(rows):
-    with pytest.raises(InputError, match="has a list in one line and text in another"):
-        rows("t.jsonl", '{"url": "u", "caption": "a"}\n{"url": "u", "caption": ["a", "b"]}\n')
+    with pytest.raises(InputError, match=r"has a list in one line and text in another; .* \(line 3 is the first with a list\)"):
+        rows("t.jsonl", '{"url": "u", "caption": "a"}\n\n{"url": "u", "caption": ["a", "b"]}\n')
+    with pytest.raises(InputError, match=r"\(line 2 is the first with true or false\)"):
+        rows("u.jsonl", '{"url": "u", "caption": "a"}\n{"url": "u", "caption": false}\n')
 
 
 def test_nan_as_python_writes_it_is_read(rows):

@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, TiffImagePlugin
+from PIL import Image, PngImagePlugin, TiffImagePlugin
 
 from model.image_files import orientation, prepare_image_file, read_exif, refuse_lost_pixels, to_rgb
 from tests.support.runs import ROOT
@@ -149,3 +149,12 @@ def test_a_tiff_palette_of_8_bits_has_its_colours():
 def planes() -> list[int]:
     """The palette's reds, greens and blues."""
     return [0, 200] + [0] * 254 + [0, 100] + [0] * 254 + [0, 50] + [0] * 254
+
+
+def test_imagemagicks_orientation_in_a_png_turns_nothing_as_in_browsers():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Raw profile type exif", f"\nexif\n{len(exif.tobytes())}\n{exif.tobytes().hex()}")
+    assert orientation(reopened(Image.new("RGB", (4, 4)), "PNG", pnginfo=text)) == 1
+    assert orientation(reopened(Image.new("RGB", (4, 4)), "PNG", exif=exif)) == 6

@@ -85,6 +85,15 @@ def test_local_paths_become_absolute_and_addresses_stay(tmp_path, monkeypatch):
     config = load_config("debug_cpu", [mixture, "data.cache_dir=cache"])
     assert [part.uri for part in config.data.parts] == [str(tmp_path / "a"), "s3://bucket/b"]
     assert config.data.cache_dir == str(tmp_path / "cache")
+    config = load_config("debug_cpu", ["ingest.fetch.allow_files=[images,/data]"])
+    assert config.ingest.fetch.allow_files == (str(tmp_path / "images"), "/data"), "workers have folders of their own"
+
+
+def test_a_key_that_is_typed_twice_is_said(capsys):
+    assert load_config("debug_cpu", ["train.seed=1", "train.seed=2"]).train.seed == 2
+    assert capsys.readouterr().err == "train.seed is given more than once: the last value counts\n"
+    load_config("debug_cpu", ["train.seed=1", "train.seed=1"])
+    assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize("key", ["ingest.input", "data.uri", "run.dir"])

@@ -114,3 +114,10 @@ def test_a_linked_folder_that_a_glob_asks_for_is_named(tmp_path, caplog, pattern
     (tmp_path / "in" / "b").symlink_to(tmp_path / "in" / "a")
     list_tables(f"{tmp_path}/{pattern}")
     assert ("skipped 1 folder that is only linked, and links are not followed: b" in caplog.text) == said
+
+
+def test_a_folder_of_ones_own_that_is_called_inputs_is_read(tmp_path):
+    tables = [write(tmp_path / "inputs" / "t.csv"), write(tmp_path / "partitions" / "u.csv")]
+    for folder in ("inputs", "partitions"):
+        (tmp_path / folder / "meta.json").write_text("{}")
+    assert list_tables(str(tmp_path)) == tables
