@@ -33,8 +33,9 @@ class RowsDigest:
         self._text.update(_csv_text(rows, list(self._others), is_first))
         for name, digest in self._others.items():
             column = rows.column(name)
-            for scalar in column:  # images: one copy at a time
-                digest.update(_content(scalar))
+            for array in column.chunks if isinstance(column, pa.ChunkedArray) else [column]:
+                for place in range(len(array)):  # images: one copy at a time
+                    digest.update(_content(array, place))
 
     def hexdigest(self) -> str:
         whole = self._text.copy()
@@ -72,15 +73,15 @@ def _csv_text(rows: pa.Table | pa.RecordBatch, others: list[str], with_header: b
     return sink.getvalue()
 
 
-def _content(scalar: pa.Scalar) -> bytes:
+def _content(array: pa.Array, place: int) -> bytes:
     """A value's bytes, which no other value has: exact, also where Python has no object for it."""
-    if is_bytes(scalar.type):
-        content = scalar.as_py()
+    if is_bytes(array.type):
+        content = array[place].as_py()
         return b"-" if content is None else b"%d:%b" % (len(content), content)
     try:
-        value = scalar.as_py()
+        value = array[place].as_py()
     except (ArithmeticError, ValueError, LookupError):  # UnicodeDecodeError is a ValueError
-        (value,) = json_values(with_valid_text(pa.array([scalar], scalar.type))[0])
+        (value,) = json_values(with_valid_text(array.slice(place, 1))[0])
     return f"{value!r}\n".encode("utf-8", "surrogatepass")
 
 

@@ -52,6 +52,8 @@ def test_values_that_python_cannot_hold_are_hashed():
     offsets = pa.array([0, 1, 2], pa.int32())
     texts = pa.Array.from_buffers(pa.string(), 2, [None, offsets.buffers()[1], pa.py_buffer(b"\xffa")])
     table = pa.table({"x": pa.ListArray.from_arrays([0, 1, 2], texts)})
+    dates = pa.array([2**31 - 1, None], pa.int32()).view(pa.date32())
+    table = table.append_column("y", pa.ListArray.from_arrays([0, 1, 2], dates))
     digest = RowsDigest()
     for batch in table.to_batches(max_chunksize=1):
         digest.update(batch)
