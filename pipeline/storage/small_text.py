@@ -69,7 +69,7 @@ def decode_text(data: bytes, subject: str) -> str:
             f"{subject}: line {line} is not UTF-8 (byte 0x{body[error.start]:02x}); save the file as UTF-8, e.g. with "
             "iconv -f WINDOWS-1252 -t UTF-8, if that is its encoding"
         ) from None
-    wide = is_wide(text)
+    wide = encoding == "utf-8" and is_wide(text)
     if wide or "\0" in text:
         what = "looks like UTF-16 without a byte-order mark" if wide else "holds NUL characters, so it is no text"
         raise ConfigError(f"{subject}: {what}; save it as plain text in UTF-8")
@@ -79,10 +79,12 @@ def decode_text(data: bytes, subject: str) -> str:
 def is_wide(text: str) -> bool:
     """True for UTF-16 or UTF-32 that was read as UTF-8; zeros at the end are padding.
 
-    Every other byte of it is the number of a script, which UTF-8 takes for a control character: 0 for Latin, 4 for Cyrillic.
+    Every other byte of it is the number of a script, which UTF-8 takes for a control character: 0 for Latin, 4 for Cyrillic,
+    and a tab or a line end for scripts of India. Such text is known by the zeros of its spaces.
     """
-    text = text.rstrip("\0")
-    return max(len(_CONTROL.findall(part)) for part in (text[::2], text[1::2])) > len(text) // 4
+    has_zeros, text = "\0" in text, text.rstrip("\0")
+    found = (_CONTROL.findall(part) for part in (text[::2], text[1::2]))
+    return max(sum(has_zeros or not character.isspace() for character in part) for part in found) > len(text) // 4
 
 
 def split_lines(text: str) -> list[str]:
