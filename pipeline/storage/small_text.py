@@ -41,6 +41,8 @@ _LINE_END = re.compile(r"\r+\n|\n|\r")
 _INVISIBLE = "\ufeff\u200b\u2060\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 """Marks without a width: of byte order, where files were joined, and of direction, where text was copied from a page."""
 _DOS_END = "\x1a"
+_MANY = 8
+"""Characters of which half are hardly tabs by chance."""
 _CONTROL = re.compile(r"[\x00-\x09\x0b\x0c\x0e-\x1f]")
 
 
@@ -80,10 +82,12 @@ def is_wide(text: str) -> bool:
     """True for UTF-16 or UTF-32 that was read as UTF-8; zeros at the end are padding.
 
     Every other byte of it is the number of a script, which UTF-8 takes for a control character: 0 for Latin, 4 for Cyrillic,
-    and a tab or a line end for scripts of India. Such text is known by the zeros of its spaces.
+    and a tab for scripts of India. Tabs count beside zeros, which are half of a space, and where all places are theirs.
     """
     has_zeros, text = "\0" in text, text.rstrip("\0")
-    found = (_CONTROL.findall(part) for part in (text[::2], text[1::2]))
+    found = [_CONTROL.findall(part) for part in (text[::2], text[1::2])]
+    if len(text) >= _MANY and max(map(len, found)) >= len(text) // 2:
+        return True
     return max(sum(has_zeros or not character.isspace() for character in part) for part in found) > len(text) // 4
 
 
