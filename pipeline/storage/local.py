@@ -82,8 +82,7 @@ class LocalStorage(Storage):
         return target.stat().st_size if target.is_file() else None
 
     def etag(self, path: str) -> str:
-        status = self.local_path(path).stat()
-        return f"{status.st_mtime_ns}-{status.st_ctime_ns}"  # copies and archives may bring an older time of writing along
+        return _tag_of(self.local_path(path).stat())
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         folder = self.root / prefix.rpartition("/")[0]
@@ -92,7 +91,7 @@ class LocalStorage(Storage):
             if relative.startswith(prefix):
                 status = path.stat()
                 modified = datetime.fromtimestamp(status.st_mtime, UTC)
-                yield ObjectInfo(relative, status.st_size, modified, str(status.st_mtime_ns))
+                yield ObjectInfo(relative, status.st_size, modified, _tag_of(status))
 
     def delete(self, path: str) -> None:
         target = self.local_path(path)
@@ -146,6 +145,11 @@ def _make_file(path: Path) -> None:
                 raise
         else:
             return
+
+
+def _tag_of(status: os.stat_result) -> str:
+    """Both times: copies and archives may bring an older time of writing along."""
+    return f"{status.st_mtime_ns}-{status.st_ctime_ns}"
 
 
 def _paths_below(folder: Path) -> Iterator[Path]:

@@ -27,6 +27,11 @@ def test_two_workers_find_what_one_process_finds(data_set, tmp_path):
         ]
         assert run(evaluate.arguments(), evaluate.job, options) == 0
         found.append(json.loads(path.read_text()))
+    one, two = (
+        {name: figures.pop(name) for name in list(figures) if name.startswith("evaluation_notes/")} for figures in found
+    )
+    assert one == two
+    assert "train_uri" in str(one), "the probe is tested on its training images"
     assert found[1] == pytest.approx(found[0], abs=1e-9)
     assert {name.partition("/")[0] for name in found[0]} == {"evaluation", "evaluation_bounds"}
     assert not (tmp_path / "debug_cpu").exists()  # no folder is made for a run that does not exist
