@@ -131,7 +131,7 @@ class IngestConfig(Section):
     num_workers: int | None = Field(None, ge=1)
     """Maximum number of Ray actors, one CPU each; None: limited by the work and by Ray's CPUs, also those that join later."""
     allow_copies: bool = False
-    """Ingest a table that begins with 100 or more rows of another one of the data set: its pairs are there twice then."""
+    """Ingest a table that has 100 or more rows of another one of the data set: its pairs are there twice then."""
     single_writer: str = ""
     """Name of the only job that writes to the output, for a store without put-if-absent; "": any job may write."""
     min_success_share: float = Field(0.1, ge=0, le=1)

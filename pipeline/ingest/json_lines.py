@@ -127,7 +127,11 @@ def see_objects(fields: dict[str, Kind], objects: list[dict[str, Any]]) -> None:
 
 
 def parse_lines(
-    blocks: Iterable[bytes], complete: bool, line: int = 1, waits: Callable[[], None] = lambda: None
+    blocks: Iterable[bytes],
+    complete: bool,
+    line: int = 1,
+    waits: Callable[[], None] = lambda: None,
+    unique_keys: bool = False,
 ) -> Iterator[tuple[list[bytes], list[Line]]]:
     """Cuts blocks into lines and parses them; empty lines are skipped.
 
@@ -135,6 +139,7 @@ def parse_lines(
         complete: the last line is read even without a line break.
         line: number of the first line.
         waits: called if the last line was skipped.
+        unique_keys: no object is known to have a key twice, so that this is not checked again.
 
     Yields:
         (lines, what they hold), a block at a time.
@@ -142,11 +147,14 @@ def parse_lines(
     for block in whole_lines(blocks, complete, waits):
         lines = [text.strip() for text in block.split(b"\n")]
         texts = [text for text in lines if text]
-        yield texts, _parse_all(block, texts) or [_parse(text, number) for number, text in enumerate(lines, line) if text]
+        yield (
+            texts,
+            _parse_all(block, texts, unique_keys) or [_parse(text, number) for number, text in enumerate(lines, line) if text],
+        )
         line += len(lines) - 1
 
 
-def _parse_all(block: bytes, texts: list[bytes]) -> list[Line]:
+def _parse_all(block: bytes, texts: list[bytes], unique_keys: bool) -> list[Line]:
     """The objects of a block's lines if orjson reads all of them exactly; otherwise empty."""
     if ZEROS in block.translate(DIGITS_TO_ZEROS) and any(map(_has_many_digits, texts)):
         return []
@@ -154,12 +162,18 @@ def _parse_all(block: bytes, texts: list[bytes]) -> list[Line]:
         parsed = list(map(orjson.loads, texts))
     except orjson.JSONDecodeError:
         return []
-    return parsed if set(map(type, parsed)) == {dict} and _num_colons(block) == _num_keys(parsed) else []
+    if set(map(type, parsed)) != {dict}:
+        return []
+    if unique_keys:
+        return parsed
+    is_flat = block.count(b"{") == len(parsed)  # no object within another one
+    return parsed if _num_colons(block) == (sum(map(len, parsed)) if is_flat else _num_keys(parsed)) else []
 
 
 def _num_colons(text: bytes) -> int:
     """Number of colons behind quotes: one a key, and those within strings."""
-    return text.count(b'":') + len(SPACED_COLON.findall(text))
+    spaced = len(SPACED_COLON.findall(text)) if b'" ' in text or b'"\t' in text else 0
+    return text.count(b'":') + spaced
 
 
 def _num_keys(values: Iterable[Any]) -> int:
@@ -261,7 +275,7 @@ def _not_an_object(value: Any, number: int) -> str:
 
 
 def settle(parsed: Iterable[tuple[list[bytes], list[Line]]]) -> tuple[dict[str, Kind], str]:
-    """(the kinds of all fields of a file, the error of its first line that cannot be read or "")."""
+    """(the kinds of all fields of a file, the error of its first line that cannot be read, or "" if all can be)."""
     fields: dict[str, Kind] = {}
     error = ""
     for _, lines in parsed:

@@ -36,25 +36,30 @@ class OtherTables:
             self._by_size.setdefault(record.num_rows, {})[record.rows_sha256] = record.input_path
         self._said: set[str] = set()
 
-    def compare(self, table: str, chunk: pa.Table, digest: str) -> None:
-        """Compares new rows with the beginnings of other tables' ranges, and remembers them for the tables that follow.
+    def compare(self, table: str, first_row: int, chunk: pa.Table, digest: str) -> None:
+        """Compares new rows with other tables' ranges, and remembers them for the tables that follow.
+
+        Args:
+            first_row: the chunk's; at a table's beginning, shorter ranges are compared too.
 
         Raises:
             InputError: the table is a copy of another one.
         """
         if in_retries(table):
             return
-        sizes = sorted(size for size in self._by_size if size <= chunk.num_rows)[-COMPARED_SIZES:]
-        found = ((size, self._by_size[size].get(hash_rows(chunk.slice(0, size)), table)) for size in sizes)
-        size, other = next(((size, name) for size, name in found if name != table), (0, table))
+        size, other = chunk.num_rows, self._by_size.get(chunk.num_rows, {}).get(digest, table)
+        if first_row == 0 and other == table:
+            sizes = sorted(size for size in self._by_size if size < chunk.num_rows)[-COMPARED_SIZES:]
+            found = ((size, self._by_size[size].get(hash_rows(chunk.slice(0, size)), table)) for size in sizes)
+            size, other = next(((size, name) for size, name in found if name != table), (0, table))
         self._by_size.setdefault(chunk.num_rows, {}).setdefault(digest, table)
         if other == table or table in self._said or self._allow_copies:
             return
         if size >= REFUSED_ROWS:
             raise InputError(
-                f"ingest.input={table}: begins with {size:,} rows of {other}, which the data set holds or this run ingests; "
-                "remove the copy; if the table was renamed or moved, give it its old name; to have these pairs twice, add "
-                "ingest.allow_copies=true"
+                f"ingest.input={table}: has {size:,} rows of {other}, from row {first_row} on, which the data set or this "
+                "run has; remove the copy; if the table was renamed or moved, give it its old name; to have these pairs "
+                "twice, add ingest.allow_copies=true"
             )
         self._said.add(table)
         logger.warning("ingest.input=%s: has rows of %s, too; they become samples of their own", table, other)

@@ -238,7 +238,7 @@ class _Planner:
             check_column_types(table, chunk.schema, self._config)
             digest = hash_rows(chunk)
             if first_row not in by_first:
-                self.others.compare(table, chunk, digest)
+                self.others.compare(table, first_row, chunk, digest)
                 self._add(table, reader, first_row, without_row_text(chunk), digest)
             elif not _is_unchanged(by_first[first_row], chunk, digest):
                 raise edited(table, by_first[first_row])

@@ -37,6 +37,7 @@ class TextTable:
         fields: the kinds of a jsonl table's fields.
         start: place of the first row in the (decompressed) file.
         line: number of the first row's line.
+        is_clean: every line of a jsonl can be read.
     """
 
     source: TextSource
@@ -46,6 +47,7 @@ class TextTable:
     fields: dict[str, Kind]
     start: int
     line: int
+    is_clean: bool = False
 
     def has_rows(self) -> bool:
         """True if there is a row to be read."""
@@ -60,7 +62,7 @@ class TextTable:
         blocks = self.source.blocks(start, stop)
         if self.dialect is None:
             waits = lambda: say_that_a_line_waits(self.source.address)  # noqa: E731
-            yield from json_batches(parse_lines(blocks, complete, line, waits), self.fields)
+            yield from json_batches(parse_lines(blocks, complete, line, waits, self.is_clean), self.fields)
         elif self.columns:
             reader = DelimitedReader(self.dialect, self.columns, complete, line)
             yield from reader.batches(blocks)
@@ -141,7 +143,7 @@ def _open_json(source: TextSource, head: bytes, start: int) -> TextTable:
     if error and not fields:
         raise InputError(f"ingest.input={source.address}: no line is a JSON object ({error}); write one object per line")
     refuse_reserved(source.address, tuple(fields))
-    return TextTable(source, tuple(fields), READER, None, fields, start, 1)
+    return TextTable(source, tuple(fields), READER, None, fields, start, 1, not error)
 
 
 def _skip_empty_lines(head: bytes, place: int) -> tuple[int, int]:

@@ -43,7 +43,7 @@ def test_a_renamed_table_is_refused_also_if_it_has_grown(tmp_path):
     for name, other in (("t2.csv", "t.csv"), ("u2.parquet", "u.parquet")):
         grown = write(tmp_path / name, [*(MANY if other == "t.csv" else MANY[::-1]), ROWS[0]])
         for size in (100, 1000):
-            with pytest.raises(InputError, match=rf"begins with 100 rows of .*{other}.*allow_copies=true"):
+            with pytest.raises(InputError, match=rf"has 100 rows of .*{other}.*allow_copies=true"):
                 plan(grown, output, partition_size_rows=size)
         assert plan(grown, output, allow_copies=True).num_rows == 101
 
@@ -51,7 +51,7 @@ def test_a_renamed_table_is_refused_also_if_it_has_grown(tmp_path):
 def test_copies_within_one_run_are_refused(tmp_path):
     for name in ("t.csv", "t (1).csv"):
         write(tmp_path / "in" / name, MANY)
-    with pytest.raises(InputError, match=r"t\.csv: begins with 100 rows of .*t \(1\)\.csv"):
+    with pytest.raises(InputError, match=r"t\.csv: has 100 rows of .*t \(1\)\.csv"):
         plan(tmp_path / "in", tmp_path / "out", partition_size_rows=100)
 
 
