@@ -27,8 +27,14 @@ HEADINGS = {EXIT_BAD_INPUT: "bad input", EXIT_NOT_MEANT: "done, but not what was
 LEAVES_WITHIN_S = 30.0
 """Time for ray.shutdown(), W&B and others; the process ends after it."""
 SHARED_MEMORY = "/dev/shm"
-OUTPUTS = {"ingest": "ingest.output", "index": "index.output", "curate": "curate.data", "embed": "embed.output"}
-"""Job -> key of the folder that it writes; all others have a run."""
+OUTPUTS = {
+    "train": "run.uri",
+    "ingest": "ingest.output",
+    "index": "index.output",
+    "curate": "curate.data",
+    "embed": "embed.output",
+}
+"""Job -> key of the folder that it writes; the others only read a run, and leave nothing there."""
 
 _ends_process = False
 _KEPT: list[BaseException] = []
@@ -110,8 +116,8 @@ def _named_folders() -> list[str]:
 
 def _own_folders(job: str | None, config: Config | None) -> list[str]:
     """The folder that the job writes, if it is on this machine."""
-    if config is None:
+    if config is None or job not in OUTPUTS:
         return []
-    section, _, key = OUTPUTS.get(job or "", "run.uri").partition(".")
+    section, _, key = OUTPUTS[job].partition(".")
     folder = str(getattr(getattr(config, section), key) or "").removeprefix("file://")
     return [folder] if folder and "://" not in folder else []

@@ -76,3 +76,4 @@ def test_a_full_disk_is_tried_again_and_a_read_only_one_is_bad_input(tmp_path):
     report = job("report", f"run.dir={run.parent}", "run.name=run", "--output", disk / "report.html")
     check(run_on_disk("size=8k", disk, report, cwd=ROOT), 1, f"no space is left on the disk ({disk} on this machine: full)")
     check(run_on_disk("ro", disk, report, cwd=ROOT), 2, f"{disk}/report.html: Read-only file system")
+    assert not (run / "errors").exists(), "the run is only read"

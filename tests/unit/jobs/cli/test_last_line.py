@@ -56,6 +56,9 @@ def test_the_folder_of_a_job_is_the_one_that_it_writes_if_it_is_on_this_machine(
     assert _own_folders("ingest", config) == ["/data/pairs"]
     assert _own_folders("train", config) == []
     assert _own_folders("train", None) == []
+    local = load_config("debug_cpu", ["run.dir=/runs"])
+    assert _own_folders("train", local) == ["/runs/debug_cpu"]
+    assert _own_folders("report", local) == [], "it reads a run, and leaves nothing there"
     for key in OUTPUTS.values():
         section, _, name = key.partition(".")
         assert hasattr(getattr(config, section), name)
