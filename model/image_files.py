@@ -98,9 +98,11 @@ def read_exif(image: Image.Image, pointer: int | None = None) -> dict[int, Any]:
 
     Call it after the pixels are loaded: Pillow turns TIFFs while it decodes them, and says so then.
     """
-    for name in _OTHERS_ORIENTATION:
-        image.info.pop(name, None)
     try:
+        if image.format == "PNG":
+            image.load()  # metadata may lie behind the pixels
+        for name in _OTHERS_ORIENTATION:
+            image.info.pop(name, None)
         exif: Any = image.getexif()
         if pointer is not None:
             exif = exif.get_ifd(pointer)

@@ -26,7 +26,6 @@ from pipeline.transform.resize import Pixels, encode, resize, target_size
 EXIF_LIMIT_CHARACTERS = 4096
 DIRECTORIES: dict[int, dict[int, str]] = {0x8769: ExifTags.TAGS, 0x8825: ExifTags.GPSTAGS}
 """Tags that point to a directory within the Exif data, of the camera and of GPS, and the names of its tags."""
-_EXIF_OF_PNG = (b"eXIf", b"Raw profile type")
 JPEGS = ("JPEG", "MPO")
 """Pillow's names for JPEG files; MPO is a JPEG with more images behind the first, as telephones write it."""
 
@@ -63,7 +62,7 @@ def prepare_image(data: bytes, config: ImageConfig) -> StoredImage | Failure:
 def upright_size(data: bytes) -> tuple[int, int]:
     """Width and height of an image as it is meant to be seen, from its header. Raises what Pillow raises on bad data."""
     image = Image.open(io.BytesIO(data))
-    if image.format == "PNG" and not any(name in data for name in _EXIF_OF_PNG):  # Pillow would decode it, to look behind it
+    if image.format == "PNG" and b"eXIf" not in data:  # Pillow would decode it, to look behind it
         return image.size
     return image.size[::-1] if orientation(image) in (5, 6, 7, 8) else image.size
 

@@ -173,20 +173,21 @@ def test_exif_after_fill_bytes_and_other_segments_is_read():
     check_upright(jpeg_with(app1(b"http://ns.adobe.com/xap/1.0/\0<x/>") + exif, stored_as(6)))
 
 
-def test_exif_of_a_png_is_read_before_and_after_the_pixels_and_as_a_text():
+def test_exif_of_a_png_is_read_before_and_after_the_pixels_and_not_as_a_text():
     plain = encode(stored_as(6), "PNG")
     exif = tiff_directory([(0x0112, 3, 1, struct.pack("<HH", 6, 0))])
     after_header, before_end = 33, len(plain) - 12
     for at in (after_header, before_end):
         check_upright(plain[:at] + png_chunk(b"eXIf", exif) + plain[at:])  # opencv/opencv 16579
     text = f"\nexif\n{len(exif) + 6:8}\n{(b'Exif' + bytes(2) + exif).hex()}\n".encode()
-    raw_profile = png_chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(text))
-    check_upright(plain[:after_header] + raw_profile + plain[after_header:])
+    raw_profile = png_chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(text))  # ImageMagick's; browsers ignore it
+    level = encode(upright(), "PNG")
+    for at in (after_header, len(level) - 12):
+        check_upright(level[:at] + raw_profile + level[at:])
     for broken in (b"\0\x08\0\x02\x01\x12\0\x03", b"", b"Exif\0\0"):  # python-pillow/Pillow 5528
-        level = encode(upright(), "PNG")
         check_upright(level[:after_header] + png_chunk(b"eXIf", broken) + level[after_header:])
     broken_text = png_chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(b"\nexif\n  4\nno hex\n"))
-    check_upright(encode(upright(), "PNG")[:after_header] + broken_text + encode(upright(), "PNG")[after_header:])
+    check_upright(level[:after_header] + broken_text + level[after_header:])
 
 
 def test_exif_of_an_avif_turns_nothing_that_its_own_properties_do_not():
