@@ -15,8 +15,7 @@ from typing import Any
 
 from model.config import ARCHITECTURES, Activation, Architecture
 from model.preprocess import MEAN, STD
-from model.tokenizer import END_OF_TEXT, START_OF_TEXT
-from model.vocabulary import END_SYMBOL, START_SYMBOL, vocabulary
+from model.vocabulary import END_OF_TEXT, END_SYMBOL, START_OF_TEXT, START_SYMBOL, vocabulary
 
 BICUBIC = 3
 """Pillow's number for the bicubic filter."""

@@ -15,7 +15,7 @@ import yaml
 from model.clip import CLIP
 from training.evaluation.figures import NOTES, notes_of
 
-OWN_PACKAGES = ("rayclip", "torch", "safetensors", "instant-clip-tokenizer", "ftfy")
+OWN_PACKAGES = ("rayclip", "torch", "safetensors", "tokenizers", "ftfy")
 
 
 @dataclass(frozen=True)

@@ -117,8 +117,29 @@ def test_a_long_caption_is_cut_and_keeps_end_of_text_last():
     assert ids[1].tolist() == [49406, 320, 1929, 49407, 0, 0, 0, 0, 0, 0]
 
 
+def test_a_single_text_is_a_batch_of_one():
+    assert tokenize("a dog").tolist() == tokenize(["a dog"]).tolist()
+
+
+def test_names_of_the_special_tokens_in_a_caption_are_text():
+    ids = tokenize(["a <|endoftext|> b"])[0].tolist()
+    assert ids.count(END_OF_TEXT) == 1
+    assert ids[ids.index(END_OF_TEXT) :] == [END_OF_TEXT] + [0] * (77 - ids.index(END_OF_TEXT) - 1)
+
+
 def test_no_texts_give_no_rows():
     assert tokenize([]).shape == (0, 77)
+
+
+def test_plain_text_has_the_ids_of_any_text():
+    """A word that is no plain text, at the end, has the whole text encoded by the library's own division into words."""
+    plain = [text for text in strings(3_000, seed=2) if text.isascii() and "&" not in text and text.isprintable()]
+    assert len(plain) > 50
+    whole = tokenize([f"{text} \u00e9t\u00e9" for text in plain], context_length=2_000)
+    ending = tokenize("\u00e9t\u00e9")[0].tolist().index(END_OF_TEXT)  # start-of-text and its own tokens
+    for ids, text in zip(whole.tolist(), plain, strict=True):
+        end = ids.index(END_OF_TEXT)
+        assert tokenize(text, context_length=2_000)[0, : end - ending + 1].tolist() == ids[: end - ending + 1], text
 
 
 def test_the_gate_for_plain_text_changes_nothing():

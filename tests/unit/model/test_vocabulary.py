@@ -1,4 +1,4 @@
-"""What is recovered from the tokenizer is the published vocabulary, to the last merge."""
+"""The vocabulary is the published one, to the last merge."""
 
 import gzip
 
