@@ -112,8 +112,8 @@ def _remedy(config: IngestConfig) -> str:
 def _command(options: argparse.Namespace, reasons: str) -> str:
     """The command in progress, as one that retries rows."""
     recipe = [] if options.config == "default" else ["--config", options.config]
-    words = ["python", "jobs/ingest.py", *recipe, *map(without_userinfo, options.overrides), "--retry-failed", reasons]
-    return shlex.join(words)
+    words = [*recipe, *map(without_userinfo, options.overrides), "--retry-failed", reasons]
+    return f"python jobs/ingest.py {shlex.join(words)}"
 
 
 def _verify(config: IngestConfig) -> int:

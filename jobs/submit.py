@@ -25,7 +25,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import importlib
 import os
 import shlex
 import signal
@@ -38,6 +37,7 @@ from urllib.parse import urlsplit
 
 from jobs.cli.command_line import BAD_INPUT, EXIT_BAD_INPUT, EXIT_FAILED, EXIT_STOPPED
 from jobs.cli.config import RECIPES, load_config
+from jobs.cli.job_keys import import_job
 from jobs.cli.runtime_env import check
 from pipeline.errors import ConfigError
 from pipeline.storage.url_credentials import has_userinfo, without_userinfo
@@ -51,6 +51,8 @@ if TYPE_CHECKING:
 
 SILENCE_S = 120.0
 """A connection without a line for this long may be dead: a new one is opened."""
+COMMAND = "rayclip"
+"""The installed command, whose first word is a job's name."""
 GIVE_UP_S = 300.0
 """Time after which an unresponsive cluster is given up."""
 PAUSE_S = 2.0
@@ -68,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.wait_for:
             return follow(connect(options.address), options.wait_for)
         runtime_env = recipe_runtime_env(options.entrypoint, options.working_dir)
-        if any(map(_is_job, options.entrypoint)):
+        if any(_job_at(options.entrypoint, place) for place in range(len(options.entrypoint))):
             add_wandb_variables(runtime_env)
         if options.working_dir:
             runtime_env["working_dir"] = options.working_dir
@@ -105,11 +107,10 @@ def recipe_runtime_env(entrypoint: Sequence[str], working_dir: str | None) -> di
         ConfigError: the recipe, an override or the runtime environment is invalid.
         SystemExit: an option is invalid.
     """
-    place = next((place for place, word in enumerate(entrypoint) if _is_job(word)), None)
+    place = next((place for place in range(len(entrypoint)) if _job_at(entrypoint, place)), None)
     if place is None:
         return {}
-    module = importlib.import_module(f"jobs.{PurePath(entrypoint[place]).stem}")
-    arguments = module.arguments()
+    arguments = import_job(_job_at(entrypoint, place)).arguments()
     arguments.prog = entrypoint[place]
     options = arguments.parse_intermixed_args(list(entrypoint[place + 1 :]))
     recipe = options.config
@@ -139,13 +140,18 @@ def add_wandb_variables(runtime_env: dict[str, Any]) -> None:
         runtime_env["env_vars"] = variables | dict(runtime_env["env_vars"] if "env_vars" in runtime_env else {})
 
 
-def _is_job(word: str) -> bool:
-    """Returns True if a word of a command is the path of a job with a recipe, here or in the container image."""
-    path = PurePath(word)
+def _job_at(words: Sequence[str], place: int) -> str:
+    """The name of the job with a recipe that a word of a command names; empty if it names none.
+
+    It is the path of a job, here or in the container image, or the word behind `rayclip`.
+    """
+    path = PurePath(words[place])
     ours = (PurePath("jobs"), RECIPES.parent, PurePath("/opt/rayclip/jobs"))
-    if path.parent not in ours or path.suffix != ".py" or not (RECIPES.parent / path.name).is_file():
-        return False
-    return hasattr(importlib.import_module(f"jobs.{path.stem}"), "arguments")
+    is_path = path.parent in ours and path.suffix == ".py"
+    is_command = place > 0 and PurePath(words[place - 1]).name == COMMAND and path.name == words[place]
+    if not (is_path or is_command) or not (RECIPES.parent / f"{path.stem}.py").is_file():
+        return ""
+    return path.stem if hasattr(import_job(path.stem), "arguments") else ""
 
 
 # --------------------------------------------------------------------------------------------------------------- the cluster

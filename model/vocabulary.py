@@ -1,4 +1,4 @@
-"""CLIP's byte-pair vocabulary, from merges.txt beside this file: the published file's first 48,894 merges, as other tools read them.
+"""CLIP's byte-pair vocabulary, from merges.txt beside this file: the first 48,894 merges of the published file.
 
 In: nothing. Out: the symbols with their ids (vocab.json), and the merges in order (merges.txt).
 

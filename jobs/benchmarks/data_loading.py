@@ -289,7 +289,7 @@ def _first_batch_s(address: str) -> dict[str, float]:
 def _run_side(side: str, address: str, samples: int, server: int) -> dict[str, float]:
     import torch
 
-    import training.data.loader  # noqa: F401 (loaded in every side's process before it is measured)
+    from training.data import loader  # noqa: F401 (loaded in every side's process before it is measured)
 
     torch.set_num_threads(1)
     workers = os.cpu_count() or 1

@@ -22,7 +22,7 @@ def run(pairs: int, dimensions: int, threads: int, repeats: int) -> str:
     found: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
     for _ in range(repeats):
         for side in SIDES:
-            command = [sys.executable, "-m", "jobs.benchmarks.ranking", side, *map(str, (pairs, dimensions, threads))]
+            command = [sys.executable, "-m", __spec__.name, side, *map(str, (pairs, dimensions, threads))]
             done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
             found[side].append(json.loads(done.stdout.splitlines()[-1]))
     recalls = {json.dumps(one["recalls"]) for side in SIDES for one in found[side]}

@@ -21,7 +21,7 @@ from jobs.benchmarks.training_step import captions
 from jobs.cli.config import dump_config, load_config
 
 WARM_UP_STEPS = 2
-BARE, RAY = ["jobs/benchmarks/whole_runs.py"], ["jobs/train.py", "--config"]
+BARE, RAY = [__file__], [str(ROOT / "jobs" / "train.py"), "--config"]
 
 
 def run_end_to_end(recipe: str, batch_size: int, steps: int, repeats: int) -> str:

@@ -1,12 +1,17 @@
-"""Table of the keys that each job uses: for its `--help`, and to refuse other sections on its command line.
+"""Table of the jobs and of the keys that each uses: for its `--help`, and to refuse other sections on its command line.
 
 A recipe may hold any section: a stored run's config.yaml holds all of them, and every job reads it.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from types import ModuleType
+
+_ROOM = (__package__ or "").rpartition(".")[0]
+"""The package of the commands: `jobs` in a checkout, `rayclip.jobs` where RayCLIP is installed (setup.py)."""
 
 
 @dataclass(frozen=True)
@@ -118,19 +123,29 @@ JOBS: dict[str, JobKeys] = {
 """Job (jobs/NAME.py) -> its keys. Every job reads `cluster.runtime_env`: its variables are the job's environment."""
 
 
+def import_job(name: str) -> ModuleType:
+    """The module of a command."""
+    return importlib.import_module(f"{_ROOM}.{name}")
+
+
+def shown(name: str) -> str:
+    """A command as messages name it."""
+    return f"jobs/{name}.py" if _ROOM == "jobs" else f"rayclip {name}"
+
+
 def users_of(keys: Sequence[str]) -> dict[str, list[str]]:
-    """Paths of the jobs that use any of the keys, each with those that it uses."""
-    used = ((f"jobs/{name}.py", job.select(keys)) for name, job in JOBS.items())
-    return {path: names for path, names in used if names}
+    """The jobs that use any of the keys, each with those that it uses."""
+    used = ((shown(name), job.select(keys)) for name, job in JOBS.items())
+    return {job: names for job, names in used if names}
 
 
 def refusal(job: str, section: str) -> str:
     """The reason why a job's command line refuses a section; empty if it is allowed."""
     keys = JOBS[job]
-    users = [f"jobs/{name}.py" for name, other in JOBS.items() if section in other.sections]
+    users = [shown(name) for name, other in JOBS.items() if section in other.sections]
     if section in keys.sections or not users:
         return ""
     return (
-        f"jobs/{job}.py does not use the section {section} (used by {', '.join(users)}); "
+        f"{shown(job)} does not use the section {section} (used by {', '.join(users)}); "
         f"set keys of {', '.join(keys.sections)}, or keep it in a recipe"
     )

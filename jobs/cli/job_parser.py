@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from jobs.cli import key_help
 from jobs.cli.config import key_names, read_recipe, recipe_names, remedy
-from jobs.cli.job_keys import JOBS
+from jobs.cli.job_keys import JOBS, shown
 
 WIDEST, NARROWEST = 120, 60
 UNRECOGNIZED = "unrecognized arguments: "
@@ -47,6 +47,11 @@ class JobParser(argparse.ArgumentParser):
         """The recipe that is loaded without `--config`."""
         return self.get_default("config") or "default"
 
+    @property
+    def _command(self) -> str:
+        name = shown(self.job or Path(self.prog).stem)
+        return self.prog if self.prog.startswith("rayclip ") else f"python {name}" if name.endswith(".py") else name
+
     def format_help(self) -> str:
         width, recipes = _width(), recipes_for(self.job)
         formatter = argparse.HelpFormatter(self.prog, width=width)
@@ -57,7 +62,7 @@ class JobParser(argparse.ArgumentParser):
                 formatter.add_arguments(actions)
                 formatter.end_section()
         parts = [
-            f"usage: python jobs/{self.job or Path(self.prog).stem}.py [--config RECIPE] [OPTIONS] [section.key=value ...]",
+            f"usage: {self._command} [--config RECIPE] [OPTIONS] [section.key=value ...]",
             key_help.reflow(self.description or "", width),
             formatter.format_help().strip(),
             key_help.first_page(self.job, width, self.default_recipe) if self.job else "",
