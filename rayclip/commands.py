@@ -33,7 +33,7 @@ def table() -> str:
 
 
 def run(name: str, words: Sequence[str]) -> int:
-    """Runs a command as `python jobs/NAME.py` does; jobs with a recipe end the process."""
+    """Runs a command as its file in jobs/ does; jobs with a recipe end the process."""
     from jobs.cli.command_line import main
 
     sys.argv = [f"rayclip {name}", *words]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("pipeline", "model", "training", "jobs")
+ROOMS = ("rayclip", "pipeline", "model", "training", "jobs")
 PLANTED = {
     "model/made_today.py": ("pipeline.errors", "training.errors", "jobs.cli.config"),
     "pipeline/storage/made_today.py": ("pipeline.dataset.manifest", "model.config", "ray"),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("pipeline", "model", "training", "jobs", "infra")
+ROOMS = ("rayclip", "pipeline", "model", "training", "jobs", "infra")
 SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 PAGES = sorted(
     [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(path for path in (ROOT / "docs").rglob("*.md") if path.name != "LOG.md")]

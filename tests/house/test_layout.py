@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("pipeline", "model", "training", "jobs")
+ROOMS = ("rayclip", "pipeline", "model", "training", "jobs")
 MODULES = sorted(
     str(path.relative_to(ROOT)) for room in ROOMS for path in (ROOT / room).rglob("*.py") if path.name != "__init__.py"
 )

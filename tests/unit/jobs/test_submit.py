@@ -69,6 +69,13 @@ def test_bad_input_of_a_job_of_ours_costs_no_cluster(monkeypatch, capsys, job, s
     assert "planted-secret" not in errors
 
 
+@pytest.mark.parametrize("command", ["rayclip", "/usr/local/bin/rayclip", "python -m rayclip"])
+def test_a_job_may_be_the_installed_command(monkeypatch, capsys, command):
+    code, errors = typed(monkeypatch, capsys, "--", *command.split(), "train", "train.max_stebs=3")
+    assert code == 2
+    assert "did you mean train.max_steps?" in errors
+
+
 @pytest.mark.parametrize("words", [(), ("--wait-for", "a", "--", "python", "jobs/train.py"), ("--no-wait",)])
 def test_a_command_or_a_job_to_wait_for_is_needed(monkeypatch, capsys, words):
     code, errors = typed(monkeypatch, capsys, *words)
@@ -81,6 +88,9 @@ def test_a_command_or_a_job_to_wait_for_is_needed(monkeypatch, capsys, words):
     [
         "python train.py train.max_stebs=3",
         "python jobs/benchmark.py loss",
+        "rayclip --version",
+        "rayclip benchmark loss",
+        "train train.max_stebs=3",
         "echo jobs/none.py a=b",
         "python /srv/another/jobs/train.py --lr 3",
     ],
