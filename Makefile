@@ -6,8 +6,12 @@
 #
 # quick and test run WORKERS processes of pytest, each of which takes whole files; one of them takes all that share one Ray.
 # They end with the slowest tests and pytest's count of all. One file: .venv/bin/python -m pytest tests/unit/model/test_clip.py
-PYTHON ?= python3
 VENV ?= .venv
+FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
+# The first that fits: this machine's own python3, or another of its Pythons; PYTHON=... names one.
+PYTHON ?= $(shell for one in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$one -c '$(FITS)' 2> /dev/null && echo $$one && break; done)
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2> /dev/null)
 BIN := $(VENV)/bin
 PROJECT := pyproject.toml constraints.txt
 WORKERS ?= 2
@@ -35,17 +39,23 @@ check: $(VENV)/.installed-test
 soak: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m soak --timeout=3600
 
-$(BIN)/python:
-	$(PYTHON) -m venv $(VENV)
+# An environment of another Python, or a broken one, is made again; uv, where it is installed, brings a Python that fits.
+MADE := $(VENV)/.python-$(VERSION)
+$(MADE):
+	@if $(PYTHON) -c '$(FITS)' 2> /dev/null; then $(PYTHON) -m venv --clear $(VENV); \
+	elif command -v uv > /dev/null; then uv venv --clear --seed --python 3.12 $(VENV); \
+	else echo 'make: RayCLIP needs Python 3.11 to 3.14$(if $(VERSION),; $(PYTHON) is $(VERSION)). Install one, e.g.' \
+	"\`apt-get install python3.12 python3.12-venv\` or \`pip install uv\`, and run make again; PYTHON=... names one." >&2; exit 1; fi
+	@touch $@
 
 # What the tests need holds all that the demo needs.
-$(VENV)/.installed-demo: $(BIN)/python $(PROJECT)
+$(VENV)/.installed-demo: $(MADE) $(PROJECT)
 	@test -e $(VENV)/.installed-test || $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[demo]'
 	@touch $@
 
-$(VENV)/.installed-test: $(BIN)/python $(PROJECT)
+$(VENV)/.installed-test: $(MADE) $(PROJECT)
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[test]'
-	$(PYTHON) -m venv $(VENV)/ministack  # an S3 server that survives SIGKILL; it pins packages that ours need newer
+	$(BIN)/python -m venv $(VENV)/ministack  # an S3 server that survives SIGKILL; it pins packages that ours need newer
 	$(VENV)/ministack/bin/python -m pip install --disable-pip-version-check -q ministack==1.5.33
 	@touch $@
 
