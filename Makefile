@@ -2,6 +2,7 @@
 # make quick  install everything, then run the tests that need no Ray: tests/house, tests/unit and tests/world (7 minutes on 2 cores)
 # make test   install everything, then run all tests, also those on real Ray clusters: tests/system (28 minutes on 2 cores)
 # make check  lint, types, import rules
+# make docs   the documentation as a site with search, in build/site
 # make soak   repetitions, full-size and comparison runs (long)
 #
 # quick and test run WORKERS processes of pytest, each of which takes whole files; one of them takes all that share one Ray.
@@ -15,11 +16,12 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 BIN := $(VENV)/bin
 PROJECT := pyproject.toml constraints.txt
 WORKERS ?= 2
+API := rayclip training.loss model.clip model.tokenizer pipeline.dataset.manifest training.data.sample_order
 # Tests start hundreds of interpreters; without bytecode each would compile the project again.
 export PYTHONDONTWRITEBYTECODE :=
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --no-loadscope-reorder --durations=20
 
-.PHONY: demo quick test check soak clean
+.PHONY: demo quick test check soak docs clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/python jobs/demo.py
@@ -57,6 +59,18 @@ $(VENV)/.installed-test: $(MADE) $(PROJECT)
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[test]'
 	$(BIN)/python -m venv $(VENV)/ministack  # an S3 server that survives SIGKILL; it pins packages that ours need newer
 	$(VENV)/ministack/bin/python -m pip install --disable-pip-version-check -q ministack==1.5.33
+	@touch $@
+
+# The pages lie under build/pages as they do here, with all that they may link to.
+docs: $(VENV)/.installed-docs
+	rm -rf build/pages && mkdir -p build/pages
+	git ls-files -z '*.md' '*.png' '*.py' '*.yaml' '*.yml' '*.txt' '*.toml' infra LICENSE NOTICE Makefile | tar --null -T - -cf - | tar -xf - -C build/pages
+	for one in $(API); do printf '::: %s\n\n' $$one; done > build/pages/api.md
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -q
+	@echo 'build/site/index.html; to look at it: $(BIN)/mkdocs serve'
+
+$(VENV)/.installed-docs: $(MADE) $(PROJECT)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[docs]'
 	@touch $@
 
 clean:

@@ -60,8 +60,9 @@ def contrastive_loss(
     """The symmetric cross-entropy of the full G x G matrix, of which this rank computes B rows and B columns.
 
     Args:
-        image_features_BE, text_features_BE: normalised, this rank's slice (`slice_bounds`) of the global batch. Computed in
-            float32, or in float64 where they are.
+        image_features_BE: normalised, this rank's slice (`slice_bounds`) of the global batch. Computed in float32, or in
+            float64 where they are.
+        text_features_BE: likewise.
         logit_scale_exp: scalar, exp(logit_scale).
         tile_size: columns that exist at a time.
         caption_G: int64, a number below G for each sample's caption, on every rank: samples with the same number are positives

@@ -16,7 +16,8 @@ def make(folder: Path, target: str, *variables: str) -> subprocess.CompletedProc
         (folder / name).symlink_to(f"/bin/{name}")
     command = ["/usr/bin/make", f"VENV={folder / 'env'}", *variables, f"{folder / 'env'}/{target}"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "PYTHON"))}
-    return subprocess.run(command, cwd=ROOT, env=environment | {"PATH": str(folder)}, capture_output=True, text=True, check=False)
+    environment["PATH"] = str(folder)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
 def program(path: Path, text: str) -> None:

@@ -3,6 +3,9 @@
 import importlib
 import re
 import shlex
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -29,6 +32,25 @@ def test_pages_of_every_kind_are_tested():
     assert len(PAGES) >= 24
     assert {task for task, _ in COMMANDS} == set(TASKS)
     assert len(COMMANDS) >= 30
+
+
+def test_the_list_of_decisions_holds_each_with_its_title():
+    listed = (ROOT / "docs" / "decisions" / "README.md").read_text(encoding="utf-8").splitlines()
+    for path in sorted((ROOT / "docs" / "decisions").glob("0*.md")):
+        title = path.read_text(encoding="utf-8").splitlines()[0].removeprefix(f"# {path.name[:4]}: ")
+        assert f"- [{path.name[:4]}]({path.name}): {title}" in listed
+
+
+@pytest.mark.soak
+def test_the_site_is_built_with_a_page_for_each_of_ours_and_one_of_the_interface(tmp_path):
+    done = subprocess.run(["make", f"VENV={Path(sys.prefix)}", "docs"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    site = ROOT / "build" / "site"
+    for path in PAGES:
+        place = path.relative_to(ROOT).with_suffix("")
+        assert (site / place.parent / ("" if path.name == "README.md" else path.stem) / "index.html").is_file(), path
+    assert "contrastive_loss" in (site / "api" / "index.html").read_text(encoding="utf-8")
+    assert (site / "search" / "search_index.json").is_file()
 
 
 @pytest.mark.parametrize(("task", "line"), COMMANDS, ids=relative)
