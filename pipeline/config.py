@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 DEFAULT_QUALITY, DEFAULT_PNG_LEVEL, MAX_PNG_LEVEL = 95, 3, 9
+
+
+EXAMPLES = {"allow_addresses": "127.0.0.1/32", "allow_s3": "s3://BUCKET/photos/", "allow_files": "/data/photos"}
+"""Values of `ingest.fetch.allow_*`, for messages."""
 
 
 class Section(BaseModel):
@@ -41,9 +45,17 @@ class FetchConfig(Section):
     allow_s3: tuple[str, ...] = ()
     """Prefixes (s3://bucket/photos/) under which s3:// addresses in the url column may be read, with this machine's keys."""
     allow_files: tuple[str, ...] = ()
-    """Folders under which paths and file:// addresses in the url column may be read."""
+    """Folders under which paths and file:// addresses in the url column may be read; one, or a list."""
     user_agent_contact: str = ""
     """URL or e-mail address to send in the User-Agent."""
+
+    @field_validator("allow_addresses", "allow_s3", "allow_files", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool):
+            name = str(info.field_name)
+            raise ValueError(f"{str(value).lower()} names none of them; write ingest.fetch.{name}={EXAMPLES[name]}")
+        return (value,) if isinstance(value, str) and value else value
 
 
 class CaptionConfig(Section):
@@ -181,7 +193,7 @@ class IndexConfig(Section):
     """`index.*`: WebDataset tars written by other tools -> a data set that reads them in place."""
 
     input: str = ""
-    """Tar, folder or glob of tars, not compressed; local or s3://."""
+    """Tar, folder or glob of tars, not compressed; local or s3://. Braces ({00000..00127}.tar) and `::` are read, too."""
     output: str = ""
     """Root of the data set: sidecars and manifests, but no images."""
     single_writer: str = ""

@@ -201,10 +201,14 @@ def with_absolute_paths(config: Config) -> Config:
             if node[key] and has_userinfo(node[key]):
                 raise ConfigError(f"{location}={refusal(node[key])}")
             if node[key] and "://" not in node[key] and node[key] not in ("auto", "never"):  # words that run.resume takes
-                node[key] = str(Path(node[key]).expanduser().absolute())
+                node[key] = "::".join(_absolute(part) for part in node[key].split("::"))  # several tars
     folders = tree["ingest"]["fetch"]["allow_files"]
-    tree["ingest"]["fetch"]["allow_files"] = [str(Path(folder).expanduser().absolute()) for folder in folders]
+    tree["ingest"]["fetch"]["allow_files"] = [_absolute(folder) for folder in folders]
     return Config.model_validate(tree)
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
 
 
 def _nodes(tree: Any, parents: Sequence[str]) -> list[dict[str, Any]]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -32,17 +31,14 @@ from pipeline.dataset.manifest import (
 from pipeline.dataset.purged_urls import read_purged
 from pipeline.dataset.tar_members import Skipped, group_members
 from pipeline.errors import InputError
-from pipeline.ingest.table_files import list_files
 from pipeline.storage.address import open_storage, real_address
 from pipeline.storage.base import ObjectInfo, Storage
+from pipeline.versions.tar_patterns import named_tars
 from pipeline.versions.tar_rows import drop_purged, is_read, mark_repeated, mark_scattered, row_of, table_of
-from pipeline.versions.whole_tar import COMPRESSED_SUFFIXES, HashedTar, open_whole
+from pipeline.versions.whole_tar import HashedTar, open_whole
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = (".tar",)
-OTHER_SUFFIXES = (".TAR", ".Tar", *COMPRESSED_SUFFIXES, *(suffix.upper() for suffix in COMPRESSED_SUFFIXES))
-"""Suffixes of tars that are listed as well; compressed ones are refused by name."""
 FINGERPRINT = "indexed"
 """Begins the options' fingerprint of indexed tars; index.caption_key follows. Earlier releases have not recorded the key."""
 READERS = 8
@@ -104,18 +100,8 @@ def _fingerprint(config: IndexConfig) -> str:
 
 
 def _list_tars(config: IndexConfig) -> list[str]:
-    """Addresses of the input's tars, without hidden ones (`._x.tar`) and those of the data set itself."""
-    try:
-        found = list_files(config.input, (*SUFFIXES, *OTHER_SUFFIXES), "index.input")
-    except InputError:
-        found = list_files(config.input, SUFFIXES, "index.input")  # raises the message with the suffixes to use
-    wild = re.search(r"[*?\[]", config.input)
-    root = open_storage(config.input if wild is None else config.input[: wild.start()].rpartition("/")[0] or ".").uri
-    own = f"{open_storage(config.output).uri}/shards/"
-    tars = [tar for tar in found if not tar.startswith(own) and "/." not in f"/{tar.removeprefix(root).lstrip('/')}"]
-    hidden = [tar for tar in found if not tar.startswith(own) and tar not in set(tars)]
-    if hidden:
-        logger.warning("skipped %d hidden files, such as %s", len(hidden), hidden[0])
+    """Addresses of the input's tars, each once, without hidden ones and those of the data set itself."""
+    tars = named_tars(config.input, f"{open_storage(config.output).uri}/shards/")
     real = {tar: real_address(tar) for tar in tars}
     first = {real[tar]: tar for tar in reversed(tars)} | {tar: tar for tar in tars if real[tar] == tar}
     twice = [tar for tar in tars if first[real[tar]] != tar]

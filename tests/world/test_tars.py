@@ -172,14 +172,29 @@ def test_a_compressed_tar_is_planned_and_refused_by_its_name(image, tmp_path, na
         index_tar(tar, config)
 
 
-def test_braces_are_refused_with_the_glob_that_works(image, tmp_path):
-    for number in range(3):
-        (tmp_path / f"{number:05}.tar").write_bytes(packed(pairs(image, str(number))))
-    config = IndexConfig(input=f"{tmp_path}/{{00000..00002}}.tar", output=str(tmp_path / "data"))
-    with pytest.raises(InputError, match="braces are not expanded; write a glob, as in") as caught:
-        plan_index(config, None)
-    glob = str(caught.value).rpartition("as in ")[2].strip("'")
-    assert len(plan_index(config.model_copy(update={"input": glob}), None)) == 3
+def test_braces_name_their_tars_exactly_and_double_colons_join_parts(image, tmp_path):
+    (tmp_path / "more").mkdir()
+    for name in ("00000", "00001", "00002", "00010", "more/a", "more/b"):
+        (tmp_path / f"{name}.tar").write_bytes(packed(pairs(image, name.replace("/", "-"))))
+
+    def planned(text: str) -> list[str]:
+        tars = plan_index(IndexConfig(input=text, output=str(tmp_path / "data")), None)
+        return [tar.removeprefix(f"{tmp_path}/") for tar in tars]
+
+    assert planned(f"{tmp_path}/{{00000..00002}}.tar") == ["00000.tar", "00001.tar", "00002.tar"]
+    assert planned(f"{tmp_path}/{{00000,00010}}.tar::{tmp_path}/more") == ["00000.tar", "00010.tar", "more/a.tar", "more/b.tar"]
+    assert planned(f"{tmp_path}/{{00000,more/{{a,b}}}}.tar") == ["00000.tar", "more/a.tar", "more/b.tar"]
+    with pytest.raises(InputError, match=r"1 of the 4 tars .* are not there, such as .*00003\.tar; .* as in '.*/\*\.tar'"):
+        planned(f"{tmp_path}/{{00000..00003}}.tar")
+    with pytest.raises(InputError, match="its braces name more than 1,000,000 tars"):
+        planned(f"{tmp_path}/{{00000..99999}}{{00000..99999}}.tar")
+
+
+def test_a_folder_whose_own_name_has_braces_is_read_as_it_is(image, tmp_path):
+    (tmp_path / "{1..2}").mkdir()
+    (tmp_path / "{1..2}" / "a.tar").write_bytes(packed(pairs(image, "0")))
+    tars = plan_index(IndexConfig(input=f"{tmp_path}/{{1..2}}", output=str(tmp_path / "data")), None)
+    assert tars == [f"{tmp_path}/{{1..2}}/a.tar"]
 
 
 def test_hidden_tars_are_skipped_and_upper_case_ones_are_not(image, tmp_path, caplog):

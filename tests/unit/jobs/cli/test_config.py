@@ -144,3 +144,13 @@ def test_the_name_of_a_column_is_what_was_typed(name):
 
 def test_a_glob_may_begin_with_a_star():
     assert load_config("default", ["ingest.input=*.csv"]).ingest.input.endswith("/*.csv")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("allow_files", "/data"), ("allow_s3", "s3://b/p/"), ("allow_addresses", "127.0.0.1/32")]
+)
+def test_what_fetching_may_reach_is_one_or_a_list_and_never_true(key, value):
+    assert getattr(load_config("debug_cpu", [f"ingest.fetch.{key}={value}"]).ingest.fetch, key) == (value,)
+    assert getattr(load_config("debug_cpu", [f"ingest.fetch.{key}=[{value}]"]).ingest.fetch, key) == (value,)
+    with pytest.raises(ConfigError, match=f"true names none of them; write ingest.fetch.{key}="):
+        load_config("debug_cpu", [f"ingest.fetch.{key}=true"])
