@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from functools import cached_property, lru_cache
+from itertools import islice
 from typing import Literal
 
 import pyarrow as pa
@@ -28,6 +29,9 @@ from pipeline.storage.parquet import parquet_columns, read_parquet
 
 FOLDER = "manifests"
 UNLISTED_ATTEMPTS, UNLISTED_PAUSE_S = 8, 0.05
+TARS, TABLES = (".tar",), (".parquet", ".csv", ".tsv", ".jsonl", ".csv.gz", ".tsv.gz", ".jsonl.gz")
+MOST_LISTED = 1000
+"""Files that are looked at to say what lies at an address."""
 
 
 class ManifestError(InputError):
@@ -178,7 +182,7 @@ def read_manifest(storage: Storage, version: int | Literal["latest"] = "latest")
     """
     versions = list_versions(storage)
     if not versions:
-        raise ManifestError(f"{storage.uri}: there is no data set; make one with jobs/ingest.py ingest.output={storage.uri}")
+        raise ManifestError(f"{storage.uri}: there is no data set; {_how_to_make_one(storage)}")
     wanted = versions[-1] if version == "latest" else version
     if wanted not in versions:
         raise ManifestError(
@@ -196,6 +200,19 @@ def read_manifest(storage: Storage, version: int | Literal["latest"] = "latest")
     if manifest.version != wanted:
         raise ManifestError(f"{storage.address(path)}: says that it is version {manifest.version}; restore the file")
     return manifest
+
+
+def _how_to_make_one(storage: Storage) -> str:
+    """The command that makes a data set of what lies at an address: of tars, of tables, or of nothing yet."""
+    uri = storage.uri
+    place = storage.local_path("")
+    is_file = place is not None and place.is_file()
+    names = [uri] if is_file or "{" in uri or "::" in uri else [item.path for item in islice(storage.list(""), MOST_LISTED)]
+    if any(name.lower().endswith(TARS) for name in names):
+        return f"these are tars: make one with jobs/index.py index.input='{uri}' index.output=DATA, and name DATA here"
+    if any(name.lower().endswith(TABLES) for name in names):
+        return f"these are tables: make one with jobs/ingest.py ingest.input='{uri}' ingest.output=DATA, and name DATA here"
+    return f"make one with jobs/ingest.py ingest.output={uri}"
 
 
 def first_problem(error: ValidationError) -> str:

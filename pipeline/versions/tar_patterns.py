@@ -54,7 +54,7 @@ def _named(part: str, own: str) -> list[str]:
 
 
 def _in_braces(part: str) -> list[str]:
-    wanted = []
+    wanted: list[str] = []
     for address in braceexpand(part):
         if len(wanted) == _MOST:
             raise InputError(f"index.input={part}: its braces name more than {_MOST:,} tars; correct the numbers")

@@ -86,3 +86,23 @@ def test_a_version_that_is_refused_but_never_listed_is_given_up(make_data_set, t
     monkeypatch.setattr(storage, "write_if_absent", lambda path, data: False)
     with pytest.raises(StorageAwayError, match=r"00000002\.json: is there, says .* but is not listed"):
         commit(storage, [record])
+
+
+@pytest.mark.parametrize(
+    ("file", "named", "command"),
+    [
+        ("shards/00000.tar", "", "these are tars: make one with jobs/index.py index.input='{uri}' index.output=DATA"),
+        ("shards/00000.tar", "shards/00000.tar", "jobs/index.py index.input='{uri}' index.output=DATA"),
+        ("shards/00000.tar", "shards/{00000..00009}.tar", "jobs/index.py index.input='{uri}' index.output=DATA"),
+        ("part-0.parquet", "", "these are tables: make one with jobs/ingest.py ingest.input='{uri}' ingest.output=DATA"),
+        ("pairs.CSV.GZ", "pairs.CSV.GZ", "jobs/ingest.py ingest.input='{uri}' ingest.output=DATA"),
+        ("readme.txt", "", "there is no data set; make one with jobs/ingest.py ingest.output={uri}"),
+    ],
+)
+def test_what_is_no_data_set_yet_is_answered_with_the_command_that_makes_one(tmp_path, file, named, command):
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).touch()
+    storage = open_storage(str(tmp_path / named))
+    with pytest.raises(ManifestError) as caught:
+        read_manifest(storage)
+    assert command.replace("{uri}", storage.uri) in str(caught.value)
