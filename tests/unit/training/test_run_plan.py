@@ -5,12 +5,22 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from jobs.cli.config import load_config
 from pipeline.dataset.manifest import ManifestError
 from pipeline.errors import ConfigError
 from tests.support.runs import ALONE, config_of
 from training.data.order_layout import Source
 from training.optimizer import Schedule
-from training.run_plan import _shows_one, check_config, describe_rate_change, fit_together, open_run, plan_order, plan_run
+from training.run_plan import (
+    _shows_one,
+    check_config,
+    describe_rate_change,
+    fit_together,
+    open_run,
+    plan_order,
+    plan_run,
+    plan_schedule,
+)
 from training.trainer import train
 
 
@@ -37,6 +47,13 @@ def test_schedules_are_given_in_steps_samples_or_epochs(data_set, tmp_path, over
     schedule = plan_run(config_of(data_set, tmp_path, *overrides)).schedule  # an epoch has two steps
     for step, rate in enumerate(rates):
         assert schedule.rate(step) == pytest.approx(1e-3 * rate)
+
+
+@pytest.mark.parametrize("recipe", ["debug_cpu", "demo", "default"])
+@pytest.mark.parametrize("steps", [1, 2, 30])
+def test_a_recipe_to_try_things_with_has_a_warm_up_that_fits_any_number_of_steps(recipe, steps):
+    config = load_config(recipe, [f"train.max_steps={steps}"])
+    assert plan_schedule(config, steps_per_epoch=10).warmup_steps == steps // 10
 
 
 def test_a_run_ends_with_the_first_of_epochs_steps_and_samples(data_set, tmp_path):
