@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 from jobs.cli.command_line import EXIT_STOPPED, connect_ray, main, parser
 from jobs.cli.config import Config
 from jobs.cli.job_parser import JobParser
-from jobs.cli.open_model import last_checkpoint, open_model
+from jobs.cli.open_model import last_checkpoint
 from jobs.cli.room import describe_cluster, refuse_on_a_ray_of_our_own, training_demand
 from jobs.export import export_checkpoint
 from jobs.report import report_at_the_end
@@ -152,6 +152,7 @@ def _training_config(config: Config, seed: int | None, uris: dict[str, str]) -> 
 def _evaluate(config: Config, run_storage: Storage, uris: dict[str, str]) -> tuple[Figures, Path]:
     """Evaluates the last checkpoint. Returns the figures, and the folder with the plots."""
     from jobs.demonstration import results
+    from training.trained_model import open_model
 
     clip, _ = open_model(last_checkpoint(config))
     encoded = results.encode(clip, uris)

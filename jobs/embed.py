@@ -239,7 +239,7 @@ def embed_shard(embedder: ShardEmbedder, output: Storage, dtype: str, shard: int
     try:
         found = embedder.embed(shard)
         features = (found.image_features_NE, found.text_features_NE, found.clip_score_N)
-        write_features(output, reader.manifest.shards[shard], found.keys, features, found.problems, dtype)
+        write_features(output, reader.manifest.shards[shard], found.keys, found.urls, features, found.problems, dtype)
     except InputError as error:
         return Done(shard, error=str(error), may_pass=isinstance(error, StorageAwayError))
     except OSError as error:

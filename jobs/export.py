@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.cli.command_line import main, parser
 from jobs.cli.config import Config
 from jobs.cli.job_parser import JobParser
-from jobs.cli.open_model import add_weights_options, last_checkpoint, open_model, open_weights
+from jobs.cli.open_model import add_weights_options, last_checkpoint, open_weights
 from pipeline.errors import ConfigError
 from training.config import TrainingConfig
 
@@ -64,6 +64,7 @@ def job(config: Config, options: argparse.Namespace) -> None:
 def export_checkpoint(checkpoint: Checkpoint, target: Storage) -> None:
     """Exports a checkpoint's model, replacing an existing export, and reports it to W&B if the run uses it."""
     from jobs.reporting.model_card import Origin
+    from training.trained_model import open_model
 
     clip, trained = open_model(checkpoint)
     origin = Origin(

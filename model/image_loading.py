@@ -19,7 +19,7 @@ import numpy as np
 import simplejpeg
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from model.image_files import HARMLESS, orientation, prepare_image_file, refuse_lost_pixels, to_rgb
 
@@ -74,6 +74,11 @@ def load_eval_image(data: bytes, size_px: int) -> Pixels:
     return eval_crop(pixels, size_px, opened.width, opened.height)
 
 
+def load_image(data: bytes) -> Pixels:
+    """The whole image in its own size, (H, W, 3). Raises ValueError, like above."""
+    return _Opened(data).decode(1)
+
+
 def eval_crop(pixels: Pixels, size_px: int, width: int, height: int) -> Pixels:
     """The evaluation crop of an image of width x height, whose pixels may be decoded at a reduced scale."""
     short = min(width, height)
@@ -114,7 +119,7 @@ class _Opened:
                 refuse_lost_pixels(data)
             image: Image.Image = Image.open(io.BytesIO(data))
             prepare_image_file(image, data)
-            self._pixels = np.array(to_rgb(_upright(image)))
+            self._pixels = np.array(to_rgb(upright(image)))
         self.height, self.width = self._pixels.shape[:2]
 
     def divisor(self, side: int, size_px: int) -> int:
@@ -144,11 +149,13 @@ class _said_as_value_error:  # noqa: N801 (read as a statement)
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, Exception):
-            raise ValueError(f"the image cannot be decoded: {' '.join(str(error).split())}") from error
+            known = not isinstance(error, UnidentifiedImageError)  # Pillow's message is the address of our buffer
+            problem = " ".join(str(error).split()) if known else "it is in no format that is known"
+            raise ValueError(f"the image cannot be decoded: {problem}") from error
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Undoes the orientation that Exif states."""
+def upright(image: Image.Image) -> Image.Image:
+    """Undoes the orientation that Exif states. An image that is upright already is returned as it is."""
     image.load()  # Pillow turns a TIFF here, and drops its orientation
     # Not ImageOps.exif_transpose: it also writes the Exif data again, which fails for odd tags.
     turn = _TURNS.get(orientation(image))

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from model.clip import CLIP
-from model.config import Activation, Architecture, get_architecture
+from model.config import ARCHITECTURES, PUBLISHED, Activation, Architecture, get_architecture
 from model.fitting_architectures import fitting_architectures
 from model.foreign_config import check_stated
 from model.preprocess import Preprocess
@@ -34,7 +34,7 @@ _POSITIONS = ("visual.positional_embedding", "visual.attnpool.positional_embeddi
 
 
 def load_clip(
-    name: str,
+    name: str | None,
     weights: str | Path | None = None,
     activation: Activation | None = None,
     image_size_px: int | None = None,
@@ -44,6 +44,7 @@ def load_clip(
     """Loads a model with its matching preprocess and tokenizer.
 
     Args:
+        name: the architecture; None: the one whose shapes the weights have.
         weights: a file or folder to load (`read_weights`); None: the published initialisation.
         activation: the activation that the weights were trained with. Optional for files that `save_weights` wrote, and if a
             configuration of open_clip or Hugging Face is stored beside the weights.
@@ -54,13 +55,16 @@ def load_clip(
     Raises:
         ValueError: the weights cannot be read or do not fit the architecture, or their activation is unknown or differs.
     """
-    architecture = get_architecture(name)
+    if name is None and weights is None:
+        raise ValueError(f"name: is needed where no weights tell the architecture; give one of {', '.join(ARCHITECTURES)}")
+    architecture = None if name is None else get_architecture(name)
     state = None
     if weights is not None:
         found = read_weights(Path(weights), allow_torchscript)
         for notice in found.notices:
             logger.warning("weights=%s: %s", address or weights, notice)
         state = found.state
+        architecture = architecture or _fitting(state, str(weights))
         check_stated(architecture, found.stated, str(weights))
         architecture = replace(
             architecture,
@@ -68,7 +72,8 @@ def load_clip(
             image_size_px=_image_size_px(state, architecture),
             has_logit_bias="logit_bias" in state,
         )
-    elif activation is not None:
+    assert architecture is not None
+    if weights is None and activation is not None:
         architecture = replace(architecture, activation=activation)
     if image_size_px is not None:
         architecture = replace(architecture, image_size_px=image_size_px)
@@ -77,6 +82,17 @@ def load_clip(
         load_state(clip, resize_positions(clip, state), str(weights))
     tokens = functools.partial(tokenize, context_length=architecture.context_length)
     return clip.eval(), Preprocess(architecture.image_size_px), tokens
+
+
+def _fitting(state: dict[str, Tensor], source: str) -> Architecture:
+    """The architecture that weights have the shapes of; of two that differ in nothing else, the one of their image size."""
+    rows = [get_architecture(name) for name in fitting_architectures(state)]
+    if not rows:
+        raise ValueError(
+            f"weights={source}: no row of model/config.py has the shapes of these weights; give those of one of "
+            f"{', '.join(PUBLISHED)}"
+        )
+    return next((row for row in rows if row.image_size_px == _image_size_px(state, row)), rows[0])
 
 
 def save_weights(clip: CLIP, path: Path) -> None:

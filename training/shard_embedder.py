@@ -24,7 +24,7 @@ from training.config import TrainConfig
 from training.data.damaged_samples import damage_error
 from training.data.decoding import cut_to_longest
 from training.data.shard_reader import CHANGED, Damage, ShardReader, is_changed
-from training.step.model_setup import autocast
+from training.encoder import Encoder
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class ShardFeatures:
     """
 
     keys: list[str]
+    urls: list[str | None]
     image_features_NE: NDArray[np.float32]
     text_features_NE: NDArray[np.float32]
     clip_score_N: NDArray[np.float32]
@@ -86,7 +87,7 @@ class ShardEmbedder:
             config: its `precision` is that of both encoders.
             skip_damaged: report damaged samples as problems instead of raising ManifestError.
         """
-        self.clip, self.reader, self.device, self.config = clip.to(device).eval(), reader, device, config
+        self._encoder, self.clip, self.reader = Encoder(clip, device, config), clip, reader
         self.batch_size, self.skip_damaged = batch_size, skip_damaged
         self._ahead = decode_threads + 1
         self._decoders = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
@@ -100,7 +101,8 @@ class ShardEmbedder:
             ManifestError: the sidecar is damaged, or a sample is and none may be skipped.
         """
         record = self.reader.manifest.shards[shard]
-        keys = read_samples(self.reader.storage, record, ["key"])["key"].to_pylist()
+        named = read_samples(self.reader.storage, record, ["key", "url"])
+        keys, urls = named["key"].to_pylist(), named["url"].to_pylist()
         dim = self.clip.architecture.embed_dim
         nothing = np.zeros((0, dim), np.float32)
         parts: list[Features] = [(nothing, nothing, np.zeros(0, np.float32), np.zeros(1))]
@@ -122,7 +124,7 @@ class ShardEmbedder:
                 raise damage_error(f"{self.reader.address(shard)}: {next(iter(problems.values()))}")
             parts.append(self._model.submit(self.forward, batch).result())
         images_NE, texts_NE, clip_score_N, forward_s = (np.concatenate(column) for column in zip(*parts, strict=True))
-        return ShardFeatures(keys, images_NE, texts_NE, clip_score_N, problems, decode_s, float(forward_s.sum()))
+        return ShardFeatures(keys, urls, images_NE, texts_NE, clip_score_N, problems, decode_s, float(forward_s.sum()))
 
     def decode(self, shard: int, first: int, stop: int) -> DecodedBatch:
         """Reads and decodes samples [first, stop) of a shard."""
@@ -147,13 +149,10 @@ class ShardEmbedder:
     def forward(self, batch: DecodedBatch) -> Features:
         """Computes a batch's features, in float32."""
         began = time.perf_counter()
-        with torch.inference_mode(), autocast(self.config, self.device):
-            # (B, H, W, 3) -> (B, 3, H, W); token ids stay on the CPU, where the model counts them without waiting
-            images = torch.from_numpy(batch.pixels).to(self.device).permute(0, 3, 1, 2)
-            image_features_BE = self.clip.encode_image(images, normalize=True).float()
-            text_features_BE = self.clip.encode_text(torch.from_numpy(batch.texts), normalize=True).float()
-            clip_score_B = (image_features_BE * text_features_BE).sum(dim=1)
-            found = [features.cpu().numpy() for features in (image_features_BE, text_features_BE, clip_score_B)]
+        image_features_BE = self._encoder.encode_pixels(batch.pixels)
+        text_features_BE = self._encoder.encode_tokens(batch.texts)
+        clip_score_B = (image_features_BE * text_features_BE).sum(dim=1)
+        found = [features.cpu().numpy() for features in (image_features_BE, text_features_BE, clip_score_B)]
         return found[0], found[1], found[2], np.array([time.perf_counter() - began])
 
     def close(self) -> None:

@@ -59,14 +59,17 @@ CLUSTER_SETTINGS = {
 """Defaults that apply where a cluster is started; for an existing cluster, set them in the head's environment."""
 
 
-def parser(description: str | None, job: str | None = None) -> JobParser:
+def parser(description: str | None, job: str | None = None, place: str = "") -> JobParser:
     """The options that all jobs share.
 
     Args:
         description: the job's docstring.
         job: its name in `jobs.cli.job_keys.JOBS`.
+        place: what the first word of its command line names; empty: such a word is a key.
     """
     result = JobParser(description, job)
+    if place:
+        result.add_argument("data", metavar="DATA", help=place)
     result.add_argument("--config", metavar="RECIPE", default="default", help="path or name of a recipe (default: %(default)s)")
     result.add_argument("--show-config", action="store_true", help="print the resolved configuration and exit")
     result.add_argument("overrides", nargs="*", metavar="section.key=value", help="override of the recipe")

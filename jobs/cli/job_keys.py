@@ -112,6 +112,7 @@ JOBS: dict[str, JobKeys] = {
         ),
         ("embed.data", "embed.output", *_RUN, "embed.batch_size", "embed.num_workers", "embed.use_gpu", "data.captions"),
     ),
+    "search": JobKeys((*_RUN, "model.name", "train.device", "train.precision", *_RUNTIME)),
     "curate": JobKeys(("curate", "ingest.shard_size_bytes", *_RUNTIME)),
     "index": JobKeys(("index", *_RUNTIME)),
     "report": JobKeys((*_RUN, *_RUNTIME)),

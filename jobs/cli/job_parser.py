@@ -61,8 +61,9 @@ class JobParser(argparse.ArgumentParser):
                 formatter.start_section(group.title)
                 formatter.add_arguments(actions)
                 formatter.end_section()
+        places = "".join(f"{action.metavar} " for action in self._get_positional_actions() if action.dest != "overrides")
         parts = [
-            f"usage: {self._command} [--config RECIPE] [OPTIONS] [section.key=value ...]",
+            f"usage: {self._command} {places}[--config RECIPE] [OPTIONS] [section.key=value ...]",
             key_help.reflow(self.description or "", width),
             formatter.format_help().strip(),
             key_help.first_page(self.job, width, self.default_recipe) if self.job else "",

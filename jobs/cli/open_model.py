@@ -29,17 +29,6 @@ def last_checkpoint(config: Config) -> Checkpoint:
     return checkpoint
 
 
-def open_model(checkpoint: Checkpoint) -> tuple[CLIP, TrainingConfig]:
-    """Opens a checkpoint's model in evaluation mode (its moving average, if any), and its training configuration."""
-    from model.clip import CLIP
-    from training.run_plan import architecture_of
-
-    trained = TrainingConfig.model_validate(checkpoint.config)
-    clip = CLIP(architecture_of(trained))
-    checkpoint.restore_weights(clip)
-    return clip.eval(), trained
-
-
 def check_one_model(options: argparse.Namespace) -> None:
     """Raises ConfigError for options and keys of the other way to name a model: a run has its own settings, weights no run."""
     typed = [override.partition("=")[0] for override in options.overrides]
@@ -57,6 +46,8 @@ def check_one_model(options: argparse.Namespace) -> None:
 
 def open_run(config: Config) -> tuple[CLIP, TrainingConfig, str]:
     """Opens the model of a run's last checkpoint and prints which one; also returns the checkpoint's address."""
+    from training.trained_model import open_model
+
     checkpoint = last_checkpoint(config)
     clip, trained = open_model(checkpoint)
     print(f"{trained.model.name} of {checkpoint.address}, {checkpoint.position.samples_seen:,} samples seen")
@@ -65,21 +56,12 @@ def open_run(config: Config) -> tuple[CLIP, TrainingConfig, str]:
 
 def open_weights(config: Config, options: argparse.Namespace) -> CLIP:
     """Opens the model of `--weights`: a file or a folder, local or s3://. Raises ConfigError if it cannot be loaded."""
-    from model.weights import load_clip
-    from training.checkpoint.initial_weights import local_weights
+    from training.trained_model import open_weights as open_weights_at
 
     model = config.model
+    activation = options.activation or model.activation
     allowed = options.allow_torchscript or model.allow_torchscript
-    try:
-        with local_weights(options.weights) as path:
-            try:
-                told = options.activation or model.activation
-                clip, _, _ = load_clip(model.name, path, told, model.image_size_px, allowed, address=options.weights)
-            except ValueError as error:
-                raise ConfigError(str(error).replace(str(path), options.weights)) from None
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-    return clip.eval()
+    return open_weights_at(options.weights, model.name, activation, model.image_size_px, allowed)
 
 
 def add_weights_options(result: argparse.ArgumentParser) -> None:

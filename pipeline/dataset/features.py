@@ -24,7 +24,7 @@ from pipeline.storage.base import Storage
 from pipeline.storage.parquet import read_parquet
 
 RECORD, FOLDER = "embedding.json", "features"
-SCORE = "clip_score"
+SCORE, IMAGE_FEATURES = "clip_score", "image_features"
 READ_BYTES = 1 << 16
 """Smallest read: keys and scores are a small part of a file."""
 _IDENTITY = ("model.name", "model.weights_sha256", "model.activation", "model.image_size_px", "data.uri")
@@ -152,11 +152,12 @@ def write_features(
     storage: Storage,
     shard: ShardRecord,
     keys: Sequence[str],
+    urls: Sequence[str | None],
     features: tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]],
     damaged: Collection[int],
     dtype: str,
 ) -> None:
-    """Writes a shard's file: key, image_features, text_features, clip_score; for damaged samples all but the key is null.
+    """Writes a shard's file: key, url, image_features, text_features, clip_score; damaged samples have key and url alone.
 
     Args:
         features: of the images (N, E), of the captions (N, E), and their cosine similarities (N,).
@@ -173,7 +174,8 @@ def write_features(
     table = pa.table(
         {
             "key": pa.array(keys, pa.string()),
-            "image_features": column(image_features_NE),
+            "url": pa.array(urls, pa.string()),
+            IMAGE_FEATURES: column(image_features_NE),
             "text_features": column(text_features_NE),
             SCORE: pa.array(clip_score_N, mask=bad),
         }
@@ -182,11 +184,14 @@ def write_features(
         pq.write_table(table, path, compression="zstd", use_dictionary=False)
 
 
-# ------------------------------------------------------------------------------------------------------ scores, for curating
+# ------------------------------------------------------------------------------------------------------- what others read
 
 
-class Scores:
-    """CLIP scores of a data set's samples, read from an output of jobs/embed.py. Picklable."""
+class _Stored:
+    """What an output of jobs/embed.py holds of a data set's samples. Picklable."""
+
+    key: str
+    """The key or option that names the output, for messages."""
 
     def __init__(self, storage: Storage) -> None:
         """Raises InputError if the output holds no features."""
@@ -197,42 +202,40 @@ class Scores:
             self._files[name.rpartition("-")[0]].append(name)  # a selection's name is its shard's and a hash
 
     def check(self, data: Storage, manifest: Manifest) -> None:
-        """Checks that every shard has scores, without reading them.
+        """Checks that every shard is in the output, without reading its file.
 
         Raises:
-            InputError: some shards have none, e.g. because samples were added after the embedding.
+            InputError: some shards are not, e.g. because samples were added after the embedding.
         """
         shards = [shard for shard in manifest.shards if shard.num_samples]
         lacking = [shard for shard in shards if not self._candidates(shard)]
         if lacking:
             held = self.embedding.data
             raise InputError(
-                f"curate.scores={self.storage.uri}: has no scores for {len(lacking):,} of the {len(shards):,} shards of "
+                f"{self.key}={self.storage.uri}: has no features for {len(lacking):,} of the {len(shards):,} shards of "
                 f"{data.uri} version {manifest.version} (they are of {held.uri} version {held.version}); run jobs/embed.py "
                 f"embed.data={data.uri} embed.version={manifest.version} embed.output={self.storage.uri} with the same model, "
                 "which embeds what is missing"
             )
 
-    def of(self, data: Storage, shard: ShardRecord, keys: Sequence[str]) -> list[float]:
-        """The scores of a shard's samples, NaN for damaged ones. Raises InputError if one is missing.
+    def _column(self, data: Storage, shard: ShardRecord, keys: Sequence[str], column: str) -> pa.ChunkedArray:
+        """A column's values of a shard's samples, null for damaged ones. Raises InputError if one is missing.
 
         They are found by their places in the tar: compact shards of indexed tars may hold a key more than once.
         """
-        if not keys:
-            return []
         wanted = range(len(keys)) if shard.selection is None else read_selection(data, shard.selection).to_pylist()
         for name in self._candidates(shard):
             with self.storage.open(feature_path(name), READ_BYTES) as file:
-                table = read_parquet(file, ["key", SCORE])
+                table = read_parquet(file, ["key", column])
             places = range(table.num_rows) if name == shard.name else _selected(data, name)
-            rows = zip(table["key"].to_pylist(), table[SCORE].to_pylist(), strict=True)
-            found = dict(zip(places, rows, strict=False))
-            if all(place in found and found[place][0] == key for place, key in zip(wanted, keys, strict=True)):
-                scores = [found[place][1] for place in wanted]
-                return [math.nan if score is None else score for score in scores]
+            rows = {place: row for row, place in enumerate(places[: table.num_rows])}
+            found = [(key, rows[place]) for key, place in zip(keys, wanted, strict=True) if place in rows]
+            held = table["key"].to_pylist()
+            if len(found) == len(keys) and all(held[row] == key for key, row in found):
+                return table[column].take(pa.array([row for _, row in found], pa.int64()))
         raise InputError(
-            f"curate.scores={self.storage.uri}: lacks samples of shard {shard.name}; it was made from another version than "
-            "curate.version; run jobs/embed.py with embed.version set to that version"
+            f"{self.key}={self.storage.uri}: lacks samples of shard {shard.name}; it was made from another version of the data "
+            "set; run jobs/embed.py with embed.version set to the version that is used here"
         )
 
     def _candidates(self, shard: ShardRecord) -> list[str]:
@@ -241,7 +244,35 @@ class Scores:
         return names if shard.selection is not None else names[:1] if names[:1] == [shard.name] else []
 
 
-def _selected(data: Storage, name: str) -> list[int]:
+class Scores(_Stored):
+    """CLIP scores, for curating."""
+
+    key = "curate.scores"
+
+    def of(self, data: Storage, shard: ShardRecord, keys: Sequence[str]) -> list[float]:
+        """The scores of a shard's samples, NaN for damaged ones. Raises InputError if one is missing."""
+        if not keys:
+            return []
+        return [math.nan if score is None else score for score in self._column(data, shard, keys, SCORE).to_pylist()]
+
+
+class ImageFeatures(_Stored):
+    """Image features, for searching."""
+
+    key = "--features"
+
+    def of(self, data: Storage, shard: ShardRecord, keys: Sequence[str]) -> NDArray[np.float32]:
+        """The features of a shard's samples (N, E), NaN for damaged ones. Raises InputError if one is missing."""
+        result = np.full((len(keys), self.embedding.embed_dim), np.nan, np.float32)
+        if keys:
+            column = self._column(data, shard, keys, IMAGE_FEATURES).combine_chunks()
+            result[column.is_valid().to_numpy(zero_copy_only=False)] = (
+                column.flatten().to_numpy().astype(np.float32).reshape(-1, result.shape[1])
+            )
+        return result
+
+
+def _selected(data: Storage, name: str) -> Sequence[int]:
     """Places in the tar of the samples of a selection, by its name; none if it is gone."""
     try:
         return read_parquet(data.read(selection_path(name)))["position"].to_pylist()

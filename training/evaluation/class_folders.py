@@ -53,14 +53,17 @@ class ClassFolders:
     notes: tuple[str, ...]
 
 
-def list_paths(storage: Storage, subject: str) -> list[str]:
+def list_paths(storage: Storage, subject: str, with_broken_links: bool = False) -> list[str]:
     """Lists the files at an address that are data, sorted; on a disk, links to folders are followed, as ImageFolder does.
+
+    Args:
+        with_broken_links: list links that lead nowhere, instead of refusing them.
 
     Raises:
         ConfigError: a link leads nowhere, or a folder cannot be read.
     """
     root = storage.local_path("")
-    paths = [item.path for item in storage.list("")] if root is None else sorted(_walk(root, subject))
+    paths = [item.path for item in storage.list("")] if root is None else sorted(_walk(root, subject, with_broken_links))
     return [path for path in paths if is_data(path)]
 
 
@@ -80,7 +83,7 @@ def find_class_folders(subject: str, storage: Storage, paths: Sequence[str]) -> 
         ConfigError: the folders are the splits of a data set, or one folder around it; or a name is not UTF-8.
     """
     inside = [path for path in paths if "/" in path]
-    images = [path for path in inside if _is_image(path)]
+    images = [path for path in inside if is_image(path)]
     if not images:
         return None
     for path in images:
@@ -93,7 +96,7 @@ def find_class_folders(subject: str, storage: Storage, paths: Sequence[str]) -> 
     return ClassFolders(images, empty, tuple(_notes(paths, images)))
 
 
-def _walk(root: Path, subject: str) -> Iterator[str]:
+def _walk(root: Path, subject: str, with_broken_links: bool) -> Iterator[str]:
     def refuse(error: OSError) -> None:
         raise ConfigError(f"{subject}: {error.filename} cannot be read ({error.strerror}); make it readable")
 
@@ -110,11 +113,12 @@ def _walk(root: Path, subject: str) -> Iterator[str]:
                 above[inner] = own | {real}
         for name in files:
             path = Path(folder, name)
-            if not path.exists() and path.is_symlink() and is_data(name):
+            is_broken = not path.exists() and path.is_symlink() and is_data(name)
+            if is_broken and not with_broken_links:
                 raise ConfigError(
                     f"{subject}: {path} is a link to {path.readlink()}, which does not exist; restore or remove it"
                 )
-            if path.is_file() and path.suffix != PART_SUFFIX:
+            if is_broken or (path.is_file() and path.suffix != PART_SUFFIX):
                 yield path.relative_to(root).as_posix()
 
 
@@ -157,7 +161,7 @@ def _notes(paths: Sequence[str], images: Sequence[str]) -> Iterator[str]:
     if others:
         shown = ", ".join(f"{suffix}: {count:,}" for suffix, count in others.most_common(3))
         yield f"{others.total():,} files in class folders are no images by their names, and are skipped ({shown})"
-    beside = sum("/" not in path and _is_image(path) for path in paths)
+    beside = sum("/" not in path and is_image(path) for path in paths)
     if beside:
         yield f"{beside:,} images lie beside the class folders, and are skipped"
     nested = sorted({path.rpartition("/")[0] for path in images if path.count("/") > 1})
@@ -165,5 +169,6 @@ def _notes(paths: Sequence[str], images: Sequence[str]) -> Iterator[str]:
         yield f"images in folders inside of a class folder ({some(nested)}) count for the class of the outer folder"
 
 
-def _is_image(path: str) -> bool:
+def is_image(path: str) -> bool:
+    """Returns True for the name of an image file."""
     return PurePosixPath(path).suffix.lower() in IMAGE_SUFFIXES

@@ -186,7 +186,7 @@ def test_scores_of_a_choice_serve_its_choices_and_not_the_whole(data, output, tm
     embed(storage, output, chosen)
     assert names_held(output) == {feature_name(shard) for shard in chosen.shards if shard.num_samples}
     assert all(file_of(shard, names_held(output)) is None for shard in manifest.shards if shard.num_samples)
-    with pytest.raises(InputError, match=f"has no scores for 3 of the 3 shards of {storage.uri} version 1") as error:
+    with pytest.raises(InputError, match=f"has no features for 3 of the 3 shards of {storage.uri} version 1") as error:
         Scores(output).check(storage, manifest)
     assert f"they are of {storage.uri} version 2" in str(error.value)
     stricter = choose(storage, "clip_score > 0.045", output)
@@ -196,7 +196,7 @@ def test_scores_of_a_choice_serve_its_choices_and_not_the_whole(data, output, tm
 def test_a_version_with_samples_that_have_no_score_is_refused(data, output):
     storage, manifest = data
     embed(storage, output, manifest, shards=manifest.shards[:2])
-    with pytest.raises(InputError, match=r"has no scores for 1 of the 3 shards .* which embeds what is missing"):
+    with pytest.raises(InputError, match=r"has no features for 1 of the 3 shards .* which embeds what is missing"):
         choose(storage, "clip_score > 0.02", output)
     with pytest.raises(InputError, match="lacks samples of shard"):
         Scores(output).of(storage, manifest.shards[0], ["another key"])
