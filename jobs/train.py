@@ -17,12 +17,17 @@ resumes.
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from jobs.cli.command_line import EXIT_FAILED, EXIT_STOPPED, connect_ray, main, parser
 from jobs.cli.config import Config
 from jobs.cli.job_parser import JobParser
 from jobs.cli.room import refuse_on_a_ray_of_our_own, training_demand
 from jobs.report import report_at_the_end
+
+if TYPE_CHECKING:
+    from training.record.run_record import TrainResult
+    from training.run_plan import RunPlan
 
 
 def arguments() -> JobParser:
@@ -32,24 +37,15 @@ def arguments() -> JobParser:
 
 
 def job(config: Config, options: argparse.Namespace) -> int:
-    from training.record.run_record import check_run_folder
-    from training.run_plan import plan_run
-
-    plan = plan_run(config)  # refuses bad input before Ray starts
-    for line in plan.newer_data():
-        print(line)
-    if not options.check:
-        check_run_folder(plan.run, config.run.single_writer)
-    connect_ray(config.cluster)
     if options.check:
+        _plan(config)
+        connect_ray(config.cluster)
         from jobs.cli.cluster_check import check
 
         return 0 if check(config) else EXIT_FAILED
-    refuse_on_a_ray_of_our_own(training_demand(config.cluster))
+    result = train_run(config)
     from training.evaluation.figures import table
-    from training.worker import run_training
 
-    result = run_training(config)
     if not result.finished:
         print(f"\nstopped at step {result.step:,}; the same command resumes from {result.checkpoint}")
         _print_sync(result.wandb_sync)
@@ -63,6 +59,28 @@ def job(config: Config, options: argparse.Namespace) -> int:
     _print_sync(result.wandb_sync)
     print(f"next: python jobs/evaluate.py run.dir={config.run.dir} run.name={config.run.name} --help")
     return 0
+
+
+def train_run(config: Config) -> TrainResult:
+    """Trains a run on Ray, and waits for its end."""
+    from training.record.run_record import check_run_folder
+
+    check_run_folder(_plan(config).run, config.run.single_writer)
+    connect_ray(config.cluster)
+    refuse_on_a_ray_of_our_own(training_demand(config.cluster))
+    from training.worker import run_training
+
+    return run_training(config)
+
+
+def _plan(config: Config) -> RunPlan:
+    """Refuses bad input before Ray starts, and says which data is newer than that of the run."""
+    from training.run_plan import plan_run
+
+    plan = plan_run(config)
+    for line in plan.newer_data():
+        print(line)
+    return plan
 
 
 def _print_sync(command: str) -> None:

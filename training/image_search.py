@@ -225,9 +225,7 @@ def open_images(place: Storage, is_data_set: bool, features: ImageFeatures | Non
     if is_data_set:
         return DataSetImages(place, read_manifest(place), features)
     if features is not None:
-        raise ConfigError(
-            f"--features={features.storage.uri}: {place.uri} is no data set, whose features could be stored; omit it"
-        )
+        raise ConfigError(f"--features={features.storage.uri}: only a data set has stored features, not {place.uri}; omit it")
     return FolderImages(place)
 
 

@@ -18,7 +18,7 @@ from jobs.cli.config import Config, dump_config, load_config
 from jobs.cli.failures import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, EXIT_NOT_MEANT, HEAD_LOST
 from jobs.cli.head_watch import HEAD
 from jobs.cli.job_parser import JobParser
-from jobs.cli.last_line import end_process_with_it, leave, report
+from jobs.cli.last_line import end_process_with_it, ends_process, leave, report
 from jobs.cli.ray_address import refuse_a_cluster_that_is_gone
 from jobs.cli.stopping import EXIT_INTERRUPTED, EXIT_TERMINATED, handlers_kept, is_stopping, run_until_stopped
 from jobs.cli.worker_lines import WORKER_LINES
@@ -159,7 +159,7 @@ def _init(cluster: ClusterConfig) -> None:
         ),
     )
     sort_worker_lines(WORKER_LINES.to_print)
-    if ray.is_initialized():  # not with a stand-in for ray.init
+    if ray.is_initialized() and ends_process():  # not with a stand-in for ray.init; the process of others is theirs to end
         HEAD.start(ray.get_runtime_context().gcs_address, _end_without_head)
 
 

@@ -70,6 +70,11 @@ def end_process_with_it() -> None:
     _ends_process = True
 
 
+def ends_process() -> bool:
+    """True where a job is this process; False where it is a part of the caller's."""
+    return _ends_process
+
+
 def leave(code: int, tidy: bool = True) -> NoReturn:
     """Ends the process with an exit code; nothing is printed from here on.
 

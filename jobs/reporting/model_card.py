@@ -105,7 +105,7 @@ def _results(origin: Origin) -> str:
 
 
 def _loading(clip: CLIP, notices: list[str]) -> str:
-    text = _LOADING.replace("NAME", clip.architecture.name)
+    text = _LOADING
     if clip.architecture.patch_size_px is not None:
         text += _LOADING_TRANSFORMERS
     return text + "".join(f"\n{notice}.\n" for notice in notices)
@@ -122,9 +122,10 @@ model.eval()
 ```
 RayCLIP, also as `--weights` of jobs/evaluate.py and as `model.weights` of a run that fine-tunes it:
 ```python
-from model.weights import load_clip
+import rayclip
 
-model, preprocess, tokenizer = load_clip("NAME", ".")
+model = rayclip.load(".")
+text_features = model.encode_text(["a dog", "a cat"])  # also encode_image, similarity and classify
 ```
 """
 _LOADING_TRANSFORMERS = """Hugging Face transformers:

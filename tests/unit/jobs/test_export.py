@@ -201,7 +201,8 @@ def test_the_cards_python_runs_in_the_exports_folder(exports, monkeypatch):
     for block in blocks:
         names: dict = {}
         exec(block, names)
-        assert sum(one.numel() for one in names["model"].parameters()) == sum(one.numel() for one in clip.parameters())
+        module = getattr(names["model"], "clip", names["model"])
+        assert sum(one.numel() for one in module.parameters()) == sum(one.numel() for one in clip.parameters())
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from model.clip import CLIP, build_clip
-from model.weights import interpolate, load_clip, load_state, resize_positions, save_weights
+from model.config import PUBLISHED, get_architecture
+from model.weights import _fitting, interpolate, load_clip, load_state, resize_positions, save_weights
 
 
 @pytest.fixture
@@ -149,3 +150,26 @@ def test_the_line_between_two_weights_has_both_at_its_ends(clip):
     assert int(mixed["visual.bn1.num_batches_tracked"]) == 3
     with pytest.raises(ValueError, match="differ in names or shapes"):
         interpolate(clip.state_dict(), end, 0.5)
+
+
+def test_weights_tell_their_architecture(clip, tmp_path):
+    save_weights(clip, tmp_path / "clip.safetensors")
+    loaded, _, _ = load_clip(None, tmp_path / "clip.safetensors")
+    assert loaded.architecture.name == "debug-vit"
+    assert same(clip, loaded)
+
+
+@pytest.mark.parametrize("name", [*PUBLISHED, "debug-vit", "debug-rn", "demo"])
+def test_every_architecture_is_told_from_its_shapes(name):
+    with torch.device("meta"):
+        state = CLIP(get_architecture(name)).state_dict()
+    assert _fitting(state, "a file").name == name
+
+
+def test_weights_of_no_row_are_refused_and_so_is_a_model_without_name_and_weights(tmp_path):
+    other = CLIP(replace(get_architecture("debug-vit"), text_layers=3))
+    save_weights(other, tmp_path / "clip.safetensors")
+    with pytest.raises(ValueError, match=r"no row of model/config\.py has the shapes of these weights"):
+        load_clip(None, tmp_path / "clip.safetensors")
+    with pytest.raises(ValueError, match="name: is needed where no weights tell the architecture; give one of RN50"):
+        load_clip(None)

@@ -12,6 +12,7 @@ from pipeline.dataset.features import (
     EmbeddedData,
     Embedding,
     EmbeddingModel,
+    ImageFeatures,
     Scores,
     claim_output,
     feature_name,
@@ -60,10 +61,11 @@ def embed(data, output, manifest, damaged=(), shards=None):
     """What jobs/embed.py does, with scores that are made up."""
     claim_output(output, describe(data, manifest))
     for shard in (one for one in shards or manifest.shards if one.num_samples):
-        keys = read_samples(data, shard, ["key"])["key"].to_pylist()
+        named = read_samples(data, shard, ["key", "url"])
+        keys, urls = named["key"].to_pylist(), named["url"].to_pylist()
         features = np.arange(len(keys) * DIM, dtype=np.float32).reshape(-1, DIM)
         scores = np.array([score_of(key) for key in keys], np.float32)
-        write_features(output, shard, keys, (features, -features, scores), damaged, "float32")
+        write_features(output, shard, keys, urls, (features, -features, scores), damaged, "float32")
 
 
 @pytest.fixture
@@ -105,7 +107,8 @@ def test_a_file_is_what_was_written_and_null_where_a_sample_is_damaged(data, out
     rows = pq.read_table(tmp_path / "copy.parquet").to_pylist()
     assert [row["key"] for row in rows] == read_samples(storage, shard, ["key"])["key"].to_pylist()
     assert [place for place, row in enumerate(rows) if row["clip_score"] is None] == [1, 4]
-    assert rows[1] | {"key": ""} == {"key": "", "image_features": None, "text_features": None, "clip_score": None}
+    assert list(rows[1]) == ["key", "url", "image_features", "text_features", "clip_score"]
+    assert [rows[1][name] for name in list(rows[1])[1:]] == ["http://e.org/1", None, None, None]
     assert rows[2]["image_features"] == [8.0, 9.0, 10.0, 11.0]
     assert rows[2]["text_features"] == [-8.0, -9.0, -10.0, -11.0]
     scores = Scores(output).of(storage, shard, [row["key"] for row in rows])
@@ -116,7 +119,7 @@ def test_half_precision_halves_a_file(data, output):
     shard, sizes = data[1].shards[0], {}
     for dtype in ("float16", "float32"):
         features = np.random.default_rng(0).normal(size=(6, 512)).astype(np.float32)
-        write_features(output, shard, list("abcdef"), (features, features, features[:, 0]), (), dtype)
+        write_features(output, shard, list("abcdef"), [None] * 6, (features, features, features[:, 0]), (), dtype)
         sizes[dtype] = output.size(feature_path(shard.name))
     assert 0.4 < sizes["float16"] / sizes["float32"] < 0.6
 
@@ -221,7 +224,7 @@ def test_reading_scores_from_object_storage_leaves_the_features_there(data, buck
     claim_output(output, describe(storage, manifest))
     keys = read_samples(storage, shard, ["key"])["key"].to_pylist()
     features = np.random.default_rng(0).normal(size=(6, 100_000)).astype(np.float32)
-    write_features(output, shard, keys, (features, features, features[:, 0]), (), "float32")
+    write_features(output, shard, keys, [None] * len(keys), (features, features, features[:, 0]), (), "float32")
     read, read_range = [], output.read_range
     monkeypatch.setattr(output, "read_range", lambda *where: read.append(len(data := read_range(*where))) or data)
     assert Scores(output).of(storage, shard, keys) == pytest.approx(features[:, 0].tolist())
@@ -242,11 +245,11 @@ def test_of_samples_with_one_key_each_has_its_own_score(tmp_path, draw_shape, ou
     claim_output(output, describe(storage, manifest))
     keys, scores = ["0", "1", "2"] * 2, np.array([0.1, 0.2, 0.3, 0.9, 0.8, 0.7], np.float32)
     features = np.ones((6, DIM), np.float32)
-    write_features(output, compact, keys, (features, features, scores), (), "float32")
+    write_features(output, compact, keys, [None] * len(keys), (features, features, scores), (), "float32")
     chosen = choose(storage, "clip_score > 0.5", output)
     assert [place.as_py() for place in read_selection(storage, chosen.shards[0].selection)] == [3, 4, 5]
     fewer = choose(storage, "clip_score < 0.85", output)
-    write_features(output, chosen.shards[0], keys[:3], (features[:3], features[:3], -scores[3:]), (), "float32")
+    write_features(output, chosen.shards[0], keys[:3], [None] * 3, (features[:3], features[:3], -scores[3:]), (), "float32")
     assert Scores(output).of(storage, fewer.shards[0], ["1", "2"]) == pytest.approx([0.8, 0.7])
     assert Scores(output).of(storage, compact, keys) == pytest.approx(scores.tolist())
 
@@ -264,3 +267,31 @@ def test_scores_of_a_selection_that_is_gone_are_not_used(data, output, tmp_path)
     storage.delete(chosen.shards[0].selection.path)
     with pytest.raises(InputError, match="lacks samples of shard"):
         Scores(output).of(storage, shard, keys)
+
+
+def test_image_features_are_found_in_files_with_and_without_urls_and_of_selections(data, output):
+    storage, manifest = data
+    embed(storage, output, manifest, damaged=(1,))
+    older = output.local_path(feature_path(manifest.shards[0].name)) if output.local_path("") else None
+    if older is not None:  # as written by earlier versions
+        pq.write_table(pq.read_table(older).drop(["url"]), older)
+    stored = ImageFeatures(output)
+    stored.check(storage, manifest)
+    keys = read_samples(storage, manifest.shards[0], ["key"])["key"].to_pylist()
+    whole = stored.of(storage, manifest.shards[0], keys)
+    assert whole.dtype == np.float32
+    assert np.isnan(whole).all(axis=1).tolist() == [False, True, False, False, False, False]
+    assert whole[2].tolist() == [8.0, 9.0, 10.0, 11.0]
+    chosen = choose(storage, "clip_score > 0.03", output)
+    shard = chosen.shards[0]
+    keys = read_samples(storage, shard, ["key"])["key"].to_pylist()
+    assert 0 < len(keys) < 6
+    assert np.array_equal(ImageFeatures(output).of(storage, shard, keys), whole[-len(keys) :])
+    assert stored.of(storage, manifest.shards[0], []).shape == (0, DIM)
+
+
+def test_features_of_fewer_shards_are_refused_for_a_search(data, output):
+    storage, manifest = data
+    embed(storage, output, manifest, shards=manifest.shards[:1])
+    with pytest.raises(InputError, match=r"^--features=.*: has no features for 2 of the 3 shards"):
+        ImageFeatures(output).check(storage, manifest)
