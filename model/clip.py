@@ -150,6 +150,13 @@ def build_clip(name: str) -> CLIP:
     return CLIP(get_architecture(name))
 
 
+def uninitialized_clip(architecture: Architecture) -> CLIP:
+    """A CLIP on the CPU with arbitrary weights, for those that are loaded next: initialising takes longer than loading."""
+    with torch.device("meta"):
+        clip = CLIP(architecture)
+    return clip.to_empty(device="cpu")
+
+
 def l2_normalize(features_BE: Tensor) -> Tensor:
     """Scales rows to unit length, in at least float32: the temperature magnifies half precision's rounding errors."""
     if features_BE.dtype in (torch.float16, torch.bfloat16):

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.clip import CLIP
+from model.clip import CLIP, uninitialized_clip
 from model.config import ARCHITECTURES, PUBLISHED, Activation, Architecture, get_architecture
 from model.fitting_architectures import fitting_architectures
 from model.foreign_config import check_stated
@@ -77,7 +77,7 @@ def load_clip(
         architecture = replace(architecture, activation=activation)
     if image_size_px is not None:
         architecture = replace(architecture, image_size_px=image_size_px)
-    clip = CLIP(architecture)
+    clip = CLIP(architecture) if state is None else uninitialized_clip(architecture)
     if state is not None:
         load_state(clip, resize_positions(clip, state), str(weights))
     tokens = functools.partial(tokenize, context_length=architecture.context_length)

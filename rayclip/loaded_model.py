@@ -6,10 +6,11 @@ In: a run, a checkpoint, an export or published weights. Out: a `Model`. What it
 from __future__ import annotations
 
 import functools
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, get_args, overload
 
 import numpy as np
 import torch
@@ -29,9 +30,11 @@ from training.evaluation.class_names import DEFAULT_TEMPLATES
 from training.evaluation.zero_shot import build_classifier
 from training.trained_model import open_trained_model
 
+logger = logging.getLogger(__name__)
 Images = AnImage | Iterable[AnImage]
 """One image or several: paths, bytes, PIL images, or uint8 arrays (height, width, 3)."""
 Floats = NDArray[np.float32]
+OnDamage = Literal["fail", "skip"]
 BATCH_SIZE = 256
 """That of jobs/embed.py and jobs/evaluate.py: features of equal batches are equal bit for bit on a CPU."""
 
@@ -65,23 +68,30 @@ class Model:
         return f"<rayclip.Model {self.architecture.name} of {self.address} on {self.device}>"
 
     @overload
-    def encode_image(self, images: Images, batch_size: int = ..., *, as_torch: Literal[False] = ...) -> Floats: ...
+    def encode_image(
+        self, images: Images, batch_size: int = ..., *, on_damage: OnDamage = ..., as_torch: Literal[False] = ...
+    ) -> Floats: ...
     @overload
-    def encode_image(self, images: Images, batch_size: int = ..., *, as_torch: Literal[True]) -> Tensor: ...
-    def encode_image(self, images: Images, batch_size: int = BATCH_SIZE, *, as_torch: bool = False) -> Floats | Tensor:
+    def encode_image(
+        self, images: Images, batch_size: int = ..., *, on_damage: OnDamage = ..., as_torch: Literal[True]
+    ) -> Tensor: ...
+    def encode_image(
+        self, images: Images, batch_size: int = BATCH_SIZE, *, on_damage: OnDamage = "fail", as_torch: bool = False
+    ) -> Floats | Tensor:
         """Encodes images, in batches that are read and decoded while the model computes.
 
         Args:
             images: one image, or any iterable of them, which is read batch by batch.
+            on_damage: skip: an image that cannot be read is named in a warning, and its features are NaN.
             as_torch: return a tensor on the model's device instead of an array.
 
         Returns:
             image_features (N, E).
 
         Raises:
-            InputError: an image cannot be read; the message says which.
+            InputError: an image cannot be read, and is not skipped; the message says which.
         """
-        return _given(self._image_features(images, batch_size), as_torch)
+        return _given(self._image_features(images, batch_size, on_damage), as_torch)
 
     @overload
     def encode_text(self, texts: str | Iterable[str], batch_size: int = ..., *, as_torch: Literal[False] = ...) -> Floats: ...
@@ -154,14 +164,19 @@ class Model:
             logits_NC = self.clip.logit_scale.exp() * features_NE @ classifier_CE.T
             return _given(logits_NC.softmax(dim=1), as_torch)
 
-    def _image_features(self, images: Images, batch_size: int) -> Tensor:
+    def _image_features(self, images: Images, batch_size: int, on_damage: OnDamage = "fail") -> Tensor:
+        if on_damage not in get_args(OnDamage):
+            raise ConfigError(f"on_damage={on_damage!r}: is not one of {', '.join(get_args(OnDamage))}; give one of them")
         many: Iterable[Any] = [images] if _is_one(images) else images  # type: ignore[assignment]
         parts, first = [self._encoder.no_features()], 0
         for batch in self._encoder.encode_images(many, eval_pixels, batch_size):
-            if batch.problems:
-                place, problem = next(iter(batch.problems.items()))
-                raise InputError(f"images[{first + place}]{_named(batch.images[place])}: {problem}")
-            parts.append(batch.features_BE)
+            for place, problem in batch.problems.items():
+                line = f"images[{first + place}]{_named(batch.images[place])}: {problem}"
+                if on_damage == "fail":
+                    raise InputError(line)
+                logger.warning("skipped: %s", line)
+            parts.append(batch.features_BE.clone())
+            parts[-1][list(batch.problems)] = torch.nan
             first += len(batch.images)
         return torch.cat(parts)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from model.clip import CLIP
+from model.clip import CLIP, uninitialized_clip
 from model.config import Activation
 from model.weight_folders import CHECKPOINT_RECORD
 from model.weights import load_clip
@@ -70,7 +70,7 @@ def open_trained_model(
 def open_model(checkpoint: Checkpoint) -> tuple[CLIP, TrainingConfig]:
     """Opens a checkpoint's model in evaluation mode (its moving average, if any), and its training configuration."""
     trained = TrainingConfig.model_validate(checkpoint.config)
-    clip = CLIP(architecture_of(trained))
+    clip = uninitialized_clip(architecture_of(trained))
     checkpoint.restore_weights(clip)
     return clip.eval(), trained
 

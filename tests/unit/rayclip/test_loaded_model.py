@@ -89,6 +89,16 @@ def test_an_image_that_cannot_be_read_is_named_by_its_place(model, tmp_path):
         model.encode_image([7])
 
 
+def test_a_damaged_image_can_be_skipped_and_is_named(model, caplog):
+    images = [encoded(0), b"nothing", encoded(1)]
+    features = model.encode_image(images, on_damage="skip")
+    assert np.isnan(features).all(axis=1).tolist() == [False, True, False]
+    np.testing.assert_allclose(features[[0, 2]], model.encode_image([images[0], images[2]]), atol=1e-6)
+    assert "skipped: images[1]: the image cannot be decoded" in caplog.text
+    with pytest.raises(rayclip.ConfigError, match=r"^on_damage='ignore': is not one of fail, skip; give one of them$"):
+        model.encode_image(images, on_damage="ignore")
+
+
 def test_arrays_are_the_default_and_tensors_are_given_on_request(model):
     values = model.encode_text("a dog", as_torch=True)
     assert isinstance(values, torch.Tensor)

@@ -1,0 +1,47 @@
+"""docs/python.md: every block runs, in the order of the page. Those that need Ray run in tests/system/test_python.py."""
+
+import ast
+import json
+import re
+
+import pytest
+
+import rayclip
+from tests.support.python_page import BLOCKS, NOTEBOOK, PAGE, make_place, needs_ray
+
+
+def test_the_page_shows_every_public_name_and_is_short():
+    assert len(PAGE.splitlines()) <= 90
+    shown = set(re.findall(r"rayclip\.(\w+)", PAGE))
+    results = {"Model", "Sample", "IngestSummary", "TrainResult"}
+    assert shown - {"md"} == set(rayclip.__all__) - results
+    assert len(BLOCKS) >= 5
+    assert 0 < sum(map(needs_ray, BLOCKS)) < len(BLOCKS)
+
+
+def test_the_blocks_run_in_the_order_of_the_page(data_set, tmp_path, monkeypatch):
+    make_place(tmp_path, data_set)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    for block in BLOCKS:
+        if not needs_ray(block):
+            exec(compile(block, "docs/python.md", "exec"), names)
+    assert names["probabilities"].shape == (1, 2)
+    assert names["cosines"].shape == (1, 2)
+    assert len(names["loss_inputs"]) == 3
+
+
+@pytest.mark.parametrize("cell", NOTEBOOK["cells"], ids=lambda cell: cell["id"])
+def test_a_cell_of_the_notebook_is_code_that_parses_or_text_and_stores_no_output(cell):
+    assert cell["cell_type"] in ("markdown", "code")
+    assert cell["metadata"] == {}
+    if cell["cell_type"] == "code":
+        assert cell["outputs"] == []
+        assert cell["execution_count"] is None
+        ast.parse("".join(cell["source"]))
+
+
+def test_the_notebook_is_of_a_format_that_jupyter_reads():
+    assert (NOTEBOOK["nbformat"], NOTEBOOK["nbformat_minor"]) == (4, 5)
+    assert len({cell["id"] for cell in NOTEBOOK["cells"]}) == len(NOTEBOOK["cells"])
+    assert json.dumps(NOTEBOOK)
