@@ -188,7 +188,7 @@ def write_features(
 
 
 class _Stored:
-    """What an output of jobs/embed.py holds of a data set's samples. Picklable."""
+    """Columns of an output of jobs/embed.py, by the samples of a data set. Picklable."""
 
     key: str
     """The key or option that names the output, for messages."""

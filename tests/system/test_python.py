@@ -38,6 +38,7 @@ def test_the_blocks_on_ray_run_and_leave_the_process_as_it_was(data_set, tmp_pat
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(1800)
 def test_the_notebook_runs_from_the_first_cell_to_the_last(tmp_path):
     """Its cells are executed in one process, as a kernel does; none is installed here, and it would run the same code."""
     cells = ["".join(cell["source"]) for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]
@@ -52,7 +53,7 @@ def test_the_notebook_runs_from_the_first_cell_to_the_last(tmp_path):
         capture_output=True,
         text=True,
         check=False,
-        timeout=1800,
+        timeout=1700,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert (tmp_path / "runs" / "quickstart" / "result.json").is_file()
