@@ -1,7 +1,7 @@
 """Embeds a data set: features of its images and captions, and their CLIP scores, as one parquet file per shard.
 
     python jobs/embed.py run.name=demo embed.data=data/demo/train embed.output=data/features
-    python jobs/embed.py --weights b32.pt --activation gelu model.name=ViT-B/32 embed.data=data/pairs embed.output=data/features
+    python jobs/embed.py --weights b32.pt --activation gelu embed.data=data/pairs embed.output=data/features
     ray job submit --working-dir . -- python jobs/embed.py run.dir=s3://BUCKET/runs run.name=vit_b_32 'embed.num_workers=[4,64]'
         embed.data=s3://BUCKET/pairs embed.output=s3://BUCKET/features embed.use_gpu=true embed.cpus_per_worker=11
     python jobs/curate.py curate.data=data/pairs curate.scores=data/features 'curate.where=clip_score > 0.28'

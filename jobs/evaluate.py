@@ -1,8 +1,8 @@
 """Evaluates a run's last checkpoint, or weights in a file or folder (ours, open_clip's, Hugging Face's), on held-out data.
 
     python jobs/evaluate.py run.name=demo evaluation.retrieval_uri=data/demo/heldout
-    python jobs/evaluate.py --weights weights.pt --activation quick_gelu model.name=ViT-B/32 evaluation.retrieval_uri=data/pairs
-    python jobs/evaluate.py --weights exports/demo model.name=demo evaluation.retrieval_uri=data/demo/heldout
+    python jobs/evaluate.py --weights weights.pt --activation quick_gelu evaluation.retrieval_uri=data/pairs
+    python jobs/evaluate.py --weights exports/demo evaluation.retrieval_uri=data/demo/heldout
     python jobs/evaluate.py run.name=demo evaluation.zero_shot.uri=data/wds_cifar10
     python jobs/evaluate.py run.name=demo 'evaluation.linear_probe={train_uri: data/pets/train, test_uri: data/pets/test}'
     ray job submit --working-dir . -- python jobs/evaluate.py run.dir=s3://BUCKET/runs run.name=vit_b_32 cluster.num_workers=8

@@ -2,7 +2,7 @@
 
     python jobs/export.py run.name=demo --output exports/demo                 a run's last checkpoint
     python jobs/export.py --checkpoint runs/demo/checkpoints/step_00000300 --output exports/demo-300
-    python jobs/export.py --weights clip.pt --activation quick_gelu model.name=ViT-B/32 --output s3://BUCKET/exports/clip
+    python jobs/export.py --weights clip.pt --activation quick_gelu --output s3://BUCKET/exports/clip
 
     open_clip_model.safetensors, open_clip_config.json   weights with the published keys; RayCLIP loads them too
     hf/                                                  a CLIPModel and its CLIPProcessor (ViTs only)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from jobs.cli.command_line import check_folder, main, parser
 from jobs.cli.config import Config
 from jobs.cli.job_parser import JobParser
-from jobs.cli.open_model import add_weights_options, check_one_model, last_checkpoint
+from jobs.cli.open_model import add_weights_options, check_one_model, last_checkpoint, told_architecture
 from pipeline.errors import ConfigError, InputError, NotMeantError
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def _open_encoder(config: Config, options: argparse.Namespace) -> tuple[Encoder,
     from training.trained_model import open_model, open_trained_model
 
     if options.weights:
-        name = config.model.name if any(word.startswith("model.name=") for word in options.overrides) else None
+        name = told_architecture(config, options)
         opened = open_trained_model(options.weights, name, options.activation, allow_torchscript=options.allow_torchscript)
         clip, address, train = opened.clip, opened.address, config.train
     else:

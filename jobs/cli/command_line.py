@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -69,11 +70,18 @@ def parser(description: str | None, job: str | None = None, place: str = "") -> 
     """
     result = JobParser(description, job)
     if place:
-        result.add_argument("data", metavar="DATA", help=place)
+        result.add_argument("data", metavar="DATA", type=_place, help=place)
     result.add_argument("--config", metavar="RECIPE", default="default", help="path or name of a recipe (default: %(default)s)")
     result.add_argument("--show-config", action="store_true", help="print the resolved configuration and exit")
     result.add_argument("overrides", nargs="*", metavar="section.key=value", help="override of the recipe")
     return result
+
+
+def _place(word: str) -> str:
+    """The first word of a command line that begins with a place."""
+    if re.match(r"[a-z_]+(\.[a-z0-9_]+)+=", word) and not Path(word).exists():
+        raise argparse.ArgumentTypeError(f"{word} is a key; name the place first, then the keys")
+    return word
 
 
 def run(

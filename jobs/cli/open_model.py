@@ -61,7 +61,13 @@ def open_weights(config: Config, options: argparse.Namespace) -> CLIP:
     model = config.model
     activation = options.activation or model.activation
     allowed = options.allow_torchscript or model.allow_torchscript
-    return open_weights_at(options.weights, model.name, activation, model.image_size_px, allowed)
+    return open_weights_at(options.weights, told_architecture(config, options), activation, model.image_size_px, allowed)
+
+
+def told_architecture(config: Config, options: argparse.Namespace) -> str | None:
+    """The architecture of `--weights` that a person names, by a key or by a recipe; None: the weights tell it."""
+    is_typed = any(override.startswith("model.name=") for override in options.overrides)
+    return config.model.name if is_typed or options.config != "default" else None
 
 
 def add_weights_options(result: argparse.ArgumentParser) -> None:

@@ -178,6 +178,13 @@ def test_text_and_image_exclude_each_other_and_one_is_needed(folder, weights, ca
     assert "--image" in capsys.readouterr().err
 
 
+def test_a_key_before_the_place_is_answered_with_the_order(folder, capsys):
+    with pytest.raises(SystemExit) as ended:
+        call("run.name=mine", folder, "--text", "a")
+    assert ended.value.code == EXIT_BAD_INPUT
+    assert "argument DATA: run.name=mine is a key; name the place first, then the keys" in capsys.readouterr().err
+
+
 def test_the_help_names_the_place_first(capsys):
     with pytest.raises(SystemExit):
         search.arguments().parse_args(["--help"])

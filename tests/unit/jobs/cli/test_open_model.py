@@ -17,7 +17,7 @@ from training.trainer import train
 def options(*words: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     add_weights_options(parser)
-    return parser.parse_args(list(words))
+    return parser.parse_args(list(words), argparse.Namespace(config="debug_cpu", overrides=[]))
 
 
 def test_a_run_without_a_checkpoint_is_refused(tmp_path):
@@ -44,6 +44,18 @@ def test_weights_are_opened_by_the_name_of_their_architecture(tmp_path):
     assert all(torch.equal(value, opened.state_dict()[name]) for name, value in clip.state_dict().items())
     with pytest.raises(ConfigError):
         open_weights(load_config("debug_cpu", ["model.name=debug-rn"]), options("--weights", str(path)))
+
+
+def test_weights_tell_their_architecture_where_neither_a_key_nor_a_recipe_does(tmp_path):
+    clip = build_clip("debug-vit")
+    save_weights(clip, tmp_path / "clip.safetensors")
+    told = options("--weights", str(tmp_path / "clip.safetensors"))
+    told.config = "default"
+    assert load_config("default").model.name == "demo"
+    assert open_weights(load_config("default"), told).architecture.name == "debug-vit"
+    told.overrides = ["model.name=demo"]
+    with pytest.raises(ConfigError, match=r"its model\.name is debug-vit"):
+        open_weights(load_config("default", told.overrides), told)
 
 
 def test_a_missing_file_of_weights_is_bad_input(tmp_path):
