@@ -24,7 +24,7 @@ from pipeline.dataset.columns import captions_of
 from pipeline.dataset.manifest import Manifest, ManifestError, read_manifest, read_samples
 from pipeline.errors import InputError
 from pipeline.storage.address import open_storage
-from training.data.shard_reader import CHANGED, Damage, ShardReader, is_changed
+from training.data.shard_reader import CHANGED, Damage, RawSample, ShardReader, is_changed
 
 if TYPE_CHECKING:
     import ray.data
@@ -205,38 +205,46 @@ class DataSet:
 
     def read(self, number: int, positions: Sequence[int], columns: Sequence[str] = ()) -> Iterator[Sample]:
         """Yields samples of a shard by their places. Raises InputError if one is damaged."""
+        for rows, found in self._blocks(number, positions, columns):
+            for row, texts, stored in zip(rows.to_pylist(), captions_of(rows["caption"]), found, strict=True):
+                asked = {name: row[name] for name in columns}
+                yield Sample(row["key"], row["url"], tuple(text for text in texts if text), stored.image, asked)
+
+    def tables(self, number: int, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Yields a shard's samples as Arrow tables, of READ_SAMPLES each, with the columns' own types."""
+        for rows, found in self._blocks(number, self.positions(number), columns):
+            captions = [[text for text in texts if text] for texts in captions_of(rows["caption"])]
+            own = {
+                "key": rows["key"],
+                "url": rows["url"],
+                "captions": pa.array(captions, pa.list_(pa.string())),
+                "image": pa.array([stored.image for stored in found], pa.binary()),
+            }
+            yield pa.table(own | {name: rows[name] for name in columns if name not in own})
+
+    def _blocks(
+        self, number: int, positions: Sequence[int], columns: Sequence[str]
+    ) -> Iterator[tuple[pa.Table, list[RawSample]]]:
+        """Yields sidecar rows and stored samples together; a column that this shard lacks is null."""
         if not positions:
             return
         table = read_samples(self._storage, self.manifest.shards[number], ["key", "url", "caption"], columns)
+        for name in columns:
+            if name not in table.column_names:
+                table = table.append_column(name, pa.nulls(table.num_rows))
         for first in range(0, len(positions), READ_SAMPLES):
             run = positions[first : first + READ_SAMPLES]
-            rows = table.take(pa.array(run, pa.int64()))
-            named, captions = rows.to_pylist(), captions_of(rows["caption"])
-            for row, texts, found in zip(named, captions, self._reader.read_run(number, run), strict=True):
-                if isinstance(found, Damage):
-                    raise ManifestError(found.problem)
-                if is_changed(found.image, found.sha256):
-                    raise ManifestError(f"{self._reader.address(number)}: sample {found.key}: {CHANGED}")
-                asked = {name: row.get(name) for name in columns}
-                yield Sample(row["key"], row["url"], tuple(text for text in texts if text), found.image, asked)
-
-    def tables(self, number: int, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """Yields a shard's samples as Arrow tables, of READ_SAMPLES each."""
-        positions = self.positions(number)
-        for first in range(0, len(positions), READ_SAMPLES):
-            samples = list(self.read(number, positions[first : first + READ_SAMPLES], columns))
-            table = pa.table(
-                {
-                    "key": pa.array([sample.key for sample in samples], pa.string()),
-                    "url": pa.array([sample.url for sample in samples], pa.string()),
-                    "captions": pa.array([list(sample.captions) for sample in samples], pa.list_(pa.string())),
-                    "image": pa.array([sample.image for sample in samples], pa.binary()),
-                }
+            yield (
+                table.take(pa.array(run, pa.int64())),
+                [self._whole(number, one) for one in self._reader.read_run(number, run)],
             )
-            for name in columns:
-                if name not in table.column_names:
-                    table = table.append_column(name, pa.array([sample.columns[name] for sample in samples]))
-            yield table
+
+    def _whole(self, number: int, found: RawSample | Damage) -> RawSample:
+        if isinstance(found, Damage):
+            raise ManifestError(found.problem)
+        if is_changed(found.image, found.sha256):
+            raise ManifestError(f"{self._reader.address(number)}: sample {found.key}: {CHANGED}")
+        return found
 
     def place(self, index: int) -> tuple[int, int]:
         """(shard, position in it) of a sample, by its index among those that meet all conditions."""

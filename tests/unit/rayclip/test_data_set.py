@@ -111,6 +111,15 @@ def test_tables_for_ray_have_one_schema_and_all_samples(data_set):
     assert whole["captions"].to_pylist() == [list(sample.captions) for sample in data.samples()]
 
 
+def test_a_column_that_a_shard_lacks_is_null_and_keeps_its_type_elsewhere(make_data_set, tmp_path, monkeypatch):
+    data = rayclip.DataSet(make_data_set(str(tmp_path / "shapes"), (2,)))
+    monkeypatch.setattr(rayclip.DataSet, "columns", ("key", "lang"))
+    assert [sample.columns for sample in data.samples(["lang"])] == [{"lang": None}, {"lang": None}]
+    (table,) = data.tables(0, ["width", "lang"])
+    assert table.schema.field("width").type == pa.int32()
+    assert table["lang"].to_pylist() == [None, None]
+
+
 def test_a_sample_is_found_by_its_index(data_set):
     whole = rayclip.DataSet(data_set)
     assert whole.place(63) == (2, 30)
