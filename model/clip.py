@@ -17,10 +17,12 @@ Shape suffixes: B samples, L tokens, C H W an image, P patches that are kept, D 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from model.config import Architecture, Tower, get_architecture
 from model.layers import Captions, ResidualAttentionBlock, Transformer, to_device
@@ -29,6 +31,7 @@ from model.resnet import Bottleneck, ModifiedResNet
 from model.vit import VisionTransformer
 
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
+_RANDOM = (Tensor.uniform_, Tensor.normal_, nn.init.uniform_, nn.init.normal_, nn.init.kaiming_uniform_)
 SIGMOID_LOGIT_SCALE, SIGMOID_LOGIT_BIAS = math.log(10), -10.0
 """SigLIP's initial values (arXiv 2303.15343, section 3.2): they reflect that nearly all pairs are negatives."""
 
@@ -151,10 +154,21 @@ def build_clip(name: str) -> CLIP:
 
 
 def uninitialized_clip(architecture: Architecture) -> CLIP:
-    """A CLIP on the CPU with arbitrary weights, for those that are loaded next: initialising takes longer than loading."""
-    with torch.device("meta"):
-        clip = CLIP(architecture)
-    return clip.to_empty(device="cpu")
+    """A CLIP with arbitrary weights, for those that are loaded next: drawing random ones takes longer than loading."""
+    with _WithoutRandomValues():
+        return CLIP(architecture)
+
+
+class _WithoutRandomValues(TorchFunctionMode):
+    """Context in which initialisers leave memory as it is. (The meta device would import torch's compiler: seconds.)"""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _RANDOM:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def l2_normalize(features_BE: Tensor) -> Tensor:

@@ -5,9 +5,10 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from model.clip import CLIP, build_clip
-from model.config import PUBLISHED
+from model.clip import CLIP, build_clip, uninitialized_clip
+from model.config import PUBLISHED, get_architecture
 from model.tokenizer import tokenize
 from model.weights import load_state
 from tests.support.models import blobs, randomise
@@ -105,3 +106,28 @@ def test_features_are_normalised_in_float32_under_autocast():
     for features in (image_features, text_features):
         assert features.dtype == torch.float32
         torch.testing.assert_close(features.norm(dim=1), torch.ones(2))
+
+
+class Drawn(TorchDispatchMode):
+    """Names of the operations that fill a tensor with random values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names += [func.name()] if func.name() in ("aten::normal_", "aten::uniform_") else []
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["debug-vit", "debug-rn"])
+def test_a_model_for_weights_that_are_loaded_draws_no_random_values_and_is_then_the_same(name):
+    with Drawn() as drawn:
+        initialised = build_clip(name)
+    assert len(drawn.names) > 10
+    with Drawn() as drawn:
+        bare = uninitialized_clip(get_architecture(name))
+    assert not drawn.names
+    load_state(bare, initialised.state_dict(), name)
+    assert all(torch.equal(value, bare.state_dict()[key]) for key, value in initialised.state_dict().items())
+    assert all(one.requires_grad and one.device.type == "cpu" for one in bare.parameters())
