@@ -52,3 +52,23 @@ def test_the_folder_of_an_options_file_must_exist(tmp_path):
     check_folder("--json", str(tmp_path / "figures.json"))
     with pytest.raises(ConfigError, match=r"^--json=.*none/figures.json: there is no folder .*; create it"):
         check_folder("--json", str(tmp_path / "none" / "figures.json"))
+
+
+@pytest.mark.parametrize("is_a_job", [True, False])
+def test_the_watch_that_ends_a_process_without_a_head_is_for_a_process_of_a_job(is_a_job, monkeypatch):
+    import ray
+
+    from jobs.cli import command_line
+    from training.config import ClusterConfig
+
+    watched = []
+    context = type("Context", (), {"gcs_address": "127.0.0.1:1"})
+    monkeypatch.setattr(ray, "init", lambda **_: monkeypatch.setattr(ray, "is_initialized", lambda: True))
+    monkeypatch.setattr(ray, "get_runtime_context", context)
+    monkeypatch.setattr(command_line, "sort_worker_lines", lambda _: None)
+    monkeypatch.setattr(command_line.HEAD, "start", lambda address, _: watched.append(address))
+    monkeypatch.setattr("jobs.cli.last_line._ends_process", is_a_job)
+    for name, value in command_line.RAY_SETTINGS.items():
+        monkeypatch.setenv(name, value)
+    command_line._init(ClusterConfig())
+    assert watched == ["127.0.0.1:1"] * is_a_job
