@@ -64,7 +64,7 @@ $(VENV)/.installed-test: $(MADE) $(PROJECT)
 # The pages lie under build/pages as they do here, with all that they may link to.
 docs: $(VENV)/.installed-docs
 	rm -rf build/pages && mkdir -p build/pages
-	git ls-files -z '*.md' '*.png' '*.py' '*.yaml' '*.yml' '*.txt' '*.toml' infra LICENSE NOTICE Makefile | tar --null -T - -cf - | tar -xf - -C build/pages
+	git ls-files -z '*.md' '*.ipynb' '*.png' '*.py' '*.yaml' '*.yml' '*.txt' '*.toml' infra LICENSE NOTICE Makefile | tar --null -T - -cf - | tar -xf - -C build/pages
 	for one in $(API); do printf '::: %s\n\n' $$one; done > build/pages/api.md
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -q
 	@echo 'build/site/index.html; to look at it: $(BIN)/mkdocs serve'

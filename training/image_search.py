@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +20,7 @@ from torch import Tensor
 from model.image_loading import Pixels, load_eval_image
 from pipeline.dataset.columns import captions_of
 from pipeline.dataset.features import ImageFeatures
-from pipeline.dataset.manifest import Manifest, read_manifest, read_samples
+from pipeline.dataset.manifest import Manifest, how_to_make_one, read_manifest, read_samples
 from pipeline.errors import ConfigError, InputError
 from pipeline.storage.base import Storage
 from training.data.shard_reader import CHANGED, Damage, RawSample, ShardReader, is_changed
@@ -131,7 +130,7 @@ class FolderImages(SearchedImages):
         self._paths = [path for path in paths if is_image(path)]
         self.num_images = len(self._paths)
         if not self._paths:
-            raise InputError(_no_images(storage, paths))
+            raise InputError(_no_images(storage))
 
     def score(self, encoder: Encoder, query_E: Tensor, batch_size: int) -> Iterator[Scored]:
         def read(path: str, size_px: int) -> Pixels:
@@ -248,17 +247,11 @@ def _scored(features_BE: Tensor, query_E: Tensor, problems: dict[int, str]) -> S
     return Scored(scores, list(problems.values()))
 
 
-def _no_images(storage: Storage, paths: Sequence[str]) -> str:
+def _no_images(storage: Storage) -> str:
     """The message for a folder without images, with the line to type for what it holds."""
     uri, root = storage.uri, storage.local_path("")
     if root is not None and not root.exists():
         return f"{uri}: there is no such folder; name a data set, or a folder of image files"
-    if root is not None and not root.is_dir():
-        return f"{uri}: is a file; name a data set, or a folder of image files"
-    if any(path.endswith(".tar") for path in paths):
-        return f"{uri}: holds tars; make a data set of them: python jobs/index.py index.input={uri} index.output=FOLDER"
-    tables = [path for path in paths if Path(path).suffix in (".parquet", ".csv", ".tsv", ".jsonl")]
-    if tables:
-        table = storage.address(tables[0])
-        return f"{uri}: holds no image files, but {tables[0]}: python jobs/ingest.py ingest.input={table} ingest.output=FOLDER"
-    return f"{uri}: holds no image files; name a data set, or a folder of image files"
+    if root is not None and root.is_file() and is_image(root.name):
+        return f"{uri}: is an image file; name a data set, or a folder of image files"
+    return f"{uri}: holds no image files, and there is no data set; {how_to_make_one(storage)}, or name a folder of image files"

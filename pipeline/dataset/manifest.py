@@ -182,7 +182,7 @@ def read_manifest(storage: Storage, version: int | Literal["latest"] = "latest")
     """
     versions = list_versions(storage)
     if not versions:
-        raise ManifestError(f"{storage.uri}: there is no data set; {_how_to_make_one(storage)}")
+        raise ManifestError(f"{storage.uri}: there is no data set; {how_to_make_one(storage)}")
     wanted = versions[-1] if version == "latest" else version
     if wanted not in versions:
         raise ManifestError(
@@ -202,7 +202,7 @@ def read_manifest(storage: Storage, version: int | Literal["latest"] = "latest")
     return manifest
 
 
-def _how_to_make_one(storage: Storage) -> str:
+def how_to_make_one(storage: Storage) -> str:
     """The command that makes a data set of what lies at an address: of tars, of tables, or of nothing yet."""
     uri = storage.uri
     place = storage.local_path("")

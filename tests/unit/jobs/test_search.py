@@ -143,7 +143,7 @@ def test_bad_input_is_refused_with_what_to_give(folder, weights, tmp_path, capsy
     (tmp_path / "empty").mkdir()
     model, text = ("--weights", weights), ("--text", "a dog")
     cases = {
-        (tmp_path / "empty", *model, *text): "holds no image files; name a data set, or a folder of image files",
+        (tmp_path / "empty", *model, *text): "holds no image files, and there is no data set; make one with jobs/ingest.py",
         (tmp_path / "none", *model, *text): "there is no such folder",
         (folder, *text): "--run, --weights: no model is named; give --run NAME",
         (folder, "--run", "a", *model, *text): f"--run=a: --weights={weights} names a model too; give one of them",

@@ -88,11 +88,11 @@ def test_a_folder_without_images_says_what_lies_there_and_what_to_type(tmp_path)
             (tmp_path / name / file).write_bytes(b"")
     (tmp_path / "one.png").write_bytes(image(0))
     expected = {
-        "empty": "holds no image files; name a data set, or a folder of image files",
-        "tars": f"python jobs/index.py index.input={tmp_path}/tars index.output=FOLDER",
-        "tables": f"python jobs/ingest.py ingest.input={tmp_path}/tables/pairs.parquet ingest.output=FOLDER",
+        "empty": "holds no image files, and there is no data set; make one with jobs/ingest.py",
+        "tars": f"these are tars: make one with jobs/index.py index.input='{tmp_path}/tars' index.output=DATA",
+        "tables": f"these are tables: make one with jobs/ingest.py ingest.input='{tmp_path}/tables'",
         "none": "there is no such folder",
-        "one.png": "is a file; name a data set, or a folder of image files",
+        "one.png": "is an image file; name a data set, or a folder of image files",
     }
     for name, message in expected.items():
         with pytest.raises(InputError, match=f"^{tmp_path}/{name}: .*") as error:
