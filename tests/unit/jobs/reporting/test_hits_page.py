@@ -28,7 +28,7 @@ def test_hits_stand_in_order_with_score_caption_and_thumbnail():
     assert "a brown dog" in text
     assert '<a href="https://e.org/7.jpg">k7</a>' in text
     assert '<a href="file:///data/3.jpg">k3</a>' in text
-    assert "1234 images compared, 1 unreadable ones skipped; model: runs/mine" in text
+    assert "1234 images compared; unreadable: 1; model: runs/mine" in text
     assert not re.findall(r'(?:src|href)="(?!data:|https://e\.org|file:)', text)
 
 
