@@ -7,6 +7,7 @@ import re
 import pytest
 
 import rayclip
+from tests.support.pages import ROOT
 from tests.support.python_page import BLOCKS, NOTEBOOK, PAGE, make_place, needs_ray
 
 
@@ -29,6 +30,16 @@ def test_the_blocks_run_in_the_order_of_the_page(data_set, tmp_path, monkeypatch
     assert names["probabilities"].shape == (1, 2)
     assert names["cosines"].shape == (1, 2)
     assert len(names["loss_inputs"]) == 3
+
+
+def test_the_block_of_the_first_page_runs(data_set, tmp_path, monkeypatch, capsys):
+    (block,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)
+    make_place(tmp_path, data_set)
+    (tmp_path / "runs" / "mine").rename(tmp_path / "runs" / "vit_b_32")
+    (tmp_path / "photos" / "a.jpg").rename(tmp_path / "a.jpg")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "README.md", "exec"), {})
+    assert re.fullmatch(r"\[\[ ?-?0\.\d+ +-?0\.\d+\]\]\n", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("cell", NOTEBOOK["cells"], ids=lambda cell: cell["id"])
