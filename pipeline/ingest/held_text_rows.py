@@ -17,6 +17,7 @@ from pipeline.dataset.manifest import PartitionRecord
 from pipeline.errors import InputError
 from pipeline.ingest import first_text_reader
 from pipeline.ingest.first_text_reader import ends_of_rows, first_batches, swallowed_lines
+from pipeline.ingest.row_numbers import row_range
 from pipeline.ingest.rows_digest import hash_rows_as_before
 from pipeline.ingest.tables import cut_chunks
 from pipeline.ingest.text_tables import TextTable
@@ -155,9 +156,9 @@ def _is_even(table: TextTable, gap: Stretch, held: _Held) -> bool:
     rows = sum(batch.num_rows for batch in table.batches(gap.start, gap.stop))
     if rows != stop - gap.first_row:
         logger.warning(
-            "ingest.input=%s: rows %d to %d were left unfinished by an earlier version, which read several lines as one row; "
+            "ingest.input=%s: %s were left unfinished by an earlier version, which read several lines as one row; "
             "they are %d rows now, for which there is no room: put these lines into a new table",
-            table.source.address, gap.first_row, stop - 1, rows,
+            table.source.address, row_range(gap.first_row, stop - gap.first_row), rows,
         )  # fmt: skip
     return rows == stop - gap.first_row
 
@@ -187,9 +188,14 @@ def _end(record: PartitionRecord) -> int:
     return record.first_row + record.num_rows
 
 
-def edited(table: str, record: PartitionRecord) -> InputError:
-    """The error for a table whose rows are no longer those of a record."""
+def edited(table: str, record: PartitionRecord, change: object = "") -> InputError:
+    """The error for a table whose rows are no longer those of a record.
+
+    Args:
+        change: what is known about the columns; "" if they are the same.
+    """
+    also = f" ({change})" if str(change) else ""
     return InputError(
-        f"ingest.input={table}: rows {record.first_row} to {_end(record) - 1} have changed since they "
-        "were ingested; a table may only grow at its end: restore it, or put changed rows into a new table"
+        f"ingest.input={table}: {row_range(record.first_row, record.num_rows)} have changed since they were ingested{also}; "
+        "a table may only grow at its end: restore it, or put changed rows into a new table"
     )
