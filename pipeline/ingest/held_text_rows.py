@@ -8,7 +8,7 @@ row numbers that continue those of the first reader. What lies between is held, 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -47,13 +47,17 @@ class _Held:
 
 
 def divide(
-    table: TextTable, held: list[PartitionRecord], unfinished: list[PartitionRecord]
+    table: TextTable,
+    held: list[PartitionRecord],
+    unfinished: list[PartitionRecord],
+    change_since: Callable[[PartitionRecord], object] = lambda _record: "",
 ) -> tuple[list[Stretch], list[PartitionRecord]]:
     """Divides a table into what the first reader has read and what is read today.
 
     Args:
         held: records of the data set, by row.
         unfinished: completion records of the same table that were not committed.
+        change_since: describes how the table's columns have changed since a record; for the error.
 
     Returns:
         (stretches to be read today, those unfinished records of the first reader that still hold).
@@ -65,7 +69,7 @@ def divide(
     candidates = _without_overlaps(held, [one for one in unfinished if one.text_reader == first_text_reader.READER])
     if not old and not candidates:
         return [Stretch(0, 0, None)], []
-    known, adopted = _locate(table, old, candidates)
+    known, adopted = _locate(table, old, candidates, change_since)
     if not known.records:
         return [Stretch(0, 0, None)], []
     stop = known.places[known.num_rows]
@@ -75,7 +79,10 @@ def divide(
 
 
 def _locate(
-    table: TextTable, old: list[PartitionRecord], candidates: list[PartitionRecord]
+    table: TextTable,
+    old: list[PartitionRecord],
+    candidates: list[PartitionRecord],
+    change_since: Callable[[PartitionRecord], object],
 ) -> tuple[_Held, list[PartitionRecord]]:
     """(the first reader's ranges that are still in the table as they were, those of them that are not committed)."""
     records = sorted([*old, *candidates], key=lambda record: record.first_row)
@@ -83,7 +90,7 @@ def _locate(
     places = ends_of_rows(table.source, bounds) if records else {}
     for record in old:
         if _end(record) not in places:
-            raise edited(table.source.address, record)
+            raise edited(table.source.address, record, change_since(record))
     records = [record for record in records if _end(record) in places]
     if not records:
         return _Held([], places), []
@@ -94,7 +101,7 @@ def _locate(
         digests = longer if not any(_differs(record, longer) for record in old) else digests
     for record in old:
         if _differs(record, digests):
-            raise edited(table.source.address, record)
+            raise edited(table.source.address, record, change_since(record))
     records = [record for record in records if not _differs(record, digests)]
     return _Held(records, places), [record for record in records if record in candidates]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -228,7 +228,9 @@ class _Planner:
         check_kinds(text, self._config)
         if self._config.caption_column in text.fields:
             text.fields[self._config.caption_column].of_captions = True
-        stretches, adopted = divide(text, held, self._unfinished(table))
+        stretches, adopted = divide(
+            text, held, self._unfinished(table), lambda record: self._change_since(record, text.columns)
+        )
         for record in adopted:
             self._adopt(record)
         first_row = 0
@@ -260,10 +262,7 @@ class _Planner:
         """Raises InputError unless a record's rows are these without the columns that the table has got since."""
         if self._change.added and is_unchanged_without(self._change.added, chunk, record):
             return
-        self._change = ColumnChange()
-        if self.manifest is not None:
-            shards = shards_of(self.manifest, [record])
-            self._change = column_change(self._storage, shards, chunk.column_names, self._config)
+        self._change = self._change_since(record, chunk.column_names)
         if not self._change.added or not is_unchanged_without(self._change.added, chunk, record):
             raise edited(table, record, self._change)
         if table not in self._said:
@@ -273,6 +272,10 @@ class _Planner:
                 "rows, ingest the table into a new ingest.output",
                 table, ", ".join(self._change.added),
             )  # fmt: skip
+
+    def _change_since(self, record: PartitionRecord, columns: Sequence[str]) -> ColumnChange:
+        shards = shards_of(self.manifest, [record]) if self.manifest is not None else ()
+        return column_change(self._storage, shards, columns, self._config)
 
     def _check_end(self, table: str, held: list[PartitionRecord], num_rows: int) -> None:
         if held and held[-1].first_row >= num_rows:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,8 +12,11 @@ from pipeline.config import ImageConfig, IngestConfig
 from pipeline.dataset.manifest import commit, read_manifest, read_sidecar
 from pipeline.errors import InputError
 from pipeline.ingest.added_columns import _without_members
+from pipeline.ingest.first_text_reader import first_batches
 from pipeline.ingest.partition import ingest_partition
 from pipeline.ingest.plan import plan_ingest
+from pipeline.ingest.rows_digest import hash_rows_as_before
+from pipeline.ingest.text_source import open_source
 from pipeline.storage.address import open_storage
 
 ROWS = [{"url": f"ftp://e.org/{n}", "caption": f'a "{n}", b', "key": n} for n in range(5)]
@@ -90,6 +94,21 @@ def test_rows_that_have_changed_too_are_refused_with_what_is_known_of_the_column
     write(table, [{name: value for name, value in row.items() if name != "key"} for row in ROWS])
     with pytest.raises(InputError, match=r"rows 1 to 2 .* have changed since .* \(it has lost the columns key\); a"):
         ingest(table, output)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_rows_of_the_first_reader_are_refused_with_the_new_columns(tmp_path, suffix):
+    table, output = tmp_path / f"t.{suffix}", tmp_path / "out"
+    write(table, ROWS)
+    config = IngestConfig(input=str(table), output=str(output))
+    (spec,) = plan_ingest(config).partitions
+    (rows,) = [pa.Table.from_batches(first_batches(open_source(str(table)), table.stat().st_size))]
+    old = replace(spec, text_reader="", rows_sha256=hash_rows_as_before(rows))
+    commit(open_storage(str(output)), [ingest_partition(old, config)])
+    assert plan_ingest(config).partitions == []
+    write(table, with_more(ROWS))
+    with pytest.raises(InputError, match=r"rows 1 to 5 .* \(it has the new columns score\); a table may only grow"):
+        plan_ingest(config)
 
 
 @pytest.mark.parametrize(
