@@ -78,15 +78,15 @@ def parse_lines(
         is_dense = not lines[-1] and _is_dense(block)
         lines = lines if is_dense else [text.strip() for text in lines]
         texts = lines[:-1] if is_dense else [text for text in lines if text]
-        parsed = _parse_again(block, len(texts)) if is_plain and is_dense else []
-        parsed = parsed or _parse_all(block, texts, unique_keys)
+        parsed = _parse_at_once(block, len(texts)) if is_plain and is_dense else []
+        parsed = parsed or _parse_all(block, texts, unique_keys, is_dense)
         values: list[Line] = [*parsed] or [_parse(text, number) for number, text in enumerate(lines, line) if text]
         yield Lines(texts, values, parsed)
         line += len(lines) - 1
 
 
-def _parse_again(block: bytes, count: int) -> list[dict[str, Any]]:
-    """The objects of a block of plain lines, all at once; empty if the file has been changed meanwhile."""
+def _parse_at_once(block: bytes, count: int) -> list[dict[str, Any]]:
+    """The objects of a block whose lines are each known to be an object; empty if they are not."""
     try:
         parsed: list[Any] = orjson.loads(b"[%b]" % block[:-1].replace(b"\n", b","))
     except orjson.JSONDecodeError:
@@ -94,24 +94,28 @@ def _parse_again(block: bytes, count: int) -> list[dict[str, Any]]:
     return parsed if len(parsed) == count and set(map(type, parsed)) == {dict} else []
 
 
-def _parse_all(block: bytes, texts: list[bytes], unique_keys: bool) -> list[dict[str, Any]]:
+def _parse_all(block: bytes, texts: list[bytes], unique_keys: bool, is_dense: bool) -> list[dict[str, Any]]:
     """The objects of a block's lines if all are plain: read exactly by orjson, and without a key twice; otherwise empty."""
     if _has_many_digits(block):
         return []
+    num_objects = block.count(b"{")
+    # Each line begins with the only { that it has. So as many objects as lines, parsed at once, are those of the lines.
+    parsed = _parse_at_once(block, len(texts)) if is_dense and num_objects == len(texts) else _parse_each(texts)
+    if unique_keys or not parsed:
+        return parsed
+    if num_objects + block.count(b"[") >= len(parsed) + DEEPEST and any(map(_is_too_deep, texts, parsed)):
+        return []
+    is_flat = num_objects == len(parsed)  # no object within another one
+    return parsed if _num_colons(block) == (sum(map(len, parsed)) if is_flat else _num_keys(parsed)) else []
+
+
+def _parse_each(texts: list[bytes]) -> list[dict[str, Any]]:
+    """The objects of lines; empty if one is none."""
     try:
         parsed: list[Any] = list(map(orjson.loads, texts))
     except orjson.JSONDecodeError:
         return []
-    if set(map(type, parsed)) != {dict}:
-        return []
-    if unique_keys:
-        return parsed
-    data = np.frombuffer(block, np.uint8)
-    num_brackets = np.count_nonzero((data | 0x20) == ord("{"))  # [ and { differ in one bit
-    if num_brackets >= len(parsed) + DEEPEST and any(map(_is_too_deep, texts, parsed)):
-        return []
-    is_flat = np.count_nonzero(data == ord("{")) == len(parsed)  # no object within another one
-    return parsed if _num_colons(block) == (sum(map(len, parsed)) if is_flat else _num_keys(parsed)) else []
+    return parsed if set(map(type, parsed)) == {dict} else []
 
 
 def _is_too_deep(text: bytes, value: Any) -> bool:
@@ -135,9 +139,9 @@ def _is_dense(block: bytes) -> bool:
 def _num_colons(text: bytes) -> int:
     """Number of colons behind quotes: one a key, and those within strings."""
     data = np.frombuffer(text, np.uint8)
-    quotes, after = data[:-1] == ord('"'), data[1:]
-    spaced = len(SPACED_COLON.findall(text)) if (quotes & ((after == ord(" ")) | (after == ord("\t")))).any() else 0
-    return int(np.count_nonzero(quotes & (after == ord(":")))) + spaced
+    after = data[np.flatnonzero(data[:-1] == ord('"')) + 1]
+    spaced = len(SPACED_COLON.findall(text)) if (after == ord(" ")).any() or (after == ord("\t")).any() else 0
+    return int(np.count_nonzero(after == ord(":"))) + spaced
 
 
 def _num_keys(values: Iterable[Any]) -> int:

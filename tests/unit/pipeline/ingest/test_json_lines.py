@@ -109,6 +109,24 @@ def test_space_around_a_line_is_no_part_of_it(line, place):
 LINES = [b'{"a": 1}', b'{"a": "}\\n{"}', b'{"a": [{"b": 1.5}]}']
 
 
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [b'{"a":1},{"b":2}', b'{"c":[{}', b"{}]}"],
+        [b'{"a":"x}', b'{y"}', b'{"b":1}'],
+        [b'{"a":1}', b'{"a":1},"b":2}', b'{"c":3}'],
+        [b'{"a":"{"}', b'{"a":1},{"b":2}'],
+        [b'{"a":1},1}', b'{"a":2}'],
+    ],
+)
+def test_lines_that_are_objects_only_together_are_errors(lines):
+    """Each begins with { and ends with }, and some are a valid list of as many objects if they are joined by commas."""
+    (found,) = parse_lines([b"\n".join([*lines, b""])], complete=True)
+    alone = [parsed.values[0] for line in lines for parsed in parse_lines([line + b"\n"], complete=True)]
+    assert [type(value) for value in found.values] == [type(value) for value in alone]
+    assert str in map(type, alone)
+
+
 def test_plain_lines_are_read_again_as_they_were_the_first_time():
     block = b"\n".join([*LINES, b""])
     (first,) = parse_lines([block], complete=True)
