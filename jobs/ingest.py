@@ -35,7 +35,9 @@ from training.wandb_environment import with_environment
 
 if TYPE_CHECKING:
     from pipeline.config import IngestConfig
+    from pipeline.dataset.manifest import Manifest
     from pipeline.ingest.driver import Log
+    from pipeline.storage.base import Storage
 
 
 def job(config: Config, options: argparse.Namespace) -> int:
@@ -47,8 +49,9 @@ def job(config: Config, options: argparse.Namespace) -> int:
         with_environment(config.tracking, os.environ)  # refuses bad input before Ray starts
     from pipeline.ingest.plan import plan_ingest
 
-    retry: str = options.retry_failed
-    ingest = _retries_as_input(config.ingest, retry, options.dry_run) if retry else config.ingest
+    if options.retry_failed and options.dry_run:
+        return _show_retries(config.ingest, options.retry_failed)
+    ingest = _retries_as_input(config.ingest, options.retry_failed) if options.retry_failed else config.ingest
     if ingest is None:
         print(f"nothing to do: every row that failed for {options.retry_failed} was tried again already")
         _repeat_verdict(config.ingest)
@@ -141,12 +144,46 @@ def _clean(config: IngestConfig, older_than_h: float) -> int:
     return 0
 
 
-def _retries_as_input(config: IngestConfig, reasons: str, dry_run: bool) -> IngestConfig | None:
+def _retries_as_input(config: IngestConfig, reasons: str) -> IngestConfig | None:
     """Makes the tables of failures the input; None when no failure is left to retry."""
-    from pipeline.dataset.manifest import read_manifest
     from pipeline.ingest.retry import FOLDER, write_retry_tables
-    from pipeline.storage.address import open_storage
     from pipeline.storage.put_if_absent import ensure_put_if_absent
+
+    chosen = _chosen_failures(config, reasons)
+    storage = chosen[0]
+    ensure_put_if_absent(storage, config.single_writer, "ingest.single_writer")
+    rows = write_retry_tables(*chosen)
+    return _retried(storage, config) if rows or any(storage.list(f"{FOLDER}/")) else None
+
+
+def _show_retries(config: IngestConfig, reasons: str) -> int:
+    """Prints what a retry would fetch, and writes nothing."""
+    from pipeline.ingest.plan import plan_ingest
+    from pipeline.ingest.retry import FOLDER, count_new_retries
+
+    chosen = _chosen_failures(config, reasons)
+    storage = chosen[0]
+    new, unfinished = count_new_retries(*chosen), 0
+    if any(storage.list(f"{FOLDER}/")):
+        unfinished = plan_ingest(_retried(storage, config), dry_run=True).num_rows
+    more = f", {unfinished:,} of them left unfinished by an earlier retry" if unfinished else ""
+    print(f"{new + unfinished:,} failed rows to fetch again{more}")
+    return 0
+
+
+def _retried(storage: Storage, config: IngestConfig) -> IngestConfig:
+    from pipeline.ingest.retry import FOLDER
+
+    return config.model_copy(update={"input": storage.address(FOLDER), "column_names": ()})  # the retries' columns have names
+
+
+def _chosen_failures(config: IngestConfig, reasons: str) -> tuple[Storage, Manifest, list[str], IngestConfig, set[str] | None]:
+    """Arguments for the functions of pipeline/ingest/retry.py: the failures of these reasons, in the tables of the input."""
+    from pipeline.dataset.manifest import read_manifest
+    from pipeline.ingest.outcome import Lineage
+    from pipeline.ingest.retry import in_retries
+    from pipeline.ingest.table_files import tables_named
+    from pipeline.storage.address import open_storage
 
     if config.bytes_column:
         raise InputError(
@@ -161,12 +198,17 @@ def _retries_as_input(config: IngestConfig, reasons: str, dry_run: bool) -> Inge
             "--retry-failed bad_row: these lines have no URL that could be fetched; fix the lines that error_message in the "
             "sidecars names, and ingest them as a new table"
         )
-    if not dry_run:
-        ensure_put_if_absent(storage, config.single_writer, "ingest.single_writer")
-    rows = write_retry_tables(storage, manifest, wanted, config)
-    if not rows and not any(storage.list(f"{FOLDER}/")):
-        return None
-    return config.model_copy(update={"input": storage.address(FOLDER), "column_names": ()})  # the retries' columns have names
+    if not config.input:
+        return storage, manifest, wanted, config, None
+    known = sorted({record.input_path for record in manifest.partitions if not in_retries(record.input_path)})
+    tables = tables_named(config.input, known)
+    if not tables:
+        raise InputError(
+            f"ingest.input={config.input}: --retry-failed fetches failed rows of these tables, and the data set has "
+            f"none of them (it has {', '.join(known[:3])}{', ...' if len(known) > 3 else ''}); name some of those, or "
+            "leave ingest.input empty to retry the failures of all"
+        )
+    return storage, manifest, wanted, config, {record.id for record in Lineage(manifest).of_tables(tables)}
 
 
 def _reasons(text: str, known: set[str]) -> list[str]:
@@ -248,7 +290,11 @@ def arguments() -> JobParser:
     result = parser(__doc__, "ingest")
     actions = result.add_argument_group("ingestion")
     actions.add_argument("--dry-run", action="store_true", help="print the plan; write nothing")
-    actions.add_argument("--retry-failed", metavar="REASONS", help="fetch failed rows again, e.g. timeout,http_503")
+    actions.add_argument(
+        "--retry-failed",
+        metavar="REASONS",
+        help="fetch failed rows again, e.g. timeout,http_503; of ingest.input's tables, if it is set",
+    )
     actions.add_argument(
         "--verify", action="store_true", help="compare every object with the latest version; exit code 1 on a problem"
     )

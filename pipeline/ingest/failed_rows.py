@@ -104,7 +104,7 @@ class _Places:
         elif is_retry(record):  # of a retry of a retry
             place = f"key {row.get(RETRY_OF)}"
         else:
-            place = f"{record.input_path.rpartition('/')[2]} row {record.first_row + int(number)}"
+            place = f"{record.input_path.rpartition('/')[2]} row {record.first_row + int(number) + 1}"
         return FailedRow(place, row["url"] or "", row["error_message"] or "")
 
 

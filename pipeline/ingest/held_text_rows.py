@@ -8,7 +8,7 @@ row numbers that continue those of the first reader. What lies between is held, 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -17,6 +17,7 @@ from pipeline.dataset.manifest import PartitionRecord
 from pipeline.errors import InputError
 from pipeline.ingest import first_text_reader
 from pipeline.ingest.first_text_reader import ends_of_rows, first_batches, swallowed_lines
+from pipeline.ingest.row_numbers import row_range
 from pipeline.ingest.rows_digest import hash_rows_as_before
 from pipeline.ingest.tables import cut_chunks
 from pipeline.ingest.text_tables import TextTable
@@ -46,13 +47,17 @@ class _Held:
 
 
 def divide(
-    table: TextTable, held: list[PartitionRecord], unfinished: list[PartitionRecord]
+    table: TextTable,
+    held: list[PartitionRecord],
+    unfinished: list[PartitionRecord],
+    change_since: Callable[[PartitionRecord], object] = lambda _record: "",
 ) -> tuple[list[Stretch], list[PartitionRecord]]:
     """Divides a table into what the first reader has read and what is read today.
 
     Args:
         held: records of the data set, by row.
         unfinished: completion records of the same table that were not committed.
+        change_since: describes how the table's columns have changed since a record; for the error.
 
     Returns:
         (stretches to be read today, those unfinished records of the first reader that still hold).
@@ -64,7 +69,7 @@ def divide(
     candidates = _without_overlaps(held, [one for one in unfinished if one.text_reader == first_text_reader.READER])
     if not old and not candidates:
         return [Stretch(0, 0, None)], []
-    known, adopted = _locate(table, old, candidates)
+    known, adopted = _locate(table, old, candidates, change_since)
     if not known.records:
         return [Stretch(0, 0, None)], []
     stop = known.places[known.num_rows]
@@ -74,7 +79,10 @@ def divide(
 
 
 def _locate(
-    table: TextTable, old: list[PartitionRecord], candidates: list[PartitionRecord]
+    table: TextTable,
+    old: list[PartitionRecord],
+    candidates: list[PartitionRecord],
+    change_since: Callable[[PartitionRecord], object],
 ) -> tuple[_Held, list[PartitionRecord]]:
     """(the first reader's ranges that are still in the table as they were, those of them that are not committed)."""
     records = sorted([*old, *candidates], key=lambda record: record.first_row)
@@ -82,7 +90,7 @@ def _locate(
     places = ends_of_rows(table.source, bounds) if records else {}
     for record in old:
         if _end(record) not in places:
-            raise edited(table.source.address, record)
+            raise edited(table.source.address, record, change_since(record))
     records = [record for record in records if _end(record) in places]
     if not records:
         return _Held([], places), []
@@ -93,7 +101,7 @@ def _locate(
         digests = longer if not any(_differs(record, longer) for record in old) else digests
     for record in old:
         if _differs(record, digests):
-            raise edited(table.source.address, record)
+            raise edited(table.source.address, record, change_since(record))
     records = [record for record in records if not _differs(record, digests)]
     return _Held(records, places), [record for record in records if record in candidates]
 
@@ -155,9 +163,9 @@ def _is_even(table: TextTable, gap: Stretch, held: _Held) -> bool:
     rows = sum(batch.num_rows for batch in table.batches(gap.start, gap.stop))
     if rows != stop - gap.first_row:
         logger.warning(
-            "ingest.input=%s: rows %d to %d were left unfinished by an earlier version, which read several lines as one row; "
+            "ingest.input=%s: %s were left unfinished by an earlier version, which read several lines as one row; "
             "they are %d rows now, for which there is no room: put these lines into a new table",
-            table.source.address, gap.first_row, stop - 1, rows,
+            table.source.address, row_range(gap.first_row, stop - gap.first_row), rows,
         )  # fmt: skip
     return rows == stop - gap.first_row
 
@@ -187,9 +195,14 @@ def _end(record: PartitionRecord) -> int:
     return record.first_row + record.num_rows
 
 
-def edited(table: str, record: PartitionRecord) -> InputError:
-    """The error for a table whose rows are no longer those of a record."""
+def edited(table: str, record: PartitionRecord, change: object = "") -> InputError:
+    """The error for a table whose rows are no longer those of a record.
+
+    Args:
+        change: what is known about the columns; "" if they are the same.
+    """
+    also = f" ({change})" if str(change) else ""
     return InputError(
-        f"ingest.input={table}: rows {record.first_row} to {_end(record) - 1} have changed since they "
-        "were ingested; a table may only grow at its end: restore it, or put changed rows into a new table"
+        f"ingest.input={table}: {row_range(record.first_row, record.num_rows)} have changed since they were ingested{also}; "
+        "a table may only grow at its end: restore it, or put changed rows into a new table"
     )

@@ -41,7 +41,7 @@ class FailedRow:
     """A row that did not become a sample.
 
     Attributes:
-        place: table and number of the row.
+        place: table and number of the row, counted from 1.
         message: the sidecar's error_message.
     """
 

@@ -2,128 +2,55 @@
 
 In: blocks of bytes. Out: record batches. A file is read twice, for the kinds of values in each field and for the rows: a field
 may appear late, be null first, or be an integer here and a fraction there, and no type depends on how the file was cut into
-blocks. Strings stay strings. A field whose values share no type is text: strings as they are written, numbers by their value,
-anything else as JSON. A line that is no object is one row with nulls and its error in the column BAD_ROW.
+blocks (`json_kinds.py`). Strings stay strings. A line that is no object is one row with nulls and its error in BAD_ROW.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+import numpy as np
 import orjson
 import pyarrow as pa
 
 from pipeline.ingest.delimited import BAD_ROW, LONGEST_RECORD_BYTES
+from pipeline.ingest.json_kinds import Kind, see_objects, settle_columns
 
 ROW_TEXT = "rayclip:row_text"
 """Reserved column: the line as it is written, from which the row's hash is made: settled types change when a file grows."""
 SPACED_COLON = re.compile(rb'"[ \t]+:')
-MANY_DIGITS = re.compile(rb"(?<![0-9.])[0-9]{19}")
-"""orjson reads integers beyond 64 bits as fractions, so that lines with such a number are left to the json module."""
+DIGITS = re.compile(rb"[0-9]*")
 DIGITS_TO_ZEROS, ZEROS = bytes.maketrans(b"123456789", b"0" * 9), b"0" * 19
-EXACT_IN_DOUBLE = 1 << 53
-MANY_FIELDS = 500
-"""An object with more fields than this, nested ones included, is a mapping rather than a record, and is kept as JSON text."""
-WORDS = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
+DEEPEST = 200
+"""Most objects and lists within each other: orjson writes up to 254, and the json module reads as far as the stack goes."""
+TOO_DEEP = f"has more than {DEEPEST} objects or lists within each other"
+BOM = b"\xef\xbb\xbf"
+MOST_COLUMNS = 2000
+"""A table with more columns holds data in the names of its columns."""
 Line = dict[str, Any] | str
 """A parsed line, or the error of a line that cannot be read."""
 
 
-@dataclass
-class Kind:
-    """The kinds of values that a field has held so far.
+@dataclass(frozen=True)
+class Lines:
+    """Consecutive lines that are not empty.
 
     Attributes:
-        types: Python's types of the values, without null.
-        fields: kinds of an object's fields.
-        element: kind of a list's elements.
-        of_captions: numbers become text one by one, so that 5 beside 2.5 stays "5".
+        texts: the lines as they are written.
+        values: what they hold.
+        plain: the same if orjson has read all of them exactly; otherwise empty.
     """
 
-    types: set[type] = field(default_factory=set)
-    lowest: int = 0
-    highest: int = 0
-    fields: dict[str, Kind] = field(default_factory=dict)
-    element: Kind | None = None
-    of_captions: bool = False
-
-    def see(self, values: list[Any]) -> None:
-        """Takes more values of the field into account."""
-        types = set(map(type, values))
-        types.discard(type(None))
-        self.types |= types
-        if int in types:
-            numbers = values if len(types) == 1 and None not in values else [value for value in values if type(value) is int]
-            self.lowest, self.highest = min(self.lowest, min(numbers)), max(self.highest, max(numbers))
-        if list in types:
-            self.element = self.element or Kind()
-            self.element.see(list(chain.from_iterable(value for value in values if type(value) is list)))
-        if dict in types and len(self.fields) <= MANY_FIELDS:
-            see_objects(self.fields, [value for value in values if type(value) is dict])
-
-    def settled_type(self) -> pa.DataType | None:
-        """The Arrow type that holds every value exactly; None if there is none but text."""
-        if not self.types:
-            return pa.null()
-        if self.types == {int}:
-            return self._integer_type()
-        if self.types == {int, float} and not self.of_captions:
-            return pa.float64() if self.lowest >= -EXACT_IN_DOUBLE and self.highest <= EXACT_IN_DOUBLE else None
-        if len(self.types) > 1:
-            return None
-        if self.types == {list}:
-            assert self.element is not None
-            element = self.element.settled_type()
-            return None if element is None else pa.list_(element)
-        if self.types == {dict}:
-            return self._struct_type()
-        return {str: pa.string(), bool: pa.bool_(), float: pa.float64()}[next(iter(self.types))]
-
-    def words(self) -> list[str]:
-        """The kinds of the values, in words."""
-        return sorted({WORDS[kind] for kind in self.types})
-
-    @property
-    def is_mixed(self) -> bool:
-        """True if some values are lists, objects or truth values, and others are not."""
-        return len(self.types) > 1 and bool(self.types & {list, dict, bool})
-
-    @property
-    def is_json_text(self) -> bool:
-        """True if the values are lists or objects without a common type, so that their column holds JSON text."""
-        return bool(self.types & {list, dict}) and self.settled_type() is None
-
-    def _integer_type(self) -> pa.DataType | None:
-        if self.lowest >= -(1 << 63) and self.highest < 1 << 63:
-            return pa.int64()
-        return pa.uint64() if self.lowest >= 0 and self.highest < 1 << 64 else None
-
-    def _struct_type(self) -> pa.DataType | None:
-        types = {name: kind.settled_type() for name, kind in self.fields.items()}
-        if not types or None in types.values() or self._num_fields() > MANY_FIELDS:
-            return None  # parquet has no objects without fields
-        return pa.struct(list(types.items()))
-
-    def _num_fields(self) -> int:
-        nested = sum(kind._num_fields() for kind in self.fields.values())
-        return len(self.fields) + nested + (self.element._num_fields() if self.element else 0)
-
-
-def see_objects(fields: dict[str, Kind], objects: list[dict[str, Any]]) -> None:
-    """Takes the objects' values into account; new fields are added in the order of their appearance."""
-    for name in dict.fromkeys(chain.from_iterable(objects)):
-        if name not in fields:
-            fields[name] = Kind()
-    for name, kind in fields.items():
-        kind.see([value.get(name) for value in objects])
+    texts: list[bytes]
+    values: list[Line]
+    plain: list[dict[str, Any]]
 
 
 def parse_lines(
@@ -132,7 +59,8 @@ def parse_lines(
     line: int = 1,
     waits: Callable[[], None] = lambda: None,
     unique_keys: bool = False,
-) -> Iterator[tuple[list[bytes], list[Line]]]:
+    is_plain: bool = False,
+) -> Iterator[Lines]:
     """Cuts blocks into lines and parses them; empty lines are skipped.
 
     Args:
@@ -140,40 +68,80 @@ def parse_lines(
         line: number of the first line.
         waits: called if the last line was skipped.
         unique_keys: no object is known to have a key twice, so that this is not checked again.
+        is_plain: all lines are known to be plain, so that nothing is checked again.
 
     Yields:
-        (lines, what they hold), a block at a time.
+        The lines of one block after the other.
     """
     for block in whole_lines(blocks, complete, waits):
-        lines = [text.strip() for text in block.split(b"\n")]
-        texts = [text for text in lines if text]
-        yield (
-            texts,
-            _parse_all(block, texts, unique_keys) or [_parse(text, number) for number, text in enumerate(lines, line) if text],
-        )
+        lines = block.split(b"\n")
+        is_dense = not lines[-1] and _is_dense(block)
+        lines = lines if is_dense else [text.strip() for text in lines]
+        texts = lines[:-1] if is_dense else [text for text in lines if text]
+        parsed = _parse_at_once(block, len(texts)) if is_plain and is_dense else []
+        parsed = parsed or _parse_all(block, texts, unique_keys, is_dense)
+        values: list[Line] = [*parsed] or [_parse(text, number) for number, text in enumerate(lines, line) if text]
+        yield Lines(texts, values, parsed)
         line += len(lines) - 1
 
 
-def _parse_all(block: bytes, texts: list[bytes], unique_keys: bool) -> list[Line]:
-    """The objects of a block's lines if orjson reads all of them exactly; otherwise empty."""
-    if ZEROS in block.translate(DIGITS_TO_ZEROS) and any(map(_has_many_digits, texts)):
-        return []
+def _parse_at_once(block: bytes, count: int) -> list[dict[str, Any]]:
+    """The objects of a block whose lines are each known to be an object; empty if they are not."""
     try:
-        parsed = list(map(orjson.loads, texts))
+        parsed: list[Any] = orjson.loads(b"[%b]" % block[:-1].replace(b"\n", b","))
     except orjson.JSONDecodeError:
         return []
-    if set(map(type, parsed)) != {dict}:
+    return parsed if len(parsed) == count and set(map(type, parsed)) == {dict} else []
+
+
+def _parse_all(block: bytes, texts: list[bytes], unique_keys: bool, is_dense: bool) -> list[dict[str, Any]]:
+    """The objects of a block's lines if all are plain: read exactly by orjson, and without a key twice; otherwise empty."""
+    if _has_many_digits(block):
         return []
-    if unique_keys:
+    num_objects = block.count(b"{")
+    # Each line begins with the only { that it has. So as many objects as lines, parsed at once, are those of the lines.
+    parsed = _parse_at_once(block, len(texts)) if is_dense and num_objects == len(texts) else _parse_each(texts)
+    if unique_keys or not parsed:
         return parsed
-    is_flat = block.count(b"{") == len(parsed)  # no object within another one
+    if num_objects + block.count(b"[") >= len(parsed) + DEEPEST and any(map(_is_too_deep, texts, parsed)):
+        return []
+    is_flat = num_objects == len(parsed)  # no object within another one
     return parsed if _num_colons(block) == (sum(map(len, parsed)) if is_flat else _num_keys(parsed)) else []
+
+
+def _parse_each(texts: list[bytes]) -> list[dict[str, Any]]:
+    """The objects of lines; empty if one is none."""
+    try:
+        parsed: list[Any] = list(map(orjson.loads, texts))
+    except orjson.JSONDecodeError:
+        return []
+    return parsed if set(map(type, parsed)) == {dict} else []
+
+
+def _is_too_deep(text: bytes, value: Any) -> bool:
+    """True if a line's value has more than DEEPEST objects and lists within each other."""
+    if text.count(b"{") + text.count(b"[") <= DEEPEST:
+        return False
+    depth, inner = 0, [value]
+    while inner := [one for one in inner if type(one) in (dict, list)]:
+        depth += 1
+        inner = list(chain.from_iterable(one.values() if type(one) is dict else one for one in inner))
+    return depth > DEEPEST
+
+
+def _is_dense(block: bytes) -> bool:
+    """True if no line of a block is empty or has space around its braces, by a look at the bytes beside the line ends."""
+    data = np.frombuffer(block, np.uint8)
+    ends = np.flatnonzero(data == ord("\n"))
+    return bool(data[0] == ord("{") and (data[ends - 1] == ord("}")).all() and (data[ends[:-1] + 1] == ord("{")).all())
 
 
 def _num_colons(text: bytes) -> int:
     """Number of colons behind quotes: one a key, and those within strings."""
-    spaced = len(SPACED_COLON.findall(text)) if b'" ' in text or b'"\t' in text else 0
-    return text.count(b'":') + spaced
+    data = np.frombuffer(text, np.uint8)
+    after = data[np.flatnonzero(data[:-1] == ord('"')) + 1]
+    spaced = len(SPACED_COLON.findall(text)) if (after == ord(" ")).any() or (after == ord("\t")).any() else 0
+    return int(np.count_nonzero(after == ord(":"))) + spaced
 
 
 def _num_keys(values: Iterable[Any]) -> int:
@@ -201,14 +169,29 @@ def _repeated_key(text: bytes) -> str | None:
 
 def first_line_with(blocks: Iterable[bytes], name: str, kind: type) -> int:
     """Number of the first line whose field is of this type; 0 if there is none."""
+    return next((number for number, value in _numbered(blocks) if type(value.get(name)) is kind), 0)
+
+
+def first_line_beyond(blocks: Iterable[bytes], num_names: int) -> tuple[int, str]:
+    """The first line with which a file has more than this many names of fields, and its new name; (0, "") if there is none."""
+    seen: set[str] = set()
+    for number, value in _numbered(blocks):
+        for name in value:
+            seen.add(name)
+            if len(seen) > num_names:
+                return number, name
+    return 0, ""
+
+
+def _numbered(blocks: Iterable[bytes]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a file, with the numbers of their lines."""
     line = 1
     for block in whole_lines(blocks, True, lambda: None):
         for number, text in enumerate(block.split(b"\n"), line):
             value = _parse(text.strip(), number) if text.strip() else ""
-            if type(value) is dict and type(value.get(name)) is kind:
-                return number
+            if type(value) is dict:
+                yield number, value
         line += block.count(b"\n")
-    return 0
 
 
 def whole_lines(blocks: Iterable[bytes], complete: bool, waits: Callable[[], None]) -> Iterator[bytes]:
@@ -236,12 +219,24 @@ def _unified(block: bytes) -> bytes:
 
 
 def _has_many_digits(text: bytes) -> bool:
-    """True if orjson may read an integer of a line as a fraction. The cheaper test comes first, by a factor of thirty."""
-    return ZEROS in text.translate(DIGITS_TO_ZEROS) and MANY_DIGITS.search(text) is not None
+    """True if orjson may read an integer as a fraction, as it does beyond 64 bits. The digits of a fraction do not count."""
+    zeros = text.translate(DIGITS_TO_ZEROS)
+    place = zeros.find(ZEROS)
+    while place >= 0:
+        if text[place - 1 : place] != b".":
+            return True
+        run = DIGITS.match(text, place)
+        assert run is not None  # it matches the empty string
+        place = zeros.find(ZEROS, run.end())
+    return False
 
 
 def _parse(text: bytes, number: int) -> Line:
-    """Parses a line; where orjson does not, as the json module does, which knows NaN and integers of any size."""
+    """Parses a line; where orjson does not, as the json module does, which knows NaN and integers of any size.
+
+    A byte-order mark at its beginning is that of a file that was appended to another one.
+    """
+    text = text.removeprefix(BOM)
     try:
         if not _has_many_digits(text):
             return _checked(orjson.loads(text), text, number)
@@ -256,7 +251,9 @@ def _parse(text: bytes, number: int) -> Line:
         return f"line {number}: half of a surrogate pair is no text"
     except json.JSONDecodeError as fault:
         return f"line {number}: is not JSON ({fault.msg.lower()} at character {fault.pos + 1})"
-    except (RecursionError, ValueError):
+    except RecursionError:
+        return f"line {number}: {TOO_DEEP}"
+    except ValueError:
         return f"line {number}: is not JSON that can be read"
     return _checked(value, text, number)
 
@@ -265,6 +262,8 @@ def _checked(value: Any, text: bytes, number: int) -> Line:
     """A line's object, or its error."""
     if type(value) is not dict:
         return _not_an_object(value, number)
+    if _is_too_deep(text, value):
+        return f"line {number}: {TOO_DEEP}"
     repeated = _repeated_key(text) if _num_colons(text) != _num_keys([value]) else None
     return value if repeated is None else f"line {number}: has the key {json.dumps(repeated, ensure_ascii=False)} twice"
 
@@ -274,52 +273,48 @@ def _not_an_object(value: Any, number: int) -> str:
     return f"line {number}: is {name[type(value)] if type(value) in name else 'a number'}, not an object"
 
 
-def settle(parsed: Iterable[tuple[list[bytes], list[Line]]]) -> tuple[dict[str, Kind], str]:
-    """(the kinds of all fields of a file, the error of its first line that cannot be read, or "" if all can be)."""
+@dataclass(frozen=True)
+class Settled:
+    """The outcome of a first reading, of all lines of a file.
+
+    Attributes:
+        fields: the kinds of all fields; more than MOST_COLUMNS if the rest was not read.
+        error: that of the first line that cannot be read; "" if all can be.
+        is_plain: orjson reads all lines exactly.
+    """
+
+    fields: dict[str, Kind]
+    error: str
+    is_plain: bool
+
+
+def settle(parsed: Iterable[Lines]) -> Settled:
+    """Settles a file's fields."""
     fields: dict[str, Kind] = {}
-    error = ""
-    for _, lines in parsed:
-        see_objects(fields, [line for line in lines if type(line) is dict])
-        error = error or next((line for line in lines if type(line) is str), "")
-    return fields, error
+    error, is_plain = "", True
+    for lines in parsed:
+        see_objects(fields, lines.plain or [value for value in lines.values if type(value) is dict])
+        if not lines.plain:
+            is_plain = False
+            error = error or next((value for value in lines.values if type(value) is str), "")
+        if len(fields) > MOST_COLUMNS:
+            break
+    return Settled(fields, error, is_plain)
 
 
-def json_batches(parsed: Iterable[tuple[list[bytes], list[Line]]], fields: dict[str, Kind]) -> Iterator[pa.RecordBatch]:
+def json_batches(parsed: Iterable[Lines], fields: dict[str, Kind]) -> Iterator[pa.RecordBatch]:
     """The rows as record batches of the settled types, with ROW_TEXT, and with BAD_ROW if a row has an error."""
-    for texts, lines in parsed:
-        if not lines:
+    settled = settle_columns(fields)
+    for lines in parsed:
+        if not lines.texts:
             continue
-        rows = [line for line in lines if type(line) is dict]
-        is_whole = len(rows) == len(lines)
-        if not is_whole:
-            rows = [line if type(line) is dict else {} for line in lines]
-        columns = [column_of([row.get(name) for row in rows], kind) for name, kind in fields.items()]
+        rows = lines.plain or [value if type(value) is dict else {} for value in lines.values]
+        columns = [column.array(rows, lines.texts) for column in settled]
         names = list(fields)
-        columns.append(pa.array(texts, pa.large_binary()))
+        columns.append(pa.array(lines.texts, pa.large_binary()))
         names.append(ROW_TEXT)
-        if not is_whole:
-            columns.append(pa.array([line if type(line) is str else None for line in lines], pa.string()))
+        errors = [] if lines.plain else [value if type(value) is str else None for value in lines.values]
+        if any(errors):
+            columns.append(pa.array(errors, pa.string()))
             names.append(BAD_ROW)
         yield pa.RecordBatch.from_arrays(columns, names=names)
-
-
-def column_of(values: list[Any], kind: Kind) -> pa.Array:
-    """A column of a field's settled type; as text, if there is none."""
-    settled = kind.settled_type()
-    if settled is not None:
-        return pa.array(values, settled)
-    scalar = not kind.types & {list, dict}
-    texts = [value if scalar and type(value) is str else _json_text(value) for value in values]
-    return pa.array(texts, pa.string())
-
-
-def _json_text(value: Any) -> str | None:
-    """A value as JSON; None for null and for NaN, which is null in other words."""
-    if value is None or value != value:
-        return None
-    if value in (math.inf, -math.inf):
-        return str(value)
-    try:
-        return orjson.dumps(value).decode()
-    except TypeError:
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

@@ -15,6 +15,7 @@ from pipeline.dataset.manifest import Manifest
 from pipeline.errors import InputError
 from pipeline.ingest.options import fingerprints_of_alike, other_options
 from pipeline.ingest.retry import in_retries, retried_partition
+from pipeline.ingest.row_numbers import row_range
 from pipeline.ingest.rows_digest import hash_rows
 from pipeline.storage.base import Storage
 
@@ -57,9 +58,9 @@ class OtherTables:
             return
         if size >= REFUSED_ROWS:
             raise InputError(
-                f"ingest.input={table}: has {size:,} rows of {other}, from row {first_row} on, which the data set or this "
-                "run has; remove the copy; if the table was renamed or moved, give it its old name; to have these pairs "
-                "twice, add ingest.allow_copies=true"
+                f"ingest.input={table}: has {size:,} rows of {other}, which the data set or this run has: "
+                f"{row_range(first_row, size)}; remove the copy; if the table was renamed or moved, give it its old name; to "
+                "have these pairs twice, add ingest.allow_copies=true"
             )
         self._said.add(table)
         logger.warning("ingest.input=%s: has rows of %s, too; they become samples of their own", table, other)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,16 +21,19 @@ from pydantic import BaseModel
 from pipeline.config import IngestConfig
 from pipeline.dataset.manifest import Manifest, PartitionRecord, list_versions, partition_path, read_manifest, short_hash
 from pipeline.errors import InputError
+from pipeline.ingest.added_columns import ColumnChange, column_change, is_unchanged_without
 from pipeline.ingest.column_types import check_column_types
 from pipeline.ingest.held_text_rows import divide, edited
 from pipeline.ingest.options import fingerprints_of_alike, keep_options, options_fingerprint
 from pipeline.ingest.other_tables import OtherTables, compare_options
-from pipeline.ingest.retry import in_retries, is_same_retry
+from pipeline.ingest.retry import in_retries, is_same_retry, shards_of
 from pipeline.ingest.rows_digest import hash_rows, hash_rows_as_before
-from pipeline.ingest.table_files import list_tables
+from pipeline.ingest.stored_names import StoredNames
+from pipeline.ingest.table_files import list_tables, say_what_is_skipped
 from pipeline.ingest.tables import (
     check_columns,
     check_kinds,
+    check_spaces,
     column_names,
     cut_chunks,
     hide_userinfo,
@@ -152,9 +155,9 @@ def plan_ingest(config: IngestConfig, dry_run: bool = False, output_is_checked: 
     notes_there = {item.path for item in storage.list(INPUTS)}
     committed = {record.path for record in manifest.partitions} if manifest else set()
     planner = _Planner(config, storage, fingerprint, finished, committed, dry_run)
-    planner.others = OtherTables(manifest, config.allow_copies)
+    planner.manifest, planner.others = manifest, OtherTables(manifest, config.allow_copies)
     planner.output_is_checked = dry_run or output_is_checked
-    rows_held, notes = 0, []
+    rows_held, notes, empty = 0, [], []
     for table in tables:
         held = _held_ranges(manifest, table, fingerprints_of_alike(config))
         num_held = sum(record.num_rows for record in held)
@@ -164,12 +167,15 @@ def plan_ingest(config: IngestConfig, dry_run: bool = False, output_is_checked: 
             continue
         with readable(table):
             num_rows, settled = planner.plan_table(table, held)
+        empty += [table] * (not num_rows)
         if settled and num_rows:  # otherwise its last line may have been skipped, and it must be read again
             notes.append(note.model_copy(update={"num_rows": num_rows}))
+    say_what_is_skipped(f"ingest.input={config.input}", "without a row", tuple(empty), "table")
     if manifest and planner.partitions:
         compare_options(storage, manifest, {spec.input_path for spec in planner.partitions}, config)
     if planner.partitions and not dry_run:
         keep_options(storage, config)
+        planner.names.keep()
     return IngestPlan(planner.partitions, planner.adopted, rows_held, notes, tuple(tables))
 
 
@@ -184,11 +190,13 @@ class _Planner:
             finished, committed: paths of completion records that exist, and of those that the data set's latest version names.
         """
         self.output_is_checked = False
-        self.others = OtherTables(None)
+        self.manifest: Manifest | None = None
+        self.others, self.names = OtherTables(None), StoredNames(storage, config)
         self.partitions: list[PartitionSpec] = []
         self.adopted: list[PartitionRecord] = []
         self._config, self._storage, self._fingerprint = config, storage, fingerprint
         self._finished, self._committed, self._dry_run = finished, committed, dry_run
+        self._change, self._said = ColumnChange(), set[str]()
 
     def plan_table(self, table: str, held: list[PartitionRecord]) -> tuple[int, bool]:
         """Adds the ranges that are not held, and checks those that are.
@@ -214,11 +222,15 @@ class _Planner:
             raise edited(table, held[0])
         if not text.has_rows():
             return 0, text.source.settled
+        if not held:
+            check_spaces(text, self._config.column_names)
         check_columns(table, list(text.columns), self._config)
         check_kinds(text, self._config)
         if self._config.caption_column in text.fields:
             text.fields[self._config.caption_column].of_captions = True
-        stretches, adopted = divide(text, held, self._unfinished(table))
+        stretches, adopted = divide(
+            text, held, self._unfinished(table), lambda record: self._change_since(record, text.columns)
+        )
         for record in adopted:
             self._adopt(record)
         first_row = 0
@@ -239,11 +251,31 @@ class _Planner:
             digest = hash_rows(chunk)
             if first_row not in by_first:
                 self.others.compare(table, first_row, chunk, digest)
+                self.names.add(table, chunk.column_names)
                 self._add(table, reader, first_row, without_row_text(chunk), digest)
             elif not _is_unchanged(by_first[first_row], chunk, digest):
-                raise edited(table, by_first[first_row])
+                self._check_without_added(table, by_first[first_row], chunk)
             first_row += chunk.num_rows
         return first_row
+
+    def _check_without_added(self, table: str, record: PartitionRecord, chunk: pa.Table) -> None:
+        """Raises InputError unless a record's rows are these without the columns that the table has got since."""
+        if self._change.added and is_unchanged_without(self._change.added, chunk, record):
+            return
+        self._change = self._change_since(record, chunk.column_names)
+        if not self._change.added or not is_unchanged_without(self._change.added, chunk, record):
+            raise edited(table, record, self._change)
+        if table not in self._said:
+            self._said.add(table)
+            logger.warning(
+                "ingest.input=%s: has new columns: %s; only rows that are ingested from now on have them; to have them in all "
+                "rows, ingest the table into a new ingest.output",
+                table, ", ".join(self._change.added),
+            )  # fmt: skip
+
+    def _change_since(self, record: PartitionRecord, columns: Sequence[str]) -> ColumnChange:
+        shards = shards_of(self.manifest, [record]) if self.manifest is not None else ()
+        return column_change(self._storage, shards, columns, self._config)
 
     def _check_end(self, table: str, held: list[PartitionRecord], num_rows: int) -> None:
         if held and held[-1].first_row >= num_rows:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -21,27 +22,69 @@ from pipeline.dataset.columns import COLUMNS, PREFIX, ExtraRows, free_names, spl
 from pipeline.dataset.manifest import Manifest, PartitionRecord, ShardRecord, read_sidecar
 from pipeline.errors import InputError
 from pipeline.storage.base import Storage
+from pipeline.storage.parquet import read_parquet
 
 FOLDER = "retries"
 RETRY_OF = "retry_of"
 RETRY_TABLE = re.compile(rf"/{FOLDER}/[0-9a-f]{{16}}-[0-9a-f]{{12}}\.parquet$")
 
 
-def write_retry_tables(storage: Storage, manifest: Manifest, reasons: Sequence[str], config: IngestConfig) -> int:
-    """Writes tables of all failures with these reasons that were not retried yet. Returns their number of rows."""
+@dataclass(frozen=True)
+class RetryTable:
+    """A table of failures of one partition; its path tells its content."""
+
+    path: str
+    num_rows: int
+    content: bytes
+
+
+def write_retry_tables(
+    storage: Storage, manifest: Manifest, reasons: Sequence[str], config: IngestConfig, among: Collection[str] | None = None
+) -> int:
+    """Writes tables of all failures with these reasons that are in no retry yet. Returns their number of rows.
+
+    Args:
+        among: ids of the partitions whose failures count; None: of all.
+    """
+    rows = 0
+    for table in _retry_tables(storage, manifest, reasons, config, among):
+        storage.write_if_absent(table.path, table.content)
+        rows += table.num_rows
+    return rows
+
+
+def count_new_retries(
+    storage: Storage, manifest: Manifest, reasons: Sequence[str], config: IngestConfig, among: Collection[str] | None = None
+) -> int:
+    """Counts the rows of the tables that `write_retry_tables` would write."""
+    return sum(table.num_rows for table in _retry_tables(storage, manifest, reasons, config, among))
+
+
+def _retry_tables(
+    storage: Storage, manifest: Manifest, reasons: Sequence[str], config: IngestConfig, among: Collection[str] | None
+) -> Iterator[RetryTable]:
     retries: dict[str, list[PartitionRecord]] = defaultdict(list)
     for record in manifest.partitions:
         if in_retries(record.input_path):
             retries[retried_partition(record.input_path)].append(record)
-    wanted = [record for record in manifest.partitions if any(reason in reasons for reason in record.counts)]
+    records_among = [record for record in manifest.partitions if among is None or record.id in among]
+    wanted = [record for record in records_among if any(reason in reasons for reason in record.counts)]
+    waiting = _waiting_keys(storage, manifest)
     is_rewritten = any(_is_elsewhere(record) for record in wanted)
-    rows = 0
     for records in [wanted] if is_rewritten else [[record] for record in wanted]:
-        done = retried_keys(storage, manifest, [retry for record in records for retry in retries[record.id]])
+        done = retried_keys(storage, manifest, [retry for record in records for retry in retries[record.id]]) | waiting
         for record, (own, extra) in _failures(storage, manifest, records, reasons, done):
-            _write_table(storage, record, own, extra, config)
-            rows += len(own)
-    return rows
+            yield _table_of(record, own, extra, config)
+
+
+def _waiting_keys(storage: Storage, manifest: Manifest) -> set[str]:
+    """Keys of the failures in tables that an earlier retry wrote and did not finish; every retry ingests these tables."""
+    held = {record.input_path.rpartition("/")[2] for record in manifest.partitions if in_retries(record.input_path)}
+    keys: set[str] = set()
+    for path in [item.path for item in storage.list(f"{FOLDER}/") if in_retries(f"/{item.path}")]:
+        if path.rpartition("/")[2] not in held:
+            keys.update(read_parquet(storage.read(path), [RETRY_OF])[RETRY_OF].to_pylist())
+    return keys
 
 
 def retried_keys(storage: Storage, manifest: Manifest, retries: Sequence[PartitionRecord]) -> set[str]:
@@ -109,22 +152,20 @@ def _failures(
     return [(record, (own[record.id], extra[record.id].table())) for record in records if record.id in own]
 
 
-def _write_table(
-    storage: Storage, record: PartitionRecord, own: list[dict[str, Any]], others: pa.Table, config: IngestConfig
-) -> None:
+def _table_of(record: PartitionRecord, own: list[dict[str, Any]], others: pa.Table, config: IngestConfig) -> RetryTable:
     sink = pa.BufferOutputStream()
     if in_retries(record.input_path) and RETRY_OF in others.column_names:
         others = others.drop_columns([RETRY_OF])
     pq.write_table(_source_table(own, others, config), sink, compression="zstd")
     digest = hashlib.sha256("\n".join(row["key"] for row in own).encode()).hexdigest()[:12]
-    storage.write_if_absent(f"{FOLDER}/{record.id}-{digest}.parquet", sink.getvalue().to_pybytes())
+    return RetryTable(f"{FOLDER}/{record.id}-{digest}.parquet", len(own), sink.getvalue().to_pybytes())
 
 
 def _source_table(own: list[dict[str, Any]], extra: pa.Table, config: IngestConfig) -> pa.Table:
     """Rows of a sidecar under the input's column names. An input's own column RETRY_OF gets out of the way of ours."""
     columns = {config.url_column: [row["url"] for row in own], config.caption_column: [row["caption"] for row in own]}
     table = pa.table(columns)
-    names = free_names(_names_in_table(extra.column_names, config), [RETRY_OF])
+    names = free_names(names_in_table(extra.column_names, config), [RETRY_OF])
     double = next((name for name in table.column_names if name in names), None)
     if double is not None:
         raise InputError(
@@ -136,7 +177,7 @@ def _source_table(own: list[dict[str, Any]], extra: pa.Table, config: IngestConf
     return table.append_column(RETRY_OF, pa.array([row["key"] for row in own]))
 
 
-def _names_in_table(stored: list[str], config: IngestConfig) -> list[str]:
+def names_in_table(stored: list[str], config: IngestConfig) -> list[str]:
     """Names that become these names in a sidecar: the input's own, as far as the sidecar's tell."""
     plain = [re.sub(r"_\d+$", "", name.removeprefix(PREFIX)) for name in stored]
     before = [short if short in COLUMNS.names else name for name, short in zip(stored, plain, strict=True)]

@@ -23,6 +23,7 @@ from pipeline.dataset.valid_text import with_valid_text
 from pipeline.errors import InputError
 from pipeline.ingest.column_types import is_url_type
 from pipeline.ingest.delimited import BAD_ROW
+from pipeline.ingest.row_numbers import row_range
 from pipeline.ingest.rows_digest import RowsDigest
 from pipeline.ingest.tables import BATCH_ROWS, read_batches
 
@@ -95,13 +96,13 @@ def iter_rows(table: str, first_row: int, num_rows: int, config: IngestConfig, s
             yield SourceRow(urls[index], captions[index], image, extra.row(index), problems[index])
     if sha256 and digest.hexdigest() != sha256:
         raise InputError(
-            f"ingest.input={table}: rows {first_row} to {first_row + num_rows - 1} are not those that were planned: the table "
+            f"ingest.input={table}: {row_range(first_row, num_rows)} are not those that were planned: the table "
             "was written again meanwhile; run the command again, and change a table only between runs"
         )
     for name, number in replaced.items():
         logger.warning(
-            "%s, rows %d to %d: column %s: %d values are not UTF-8 text; U+FFFD stands for the bytes that are not",
-            *(table, first_row, first_row + num_rows - 1, name, number),
+            "%s, %s: column %s: %d values are not UTF-8 text; U+FFFD stands for the bytes that are not",
+            *(table, row_range(first_row, num_rows), name, number),
         )
 
 

@@ -12,6 +12,7 @@ from pipeline.dataset.manifest import Manifest
 from pipeline.ingest.failed_rows import advice, concerned_rows
 from pipeline.ingest.hints import DROPPED
 from pipeline.ingest.outcome import Held, Ledger, Lineage, count_held, read_outcomes, standing_shortfall
+from pipeline.ingest.row_numbers import COUNTED
 from pipeline.storage.base import Storage
 
 SHOWN_REASONS = 3
@@ -53,7 +54,10 @@ class IngestSummary:
     def __str__(self) -> str:
         lines = self._figures()
         if self.advice:
-            lines += ["what did not become samples, and what to type:", *(f"  {line}" for line in self.advice)]
+            lines += [
+                f"what did not become samples (rows are {COUNTED}), and what to type:",
+                *(f"  {line}" for line in self.advice),
+            ]
         return "\n".join(lines)
 
     def _figures(self) -> list[str]:

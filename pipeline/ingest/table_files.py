@@ -15,7 +15,7 @@ from pathlib import Path
 from pipeline.errors import InputError
 from pipeline.ingest import text_tables
 from pipeline.ingest.text_source import GZIP_SUFFIX
-from pipeline.storage.address import open_storage
+from pipeline.storage.address import open_storage, real_address
 from pipeline.storage.base import Storage
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def list_files(pattern: str, suffixes: tuple[str, ...], key: str) -> list[str]:
         paths = [path for path in paths if _matches(path.split("/"), wanted.split("/"))]
         found = [path for path in paths if not _is_hidden(path, wanted)]
         below = tuple(sorted({*deeper} - {*paths}))
-        _say_what_is_skipped(f"{key}={pattern}", "further down, where * does not reach (** does)", below)
+        say_what_is_skipped(f"{key}={pattern}", "further down, where * does not reach (** does)", below)
     elif _is_file(storage):
         paths = found = [""]
     else:
@@ -86,11 +86,24 @@ def list_files(pattern: str, suffixes: tuple[str, ...], key: str) -> list[str]:
     if suffixes == SUFFIXES:
         keys = {part.partition("=")[0] for path in found for part in path.split("/")[:-1] if "=" in part}
         _say_what_folders_are_called(f"{key}={pattern}", tuple(sorted(keys)))
-    _say_what_is_skipped(f"{key}={pattern}", "part of a data set of jobs/ingest.py", tuple(sorted(own)))
+    say_what_is_skipped(f"{key}={pattern}", "part of a data set of jobs/ingest.py", tuple(sorted(own)))
     others = tuple(sorted({*paths} - {*found, *twins, *own}))
-    _say_what_is_skipped(f"{key}={pattern}", "no tables" if suffixes == SUFFIXES else f"no {'/'.join(suffixes)} files", others)
-    _say_what_is_skipped(f"{key}={pattern}", "there without compression, too", tuple(twins))
+    say_what_is_skipped(f"{key}={pattern}", "no tables" if suffixes == SUFFIXES else f"no {'/'.join(suffixes)} files", others)
+    say_what_is_skipped(f"{key}={pattern}", "there without compression, too", tuple(twins))
     return sorted(map(storage.address, found))
+
+
+def tables_named(pattern: str, addresses: Iterable[str]) -> set[str]:
+    """Those of some tables' addresses that a file, folder or glob names, whether or not the tables are still there."""
+    root, wanted = _split_glob(pattern)
+    uri = real_address(open_storage(root).uri)
+    found = set()
+    for address in addresses:
+        real = real_address(address)
+        below = real.removeprefix(f"{uri.rstrip('/')}/")
+        if real == uri or (below != real and (wanted is None or _matches(below.split("/"), wanted.split("/")))):
+            found.add(address)
+    return found
 
 
 def _data_sets(paths: Iterable[str]) -> set[str]:
@@ -129,7 +142,7 @@ def _check_links(subject: str, storage: Storage, suffixes: tuple[str, ...], want
                 )
         elif link.is_dir() and _may_hold(path.split("/"), parts):
             folders.append(path)
-    _say_what_is_skipped(subject, "only linked, and links are not followed", tuple(folders), "folder")
+    say_what_is_skipped(subject, "only linked, and links are not followed", tuple(folders), "folder")
 
 
 def _is_hidden(path: str, wanted: str = "") -> bool:
@@ -142,7 +155,7 @@ def _is_hidden(path: str, wanted: str = "") -> bool:
 
 
 @cache  # a job lists its input more than once
-def _say_what_is_skipped(subject: str, reason: str, paths: tuple[str, ...], noun: str = "file") -> None:
+def say_what_is_skipped(subject: str, reason: str, paths: tuple[str, ...], noun: str = "file") -> None:
     if paths:
         found = f"1 {noun} that is" if len(paths) == 1 else f"{len(paths):,} {noun}s that are"
         more = ", ..." if len(paths) > NAMED_FILES else ""

@@ -13,6 +13,7 @@ import re
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -23,7 +24,8 @@ from pyarrow.fs import LocalFileSystem
 from pipeline.config import IngestConfig
 from pipeline.errors import InputError, ReplacedError
 from pipeline.ingest.delimited import BAD_ROW
-from pipeline.ingest.json_lines import ROW_TEXT, WORDS, first_line_with
+from pipeline.ingest.json_kinds import WORDS
+from pipeline.ingest.json_lines import ROW_TEXT, first_line_with
 from pipeline.ingest.text_tables import TextTable, is_text_table, open_text_table, refuse_reserved
 from pipeline.storage.address import open_storage
 from pipeline.storage.url_credentials import HIDDEN, USERINFO
@@ -33,6 +35,8 @@ logger = logging.getLogger(__name__)
 BATCH_ROWS = 16_384
 REPLACED_ATTEMPTS = 8
 READ_BYTES = 1 << 20
+SPACE_BEFORE_QUOTE = re.compile(rb'(?:^|[,\r\n]) +"(?!")')
+SPACED_QUOTES = re.compile(r' +".*" *', re.DOTALL)
 YAML_WORDS = ("null", "true", "false", "yes", "no", "on", "off", "y", "n")
 
 
@@ -191,6 +195,27 @@ def check_kinds(table: TextTable, config: IngestConfig) -> None:
                 f"ingest.{key}={column}: {table.source.address} has lists or objects there whose parts are of several kinds; "
                 "write text, or a list of texts"
             )
+
+
+def check_spaces(table: TextTable, names: Sequence[str]) -> None:
+    """Raises InputError if a csv has spaces before its quotes, which would stay in the text.
+
+    Args:
+        names: `ingest.column_names`.
+    """
+    if table.source.kind != ".csv" or not SPACE_BEFORE_QUOTE.search(next(table.source.blocks(), b"")):
+        return
+    spaced = [] if names else [name for name in table.columns if SPACED_QUOTES.fullmatch(name)]
+    for batch in islice(table.batches(), 1):
+        for name in table.columns:
+            texts = [text for text in batch.column(name).to_pylist() if text and '"' in text]
+            spaced += [name] * bool(texts and all(map(SPACED_QUOTES.fullmatch, texts)))
+    if spaced:
+        raise InputError(
+            f"ingest.input={table.source.address}: a space stands before each quote of the column {spaced[0].strip()}, and "
+            "quotes are quotes only right after a comma; write the table again: "
+            "pandas.read_csv(OLD, skipinitialspace=True, dtype=str, keep_default_na=False).to_csv(NEW, index=False)"
+        )
 
 
 def without_row_text(rows: Any) -> Any:

@@ -13,7 +13,8 @@ import pyarrow as pa
 
 from pipeline.errors import InputError
 from pipeline.ingest.delimited import BAD_ROW, DelimitedReader, Dialect, IncompleteError, Record, count_lines
-from pipeline.ingest.json_lines import ROW_TEXT, Kind, json_batches, parse_lines, settle
+from pipeline.ingest.json_kinds import Kind
+from pipeline.ingest.json_lines import MOST_COLUMNS, ROW_TEXT, first_line_beyond, json_batches, parse_lines, settle
 from pipeline.ingest.text_source import BOM, GZIP_SUFFIX, TextSource, open_source, say_that_a_line_waits
 from pipeline.ingest.tsv_quotes import quotes_of_tsv
 
@@ -38,6 +39,7 @@ class TextTable:
         start: place of the first row in the (decompressed) file.
         line: number of the first row's line.
         is_clean: every line of a jsonl can be read.
+        is_plain: every line of a jsonl is plain, as json_lines.py has it.
     """
 
     source: TextSource
@@ -48,6 +50,7 @@ class TextTable:
     start: int
     line: int
     is_clean: bool = False
+    is_plain: bool = False
 
     def has_rows(self) -> bool:
         """True if there is a row to be read."""
@@ -62,7 +65,8 @@ class TextTable:
         blocks = self.source.blocks(start, stop)
         if self.dialect is None:
             waits = lambda: say_that_a_line_waits(self.source.address)  # noqa: E731
-            yield from json_batches(parse_lines(blocks, complete, line, waits, self.is_clean), self.fields)
+            lines = parse_lines(blocks, complete, line, waits, self.is_clean, self.is_plain)
+            yield from json_batches(lines, self.fields)
         elif self.columns:
             reader = DelimitedReader(self.dialect, self.columns, complete, line)
             yield from reader.batches(blocks)
@@ -139,11 +143,21 @@ def refuse_reserved(address: str, names: Sequence[str]) -> None:
 def _open_json(source: TextSource, head: bytes, start: int) -> TextTable:
     if head.lstrip().startswith(b"["):
         raise InputError(f"ingest.input={source.address}: is one JSON array; write one object per line: jq -c '.[]' OLD > NEW")
-    fields, error = settle(parse_lines(source.blocks(start), source.settled))
-    if error and not fields:
-        raise InputError(f"ingest.input={source.address}: no line is a JSON object ({error}); write one object per line")
+    settled = settle(parse_lines(source.blocks(start), source.settled))
+    fields = settled.fields
+    if settled.error and not fields:
+        raise InputError(
+            f"ingest.input={source.address}: no line is a JSON object ({settled.error}); write one object per line"
+        )
+    if len(fields) > MOST_COLUMNS:
+        line, name = first_line_beyond(source.blocks(start), MOST_COLUMNS)
+        raise InputError(
+            f"ingest.input={source.address}: has more than {MOST_COLUMNS:,} columns (line {line} adds {name!r}), and a "
+            "table has the same columns in each row; put keys that differ from line to line into one object, as in "
+            '{"url": ..., "caption": ..., "more": {...}}, which is kept as text'
+        )
     refuse_reserved(source.address, tuple(fields))
-    return TextTable(source, tuple(fields), READER, None, fields, start, 1, not error)
+    return TextTable(source, tuple(fields), READER, None, fields, start, 1, not settled.error, settled.is_plain)
 
 
 def _skip_empty_lines(head: bytes, place: int) -> tuple[int, int]:

@@ -4,20 +4,24 @@ In: a file. Out: True for quotes as csv has them, False for ordinary characters,
 are quotes if a name in the header is quoted (without a header: all of the first line), as writers do that quote all text; or if
 every field that begins with a quote is quoted as RFC 4180 has it, and at least one of them holds a tab, a line break or a
 doubled quote, without which it would not have been quoted ("" alone is an empty text); or if, as in a spreadsheet's tsv, the
-fields with a comma are quoted, all of them and no others. Lines that are rows by themselves are
-never taken for the inside of one field (`swallowed_rows.py`; without addresses: lines with the right number of tabs), nor are
-two fields of such a line.
+fields with a comma are quoted, all of them and no others, and lines end with a carriage return, as Excel's do. This last rule
+may be wrong either way, so that the log says what it decides. Lines that are rows by themselves are never taken for the inside
+of one field (`swallowed_rows.py`; without addresses: lines with the right number of tabs), nor are two fields of such a line.
 """
 
 from __future__ import annotations
 
+import logging
 import re
+from functools import cache
 
 import numpy as np
 
 from pipeline.ingest.delimited import LONGEST_RECORD_BYTES, Dialect, IncompleteError, length_of_records
 from pipeline.ingest.swallowed_rows import LINE_END, has_addresses, has_swallowed_rows
 from pipeline.ingest.text_source import TextSource
+
+logger = logging.getLogger(__name__)
 
 TAB = Dialect(b"\t", True)
 SIGNS = (b'"', b"\t", b"\n", b"\r")
@@ -39,7 +43,8 @@ def quotes_of_tsv(source: TextSource, start: int, head: bytes, has_header: bool)
         head: the file's first bytes, from there.
     """
     try:
-        first = TAB.split(head.lstrip(b"\r\n"), 0, True)
+        head = head.lstrip(b"\r\n")
+        first = TAB.split(head, 0, True)
     except IncompleteError:
         return None
     some = any(quoted for _, quoted in first.fields) and not first.error
@@ -56,7 +61,24 @@ def quotes_of_tsv(source: TextSource, start: int, head: bytes, has_header: bool)
         if length is None or (not length and len(buffer) >= LONGEST_RECORD_BYTES):
             return False
         buffer = buffer[length:]
-    return _decide_at_end(buffer, seen, tabs, source.settled)
+    decision = _decide_at_end(buffer, seen, tabs, source.settled)
+    if decision and seen - {FREE_COMMA} <= {COMMA, EMPTY} and COMMA in seen:
+        decision = head[: first.stop].endswith((b"\r\n", b"\r"))
+        _say_what_commas_decide(source.address, decision)
+    return decision
+
+
+@cache  # a plan opens a table more than once
+def _say_what_commas_decide(address: str, quoted: bool) -> None:
+    if quoted:
+        reading = "are taken for a spreadsheet's and dropped, as its line ends are; if they belong to the text"
+    else:
+        reading = "stay in the text; if they do not belong to it"
+    logger.warning(
+        "%s: quotes stand around all fields with a comma and no others, and %s, save the table as csv or parquet",
+        address,
+        reading,
+    )
 
 
 def _decide_at_end(rest: bytes, seen: set[str], tabs: int, settled: bool) -> bool | None:

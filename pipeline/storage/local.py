@@ -18,8 +18,12 @@ from pipeline.storage.base import Created, ObjectInfo, Storage
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """Somebody may make room, so the same write may work later."""
 PART_SUFFIX = ".part"
+"""Suffix of files that are being written. Their names begin with a dot, and they are never listed; `table.csv.part` is."""
 FOLDER_ATTEMPTS = 100
-"""Suffix of files that are being written; they are never listed."""
+
+
+def _is_unfinished(name: str) -> bool:
+    return name.startswith(".") and name.endswith(PART_SUFFIX)
 
 
 class LocalStorage(Storage):
@@ -86,7 +90,7 @@ class LocalStorage(Storage):
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         folder = self.root / prefix.rpartition("/")[0]
-        for path in sorted(item for item in _paths_below(folder) if item.is_file() and item.suffix != PART_SUFFIX):
+        for path in sorted(item for item in _paths_below(folder) if item.is_file() and not _is_unfinished(item.name)):
             relative = path.relative_to(self.root).as_posix()
             if relative.startswith(prefix):
                 status = path.stat()

@@ -15,7 +15,7 @@ from pipeline.errors import InputError
 from pipeline.ingest.delimited import BAD_ROW
 from pipeline.ingest.plan import plan_ingest
 from pipeline.ingest.rows import read_range
-from pipeline.ingest.table_files import _say_what_is_skipped
+from pipeline.ingest.table_files import say_what_is_skipped
 
 
 def put(path, data, rested=True):
@@ -141,7 +141,7 @@ def test_a_key_names_the_columns_of_a_table_without_a_header(rows, tmp_path):
 
 
 def test_hidden_files_and_folders_are_no_tables_and_what_was_skipped_is_said(tmp_path, caplog):
-    _say_what_is_skipped.cache_clear()
+    say_what_is_skipped.cache_clear()
     root = tmp_path / "in"
     put(root / "pairs.csv", "url,caption\nu,c\n")
     for name in (".ipynb_checkpoints/pairs-checkpoint.csv", "_old/a.csv", ".b.csv", "_c.csv", "d.xlsx"):
@@ -189,6 +189,15 @@ def test_a_gz_that_is_cut_is_refused_unless_it_is_still_written(rows):
 
 def test_numbers_as_captions_of_a_jsonl_keep_their_own_form(rows):
     assert captions(rows("t.jsonl", "".join(f'{{"url": "u", "caption": {x}, "x": {x}}}\n' for x in (5, 2.5)))) == ["5", "2.5"]
+
+
+@pytest.mark.parametrize("others", [["a dog"], [], ["a dog", 5]])
+def test_numbers_of_a_jsonl_that_become_text_keep_their_digits(rows, others):
+    numbers = ["1e5", "1.10", "5", "-0.0", "1E+2"]
+    values = [*numbers, *map(json.dumps, others)]
+    table = rows("t.jsonl", "".join(f'{{"url": "u", "caption": {value}, "x": {value}}}\n' for value in values))
+    assert captions(table) == [*numbers, *map(str, others)]
+    assert [row["x"] for row in table] == (captions(table) if others else [100000.0, 1.1, 5.0, -0.0, 100.0])
 
 
 def test_integers_of_a_jsonl_are_exact(rows):

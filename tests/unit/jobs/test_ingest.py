@@ -8,8 +8,10 @@ import pytest
 
 from jobs import ingest
 from jobs.cli.command_line import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_NOT_MEANT, run
+from jobs.cli.config import load_config
 from pipeline.dataset.manifest import read_manifest
 from pipeline.ingest.outcome import read_outcomes
+from pipeline.ingest.retry import write_retry_tables
 from pipeline.storage.address import open_storage
 from tests.support.ingestions import Ingestion, without_ray
 from tests.support.odd_s3 import answers, ignores, keeps
@@ -263,8 +265,8 @@ def test_each_reason_has_a_line_and_examples_and_a_change_of_settings_gives_the_
     assert code == EXIT_NOT_MEANT
     assert f"  bad_url: paths are read only in folders that you allow; add: 'ingest.fetch.allow_files=[{photos}]'" in text
     assert [line.strip() for line in text.splitlines() if " row " in line] == [
-        *(f"t.csv row {number}: {paths[number]}" for number in range(3)),
-        *(f"t.csv row {20 + number}: http://127.0.0.1:9/{number}?..." for number in range(3)),
+        *(f"t.csv row {number + 1}: {paths[number]}" for number in range(3)),
+        *(f"t.csv row {21 + number}: http://127.0.0.1:9/{number}?..." for number in range(3)),
     ]
     assert "ingest.fetch.allow_addresses=[127.0.0.1/32]" in text
     assert "SECRET" not in text
@@ -281,6 +283,38 @@ def test_each_reason_has_a_line_and_examples_and_a_change_of_settings_gives_the_
     code, text = ingestion.run(changed)
     assert (code, "the settings have changed" in text) == (0, False)
     assert "holds all 25 rows, of which 5 failed" in text
+
+
+def test_a_dry_retry_writes_nothing(ingestion):
+    ingestion.add([f"ftp://e.org/{number}" for number in range(3)])
+    ingestion.run()
+    storage = open_storage(str(ingestion.output))
+    before = {item.path for item in storage.list("")}
+    assert ingestion.run("--retry-failed", "unknown_scheme", "--dry-run") == (0, "3 failed rows to fetch again\n")
+    assert ingestion.run("--retry-failed", "timeout", "--dry-run") == (0, "0 failed rows to fetch again\n")
+    assert {item.path for item in storage.list("")} == before
+    manifest = read_manifest(storage)
+    write_retry_tables(
+        storage, manifest, ["unknown_scheme"], load_config("default", [f"ingest.output={ingestion.output}"]).ingest
+    )
+    text = "3 failed rows to fetch again, 3 of them left unfinished by an earlier retry\n"
+    assert ingestion.run("--retry-failed", "unknown_scheme", "--dry-run") == (0, text)
+    assert "3 rows in" in ingestion.run("--retry-failed", "unknown_scheme")[1]
+
+
+def test_a_retry_is_of_the_input_s_tables_if_it_is_set(ingestion, capsys):
+    for table, count in (("t.csv", 2), ("u.csv", 3)):
+        ingestion.add([f"ftp://e.org/{table}/{number}" for number in range(count)], table=table)
+        ingestion.run(table=table)
+    words = ("--retry-failed", "unknown_scheme", "--dry-run")
+    (ingestion.folder / "u.csv").unlink()
+    assert [ingestion.run(*words, table=table)[1][0] for table in ("t.csv", "u.csv", "*.csv")] == ["2", "3", "5"]
+    code, text = ingestion.run(*words, table="v.csv")
+    assert (code, "the data set has none of them (it has " in text) == (EXIT_BAD_INPUT, True)
+    assert complaint(f"ingest.output={ingestion.output}", *words) == 0
+    assert complaint(f"ingest.output={ingestion.output}", "ingest.input=''", *words) == 0
+    assert capsys.readouterr().out == "5 failed rows to fetch again\n" * 2
+    assert "2 rows in" in ingestion.run(*words[:2])[1]
 
 
 def test_dropped_rows_are_named_apart_from_failed_ones(ingestion, photos):

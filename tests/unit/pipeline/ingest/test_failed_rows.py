@@ -49,12 +49,12 @@ def test_three_examples_of_each_reason_are_read_from_as_few_sidecars_as_needed(d
     monkeypatch.setattr(failed_rows, "read_sidecar", lambda *words, **more: read.append(words) or read_sidecar(*words, **more))
     lines = advice(storage, manifest, {record.id for record in manifest.partitions}, config)
     assert [line.split(":")[0] for line in lines] == [
-        *("bad_url", "  t.parquet row 1", "  t.parquet row 2", "  t.parquet row 4"),
-        *("unknown_scheme", "  t.parquet row 0", "  t.parquet row 3", "  t.parquet row 6"),
+        *("bad_url", "  t.parquet row 2", "  t.parquet row 3", "  t.parquet row 5"),
+        *("unknown_scheme", "  t.parquet row 1", "  t.parquet row 4", "  t.parquet row 7"),
     ]
     assert len(read) == 3
     read.clear()
-    assert advice(storage, manifest, {manifest.partitions[1].id}, config)[1] == "  t.parquet row 4: /data/4.jpg"
+    assert advice(storage, manifest, {manifest.partitions[1].id}, config)[1] == "  t.parquet row 5: /data/4.jpg"
     assert len(read) == 1
 
 
@@ -63,7 +63,7 @@ def test_a_sidecar_that_a_takedown_deleted_gives_no_example(data_set):
     manifest = read_manifest(storage)
     storage.delete(manifest.shards[0].sidecar_path)
     lines = advice(storage, manifest, {record.id for record in manifest.partitions}, config)
-    assert lines[1] == "  t.parquet row 4: /data/4.jpg"
+    assert lines[1] == "  t.parquet row 5: /data/4.jpg"
 
 
 def test_unchanged_settings_concern_no_row_and_read_nothing(data_set, monkeypatch):

@@ -111,7 +111,9 @@ def test_an_edit_of_a_row_of_the_first_reader_is_refused(tmp_path, name, text, m
     data = DataSet(tmp_path, name, text)
     data.hold(data.first_records())
     data.write(text.replace("u1", "v1") + more)
-    with pytest.raises(InputError, match="rows 0 to 1 have changed since they were ingested"):
+    with pytest.raises(
+        InputError, match=r"rows 1 to 2 \(counted from 1, without a header\) have changed since they were ingested"
+    ):
         data.plan()
     data.write("".join(text.splitlines(keepends=True)[:3]))
     with pytest.raises(InputError, match="have changed since they were ingested"):
@@ -155,7 +157,7 @@ def test_unfinished_rows_between_others_that_are_more_rows_today_are_named(tmp_p
     data.hold([first[0], first[2]])
     plan = data.plan()
     assert plan.partitions == []
-    assert "rows 2 to 3 were left unfinished" in caplog.text
+    assert "rows 3 to 4 (counted from 1, without a header) were left unfinished" in caplog.text
     assert "they are 4 rows now" in caplog.text
 
 

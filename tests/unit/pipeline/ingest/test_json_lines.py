@@ -12,7 +12,7 @@ from pipeline.ingest.json_lines import ROW_TEXT, json_batches, parse_lines, sett
 def read(*lines, cut=7, complete=True):
     data = b"\n".join(line if isinstance(line, bytes) else line.encode() for line in lines) + b"\n"
     blocks = [data[place : place + cut] for place in range(0, len(data), cut)]
-    fields, _ = settle(parse_lines(blocks, complete))
+    fields = settle(parse_lines(blocks, complete)).fields
     return pa.Table.from_batches(
         list(json_batches(parse_lines([data], complete), fields))
     )  # one block, so that all batches have one schema
@@ -54,9 +54,9 @@ def test_the_hashed_text_of_a_row_is_its_line():
 def test_a_last_line_without_an_end_waits_unless_the_file_is_complete():
     waits = []
     blocks = [b'{"a": 1}\n{"a"', b": 2}"]
-    assert [lines for _, lines in parse_lines(blocks, False, 1, lambda: waits.append(1))] == [[{"a": 1}]]
+    assert [lines.values for lines in parse_lines(blocks, False, 1, lambda: waits.append(1))] == [[{"a": 1}]]
     assert waits == [1]
-    assert [line for _, lines in parse_lines(blocks, True) for line in lines] == [{"a": 1}, {"a": 2}]
+    assert [line for lines in parse_lines(blocks, True) for line in lines.values] == [{"a": 1}, {"a": 2}]
 
 
 def test_nan_is_null_and_infinity_a_word_in_a_field_of_text():
@@ -75,8 +75,74 @@ def test_nan_is_null_and_infinity_a_word_in_a_field_of_text():
     ],
 )
 def test_a_line_without_repeated_keys_is_read_whatever_its_strings_hold(line):
-    ((_, parsed),) = parse_lines([line + b"\n"], complete=True)
-    assert parsed == [json.loads(line)]
+    (lines,) = parse_lines([line + b"\n"], complete=True)
+    assert lines.values == [json.loads(line)]
+
+
+@pytest.mark.parametrize(
+    ("number", "value"),
+    [
+        ("1234567890123456789", 1234567890123456789),
+        ("18446744073709551616", 18446744073709551616),
+        ("0.1234567890123456789", 0.1234567890123456789),
+        ("0.1234567890123456789, 123456789012345678901", 0.1234567890123456789),
+        ("1.5e0000000000000000001", 15.0),
+    ],
+)
+def test_integers_of_many_digits_are_exact_also_beside_fractions_of_many(number, value):
+    (lines,) = parse_lines([f'{{"a": [{number}]}}\n{{"b": "1234567890123456789"}}\n'.encode()], complete=True)
+    found = lines.values[0]["a"]
+    assert found[0] == value
+    assert json.dumps(found) == json.dumps(json.loads(f"[{number}]"))
+
+
+@pytest.mark.parametrize("line", [b' {"a": 1}', b'{"a": 1} ', b'\t{"a": 1}', b'\n{"a": 1}', b'{"a": 1}\n', b'{"a": 1}\x0b'])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_space_around_a_line_is_no_part_of_it(line, place):
+    lines = [b'{"b": 2}', b'{"c": 3}']
+    lines.insert(place, line)
+    (found,) = parse_lines([b"\n".join(lines) + b"\n"], complete=True)
+    assert found.texts == [text.strip() for text in lines]
+    assert [type(value) for value in found.values] == [dict] * 3 or b"\x0b" in line
+
+
+LINES = [b'{"a": 1}', b'{"a": "}\\n{"}', b'{"a": [{"b": 1.5}]}']
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [b'{"a":1},{"b":2}', b'{"c":[{}', b"{}]}"],
+        [b'{"a":"x}', b'{y"}', b'{"b":1}'],
+        [b'{"a":1}', b'{"a":1},"b":2}', b'{"c":3}'],
+        [b'{"a":"{"}', b'{"a":1},{"b":2}'],
+        [b'{"a":1},1}', b'{"a":2}'],
+    ],
+)
+def test_lines_that_are_objects_only_together_are_errors(lines):
+    """Each begins with { and ends with }, and some are a valid list of as many objects if they are joined by commas."""
+    (found,) = parse_lines([b"\n".join([*lines, b""])], complete=True)
+    alone = [parsed.values[0] for line in lines for parsed in parse_lines([line + b"\n"], complete=True)]
+    assert [type(value) for value in found.values] == [type(value) for value in alone]
+    assert str in map(type, alone)
+
+
+def test_plain_lines_are_read_again_as_they_were_the_first_time():
+    block = b"\n".join([*LINES, b""])
+    (first,) = parse_lines([block], complete=True)
+    (again,) = parse_lines([block], complete=True, unique_keys=True, is_plain=True)
+    assert again == first
+    assert first.plain == first.values
+
+
+@pytest.mark.parametrize(
+    "changed", [b'{"a": 1},{"a": 2}', b'{"a": [1', b"", b"[1]", b'{"a": 1}}', b'{"a": 12345678901234567890123}, {}']
+)
+def test_a_file_that_was_changed_between_the_two_readings_is_read_line_by_line(changed):
+    block = b"\n".join([*LINES, changed, b""])
+    (again,) = parse_lines([block], complete=True, unique_keys=True, is_plain=True)
+    (alone,) = parse_lines([block], complete=True)
+    assert again == alone
 
 
 @pytest.mark.parametrize(
@@ -91,5 +157,5 @@ def test_a_line_without_repeated_keys_is_read_whatever_its_strings_hold(line):
     ],
 )
 def test_a_line_with_a_key_twice_is_an_error(line, key):
-    ((_, parsed),) = parse_lines([b'{"a": 1}\n' + line + b"\n"], complete=True)
-    assert parsed == [{"a": 1}, f'line 2: has the key "{key}" twice']
+    (lines,) = parse_lines([b'{"a": 1}\n' + line + b"\n"], complete=True)
+    assert lines.values == [{"a": 1}, f'line 2: has the key "{key}" twice']

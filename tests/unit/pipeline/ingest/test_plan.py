@@ -95,13 +95,19 @@ def test_an_edited_or_shortened_table_is_refused(tmp_path):
     write(table)
     commit(open_storage(str(output)), map(record_of, plan(table, output).partitions))
     write(table, [*ROWS[:5], ROWS[5] | {"caption": "edited"}, *ROWS[6:]])
-    with pytest.raises(InputError, match="rows 4 to 7 have changed since they were ingested"):
+    with pytest.raises(
+        InputError, match=r"rows 5 to 8 \(counted from 1, without a header\) have changed since they were ingested"
+    ):
         plan(table, output)
     write(table, ROWS[:8])
-    with pytest.raises(InputError, match="rows 8 to 9 have changed since they were ingested"):
+    with pytest.raises(
+        InputError, match=r"rows 9 to 10 \(counted from 1, without a header\) have changed since they were ingested"
+    ):
         plan(table, output)
     table.write_text("url,caption,n\n")
-    with pytest.raises(InputError, match="rows 0 to 3 have changed since they were ingested"):
+    with pytest.raises(
+        InputError, match=r"rows 1 to 4 \(counted from 1, without a header\) have changed since they were ingested"
+    ):
         plan(table, output)
 
 
@@ -140,7 +146,7 @@ def test_renamed_columns_of_any_type_are_an_edit(tmp_path, column):
         commit(open_storage(str(tmp_path / name)), [record_of(replace(planned[0], rows_sha256=digest))])
         assert plan(table, tmp_path / name).partitions == []
     write_columns(["other", "caption"])
-    with pytest.raises(InputError, match="rows 0 to 0 have changed"):
+    with pytest.raises(InputError, match=r"row 1 \(counted from 1, without a header\) have changed"):
         plan(table, output)
 
 
@@ -236,6 +242,17 @@ def test_a_table_without_rows_is_nothing_to_do(tmp_path):
     nothing = plan(tmp_path / "t.csv", tmp_path / "out")
     assert (nothing.partitions, nothing.rows_held) == ([], 0)
     assert not (tmp_path / "out").exists()
+
+
+def test_tables_without_rows_are_named(tmp_path, caplog):
+    write(tmp_path / "in" / "full.csv")
+    (tmp_path / "in" / "header.csv").write_text("url,caption\n")
+    for name in ("bytes.csv", "bytes.tsv", "bytes.jsonl"):
+        (tmp_path / "in" / name).write_bytes(b"")
+    pq.write_table(pa.table({"url": pa.array([], pa.string()), "caption": []}), tmp_path / "in" / "rows.parquet")
+    assert plan(tmp_path / "in", tmp_path / "out").num_rows == 10
+    names = ", ".join(f"{tmp_path}/in/{name}" for name in ("bytes.csv", "bytes.jsonl", "bytes.tsv"))
+    assert f"ingest.input={tmp_path}/in: skipped 5 tables that are without a row: {names}, ..." in caplog.text
 
 
 def test_an_output_must_be_named(tmp_path):

@@ -8,7 +8,7 @@ from pipeline.dataset.manifest import commit, commit_choice, read_manifest, read
 from pipeline.ingest.failed_rows import advice, concerned_rows
 from pipeline.ingest.partition import ingest_partition
 from pipeline.ingest.plan import plan_ingest
-from pipeline.ingest.retry import _names_in_table, is_same_retry, write_retry_tables
+from pipeline.ingest.retry import count_new_retries, is_same_retry, names_in_table, write_retry_tables
 from pipeline.storage.address import open_storage
 from pipeline.versions.curation import Rules
 from pipeline.versions.rewrite import group_partitions, rewrite
@@ -75,7 +75,7 @@ def test_failures_of_a_reason_are_fed_back_once(config, web, draw_shape):
     ],
 )
 def test_columns_of_a_retry_have_names_that_become_those_of_the_sidecar(stored, url_column, names):
-    assert _names_in_table(stored, IngestConfig(url_column=url_column)) == names
+    assert names_in_table(stored, IngestConfig(url_column=url_column)) == names
     assert free_names(names, COLUMNS.names) == stored
 
 
@@ -92,6 +92,34 @@ def test_an_input_may_have_a_column_with_the_name_of_ours(config, web, draw_shap
     assert first["retry_of"] == "mine"
     assert (second["retry_of"], third["retry_of"]) == (first["key"], second["key"])
     assert second["source_retry_of"] == third["source_retry_of"] == "mine"
+
+
+def test_what_a_retry_would_fetch_is_counted_without_a_write(config):
+    ingest(config)
+    storage = open_storage(config.output)
+    manifest, reasons = read_manifest(storage), ["http_404", "not_an_image"]
+    before = {item.path for item in storage.list("")}
+    assert count_new_retries(storage, manifest, reasons, config) == 2
+    assert {item.path for item in storage.list("")} == before
+    assert write_retry_tables(storage, manifest, reasons[:1], config) == 1
+    assert count_new_retries(storage, manifest, reasons, config) == 1, "the other row waits"
+
+
+def test_a_retry_that_was_killed_and_one_for_more_reasons_fetch_each_row_once(config):
+    storage = open_storage(config.output)
+    assert write_retry_tables(storage, ingest(config), ["http_404"], config) == 1
+    assert retry(config, "http_404", "not_an_image") == 1
+    rows = [row for shard in read_manifest(storage).shards for row in read_sidecar(storage, shard).to_pylist()]
+    assert sorted(row["caption"] for row in rows if row.get("retry_of")) == ["gone", "html"]
+
+
+def test_failures_of_some_partitions_only_are_retried(config):
+    storage = open_storage(config.output)
+    manifest = ingest(config)
+    ids = [record.id for record in manifest.partitions if "http_404" in record.counts]
+    assert write_retry_tables(storage, manifest, ["http_404"], config, among=set()) == 0
+    assert not any(storage.list("retries/"))
+    assert write_retry_tables(storage, manifest, ["http_404"], config, among=ids) == 1
 
 
 def test_a_folder_of_a_persons_own_that_is_called_retries_holds_no_retries(config, tmp_path):

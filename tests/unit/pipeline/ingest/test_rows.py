@@ -39,7 +39,8 @@ def test_values_that_are_not_utf8_are_counted_for_the_whole_range(tmp_path, capl
         rows = list(iter_rows(table, 0, 3, IngestConfig()))
     assert [row.extra.json_record()["x"] for row in rows] == ["\ufffd", "v", "\ufffd"]
     assert [record.getMessage() for record in caplog.records] == [
-        f"{table}, rows 0 to 2: column x: 2 values are not UTF-8 text; U+FFFD stands for the bytes that are not"
+        f"{table}, rows 1 to 3 (counted from 1, without a header): column x: 2 values are not UTF-8 text; "
+        "U+FFFD stands for the bytes that are not"
     ]
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.ingest.table_files import list_tables
+from pipeline.ingest.table_files import list_tables, tables_named
 
 
 def write(path):
@@ -114,6 +114,42 @@ def test_a_linked_folder_that_a_glob_asks_for_is_named(tmp_path, caplog, pattern
     (tmp_path / "in" / "b").symlink_to(tmp_path / "in" / "a")
     list_tables(f"{tmp_path}/{pattern}")
     assert ("skipped 1 folder that is only linked, and links are not followed: b" in caplog.text) == said
+
+
+@pytest.mark.parametrize("pattern", ["", "/**"])
+def test_a_download_that_is_not_finished_is_named(tmp_path, pattern, caplog):
+    for name in ("0.csv", "1.csv.part", "2.csv.crdownload", ".3.csv.swp", ".4.csv", "~5.csv.tmp"):
+        write(tmp_path / "in" / name)
+    if pattern:
+        with pytest.raises(InputError, match="is not a supported file"):
+            list_tables(f"{tmp_path}/in{pattern}")
+        return
+    assert list_tables(f"{tmp_path}/in") == [f"{tmp_path}/in/0.csv"]
+    assert "skipped 5 files that are no tables: .3.csv.swp, .4.csv, 1.csv.part, ..." in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("{}/in", {"in/0.csv", "in/a/1.csv"}),
+        ("{}/in/", {"in/0.csv", "in/a/1.csv"}),
+        ("{}/in/0.csv", {"in/0.csv"}),
+        ("{}/in/*.csv", {"in/0.csv"}),
+        ("{}/in/**/*.csv", {"in/0.csv", "in/a/1.csv"}),
+        ("{}/linked", {"in/0.csv", "in/a/1.csv"}),
+        ("{}/i", set()),
+        ("{}/in/0", set()),
+        ("s3://bucket/t", {"s3://bucket/t/2.csv"}),
+        ("s3://bucket/*/2.csv", {"s3://bucket/t/2.csv"}),
+        ("s3://bucket/t/2.csv", {"s3://bucket/t/2.csv"}),
+    ],
+)
+def test_tables_of_a_data_set_are_named_whether_or_not_they_are_there(tmp_path, pattern, expected):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "linked").symlink_to(tmp_path / "in")
+    known = [f"{tmp_path}/in/0.csv", f"{tmp_path}/in/a/1.csv", "s3://bucket/t/2.csv"]
+    found = tables_named(pattern.format(tmp_path), known)
+    assert {address.removeprefix(f"{tmp_path}/") for address in found} == expected
 
 
 def test_a_folder_of_ones_own_that_is_called_inputs_is_read(tmp_path):

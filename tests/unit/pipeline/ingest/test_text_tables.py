@@ -5,6 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import InputError
+from pipeline.ingest.json_lines import MOST_COLUMNS
 from pipeline.ingest.tables import column_names
 from pipeline.ingest.text_tables import READER, READER_PLAIN, READER_QUOTED, is_delimited, is_text_table, open_text_table
 
@@ -25,6 +26,17 @@ def test_the_reader_says_how_the_quotes_of_a_tsv_are_read(tmp_path):
     assert table(tmp_path / "t.tsv", "a\tb\n1\t2\n").reader == READER
     assert table(tmp_path / "t.tsv", 'a\tb\n1\t"2"\n').reader == READER_PLAIN
     assert table(tmp_path / "t.tsv", 'a\tb\n1\t"2""3"\n').reader == READER_QUOTED
+
+
+def test_a_jsonl_with_ever_new_keys_is_refused_with_its_line_and_a_remedy(tmp_path):
+    lines = [f'{{"url": "u", "caption": "c", "k{number}": 1}}' for number in range(MOST_COLUMNS)]
+    table(tmp_path / "t.jsonl", "\n".join(["", *lines[: MOST_COLUMNS - 2], ""]))
+    with pytest.raises(
+        InputError, match=rf"more than 2,000 columns \(line {MOST_COLUMNS} adds 'k{MOST_COLUMNS - 2}'\).*\"more\""
+    ):
+        table(tmp_path / "t.jsonl", "\n".join(["", *lines, ""]))
+    remedy = [f'{{"url": "u", "caption": "c", "more": {{"k{number}": 1}}}}' for number in range(MOST_COLUMNS)]
+    assert table(tmp_path / "t.jsonl", "\n".join(remedy)).columns == ("url", "caption", "more")
 
 
 def test_a_table_that_was_begun_with_quotes_is_continued_with_them(tmp_path):
