@@ -10,6 +10,7 @@ import json
 import struct
 import zipfile
 import zlib
+from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -119,6 +120,9 @@ def _format_of_zip(path: Path) -> Format:
     if begin or end < path.stat().st_size:
         where = f"{begin:,} bytes before" if begin else f"{path.stat().st_size - end:,} bytes behind"
         raise ValueError(f"has {where} its zip archive, as where files were joined or something was appended; {_AGAIN}")
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f"holds {twice[0]} twice, so that readers differ in what they load; {_AGAIN}")
     inner = {name.partition("/")[2] for name in names}
     if any(name.startswith("code/") for name in inner) and ("constants.pkl" in inner or "data.pkl" in inner):
         return "torchscript"

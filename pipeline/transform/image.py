@@ -83,7 +83,13 @@ def _sha256(data: bytes) -> str:
 
 def upright_size(data: bytes) -> tuple[int, int]:
     """Width and height of an image as it is meant to be seen, from its header. Raises what Pillow raises on bad data."""
-    image = Image.open(io.BytesIO(data))
+    try:
+        image = Image.open(io.BytesIO(data))
+    except Image.UnidentifiedImageError:
+        whole = whole_file(data)
+        if whole is None:
+            raise
+        data, image = whole, Image.open(io.BytesIO(whole))
     if image.format == "PNG" and b"eXIf" not in data:  # Pillow would decode it, to look behind it
         return image.size
     return image.size[::-1] if orientation(image) in (5, 6, 7, 8) else image.size

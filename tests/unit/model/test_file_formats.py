@@ -85,3 +85,13 @@ def test_bytes_around_a_zip_archive_are_refused(tmp_path):
         archive.writestr("a/data.pkl", b"x")
         archive.comment = b"a comment"
     assert format_of(path) == "torch"
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")
+def test_an_archive_that_holds_a_file_twice_is_refused(tmp_path):
+    torch.save(TENSORS, tmp_path / "w")
+    with zipfile.ZipFile(tmp_path / "w", "a") as archive:
+        name = next(name for name in archive.namelist() if name.endswith("data/0"))
+        archive.writestr(name, bytes(12))
+    with pytest.raises(ValueError, match=f"holds {name} twice, so that readers differ in what they load; download or export"):
+        format_of(tmp_path / "w")

@@ -14,7 +14,7 @@ from sklearn.datasets import load_sample_images
 from pipeline.config import ImageConfig
 from pipeline.dataset.shard import StoredImage
 from pipeline.errors import Failure
-from pipeline.transform.image import prepare_image
+from pipeline.transform.image import prepare_image, upright_size
 
 
 def encode(image: Image.Image, format: str = "PNG", **options) -> bytes:
@@ -197,7 +197,10 @@ def test_a_mended_file_is_stored_mended_with_the_hash_of_the_fetched_one():
     assert picture.original_sha256 == hashlib.sha256(fetched).hexdigest()
 
 
-def test_what_is_wrong_with_a_mended_file_is_told():
+def test_what_is_wrong_with_a_mended_file_is_told_and_its_size_is_known():
     whole = encode(colours(), "PNG")
-    text = struct.pack(">I", 3) + b"tEXta\0b" + bytes(4)  # a wrong checksum
-    assert reason(whole[:33] + text + whole[33:], min_side_px=1000) == ("dropped", "too_small")
+    odd = whole[:33] + struct.pack(">I", 3) + b"tEXta\0b" + bytes(4) + whole[33:]  # a wrong checksum
+    assert reason(odd, min_side_px=1000) == ("dropped", "too_small")
+    assert upright_size(odd) == (60, 40)
+    with pytest.raises(Image.UnidentifiedImageError):
+        upright_size(b"<html></html>" + bytes(40))

@@ -107,7 +107,7 @@ def test_an_encoded_data_set_holds_each_pair_once_in_order_with_its_columns(data
 def test_class_folders_that_are_copies_are_said_beside_the_figures(as_folders, clip, tmp_path):
     root = tmp_path / "copied"
     shutil.copytree(as_folders, root)
-    first = min(folder for folder in root.iterdir() if folder.is_dir())
+    first = min(folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith("."))
     copied = sum(1 for _ in first.iterdir())
     probe = LinearProbeConfig(train_uri=str(root), test_uri=str(root), validation_uri=str(root))
     config = EvaluationConfig(zero_shot=ZeroShotConfig(uri=str(root), templates=TEMPLATES), linear_probe=probe)
