@@ -65,7 +65,7 @@ def prepare_image_file(image: Image.Image, data: bytes | memoryview) -> None:
         _refuse_short_png(data)
         _prepare_transparency(image, data)
         if getattr(image, "default_image", False):
-            image.seek(1)  # browsers show the picture before an animation's frames only if they know no animations
+            image.seek(1)  # the image before an animation is for browsers that know none
     if image.format == "GIF":
         _clear_margin(image)
     tags = getattr(image, "tag_v2", None) if image.format == "TIFF" else None
@@ -88,7 +88,7 @@ def _prepare_transparency(image: Image.Image, data: bytes | memoryview) -> None:
         image.info["transparency"] = colour * 255 // ((1 << depth) - 1)
     if isinstance(colour, tuple) and depth == 16:
         low = Image.open(io.BytesIO(data))
-        low.tile = [tile._replace(args=_LOW_BYTES) for tile in low.tile]  # type: ignore[attr-defined]
+        low.tile = [tile._replace(args=_LOW_BYTES) for tile in low.tile]
         transparent = np.ones((image.height, image.width), bool)
         for bytes_HWC, shift in ((np.asarray(image), 8), (np.asarray(low), 0)):
             transparent &= (bytes_HWC == [value >> shift & 255 for value in colour]).all(-1)

@@ -1,7 +1,7 @@
-"""Mends files that browsers show whole and decoders refuse: JPEGs without an end marker, PNGs with odd metadata.
+"""Repairs files that browsers show whole and decoders refuse: JPEGs without an end marker, PNGs with odd metadata.
 
 In: an encoded file that could not be read. Out: the same pixels in a file that can be read, or None. What is stored is the
-mended file, so that any reader of a shard can open it.
+repaired file, so that any reader of a shard can open it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PIXEL_CHUNKS = frozenset((b"tRNS", b"acTL", b"fcTL", b"fdAT"))
 
 
 def whole_file(data: bytes | memoryview) -> bytes | None:
-    """A file with the same pixels that can be read; None if there is nothing to mend, or pixels are lost."""
+    """A file with the same pixels that can be read; None if there is nothing to repair, or pixels are lost."""
     if data[:2] == b"\xff\xd8":
         return _ended_jpeg(bytes(data))
     if data[:8] == _PNG:

@@ -42,8 +42,8 @@ def prepare_image(data: bytes, config: ImageConfig) -> StoredImage | Failure:
     whole = whole_file(data) if isinstance(outcome, Failure) and outcome.reason == "decode" else None
     if whole is None:
         return outcome
-    mended = _prepare(whole, config)
-    return mended if isinstance(mended, Failure) else replace(mended, original_sha256=_sha256(data))
+    repaired = _prepare(whole, config)
+    return repaired if isinstance(repaired, Failure) else replace(repaired, original_sha256=_sha256(data))
 
 
 def _prepare(data: bytes, config: ImageConfig) -> StoredImage | Failure:

@@ -1,4 +1,4 @@
-"""Files of which no pixel is lost are mended, and those that have lost some are not."""
+"""Files of which no pixel is lost are repaired, and those that have lost some are not."""
 
 import io
 import struct
@@ -46,7 +46,7 @@ def test_a_jpeg_that_lost_pixels_is_not_ended(mode, options):
     for kept in (40, len(data) // 3, len(data) // 2, len(data) - 200, len(data) - 12):
         assert whole_file(data[:kept]) is None
         assert whole_file(data[:kept] + bytes(len(data) - kept)) is None
-    assert whole_file(data) is None, "there is nothing to mend"
+    assert whole_file(data) is None, "there is nothing to repair"
 
 
 def test_a_progressive_jpeg_that_ends_after_any_scan_but_the_last_is_not_whole():

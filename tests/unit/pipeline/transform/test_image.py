@@ -189,7 +189,7 @@ def test_a_jpeg_that_states_a_longer_side_than_libjpeg_reads_is_named_with_its_r
     assert outcome.message == "65535 x 8 pixels: the largest side of a jpg is 65,500"
 
 
-def test_a_mended_file_is_stored_mended_with_the_hash_of_the_fetched_one():
+def test_a_repaired_file_is_stored_mended_with_the_hash_of_the_fetched_one():
     whole = photograph(30, 20)
     fetched = whole[:-2]
     picture = prepare(fetched, format="jpg", quality=90)
@@ -197,7 +197,7 @@ def test_a_mended_file_is_stored_mended_with_the_hash_of_the_fetched_one():
     assert picture.original_sha256 == hashlib.sha256(fetched).hexdigest()
 
 
-def test_what_is_wrong_with_a_mended_file_is_told_and_its_size_is_known():
+def test_what_is_wrong_with_a_repaired_file_is_told_and_its_size_is_known():
     whole = encode(colours(), "PNG")
     odd = whole[:33] + struct.pack(">I", 3) + b"tEXta\0b" + bytes(4) + whole[33:]  # a wrong checksum
     assert reason(odd, min_side_px=1000) == ("dropped", "too_small")
