@@ -18,9 +18,9 @@ from PIL import ExifTags, Image, ImagePalette
 from model.whole_files import has_all_scans
 from model.zero_tails import refuse_zero_tail
 
-HARMLESS = ("extraneous bytes before marker", "unknown JFIF revision", "unknown Adobe color transform")
+HARMLESS = ("extraneous bytes before marker", "unknown JFIF revision", "unknown Adobe color transform", "Invalid SOS")
 """libjpeg's words for what costs no pixels."""
-LOST = ("premature end of data segment", "bad Huffman code", "restart marker")
+LOST = ("premature end of data segment", "bad Huffman code", "restart marker", "Premature end of JPEG file")
 """libjpeg's words for pixels that are lost."""
 _PNG_DEPTH = 24
 """Place of the bits a value in a PNG."""

@@ -32,16 +32,23 @@ def whole_file(data: bytes | memoryview) -> bytes | None:
 
 
 def _ended_jpeg(data: bytes) -> bytes | None:
-    """A JPEG with the end marker that it lacks. libjpeg must not have a single warning: it has one for each missing bit."""
-    ended = data + _END
-    if data.endswith(_END) or not has_all_scans(ended):
+    """A JPEG with the end marker that it lacks, zeros in its place or not. A last zero may belong to the pixels, as `ff 00`."""
+    stripped = data.rstrip(b"\0")
+    if stripped.endswith(_END):
         return None
+    return next((ended for ended in (stripped + _END, stripped + b"\0" + _END) if _is_whole(ended)), None)
+
+
+def _is_whole(data: bytes) -> bool:
+    """True if a JPEG holds all its scans, and libjpeg has no warning at all: it has one for each missing bit."""
+    if not has_all_scans(data):
+        return False
     try:
-        *_, colours, _ = simplejpeg.decode_jpeg_header(ended)
-        simplejpeg.decode_jpeg(ended, "CMYK" if colours in ("CMYK", "YCCK") else "RGB")
+        *_, colours, _ = simplejpeg.decode_jpeg_header(data)
+        simplejpeg.decode_jpeg(data, "CMYK" if colours in ("CMYK", "YCCK") else "RGB")
     except ValueError:
-        return None
-    return ended
+        return False
+    return True
 
 
 def has_all_scans(data: bytes | memoryview) -> bool:
@@ -56,7 +63,7 @@ def has_all_scans(data: bytes | memoryview) -> bool:
         segment = data[begin + 2 : begin + int.from_bytes(data[begin : begin + 2], "big")]
         if found[1][0] in _FRAMES and len(segment) > 5:
             missing = {segment[place]: set(range(64)) for place in range(6, len(segment), 3)}
-        if found[1][0] == _SCAN and len(segment) == 4 + 2 * segment[0]:
+        if found[1][0] == _SCAN and segment and len(segment) == 4 + 2 * segment[0]:
             first, last, bits = segment[-3:]
             for component in segment[1:-3:2]:
                 if not bits & 15:  # the lowest bit

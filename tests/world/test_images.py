@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
+from sklearn.datasets import load_sample_image
 
 from model.image_loading import load_eval_image
 from pipeline.config import ImageConfig, IngestConfig
@@ -397,6 +398,25 @@ def test_a_file_that_browsers_show_whole_is_read_by_ingestion_and_training():
     for whole in (jpeg, encode(upright(), "JPEG", quality=95, subsampling=0, progressive=True)):
         check_upright(whole[:-2])
         check_upright(whole[:-1])
+
+
+def test_zeros_in_place_of_the_rest_of_a_jpeg_are_a_failure_wherever_they_begin():
+    """Zeros are codes too: of some photographs, they are enough for all blocks that are missing."""
+    photograph = Image.fromarray(load_sample_image("china.jpg")).resize((200, 130))
+    for quality in (50, 90):
+        whole = encode(photograph, "JPEG", quality=quality)
+        for kept in range(700, len(whole) - 8, 97):
+            failure = prepare_image(whole[:kept] + bytes(len(whole) - kept), ImageConfig())
+            assert isinstance(failure, Failure)
+            assert failure.reason == "decode"
+        prepare(whole[:-2] + bytes(600))
+
+
+def test_a_scan_that_states_odd_coefficients_is_read_by_training_as_by_ingestion():
+    whole = encode(upright(), "JPEG", quality=95, subsampling=0)
+    at = whole.index(b"\xff\xda") + 12
+    assert whole[at : at + 2] == b"\x3f\x00"
+    check_upright(whole[:at] + b"\0" + whole[at + 1 :])  # "Invalid SOS parameters for sequential JPEG"
 
 
 PALETTE = bytes((200, 0, 0, 0, 200, 0, 0, 0, 200, 250, 250, 0))

@@ -35,9 +35,10 @@ def pixels(data: bytes) -> np.ndarray:
 @pytest.mark.parametrize("lost_bytes", [1, 2])
 def test_a_jpeg_without_its_end_is_ended(mode, options, lost_bytes):
     data = encoded(mode, **options)
-    whole = whole_file(data[:-lost_bytes])
-    assert whole is not None
-    assert np.array_equal(pixels(whole), pixels(data))
+    for behind in (0, 1, 600):
+        whole = whole_file(data[:-lost_bytes] + bytes(behind))
+        assert whole is not None
+        assert np.array_equal(pixels(whole), pixels(data))
 
 
 @pytest.mark.parametrize(("mode", "options"), KINDS)
@@ -66,6 +67,21 @@ def test_scans_of_an_exif_thumbnail_do_not_count():
     with_one = data[:2] + b"\xff\xe1" + struct.pack(">H", len(thumbnail) + 2) + thumbnail + data[2:]
     assert has_all_scans(with_one)
     assert not has_all_scans(with_one[: with_one.rindex(b"\xff\xda")])
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+def test_no_damage_raises_anything(format):
+    data = encoded(format=format, **({"progressive": True} if format == "JPEG" else {}))
+    rng = np.random.default_rng(0)
+    for kept in range(700):
+        whole_file(data[:kept])
+        has_all_scans(data[:kept])
+    for _ in range(300):
+        damaged = bytearray(data[:1500])
+        for place in rng.integers(2, len(damaged), 4):
+            damaged[place] = rng.choice((0, 255, 0xDA, 0xC2, 1))
+        whole_file(bytes(damaged))
+        has_all_scans(memoryview(damaged))
 
 
 def chunk(kind: bytes, content: bytes, wrong: int = 0) -> bytes:
