@@ -32,11 +32,14 @@ def whole_file(data: bytes | memoryview) -> bytes | None:
 
 
 def _ended_jpeg(data: bytes) -> bytes | None:
-    """A JPEG with the end marker that it lacks, zeros in its place or not. A last zero may belong to the pixels, as `ff 00`."""
+    """A JPEG with the end marker that it lacks, zeros in its place or not. A zero after ff is of the pixels."""
     stripped = data.rstrip(b"\0")
     if stripped.endswith(_END):
         return None
-    return next((ended for ended in (stripped + _END, stripped + b"\0" + _END) if _is_whole(ended)), None)
+    ended = [stripped + _END]
+    if stripped.endswith(b"\xff") and len(stripped) < len(data):
+        ended.append(stripped + b"\0" + _END)
+    return next((one for one in ended if _is_whole(one)), None)
 
 
 def _is_whole(data: bytes) -> bool:

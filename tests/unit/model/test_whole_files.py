@@ -50,6 +50,20 @@ def test_a_jpeg_that_lost_pixels_is_not_ended(mode, options):
     assert whole_file(data) is None, "there is nothing to repair"
 
 
+@pytest.mark.parametrize("size", [(2, 3), (8, 8), (24, 17)])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"optimize": True, "subsampling": 0}])
+def test_whatever_is_taken_of_a_cut_jpeg_has_all_its_pixels(size, options):
+    file, taken = io.BytesIO(), 0
+    PHOTOGRAPH.resize(size).save(file, "JPEG", quality=90, **options)
+    data = file.getvalue()
+    for kept in range(data.index(b"\xff\xda"), len(data)):
+        for behind in (0, 1, 40):
+            whole = whole_file(data[:kept] + bytes(behind))
+            taken += whole is not None
+            assert whole is None or np.array_equal(pixels(whole), pixels(data)), kept
+    assert taken >= 6, "those that lost their end marker alone"
+
+
 def test_a_progressive_jpeg_that_ends_after_any_scan_but_the_last_is_not_whole():
     data = encoded(progressive=True)
     scans = [at for at in range(len(data)) if data[at : at + 2] == b"\xff\xda"]
