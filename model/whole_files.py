@@ -13,6 +13,8 @@ import zlib
 import simplejpeg
 
 _END = b"\xff\xd9"
+_FEW_ZEROS = 3
+"""More of them are no part of a JPEG's pixels."""
 _MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
 """A marker that is no part of coded pixels; those hold `ff 00`, and `ff d0` to `ff d7` for a restart."""
 _FRAMES, _SCAN, _IMAGE_ENDS = (0xC0, 0xC1, 0xC2), 0xDA, 0xD9
@@ -32,14 +34,17 @@ def whole_file(data: bytes | memoryview) -> bytes | None:
 
 
 def _ended_jpeg(data: bytes) -> bytes | None:
-    """A JPEG with the end marker that it lacks, zeros in its place or not. A zero after ff is of the pixels."""
+    """A JPEG with the end marker that it lacks, zeros in its place or not.
+
+    A few zeros may be of the pixels, which must not be completed with others; a zero after ff always is.
+    """
     stripped = data.rstrip(b"\0")
     if stripped.endswith(_END):
         return None
-    ended = [stripped + _END]
-    if stripped.endswith(b"\xff") and len(stripped) < len(data):
-        ended.append(stripped + b"\0" + _END)
-    return next((one for one in ended if _is_whole(one)), None)
+    first = len(stripped)
+    few = len(data) - first <= _FEW_ZEROS
+    ends = range(first, len(data) + 1) if few else (first, first + 1) if stripped.endswith(b"\xff") else (first,)
+    return next((data[:end] + _END for end in ends if _is_whole(data[:end] + _END)), None)
 
 
 def _is_whole(data: bytes) -> bool:

@@ -57,11 +57,11 @@ def test_whatever_is_taken_of_a_cut_jpeg_has_all_its_pixels(size, options):
     PHOTOGRAPH.resize(size).save(file, "JPEG", quality=90, **options)
     data = file.getvalue()
     for kept in range(data.index(b"\xff\xda"), len(data)):
-        for behind in (0, 1, 40):
+        for behind in (0, 40):
             whole = whole_file(data[:kept] + bytes(behind))
             taken += whole is not None
             assert whole is None or np.array_equal(pixels(whole), pixels(data)), kept
-    assert taken >= 6, "those that lost their end marker alone"
+    assert taken >= 3, "those that lost their end marker alone"
 
 
 def test_a_progressive_jpeg_that_ends_after_any_scan_but_the_last_is_not_whole():
