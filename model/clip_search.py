@@ -41,6 +41,8 @@ _BESIDE_AVERAGE = re.compile(
     r"model|net|network|module|clip|teacher|weights?|params?|parameters|state|states|dict|moving|exponential|\d*"
 )
 """Words of a moving average's name. Any other word may say that it is none: `model_without_ema`, `best_avg_recall`."""
+_MODELS = frozenset(("model", "net", "network", "module", "clip", "teacher"))
+"""Words with which `shadow` names no average: a shadow model imitates the model that an attack on privacy is aimed at."""
 _IMAGE = re.compile(
     r"^(?P<prefix>(?:.*\.)?)(?:visual\.(?:conv1\.weight|ln_post\.weight|proj|attnpool\.c_proj\.weight)"
     r"|vision_model\.(?:embeddings\.patch_embedding\.weight|post_layernorm\.weight))$"
@@ -166,6 +168,8 @@ def _choose(prefixes: list[str], leaves: list[_Leaf]) -> tuple[str, tuple[str, .
 def _names_average(part: str) -> bool:
     words = re.split(r"[\W_]+", part.lower())
     averages = [word for word in words if _AVERAGE.fullmatch(word)]
+    if averages == ["shadow"] and not _MODELS.isdisjoint(words):
+        return False
     return bool(averages) and all(word in averages or _BESIDE_AVERAGE.fullmatch(word) for word in words)
 
 

@@ -10,6 +10,7 @@ import json
 import struct
 import zipfile
 import zlib
+from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,8 @@ _MAX_HEADER_BYTES = 100_000_000
 """Limit of safetensors itself."""
 _TORCH_LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """The number that torch.save wrote first, before its files were zip archives."""
+_ZIP_END, _ZIP_END_BYTES = b"PK\x05\x06", 22
+"""Mark and size of the record at a zip archive's end; a comment may follow it."""
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _AGAIN = "download or export it again"
 _CONVERT = "convert it to PyTorch with the tool that wrote it, and save its state_dict as safetensors"
@@ -104,13 +107,22 @@ def _check_safetensors(path: Path, head: bytes, size: int) -> None:
 
 def _format_of_zip(path: Path) -> Format:
     if not zipfile.is_zipfile(path):
-        raise ValueError(f"is not a plain state dict: the end of its zip archive is missing, so it was cut; {_AGAIN}")
+        raise ValueError(
+            f"is not a plain state dict: the end of its zip archive is missing or buried, so it was cut or joined; {_AGAIN}"
+        )
     try:
         with zipfile.ZipFile(path) as archive:
             names = [entry.filename for entry in archive.infolist() if not entry.is_dir()]
+            begin, end = _extent(path, archive)
             _check_sums(archive)
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError):
         raise ValueError(f"is not a plain state dict: its zip archive is damaged; {_AGAIN}") from None
+    if begin or end < path.stat().st_size:
+        where = f"{begin:,} bytes before" if begin else f"{path.stat().st_size - end:,} bytes behind"
+        raise ValueError(f"has {where} its zip archive, as where files were joined or something was appended; {_AGAIN}")
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f"holds {twice[0]} twice, so that readers differ in what they load; {_AGAIN}")
     inner = {name.partition("/")[2] for name in names}
     if any(name.startswith("code/") for name in inner) and ("constants.pkl" in inner or "data.pkl" in inner):
         return "torchscript"
@@ -128,6 +140,15 @@ def _format_of_zip(path: Path) -> Format:
     if not names:
         raise ValueError(f"is an empty zip archive; {_AGAIN}")
     raise ValueError(f"is a zip archive of {len(names)} files, such as {names[0]}, and none of PyTorch's; {_UNPACK}")
+
+
+def _extent(path: Path, archive: zipfile.ZipFile) -> tuple[int, int]:
+    """Places of an archive's first byte and of its end in the file; readers tolerate other bytes around it."""
+    begin = min((entry.header_offset for entry in archive.infolist()), default=0)
+    with path.open("rb") as file:
+        file.seek(archive.start_dir)
+        found = file.read().rfind(_ZIP_END)
+    return begin, archive.start_dir + found + _ZIP_END_BYTES + len(archive.comment)
 
 
 def _check_sums(archive: zipfile.ZipFile) -> None:

@@ -6,6 +6,7 @@ by these rules alone, so that a file which is stored can be trained on and looks
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from typing import Any
@@ -14,18 +15,25 @@ import numpy as np
 import simplejpeg
 from PIL import ExifTags, Image, ImagePalette
 
-HARMLESS = ("extraneous bytes before marker", "unknown JFIF revision", "unknown Adobe color transform")
+from model.whole_files import has_all_scans
+from model.zero_tails import refuse_zero_tail
+
+HARMLESS = ("extraneous bytes before marker", "unknown JFIF revision", "unknown Adobe color transform", "Invalid SOS")
 """libjpeg's words for what costs no pixels."""
-LOST = ("premature end of data segment", "bad Huffman code", "restart marker")
+LOST = ("premature end of data segment", "bad Huffman code", "restart marker", "Premature end of JPEG file")
 """libjpeg's words for pixels that are lost."""
 _PNG_DEPTH = 24
 """Place of the bits a value in a PNG."""
+_LOW_BYTES = "RGB;16L"
+"""Pillow's name for colours of 16 bits, of which it takes the second byte. A PNG's is the lower one."""
 _OTHERS_ORIENTATION = ("xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 """Pillow's names for metadata whose orientation browsers ignore, and which it would take: XMP, and ImageMagick's in PNGs."""
 _WHITE_IS_ZERO = 262, 0
 """TIFF's tag for the meaning of grey values, and the one for which 0 is white."""
 _REDUCED = 254
 """TIFF's tag whose lowest bit says that a page is a smaller copy of another one."""
+_BITS, _SAMPLE_FORMAT, _SIGNED = 258, 339, 2
+"""TIFF's tags for the bits of a value and its kind, and the kind of signed integers."""
 _COLOUR_MAP = 320
 """TIFF's tag for the colours of a palette: all reds, all greens, all blues, of 16 bits."""
 _PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
@@ -41,18 +49,30 @@ def refuse_lost_pixels(data: bytes | memoryview) -> None:
         wanted = "CMYK" if colours in ("CMYK", "YCCK") else "RGB"
         simplejpeg.decode_jpeg(data, wanted, fastdct=True, fastupsample=True, min_height=1, min_width=1, min_factor=1)
     except ValueError as error:
-        if any(words in str(error) for words in LOST):
+        if loses_pixels(error, data):
             raise
+
+
+def loses_pixels(error: ValueError, data: bytes | memoryview) -> bool:
+    """True if libjpeg's complaint about a JPEG is one of lost pixels, or of odd bytes where some of its scans should be."""
+    return any(words in str(error) for words in LOST) or (HARMLESS[0] in str(error) and not has_all_scans(data))
 
 
 def prepare_image_file(image: Image.Image, data: bytes | memoryview) -> None:
     """Corrects, before pixels are decoded, what Pillow reads otherwise than was meant; raises ValueError if it cannot be."""
+    refuse_zero_tail(image.format, data)
     if image.format == "PNG":
         _refuse_short_png(data)
-        _prepare_transparency(image, data[_PNG_DEPTH])
+        _prepare_transparency(image, data)
+        if getattr(image, "default_image", False):
+            image.seek(1)  # the image before an animation is for browsers that know none
+    if image.format == "GIF":
+        _clear_margin(image)
     tags = getattr(image, "tag_v2", None) if image.format == "TIFF" else None
     if tags is None:
         return
+    if image.mode == "L" and tags.get(_SAMPLE_FORMAT, (1,))[0] == _SIGNED:
+        raise ValueError("signed grey values have no range that says which are black and white; convert them to unsigned ones")
     if tags.get(_REDUCED, 0) & 1:
         raise ValueError("its first page is a small copy of the picture, as in a camera's raw file (DNG); convert it to JPEG")
     colours = tags.get(_COLOUR_MAP)
@@ -61,13 +81,31 @@ def prepare_image_file(image: Image.Image, data: bytes | memoryview) -> None:
         image.palette = ImagePalette.raw("RGB", planes.T.tobytes())
 
 
-def _prepare_transparency(image: Image.Image, depth: int) -> None:
-    """Brings a PNG's transparent colour to the 8 bits that Pillow decodes 2 and 4 bits of grey, and 16 of colour, to."""
-    colour = image.info.get("transparency")
+def _prepare_transparency(image: Image.Image, data: bytes | memoryview) -> None:
+    """Compares a PNG's transparent colour at the depth of its pixels: 2 or 4 bits of grey, 16 of colour; Pillow takes 8."""
+    colour, depth = image.info.get("transparency"), data[_PNG_DEPTH]
     if isinstance(colour, int) and depth in (2, 4) and image.mode == "L":
         image.info["transparency"] = colour * 255 // ((1 << depth) - 1)
     if isinstance(colour, tuple) and depth == 16:
-        image.info["transparency"] = tuple(value >> 8 for value in colour)
+        low = Image.open(io.BytesIO(data))
+        low.tile = [tile._replace(args=_LOW_BYTES) for tile in low.tile]
+        transparent = np.ones((image.height, image.width), bool)
+        for bytes_HWC, shift in ((np.asarray(image), 8), (np.asarray(low), 0)):
+            transparent &= (bytes_HWC == [value >> shift & 255 for value in colour]).all(-1)
+        del image.info["transparency"]
+        image.putalpha(Image.fromarray(np.where(transparent, 0, 255).astype(np.uint8)))
+
+
+def _clear_margin(image: Image.Image) -> None:
+    """Makes clear what a GIF's first frame does not cover, as browsers do; Pillow fills it with a colour of the palette."""
+    place = image.tile[0].extents  # type: ignore[attr-defined]
+    if place in (None, (0, 0, *image.size)):
+        return
+    shown = image.convert("RGBA").getchannel("A").crop(place)
+    alpha = Image.new("L", image.size, 0)
+    alpha.paste(shown, place[:2])
+    image.info.pop("transparency", None)
+    image.putalpha(alpha)
 
 
 def _refuse_short_png(data: bytes | memoryview) -> None:
@@ -127,18 +165,20 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.format == "BMP" and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0):
         return image.convert("RGB")  # its fourth byte is not used
     if image.has_transparency_data:
-        layer = image.convert("RGBA")
+        layer = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _scaled(image: Image.Image) -> Image.Image:
-    """16-bit grey as RGB; Pillow's own conversion clips it to white."""
+    """Grey of 16 or 12 bits as RGB; Pillow's own conversion clips it to white."""
     deep = np.asarray(image).astype(np.int64)
     tag, white_is_zero = _WHITE_IS_ZERO
-    if getattr(image, "tag_v2", {}).get(tag) == white_is_zero:
-        deep = 65535 - deep
-    shades = (deep // 257).astype(np.uint8)
+    tags = getattr(image, "tag_v2", {})
+    largest = 4095 if tags.get(_BITS, (16,))[0] == 12 else 65535
+    if tags.get(tag) == white_is_zero:
+        deep = largest - deep
+    shades = (deep * 255 // largest).astype(np.uint8)
     if "transparency" in image.info:
         shades = np.where(deep == image.info["transparency"], 255, shades).astype(np.uint8)
     return Image.fromarray(shades).convert("RGB")

@@ -21,7 +21,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from model.image_files import HARMLESS, orientation, prepare_image_file, refuse_lost_pixels, to_rgb
+from model.image_files import HARMLESS, loses_pixels, orientation, prepare_image_file, refuse_lost_pixels, to_rgb
+from model.whole_files import whole_file
 
 MARGIN = 2
 """A JPEG is decoded at a reduced scale only while both sides stay at least this many times the target."""
@@ -115,11 +116,12 @@ class _Opened:
                 if colours in ("YCbCr", "Gray", "RGB"):
                     return
         with _said_as_value_error():
-            if data[:2] == b"\xff\xd8":
-                refuse_lost_pixels(data)
-            image: Image.Image = Image.open(io.BytesIO(data))
-            prepare_image_file(image, data)
-            self._pixels = np.array(to_rgb(upright(image)))
+            try:
+                self._pixels = _pixels_of(data)
+            except Exception:
+                if (whole := whole_file(data)) is None:
+                    raise
+                self._pixels = _pixels_of(whole)
         self.height, self.width = self._pixels.shape[:2]
 
     def divisor(self, side: int, size_px: int) -> int:
@@ -136,8 +138,11 @@ class _Opened:
             try:
                 return simplejpeg.decode_jpeg(self._data, "RGB", min_height=height, min_width=width, min_factor=1)
             except ValueError as error:
-                if not any(words in str(error) for words in HARMLESS):
-                    raise
+                if loses_pixels(error, self._data) or not any(words in str(error) for words in HARMLESS):
+                    whole = whole_file(self._data)
+                    if whole is None:
+                        raise
+                    self._data = whole
             return simplejpeg.decode_jpeg(self._data, "RGB", min_height=height, min_width=width, min_factor=1, strict=False)
 
 
@@ -152,6 +157,15 @@ class _said_as_value_error:  # noqa: N801 (read as a statement)
             known = not isinstance(error, UnidentifiedImageError)  # Pillow's message is the address of our buffer
             problem = " ".join(str(error).split()) if known else "it is in no format that is known"
             raise ValueError(f"the image cannot be decoded: {problem}") from error
+
+
+def _pixels_of(data: bytes | memoryview) -> Pixels:
+    """A file's pixels, upright, decoded by Pillow."""
+    if data[:2] == b"\xff\xd8":
+        refuse_lost_pixels(data)
+    image: Image.Image = Image.open(io.BytesIO(data))
+    prepare_image_file(image, data)
+    return np.array(to_rgb(upright(image)))
 
 
 def upright(image: Image.Image) -> Image.Image:

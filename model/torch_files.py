@@ -56,10 +56,18 @@ def read_torch(path: Path) -> Any:
         try:
             stand_ins: list[Any] = [(stand_in, name) for name, stand_in in classes.items()]
             with torch.serialization.safe_globals(stand_ins), path.open("rb") as file:  # by its path, the suffix would matter
-                return torch.load(file, map_location="cpu", weights_only=True)
+                content, end = torch.load(file, map_location="cpu", weights_only=True), file.tell()
+            break
         except Exception as error:
             if not _learn(str(error), classes):
                 raise ValueError(_refusal(error, classes)) from None
+    size = path.stat().st_size
+    if end < size and not zipfile.is_zipfile(path):  # an archive's end is checked in model/file_formats.py
+        raise ValueError(
+            f"has {size - end:,} bytes behind its end, as where files were joined or something was appended; download or "
+            "export it again"
+        )
+    return content
 
 
 def _learn(message: str, classes: dict[str, type]) -> bool:

@@ -43,7 +43,7 @@ from model.weight_folders import (
     files_of,
     shards_of,
 )
-from model.weight_values import checked_values
+from model.weight_values import checked_values, doubts
 
 __all__ = ["HUGGING_FACE_WEIGHTS", "OPEN_CLIP_WEIGHTS", "Weights", "choose_files", "files_of", "read_weights"]
 _MAX_PATHS, _MAX_DEPTH = 10_000, 4
@@ -106,7 +106,7 @@ def _read_weights(path: Path, allow_torchscript: bool) -> Weights:
             f"{names[0]} says that it was trained with {activation}, but {stated.source} says {stated.activation}; correct the "
             "one that is wrong"
         )
-    notices = tuple(f"{names[0]} {notice}" for notice in found.notices)
+    notices = tuple(f"{names[0]} {notice}" for notice in (*found.notices, *doubts(state)))
     if names[1:] == (CHECKPOINT_RECORD,) or "/" in names[0]:
         notices = (f"reads {names[0]}", *notices)
     unstated = ""

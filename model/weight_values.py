@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import torch
@@ -17,6 +18,8 @@ _NEVER_ZERO = re.compile(r"(^|\.)(ln_\w+\.weight|class_embedding)$")
 _COUNTER = "num_batches_tracked"
 _MAX_LOGIT_SCALE = 10.0
 """Its exponential is the factor of the logits, which CLIP limits to 100 (4.6 here)."""
+_MIN_LOGIT_SCALE = 1.0
+"""open_clip keeps it from falling below 0, Hugging Face and we do not. 0.07 and -2.66 are the temperature and its logarithm."""
 
 
 def checked_values(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -44,6 +47,17 @@ def checked_values(state: dict[str, Tensor]) -> dict[str, Tensor]:
             "(4.6): this is probably the factor itself; store its logarithm"
         )
     return plain
+
+
+def doubts(state: dict[str, Tensor]) -> tuple[str, ...]:
+    """Returns a sentence about a temperature that can be computed with, but that hardly any training leaves."""
+    scale = state["logit_scale"] if "logit_scale" in state else None
+    if scale is None or scale.ndim or float(scale) >= _MIN_LOGIT_SCALE:
+        return ()
+    return (
+        f"has a logit_scale of {float(scale):.4g}, a factor of {math.exp(float(scale)):.3g}, where CLIP's training begins with "
+        "2.66, a factor of 14.3: if this is the temperature, or its logarithm, store the negative of the logarithm",
+    )
 
 
 def _check_kind(key: str, value: Tensor) -> None:

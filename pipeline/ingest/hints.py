@@ -219,6 +219,9 @@ FIXED = {
     "unsupported_format": "nothing to type: convert these images and put them into a new table",
     "decode": "nothing to type: these images are damaged; if they came broken, --retry-failed decode",
     "too_many_pixels": f"raise ingest.image.max_pixels, {_NEW_OUTPUT}",
+    "too_long_side": (
+        f"ingest.image.format=png stores sides of up to 1,000,000 pixels, {_NEW_OUTPUT}; JPEGs of over 65,500 cannot be read"
+    ),
     "too_small": f"lower ingest.image.min_side_px, {_NEW_OUTPUT}",
     "aspect_ratio": f"raise ingest.image.max_aspect_ratio, {_NEW_OUTPUT}",
     "empty_caption": f"these rows have no caption; if all are so, set ingest.caption_column to another column, {_NEW_OUTPUT}",

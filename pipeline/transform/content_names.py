@@ -18,6 +18,8 @@ _READ = {
     b"II*\0": "TIFF",
     b"MM\0*": "TIFF",
 }
+_OF_MANY_KINDS = ("TIFF", "BMP")
+"""Formats of which Pillow reads most kinds: not CMYK with transparency, for one."""
 _OTHER_IMAGES = {
     b"\x00\x00\x01\x00": "an ICO",
     b"\xff\x0a": "a JPEG XL",
@@ -105,4 +107,5 @@ def _unsupported(name: str) -> tuple[str, str]:
 def _damaged(name: str, begin: bytes) -> tuple[str, str]:
     article = "an" if name == "AVIF" else "a"
     reason = "decode" if len(begin) > SHORTEST_BYTES else "not_an_image"
-    return reason, f"{article} {name} image that is cut short or damaged"
+    kinds = ", or of a kind that is not read" if name in _OF_MANY_KINDS else ""
+    return reason, f"{article} {name} image that is cut short or damaged{kinds}"

@@ -10,13 +10,15 @@ import hashlib
 import io
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import simplejpeg
 from PIL import ExifTags, Image
 
-from model.image_files import LOST, orientation, prepare_image_file, read_exif, refuse_lost_pixels, to_rgb
+from model.image_files import loses_pixels, orientation, prepare_image_file, read_exif, refuse_lost_pixels, to_rgb
+from model.whole_files import whole_file
 from pipeline.config import ImageConfig
 from pipeline.dataset.shard import StoredImage
 from pipeline.errors import Failure
@@ -26,6 +28,8 @@ from pipeline.transform.resize import Pixels, encode, resize, target_size
 EXIF_LIMIT_CHARACTERS = 4096
 DIRECTORIES: dict[int, dict[int, str]] = {0x8769: ExifTags.TAGS, 0x8825: ExifTags.GPSTAGS}
 """Tags that point to a directory within the Exif data, of the camera and of GPS, and the names of its tags."""
+LARGEST_SIDE_PX = {"jpg": 65_500, "webp": 16_383, "png": 1_000_000}
+"""Limits of libjpeg, of the WebP format, and of libpng."""
 JPEGS = ("JPEG", "MPO")
 """Pillow's names for JPEG files; MPO is a JPEG with more images behind the first, as telephones write it."""
 
@@ -34,9 +38,20 @@ Image.MAX_IMAGE_PIXELS = None  # `ingest.image.max_pixels` is checked from the h
 
 def prepare_image(data: bytes, config: ImageConfig) -> StoredImage | Failure:
     """Returns the image as it is stored, or the reason for the failure. Bad data never raises."""
+    outcome = _prepare(data, config)
+    whole = whole_file(data) if isinstance(outcome, Failure) and outcome.reason == "decode" else None
+    if whole is None:
+        return outcome
+    repaired = _prepare(whole, config)
+    return repaired if isinstance(repaired, Failure) else replace(repaired, original_sha256=_sha256(data))
+
+
+def _prepare(data: bytes, config: ImageConfig) -> StoredImage | Failure:
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
         failure = _check_header(image.width, image.height, config)
+        if failure is None and image.format in JPEGS:
+            failure = _check_side(image.width, image.height, "jpg")
         if failure is not None:
             return failure
         prepare_image_file(image, data)
@@ -51,17 +66,30 @@ def prepare_image(data: bytes, config: ImageConfig) -> StoredImage | Failure:
             stored, (width, height) = data, original
         else:
             resized_HWC = resize(pixels_HWC, config, original)
+            failure = _check_side(resized_HWC.shape[1], resized_HWC.shape[0], config.format)
+            if failure is not None:
+                return failure
             stored, width, height = encode(resized_HWC, config), resized_HWC.shape[1], resized_HWC.shape[0]
     except Image.UnidentifiedImageError:
         return Failure("failed_to_resize", *refusal(data))
     except Exception as error:  # decoders raise anything on broken data: OSError, ValueError, SyntaxError, struct.error
         return Failure("failed_to_resize", "decode", " ".join(f"{type(error).__name__}: {error}".split())[:200])
-    return StoredImage(stored, width, height, *original, exif_json, hashlib.sha256(data).hexdigest())
+    return StoredImage(stored, width, height, *original, exif_json, _sha256(data))
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def upright_size(data: bytes) -> tuple[int, int]:
     """Width and height of an image as it is meant to be seen, from its header. Raises what Pillow raises on bad data."""
-    image = Image.open(io.BytesIO(data))
+    try:
+        image = Image.open(io.BytesIO(data))
+    except Image.UnidentifiedImageError:
+        whole = whole_file(data)
+        if whole is None:
+            raise
+        data, image = whole, Image.open(io.BytesIO(whole))
     if image.format == "PNG" and b"eXIf" not in data:  # Pillow would decode it, to look behind it
         return image.size
     return image.size[::-1] if orientation(image) in (5, 6, 7, 8) else image.size
@@ -80,7 +108,7 @@ def _decode(image: Image.Image, data: bytes, config: ImageConfig) -> Pixels:
             return np.asarray(simplejpeg.decode_jpeg(data, "RGB", quick, quick, min_width=least[0], min_height=least[1]))
         except ValueError as error:
             # Unusual but valid files are refused too: Pillow decodes those. Of lost pixels it would make grey areas.
-            if any(words in str(error) for words in LOST):
+            if loses_pixels(error, data):
                 raise
     return np.asarray(to_rgb(image))
 
@@ -127,6 +155,16 @@ def _check_header(width: int, height: int, config: ImageConfig) -> Failure | Non
         message = f"{width} x {height}: the aspect ratio is over {config.max_aspect_ratio:g}"
         return Failure("dropped", "aspect_ratio", message)
     return None
+
+
+def _check_side(width: int, height: int, format: str) -> Failure | None:
+    """Applies the limit of a format: an image of an extreme shape may exceed it even after resizing."""
+    limit = LARGEST_SIDE_PX[format]
+    if max(width, height) <= limit:
+        return None
+    return Failure(
+        "failed_to_resize", "too_long_side", f"{width} x {height} pixels: the largest side of a {format} is {limit:,}"
+    )
 
 
 def _exif_json(image: Image.Image) -> str:

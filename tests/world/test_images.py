@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
+from sklearn.datasets import load_sample_image
 
 from model.image_loading import load_eval_image
 from pipeline.config import ImageConfig, IngestConfig
@@ -318,6 +319,37 @@ def test_a_tiff_in_which_zero_is_white_is_no_negative(bits):
         assert abs(int(pixels[8, 8, 0]) - (255 - 39)) <= 1
 
 
+def grey_tiff(bits: int, content: bytes, **tags: int) -> bytes:
+    """A TIFF of 16 x 16 grey values; tags are of shorts: kind (SampleFormat), samples, extra (ExtraSamples)."""
+    samples = tags.get("samples", 1)
+    entries = [(256, 16), (257, 16), (258, bits), (259, 1), (262, 1), (277, samples), (278, 16)]
+    entries += [(number, tags[name]) for number, name in ((338, "extra"), (339, "kind")) if name in tags]
+    found = [(number, 3, samples if number == 258 else 1, value | (value << 16) * (number == 258)) for number, value in entries]
+    found = sorted([*found, (273, 4, 1, 8), (279, 4, 1, len(content))])
+    directory = struct.pack("<H", len(found)) + b"".join(struct.pack("<HHII", *entry) for entry in found) + bytes(4)
+    return b"II*\0" + struct.pack("<I", 8 + len(content)) + content + directory
+
+
+def test_twelve_bits_of_grey_become_eight():
+    for pixels in as_decoded(grey_tiff(12, bytes((0x80, 0x08, 0x00)) * 128)):
+        assert set(np.unique(pixels)) == {127}
+
+
+def test_signed_grey_values_are_refused_and_premultiplied_ones_are_read():
+    signed = prepare_image(grey_tiff(8, bytes((251,)) * 256, kind=2), ImageConfig())
+    assert isinstance(signed, Failure)
+    assert "signed grey values have no range that says which are black and white" in signed.message
+    for extra, value in ((1, 50), (2, 100)):  # associated: already multiplied by the alpha of a half
+        for pixels in as_decoded(grey_tiff(8, bytes((value, 128)) * 256, samples=2, extra=extra)):
+            assert abs(int(pixels[8, 8, 0]) - 177) <= 1
+
+
+def test_a_tiff_of_a_kind_that_is_not_read_is_not_called_damaged_alone():
+    failure = prepare_image(grey_tiff(16, bytes(1024), samples=2, extra=2), ImageConfig())
+    assert isinstance(failure, Failure)
+    assert failure.message == "a TIFF image that is cut short or damaged, or of a kind that is not read"
+
+
 def test_orientation_in_xmp_alone_turns_nothing():
     xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
     xmp += b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'
@@ -349,3 +381,88 @@ def test_lost_pixels_of_a_jpeg_are_a_failure_and_odd_bytes_are_none(mode, format
     for damaged in (cut, cut[:2] + app1(turned) + cut[2:]):
         with pytest.raises(ValueError, match="premature end of data segment"):
             load_eval_image(damaged, 96)
+
+
+def test_a_file_that_browsers_show_whole_is_read_by_ingestion_and_training():
+    jpeg, png = encode(upright(), "JPEG", quality=95, subsampling=0), encode(upright(), "PNG")
+    for name in ("zTXt", "iTXt"):
+        long_text = png_chunk(
+            name.encode(), b"a\0" + (b"\1\0\0\0" if name == "iTXt" else b"\0") + zlib.compress(bytes(2 << 20))
+        )
+        check_upright(png[:33] + long_text + png[33:])
+    wrong = png_chunk(b"tEXt", b"a\0b")[:-1] + b"?"
+    check_upright(png[:33] + wrong + png[33:])
+    for orientation in range(1, 9):
+        whole = encode(stored_as(orientation), "JPEG", quality=95, subsampling=0, exif=exif_of(orientation))
+        check_upright(whole[:-2])
+    for whole in (jpeg, encode(upright(), "JPEG", quality=95, subsampling=0, progressive=True)):
+        check_upright(whole[:-2])
+        check_upright(whole[:-1])
+
+
+def test_zeros_in_place_of_the_rest_of_a_jpeg_are_a_failure_wherever_they_begin():
+    """Zeros are codes too: of some photographs, they are enough for all blocks that are missing."""
+    photograph = Image.fromarray(load_sample_image("china.jpg")).resize((200, 130))
+    for quality in (50, 90):
+        whole = encode(photograph, "JPEG", quality=quality)
+        for kept in range(700, len(whole) - 8, 97):
+            failure = prepare_image(whole[:kept] + bytes(len(whole) - kept), ImageConfig())
+            assert isinstance(failure, Failure)
+            assert failure.reason == "decode"
+        prepare(whole[:-2] + bytes(600))
+
+
+def test_a_scan_that_states_odd_coefficients_is_read_by_training_as_by_ingestion():
+    whole = encode(upright(), "JPEG", quality=95, subsampling=0)
+    at = whole.index(b"\xff\xda") + 12
+    assert whole[at : at + 2] == b"\x3f\x00"
+    check_upright(whole[:at] + b"\0" + whole[at + 1 :])  # "Invalid SOS parameters for sequential JPEG"
+
+
+PALETTE = bytes((200, 0, 0, 0, 200, 0, 0, 0, 200, 250, 250, 0))
+
+
+def gif(place: tuple[int, int, int, int], colour: int, background: int, transparent: int | None = None) -> bytes:
+    """A GIF of 16 x 16 pixels, whose only frame has one colour; LZW codes of three bits, cleared before the table grows."""
+    control = b"\x21\xf9\x04" + bytes((transparent is not None, 0, 0, transparent or 0, 0))
+    codes = [code for _ in range(place[2] * place[3] // 2) for code in (4, colour, colour)] + [5]
+    bits = sum(code << 3 * number for number, code in enumerate(codes))
+    data = bits.to_bytes(3 * len(codes) // 8 + 1, "little")
+    blocks = b"".join(bytes((len(data[at : at + 255]),)) + data[at : at + 255] for at in range(0, len(data), 255))
+    screen = struct.pack("<HHBBB", 16, 16, 0x81, background, 0)
+    return b"GIF89a" + screen + PALETTE + control + b"\x2c" + struct.pack("<HHHHB", *place, 0) + b"\x02" + blocks + b"\0;"
+
+
+@pytest.mark.parametrize("transparent", [None, 1, 2])
+@pytest.mark.parametrize("background", [0, 1, 2])
+def test_what_the_first_frame_of_a_gif_does_not_cover_is_clear(background, transparent):
+    # python-pillow/Pillow 5548, image-rs/image-gif 52: browsers do not use the colour of the background.
+    for pixels in as_decoded(gif((4, 4, 8, 8), 2, background, transparent)):
+        inside = (255, 255, 255) if transparent == 2 else (0, 0, 200)
+        assert tuple(pixels[8, 8]) == tuple(pixels[4, 11]) == inside
+        assert {tuple(pixels[at]) for at in ((0, 0), (3, 8), (12, 8), (8, 12), (15, 15))} == {(255, 255, 255)}
+    for pixels in as_decoded(gif((0, 0, 16, 16), 2, background, transparent)):
+        assert tuple(pixels[0, 0]) == inside
+
+
+def test_the_picture_for_those_who_know_no_animated_png_is_not_taken():
+    fallback, first = Image.new("RGB", (16, 16), (200, 0, 0)), Image.new("RGB", (16, 16), (0, 200, 0))
+    for default, colour in ((True, (0, 200, 0)), (False, (200, 0, 0))):
+        data = encode(fallback, "PNG", save_all=True, append_images=[first, fallback], default_image=default)
+        for pixels in as_decoded(data):
+            assert tuple(pixels[8, 8]) == colour
+
+
+@pytest.mark.parametrize(
+    ("format", "options"), [("WEBP", {"quality": 90}), ("WEBP", {"lossless": True}), ("AVIF", {"speed": 9})]
+)
+def test_zeros_in_place_of_the_last_pixels_are_a_failure(format, options):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8))
+    whole = encode(noise, format, **options)
+    cut = whole[: len(whole) * 3 // 4] + bytes(len(whole) // 4 + 1)
+    failure = prepare_image(cut, ImageConfig())
+    assert isinstance(failure, Failure)
+    assert failure.reason == "decode"
+    with pytest.raises(ValueError, match="cannot be decoded"):
+        load_eval_image(cut, 96)
+    prepare(whole + bytes(4096))

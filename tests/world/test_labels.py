@@ -583,6 +583,7 @@ def test_a_line_of_a_caption_file_ends_only_at_an_end_of_line(tmp_path):
     from training.evaluation.evaluation_data import open_image_set
 
     (tmp_path / "pairs" / "test").mkdir(parents=True)
+    (tmp_path / "pairs" / "dataset_type.txt").write_text("retrieval")
     text = "a dog\u2028on a beach\r\ntwo\x85dogs\rthree\n\n".encode()
     (tmp_path / "pairs" / "test" / "0.tar").write_bytes(tar_bytes([("0.png", png()), ("0.txt", text)]))
     images = open_image_set("evaluation.retrieval_uri", str(tmp_path / "pairs"), ALONE, captions=("caption",))

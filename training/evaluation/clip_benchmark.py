@@ -1,7 +1,7 @@
 """Data sets of the clip-benchmark community: WebDataset tars with class names and prompts beside them.
 
     ROOT/test/0.tar 1.tar ... nshards.txt    images (.webp .png .jpg .jpeg), each with .cls (the number of its class) or .txt
-                                             (one caption per line)
+                                             (one caption per line, if dataset_type.txt says retrieval)
     ROOT/train/...                           the same for another split
     ROOT/classnames.txt                      one name per line, beginning with class 0
     ROOT/zeroshot_classification_templates.txt   one prompt per line, with {c}
@@ -75,7 +75,7 @@ class TarImageSet(ImageSet):
         self.subject, self._storage, self._captions = subject, storage, captions
         with failing_together(world):
             folders = _text_folders(storage, split)
-            self._check_type(folders)
+            self._lines_are_captions = self._check_type(folders) == "retrieval"
             self.class_names, self.templates = (_first_text(folders, name) for name in (CLASS_NAMES, TEMPLATES))
             tars = self._tars(f"{split}/" if split else "", paths)
             own = [_index_tar(storage.uri, tar, storage.etag(tar)) for tar in tars[world.rank :: world.world_size]]
@@ -96,7 +96,7 @@ class TarImageSet(ImageSet):
     def labels(self) -> list[str]:
         return [str(as_integer(str(member.label))) for member in self._members]
 
-    def _check_type(self, folders: Sequence[Storage]) -> None:
+    def _check_type(self, folders: Sequence[Storage]) -> str:
         kind = " ".join(split_lines(_first_text(folders, "dataset_type.txt") or "classification")).lower()
         if kind == "retrieval" and not self._captions:
             raise ConfigError(f"{self.subject}: is for retrieval (dataset_type.txt); name it in evaluation.retrieval_uri")
@@ -105,6 +105,7 @@ class TarImageSet(ImageSet):
                 f"{self.subject}: its dataset_type.txt says {kind}, but only classification and retrieval can be measured; "
                 "name another data set"
             )
+        return kind
 
     def _tars(self, folder: str, paths: Sequence[str]) -> list[str]:
         """Returns the tars in order of their numbers. Raises ConfigError if one that nshards.txt counts is missing."""
@@ -148,6 +149,12 @@ class TarImageSet(ImageSet):
             raise ConfigError(f"{subject} has no image (.webp, .png, .jpg, .jpeg); remove it from the tar")
         if self._captions and not member.captions:
             raise ConfigError(f"{subject} has no captions (.txt, one per line); remove it from the tar, or write some")
+        if self._captions and len(member.captions) > 1 and not self._lines_are_captions:
+            raise ConfigError(
+                f"{subject} has {len(member.captions)} lines in its .txt: as many captions in tars for retrieval, and one in "
+                f"those of img2dataset; for the former, write retrieval into {self._storage.address('dataset_type.txt')}; for "
+                "the latter, make a data set of the tars with jobs/index.py"
+            )
         if not self._captions and (member.label is None or not INTEGER.fullmatch(member.label) or as_integer(member.label) < 0):
             raise ConfigError(
                 f"{subject} has the label {member.label!r}, but .cls must hold the number of a class; fix the tar"

@@ -8,7 +8,7 @@ tie would depend on the batch size, the number of ranks and that of threads.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from training.distributed import World, gather_objects, sum_over_ranks
+from training.evaluation.label_names import some
 
 KEY_BYTES = 16
 
@@ -52,3 +53,24 @@ def first_of_each(keys: Sequence[Hashable]) -> list[int]:
     """Returns, for each key, the index of the first equal one."""
     found: dict[Hashable, int] = {}
     return [found.setdefault(key, place) for place, key in enumerate(keys)]
+
+
+def labels_that_differ(keys: Sequence[bytes], labels: Sequence[str], world: World) -> list[str]:
+    """Returns a sentence if equal images have different labels, as where a class folder is the copy of another.
+
+    Args:
+        keys: of this rank's images.
+        labels: of the images of all ranks.
+    """
+    every = [key for part in gather_objects(list(keys), world) for key in part]
+    of_key: dict[bytes, set[str]] = defaultdict(set)
+    for key, label in zip(every, labels, strict=True):
+        of_key[key].add(label)
+    together = Counter(tuple(sorted(of_key[key])) for key in every if len(of_key[key]) > 1)
+    if not together:
+        return []
+    commonest = together.most_common(1)[0][0]
+    return [
+        f"{together.total():,} of its {len(every):,} images have equals in another class ({some(commonest)}), so that an "
+        "answer is right for one and wrong for the other"
+    ]

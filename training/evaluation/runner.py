@@ -32,7 +32,7 @@ from training.evaluation.figures import Figure, flatten
 from training.evaluation.image_batches import ImageBatch, read_batches
 from training.evaluation.image_sets import ImageSet, ManifestImageSet
 from training.evaluation.linear_probe import Features, Labels, probe_figures
-from training.evaluation.repeats import first_of_each, key_of, share_features
+from training.evaluation.repeats import first_of_each, key_of, labels_that_differ, share_features
 from training.evaluation.retrieval import rank_pairs, retrieval_figures
 from training.evaluation.zero_shot import build_classifier, count_right, zero_shot_figures
 
@@ -138,30 +138,38 @@ def _measure_zero_shot(encoder: _Encoder, data: ZeroShotData) -> list[Figure]:
     first_C = torch.tensor(firsts, device=world.device) if len({*firsts}) < len(names) else None
     labels_N = torch.tensor(data.classes.labels, device=world.device)
     hits_KC = torch.zeros(2, len(names), dtype=torch.int64, device=world.device)
+    keys = list[bytes]()
     with failing_together(world):
-        for batch, pixels in encoder.read(data.images):
+        for batch, pixels in encoder.read(data.images, with_keys=True):
+            keys += batch.keys
             own_N = labels_N[batch.first : batch.first + len(pixels)]
             hits_KC += count_right(encoder.encode_images(pixels), classifier_CE, own_N, (1, 5), first_C)
     counts_C = torch.bincount(labels_N, minlength=len(names))
     figures = zero_shot_figures(sum_over_ranks(hits_KC, world), counts_C)
-    return _with_notes(figures, [*data.classes.notes, *data.images.notes])
+    differ = labels_that_differ(keys, [names[label] for label in data.classes.labels], world)
+    return _with_notes(figures, [*data.classes.notes, *data.images.notes, *differ])
 
 
 def _measure_linear_probe(encoder: _Encoder, data: LinearProbeData) -> list[Figure]:
-    validation = None if data.validation is None else _encode_trunk(encoder, data.validation)
-    train, test = _encode_trunk(encoder, data.train), _encode_trunk(encoder, data.test)
-    return _with_notes(probe_figures(train, test, validation, encoder.world, encoder.alive), data.notes)
+    notes = data.notes
+    validation = None if data.validation is None else _encode_trunk(encoder, data.validation, notes)
+    train, test = _encode_trunk(encoder, data.train, notes), _encode_trunk(encoder, data.test, notes)
+    return _with_notes(probe_figures(train, test, validation, encoder.world, encoder.alive), notes)
 
 
 def _with_notes(figures: list[Figure], notes: Sequence[str]) -> list[Figure]:
     return [replace(figure, notes=tuple(notes)) for figure in figures]
 
 
-def _encode_trunk(encoder: _Encoder, data: LabeledImages) -> tuple[Features, Labels]:
-    """Returns the features before the projection, and the labels, of all samples, on every rank."""
+def _encode_trunk(encoder: _Encoder, data: LabeledImages, notes: list[str]) -> tuple[Features, Labels]:
+    """Returns the features before the projection, and the labels, of all samples, on every rank; appends to `notes`."""
     world, num_samples = encoder.world, data.images.num_samples
+    rows, keys = list[Tensor](), list[bytes]()
     with failing_together(world):
-        rows = [encoder.clip.encode_trunk(pixels).float() for _, pixels in encoder.read(data.images)]
+        for batch, pixels in encoder.read(data.images, with_keys=True):
+            rows.append(encoder.clip.encode_trunk(pixels).float())
+            keys += batch.keys
+    notes += [f"{data.images.subject}: {note}" for note in labels_that_differ(keys, data.images.labels(), world)]
     # A rank without samples learns the features' width from the others: each of those has added it to the sum.
     width = torch.tensor([rows[0].shape[1] if rows else 0], device=world.device)
     width = sum_over_ranks(width, world) // max(1, min(world.world_size, num_samples))

@@ -56,10 +56,12 @@ def test_one_clip_under_two_names_is_loaded_and_another_one_is_not():
 NO_AVERAGES = [
     *("best_avg_recall_state_dict", "schema", "swapped", "email_clip", "model_without_ema", "non_ema", "no_ema", "noema"),
     *("model_before_ema", "pre_ema_state_dict", "not-averaged", "ema_off"),
+    *("shadow_model", "shadow_net_1", "shadow_clip", "shadow_teacher"),  # those of membership inference
 ]
 AVERAGES = [
     *("state_dict_ema", "ema_model", "model_ema", "emamodel", "avg_model", "swa_state", "averaged", "EMA", "modelEMA"),
     *("teacher_ema", "ema_0", "exponential_moving_average", "shadow_params", "ema-weights"),
+    *("shadow", "shadow_weights", "shadow_state_dict", "ema_shadow_model"),
 ]
 
 

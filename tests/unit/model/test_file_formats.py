@@ -60,3 +60,38 @@ def test_an_exported_program_is_named(tmp_path):
             archive.writestr(f"w/{name}", b"pt2")
     with pytest.raises(ValueError, match=r"is a program exported by torch\.export"):
         format_of(tmp_path / "w.pt2")
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore:`torch.jit:DeprecationWarning")
+def test_bytes_around_a_zip_archive_are_refused(tmp_path):
+    path = tmp_path / "w"
+    torch.save(TENSORS, path)
+    state = path.read_bytes()
+    torch.jit.script(torch.nn.Linear(2, 2)).save(str(path))
+    for whole in (state, path.read_bytes()):
+        for behind in (b"x", b"garbage", bytes(60_000)):
+            path.write_bytes(whole + behind)
+            with pytest.raises(
+                ValueError, match=rf"has {len(behind):,} bytes behind its zip archive, as where files were joined"
+            ):
+                format_of(path)
+        path.write_bytes(whole + bytes(70_000))  # further than a zip archive's end is looked for
+        with pytest.raises(ValueError, match="missing or buried, so it was cut or joined"):
+            format_of(path)
+    path.write_bytes(state + state)
+    with pytest.raises(ValueError, match=rf"has {len(state):,} bytes before its zip archive"):
+        format_of(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/data.pkl", b"x")
+        archive.comment = b"a comment"
+    assert format_of(path) == "torch"
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")
+def test_an_archive_that_holds_a_file_twice_is_refused(tmp_path):
+    torch.save(TENSORS, tmp_path / "w")
+    with zipfile.ZipFile(tmp_path / "w", "a") as archive:
+        name = next(name for name in archive.namelist() if name.endswith("data/0"))
+        archive.writestr(name, bytes(12))
+    with pytest.raises(ValueError, match=f"holds {name} twice, so that readers differ in what they load; download or export"):
+        format_of(tmp_path / "w")

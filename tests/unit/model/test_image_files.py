@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin, TiffImagePlugin
 
-from model.image_files import orientation, prepare_image_file, read_exif, refuse_lost_pixels, to_rgb
+from model.image_files import loses_pixels, orientation, prepare_image_file, read_exif, refuse_lost_pixels, to_rgb
 from tests.support.runs import ROOT
 
 
@@ -158,3 +158,35 @@ def test_imagemagicks_orientation_in_a_png_turns_nothing_as_in_browsers():
     text.add_text("Raw profile type exif", f"\nexif\n{len(exif.tobytes())}\n{exif.tobytes().hex()}")
     assert orientation(reopened(Image.new("RGB", (4, 4)), "PNG", pnginfo=text)) == 1
     assert orientation(reopened(Image.new("RGB", (4, 4)), "PNG", exif=exif)) == 6
+
+
+def png_of_16_bits(colours: list[tuple[int, int, int]], transparent: tuple[int, int, int], interlace: int = 0) -> bytes:
+    """One pixel for each colour, side by side."""
+    row = b"\0" + b"".join(struct.pack(">HHH", *colour) for colour in colours)
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", len(colours), 1, 16, 2, 0, 0, interlace)),
+        (b"tRNS", struct.pack(">HHH", *transparent)),
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*one) for one in (*chunks, (b"IDAT", zlib.compress(row)), (b"IEND", b"")))
+
+
+@pytest.mark.parametrize("transparent", [(0, 0, 0), (0x1234, 0x5678, 0x9ABC), (255, 255, 255), (256, 0, 0)])
+def test_the_transparent_colour_of_48_bits_is_compared_exactly(transparent):
+    near = [tuple(value ^ (place == number) for number, value in enumerate(transparent)) for place in range(3)]
+    far = tuple(value ^ 0x0100 for value in transparent)
+    data = png_of_16_bits([transparent, *near, far], transparent)
+    image = Image.open(io.BytesIO(data))
+    prepare_image_file(image, data)
+    found = np.asarray(to_rgb(image))[0].tolist()
+    assert found == [[255] * 3, *[[value >> 8 for value in colour] for colour in (*near, far)]]
+
+
+def test_odd_bytes_in_place_of_a_scan_are_lost_pixels():
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    for progressive in (False, True):
+        whole = encoded(Image.fromarray(noise), "JPEG", quality=90, progressive=progressive)
+        scan = whole.rindex(b"\xff\xda")
+        refuse_lost_pixels(whole[:-2] + bytes(800) + whole[-2:])
+        with pytest.raises(ValueError, match=r"extraneous bytes before marker|premature end"):
+            refuse_lost_pixels(whole[: scan + 20] + whole[-2:] if not progressive else whole[:scan] + bytes(800) + whole[-2:])
+    assert not loses_pixels(ValueError("unknown JFIF revision number 9.01"), whole)

@@ -55,3 +55,13 @@ def test_a_program_with_quickgelu_states_its_activation(tmp_path):
         state, found = read_torchscript(tmp_path / "w.pt")
         assert found == activation
         assert state["0.weight"].dtype == torch.float32
+
+
+def test_bytes_behind_a_file_of_the_older_format_are_refused(tmp_path):
+    torch.save({"a": torch.ones(2)}, tmp_path / "w.pt", _use_new_zipfile_serialization=False)
+    whole = (tmp_path / "w.pt").read_bytes()
+    assert read_torch(tmp_path / "w.pt").keys() == {"a"}
+    for behind in (b"garbage", bytes(70_000), whole):
+        (tmp_path / "w.pt").write_bytes(whole + behind)
+        with pytest.raises(ValueError, match=rf"has {len(behind):,} bytes behind its end, as where files were joined"):
+            read_torch(tmp_path / "w.pt")

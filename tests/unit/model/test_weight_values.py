@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from model.weight_values import checked_values
+from model.weight_values import checked_values, doubts
 
 
 def test_values_come_back_without_gradients_and_as_scalars():
@@ -54,3 +54,15 @@ def test_a_mask_that_does_not_block_is_no_causal_mask():
     for mask in (torch.full((4, 4), -0.1).triu(1), torch.full((4, 4), -torch.inf).triu(1) + torch.eye(4)):
         with pytest.raises(ValueError, match="is not the causal mask"):
             checked_values({"attn_mask": mask})
+
+
+@pytest.mark.parametrize("scale", [-4.6, -2.659, -1e-3, 0.0, 0.07])
+def test_a_temperature_in_place_of_the_logit_scale_is_said(scale):
+    (notice,) = doubts(checked_values({"logit_scale": torch.tensor(scale)}))
+    assert f"has a logit_scale of {scale:.4g}, a factor of " in notice
+    assert "if this is the temperature, or its logarithm, store the negative of the logarithm" in notice
+
+
+def test_a_usual_logit_scale_or_none_is_not_mentioned():
+    for state in ({"logit_scale": torch.tensor(2.659)}, {"logit_scale": torch.tensor([4.6052])}, {"a": torch.ones(2)}):
+        assert doubts(checked_values(state)) == ()

@@ -1,5 +1,6 @@
 """Every image becomes upright RGB of the configured size, or a reason."""
 
+import hashlib
 import io
 import json
 import struct
@@ -13,7 +14,7 @@ from sklearn.datasets import load_sample_images
 from pipeline.config import ImageConfig
 from pipeline.dataset.shard import StoredImage
 from pipeline.errors import Failure
-from pipeline.transform.image import prepare_image
+from pipeline.transform.image import prepare_image, upright_size
 
 
 def encode(image: Image.Image, format: str = "PNG", **options) -> bytes:
@@ -163,3 +164,43 @@ def test_exif_of_the_camera_and_of_gps_is_kept_and_the_longest_tags_are_dropped_
     assert json.loads(prepare(encode(colours(60, 40), "JPEG", exif=exif)).exif) == expected
     exif[0x010E] = "x" * 5000
     assert json.loads(prepare(encode(colours(60, 40), "JPEG", exif=exif)).exif) == expected
+
+
+@pytest.mark.parametrize(("format", "side"), [("webp", 16_384), ("jpg", 65_501), ("png", 1_000_001)])
+def test_a_side_that_the_stored_format_cannot_hold_is_named_with_its_rule(format, side, capfd):
+    data = encode(Image.new("L", (side, 2)), "PNG")
+    options = {"resize_mode": "no", "format": format, "quality": None, "keep_bytes": False}
+    outcome = prepare_image(data, ImageConfig(**options))
+    assert isinstance(outcome, Failure)
+    assert (outcome.reason, outcome.message) == (
+        "too_long_side",
+        f"{side} x 2 pixels: the largest side of a {format} is {side - 1:,}",
+    )
+    largest = encode(Image.new("L", (side - 1, 2)), "PNG")
+    assert prepare(largest, **options).width == side - 1
+    assert capfd.readouterr().err == "", "OpenCV was not asked"
+
+
+def test_a_jpeg_that_states_a_longer_side_than_libjpeg_reads_is_named_with_its_rule():
+    data = encode(Image.new("RGB", (16, 16)), "JPEG")
+    at = data.index(b"\xff\xc0") + 5
+    outcome = prepare_image(data[:at] + struct.pack(">HH", 8, 65_535) + data[at + 4 :], ImageConfig())
+    assert isinstance(outcome, Failure)
+    assert outcome.message == "65535 x 8 pixels: the largest side of a jpg is 65,500"
+
+
+def test_a_repaired_file_is_stored_mended_with_the_hash_of_the_fetched_one():
+    whole = photograph(30, 20)
+    fetched = whole[:-2]
+    picture = prepare(fetched, format="jpg", quality=90)
+    assert picture.data == whole
+    assert picture.original_sha256 == hashlib.sha256(fetched).hexdigest()
+
+
+def test_what_is_wrong_with_a_repaired_file_is_told_and_its_size_is_known():
+    whole = encode(colours(), "PNG")
+    odd = whole[:33] + struct.pack(">I", 3) + b"tEXta\0b" + bytes(4) + whole[33:]  # a wrong checksum
+    assert reason(odd, min_side_px=1000) == ("dropped", "too_small")
+    assert upright_size(odd) == (60, 40)
+    with pytest.raises(Image.UnidentifiedImageError):
+        upright_size(b"<html></html>" + bytes(40))

@@ -109,9 +109,27 @@ def test_names_come_from_the_folder_above_a_split_alone(benchmark, drawn_images,
 
 def test_equal_lines_of_a_sample_are_one_caption(tmp_path, drawn_images):
     (extension, image), _ = drawn_images[0]
-    uri = write_benchmark(tmp_path / "a", [{extension: image, "txt": b"a dog\na cat\na dog\n"}])
+    uri = write_benchmark(tmp_path / "a", [{extension: image, "txt": b"a dog\na cat\na dog\n"}], kind="retrieval")
     (sample,) = open_image_set("evaluation.retrieval_uri", uri, ALONE, ("caption",)).read(0, 1)
     assert sample.captions == ("a dog", "a cat")
+
+
+def test_lines_are_captions_only_where_dataset_type_says_so(tmp_path, drawn_images):
+    """clip_benchmark takes `str.splitlines` of a .txt, and does so if dataset_type.txt is `retrieval`."""
+    (extension, image), _ = drawn_images[0]
+    uri = write_benchmark(tmp_path / "a", [{extension: image, "txt": b"a dog\non a beach\n"}])
+    message = refusal(retrieval_uri=uri)
+    assert (
+        "sample s0000000 has 2 lines in its .txt: as many captions in tars for retrieval, and one in those of img2data"
+        in message
+    )
+    assert f"write retrieval into {uri}/dataset_type.txt" in message
+    (tmp_path / "a" / "dataset_type.txt").write_text("retrieval")
+    for address in (uri, f"{uri}/test"):
+        (sample,) = open_image_set("evaluation.retrieval_uri", address, ALONE, ("caption",)).read(0, 1)
+        assert sample.captions == ("a dog", "on a beach")
+    one = write_benchmark(tmp_path / "b", [{extension: image, "txt": b"a dog on a beach\n"}])
+    assert open_image_set("evaluation.retrieval_uri", one, ALONE, ("caption",)).num_samples == 1
 
 
 def test_broken_tars_are_refused(tmp_path, drawn_images):

@@ -6,7 +6,7 @@ import torch
 from tests.support.runs import ALONE
 from training.distributed import World
 from training.evaluation import repeats
-from training.evaluation.repeats import first_of_each, key_of, share_features
+from training.evaluation.repeats import first_of_each, key_of, labels_that_differ, share_features
 
 
 def test_features_without_repeats_are_not_touched():
@@ -42,3 +42,12 @@ def test_keys_are_of_the_content():
     assert key_of(pixels) == key_of(pixels.copy()) == key_of(np.asfortranarray(pixels))
     assert key_of(pixels) != key_of(pixels + 1)
     assert first_of_each(["a", "b", "a", "c", "b"]) == [0, 1, 0, 3, 1]
+
+
+def test_equal_images_of_several_labels_are_counted(monkeypatch):
+    assert labels_that_differ([b"a", b"a", b"b"], ["x", "x", "y"], ALONE) == []
+    (note,) = labels_that_differ([b"a", b"a", b"b", b"b", b"c"], ["cat", "dog", "cat", "dog", "cat"], ALONE)
+    assert note.startswith("4 of its 5 images have equals in another class (cat, dog), so that an answer is right for one")
+    monkeypatch.setattr(repeats, "gather_objects", lambda *_: [[b"a"], [b"a", b"b"]])
+    (note,) = labels_that_differ([b"a"], ["x", "y", "y"], World(rank=0, world_size=2, device=torch.device("cpu")))
+    assert note.startswith("2 of its 3 images")

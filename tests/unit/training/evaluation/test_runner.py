@@ -1,6 +1,7 @@
 """A whole model is evaluated alike on any number of ranks, in any batch size, and on the same images in any layout."""
 
 import io
+import shutil
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from pipeline.storage.address import open_storage
 from tests.support.evaluation_sets import NAMES, TEMPLATES, measure_zero_shot, write_benchmark
 from tests.support.runs import ALONE
 from training.config import EvaluationConfig, LinearProbeConfig, ZeroShotConfig
-from training.evaluation.runner import encode_data_set, evaluate
+from training.evaluation.runner import encode_data_set, evaluate, measure
 
 
 def test_a_whole_models_figures_do_not_depend_on_the_number_of_ranks(results):
@@ -101,3 +102,21 @@ def test_an_encoded_data_set_holds_each_pair_once_in_order_with_its_columns(data
     torch.testing.assert_close(texts, expected)
     with pytest.raises(ManifestError, match=r"column colour: .*shape; name one of them"):
         encode_data_set(clip, data_set, 7, ALONE, ("colour",))
+
+
+def test_class_folders_that_are_copies_are_said_beside_the_figures(as_folders, clip, tmp_path):
+    root = tmp_path / "copied"
+    shutil.copytree(as_folders, root)
+    first = min(folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+    copied = sum(1 for _ in first.iterdir())
+    probe = LinearProbeConfig(train_uri=str(root), test_uri=str(root), validation_uri=str(root))
+    config = EvaluationConfig(zero_shot=ZeroShotConfig(uri=str(root), templates=TEMPLATES), linear_probe=probe)
+    assert not any("equals in another class" in note for figure in measure(clip, config, ALONE) for note in figure.notes)
+    shutil.copytree(first, root / f"{first.name} copy")
+    for number, path in enumerate(sorted((root / f"{first.name} copy").iterdir())):
+        path.rename(path.with_name(f"renamed-{number}{path.suffix}"))
+    for figure in measure(clip, config, ALONE):
+        notes = [note for note in figure.notes if "equals in another class" in note]
+        assert len(notes) == (3 if figure.name.startswith("linear_probe") else 1), figure
+        assert f"{2 * copied} of its " in notes[0]
+        assert f"({first.name}, {first.name} copy)" in notes[0]
