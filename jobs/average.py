@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
 from jobs.cli.command_line import check_folder, main, parser
 from jobs.cli.config import Config
 from jobs.cli.job_parser import JobParser
+from jobs.cli.whole_file import whole_file, write_whole
 from jobs.evaluate import check_there_is_something_to_measure, run_to_evaluate
 from pipeline.errors import ConfigError
 from training.config import TrainingConfig
@@ -55,10 +55,11 @@ def job(config: Config, options: argparse.Namespace) -> None:
             print("alpha  " + "  ".join(headline(metrics)))
         print(f"{alpha:5.2f}  " + "  ".join(f"{value:{len(name)}.4f}" for name, value in headline(metrics).items()))
     if options.json:
-        Path(options.json).write_text(json.dumps(found, indent=1), encoding="utf-8")
+        write_whole(options.json, json.dumps(found, indent=1))
     if options.save:
         load_state(clip, interpolate(start, end, options.alpha), "average")
-        save_weights(clip, Path(options.save))
+        with whole_file(options.save) as path:
+            save_weights(clip, path)
         print(f"{options.save}: {trained.model.name} at alpha {options.alpha}")
 
 

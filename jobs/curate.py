@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Any
 from jobs.cli.command_line import connect_ray, main, parser
 from jobs.cli.config import Config
 from jobs.cli.job_parser import JobParser
-from jobs.cli.room import describe_cluster
+from jobs.cli.worker_watch import WorkerWatch
 from pipeline.config import CurateConfig
 from pipeline.errors import InputError, NotMeantError
 from pipeline.storage.url_credentials import without_userinfo
-from training.ray_internals import quieten_ray_data
+from training.ray_internals import KEY_VALUES, quieten_ray_data
 
 MOST_LINES = 20
 """Lines of a takedown that matched nothing and are named one by one."""
@@ -91,15 +91,17 @@ def _choose(storage: Storage, base: Manifest, rules: Rules) -> list[PartitionRec
     """The partitions that change, with the selections of their shards. Duplicates are grouped by hash prefix."""
     import ray
 
+    from pipeline.ingest.attempts import Attempts
     from pipeline.ingest.progress import Waiting
     from pipeline.versions.curation import DUPLICATE, duplicates, judge, select
 
-    shards = base.shards
+    shards, attempts = base.shards, Attempts(*KEY_VALUES)
 
     def verdicts_of(batch: dict[str, Any]) -> dict[str, Any]:
         rows: dict[str, list[Any]] = {"shard": [], "position": [], "sha256": [], "bucket": [], "verdict": []}
         for shard in batch["id"].tolist():
-            verdicts, hashes = judge(storage, shards[shard], rules)
+            with attempts.at(storage.address(shards[shard].sidecar_path)):
+                verdicts, hashes = judge(storage, shards[shard], rules)
             rows["shard"] += [shard] * len(verdicts)
             rows["position"] += range(len(verdicts))
             rows["sha256"] += hashes
@@ -124,7 +126,7 @@ def _choose(storage: Storage, base: Manifest, rules: Rules) -> list[PartitionRec
     if rules.config.drop_duplicates:
         stream = stream.groupby("bucket").map_groups(mark, batch_format="pandas")
     chosen = stream.groupby("shard").map_groups(selected, batch_format="pandas")
-    with Waiting("curate", describe_cluster):
+    with Waiting("curate", WorkerWatch()):
         return _replace_shards(base, {row["shard"]: row["record"] for row in chosen.iter_rows()})
 
 
@@ -147,22 +149,24 @@ def _materialize(storage: Storage, manifest: Manifest, shard_size_bytes: int) ->
     import ray
 
     from pipeline.dataset.manifest import ShardRecord
+    from pipeline.ingest.attempts import Attempts
     from pipeline.ingest.progress import Progress
     from pipeline.versions.rewrite import group_partitions, rewrite, without_repeated_keys
 
-    groups = group_partitions(manifest, shard_size_bytes)
+    groups, attempts = group_partitions(manifest, shard_size_bytes), Attempts(*KEY_VALUES)
     quieten_ray_data()
 
     def rewritten(row: dict[str, Any]) -> dict[str, Any]:
         group = groups[row["id"]]
-        parts = without_repeated_keys(storage, [shard for partition in group for shard in partition.shards])
-        names = [f"{group[0].id}-{number:03d}" for number in range(len(parts))]
-        written = [rewrite(storage, part, name) for part, name in zip(parts, names, strict=True)]
+        with attempts.at(f"{storage.uri}: partitions {group[0].id} to {group[-1].id}"):
+            parts = without_repeated_keys(storage, [shard for partition in group for shard in partition.shards])
+            names = [f"{group[0].id}-{number:03d}" for number in range(len(parts))]
+            written = [rewrite(storage, part, name) for part, name in zip(parts, names, strict=True)]
         return {"group": row["id"], "shards": [shard.model_dump_json() for shard in written]}
 
     changed = []
     stream = ray.data.range(len(groups), override_num_blocks=max(1, min(len(groups), 1000))).map(rewritten)
-    with Progress(len(groups), "groups", "materialize", describe_cluster) as progress:
+    with Progress(len(groups), "groups", "materialize", WorkerWatch()) as progress:
         for row in stream.iter_rows():
             first, *others = groups[row["group"]]
             shards = tuple(ShardRecord.model_validate_json(shard) for shard in row["shards"])

@@ -26,11 +26,13 @@ from jobs.cli.command_line import EXIT_STOPPED, connect_ray, main, parser
 from jobs.cli.config import Config
 from jobs.cli.job_parser import JobParser
 from jobs.cli.open_model import last_checkpoint
-from jobs.cli.room import describe_cluster, refuse_on_a_ray_of_our_own, training_demand
+from jobs.cli.room import refuse_on_a_ray_of_our_own, training_demand
+from jobs.cli.worker_watch import WorkerWatch
 from jobs.export import export_checkpoint
 from jobs.report import report_at_the_end
+from jobs.train import print_sync
 from pipeline.errors import ConfigError
-from training.ray_internals import quieten_ray_data
+from training.ray_internals import KEY_VALUES, quieten_ray_data
 
 if TYPE_CHECKING:
     from jobs.demonstration.drawings import Pair
@@ -60,6 +62,7 @@ def job(config: Config, options: argparse.Namespace) -> int:
     with clock.phase("train"):
         trained = run_training(_training_config(config, options.seed, uris))
     if not trained.finished:
+        print_sync(trained.wandb_sync)
         return EXIT_STOPPED
     with clock.phase("evaluate"):
         figures, written = _evaluate(config, run_storage, uris)
@@ -78,6 +81,7 @@ def job(config: Config, options: argparse.Namespace) -> int:
     print(f"curves:   {written / 'curves.png'}\ngallery:  {written / 'gallery.png'}\nfigures:  {written / 'demo.json'}")
     print(f"metrics:  {run_storage.address('metrics.jsonl')}\nshards:   {uris['train']}")
     print(f"\n{ATTRIBUTION}\n")
+    print_sync(trained.wandb_sync)
     print("next: python jobs/train.py              (the default recipe on the same shards)")
     print("      python jobs/ingest.py --help      (your own table of URLs)")
     return 0
@@ -122,6 +126,7 @@ def _start_afresh(storage: Storage) -> None:
 def _ingest(pairs: list[Pair], uris: dict[str, str], config: Config) -> None:
     """Ingests each split's table into its data set, over HTTP."""
     from jobs.demonstration.drawings import NUM_BROKEN, serve, write_tables
+    from pipeline.ingest.attempts import Attempts
     from pipeline.ingest.driver import run_ingest
 
     quieten_ray_data()
@@ -133,7 +138,7 @@ def _ingest(pairs: list[Pair], uris: dict[str, str], config: Config) -> None:
             if split == "train":
                 print(f"(its table has {NUM_BROKEN} broken rows on purpose, to show how failures are reported)", flush=True)
             ingest = config.ingest.model_copy(update={"input": str(table), "output": uris[split]})
-            print(run_ingest(ingest, describe=describe_cluster), flush=True)
+            print(run_ingest(ingest, describe=WorkerWatch(), attempts=Attempts(*KEY_VALUES)), flush=True)
 
 
 def _training_config(config: Config, seed: int | None, uris: dict[str, str]) -> Config:

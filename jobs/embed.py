@@ -14,6 +14,7 @@ A file is joined to the data set by the name of its shard, and its rows by key.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -25,17 +26,19 @@ from jobs.cli.config import Config
 from jobs.cli.embed_config import EmbedConfig
 from jobs.cli.job_parser import JobParser
 from jobs.cli.open_model import add_weights_options, check_one_model, open_run, open_weights
-from jobs.cli.room import Demand, describe_cluster, refuse_on_a_ray_of_our_own
-from pipeline.errors import ConfigError, InputError
+from jobs.cli.room import Demand, refuse_on_a_ray_of_our_own
+from jobs.cli.worker_watch import WorkerWatch
+from pipeline.errors import ConfigError, InputError, WorkerDiedError
 from training.config import TrainConfig, TrainingConfig, refuse_auto_on_an_empty_cluster
 from training.errors import RunError
-from training.ray_internals import quieten_ray_data
+from training.ray_internals import KEY_VALUES, quieten_ray_data
 
 if TYPE_CHECKING:
     from model.clip import CLIP
     from model.config import Architecture
     from pipeline.dataset.features import Embedding
     from pipeline.dataset.manifest import Manifest
+    from pipeline.ingest.attempts import Attempts
     from pipeline.storage.base import Storage
     from training.shard_embedder import ShardEmbedder
 
@@ -46,6 +49,7 @@ CONCURRENT_SHARDS = 2
 def job(config: Config, options: argparse.Namespace) -> None:
     from pipeline.dataset.features import claim_output, feature_name, feature_path, file_of, finish_output, names_held
     from pipeline.dataset.manifest import read_manifest
+    from pipeline.ingest.attempts import Attempts
     from pipeline.storage.address import open_storage
     from pipeline.storage.put_if_absent import ensure_put_if_absent
     from training.data.caption_columns import check_captions
@@ -81,6 +85,7 @@ def job(config: Config, options: argparse.Namespace) -> None:
             clip.architecture,
             config.data.captions,
             config.data.on_damage == "skip",
+            attempts=Attempts(*KEY_VALUES),
         )
         units = {number: shard.num_samples for number, shard in missing.items()}
 
@@ -131,6 +136,7 @@ class Work:
         embed: with the version pinned.
         train: only its `precision` is used.
         cpus: per actor; set once the pool is planned.
+        attempts: bounds those at a shard whose worker dies each time.
     """
 
     embed: EmbedConfig
@@ -140,6 +146,7 @@ class Work:
     skip_damaged: bool
     cpus: int = 1
     use_gpu: bool = False
+    attempts: Attempts | None = None
 
 
 @dataclass(frozen=True)
@@ -216,6 +223,7 @@ class _EmbedActor:
         publish_requests(ray.util.metrics, data_set=data.uri)
         threads = work.embed.decode_threads
         self._output, self._dtype = open_storage(work.embed.output), work.embed.dtype
+        self._attempts = work.attempts
         self._embedder = ShardEmbedder(
             clip,
             ShardReader(data, read_manifest(data, work.embed.version), work.captions),
@@ -227,7 +235,12 @@ class _EmbedActor:
         )
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        return asdict(embed_shard(self._embedder, self._output, self._dtype, row["shard"]))
+        shard = row["shard"]
+        try:
+            with self._attempts.at(self._embedder.reader.address(shard)) if self._attempts else contextlib.nullcontext():
+                return asdict(embed_shard(self._embedder, self._output, self._dtype, shard))
+        except WorkerDiedError as error:
+            return asdict(Done(shard, error=str(error), may_pass=True))
 
 
 def embed_shard(embedder: ShardEmbedder, output: Storage, dtype: str, shard: int) -> Done:
@@ -274,7 +287,7 @@ def follow(dones: Iterable[Done], units: dict[int, int], max_skipped_samples: in
     began, missing, score, decode_s, forward_s = time.perf_counter(), set(units), 0.0, 0.0, 0.0
     damaged = DamagedSamples(max_skipped_samples)
     damaged_shards: list[int] = []
-    with Progress(sum(units.values()), "samples", "embed", describe_cluster) as progress:
+    with Progress(sum(units.values()), "samples", "embed", WorkerWatch()) as progress:
         for done in dones:
             if done.error:
                 raise RunError(done.error) if done.may_pass else InputError(done.error)

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.cli.command_line import check_folder, connect_ray, main, parser
@@ -25,6 +24,7 @@ from jobs.cli.config import Config
 from jobs.cli.job_parser import JobParser
 from jobs.cli.open_model import add_weights_options, check_one_model, open_run, open_weights
 from jobs.cli.room import refuse_on_a_ray_of_our_own, training_demand
+from jobs.cli.whole_file import write_whole
 from pipeline.errors import ConfigError
 from training.config import EvaluationConfig, TrainingConfig
 
@@ -51,7 +51,7 @@ def job(config: Config, options: argparse.Namespace) -> None:
     metrics = _on_workers(clip, settings) if config.cluster.max_workers > 1 else _here(clip, settings)
     print(table(metrics))
     if options.json:
-        Path(options.json).write_text(json.dumps(metrics, indent=1), encoding="utf-8")
+        write_whole(options.json, json.dumps(metrics, indent=1))
 
 
 def _here(clip: CLIP, config: TrainingConfig) -> dict[str, float]:

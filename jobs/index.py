@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 from jobs.cli.command_line import connect_ray, main, parser
 from jobs.cli.config import Config
 from jobs.cli.job_parser import JobParser
-from jobs.cli.room import describe_cluster
-from pipeline.errors import InputError, NotMeantError, StorageAwayError
-from training.ray_internals import quieten_ray_data
+from jobs.cli.worker_watch import WorkerWatch
+from pipeline.errors import InputError, NotMeantError, StorageAwayError, WorkerDiedError
+from training.ray_internals import KEY_VALUES, quieten_ray_data
 
 if TYPE_CHECKING:
     from pipeline.config import IndexConfig
@@ -67,11 +67,13 @@ def job(config: Config, options: argparse.Namespace) -> None:
 def _index(storage: Storage, tars: list[str], index: IndexConfig) -> tuple[int, list[str], list[str]]:
     """Indexes tars on Ray and commits those that are whole, also if the run is stopped.
 
-    Returns the number of samples, messages about tars that are refused, and about tars whose storage did not respond.
+    Returns the number of samples, messages about tars that are refused, and about tars that another run may read: their storage
+    did not respond, or their workers died.
     """
     import ray
 
     from pipeline.dataset.manifest import commit
+    from pipeline.ingest.attempts import Attempts
     from pipeline.ingest.progress import Progress
     from pipeline.versions.foreign_tars import IndexedTar, describe, describe_copies
 
@@ -79,19 +81,21 @@ def _index(storage: Storage, tars: list[str], index: IndexConfig) -> tuple[int, 
         from pipeline.versions.foreign_tars import read_tar
 
         try:
-            return {"done": read_tar(row["tar"], index).model_dump_json(), "problem": "", "away": ""}
-        except StorageAwayError as error:
+            with attempts.at(row["tar"]):
+                return {"done": read_tar(row["tar"], index).model_dump_json(), "problem": "", "away": ""}
+        except (StorageAwayError, WorkerDiedError) as error:
             return {"done": "", "problem": "", "away": str(error)}
         except InputError as error:
             return {"done": "", "problem": str(error), "away": ""}
 
+    attempts = Attempts(*KEY_VALUES)
     quieten_ray_data()
     stream = ray.data.from_items([{"tar": tar} for tar in tars], override_num_blocks=len(tars)).map(indexed)
     done: list[IndexedTar] = []
     problems: list[str] = []
     away: list[str] = []
     try:
-        with Progress(len(tars), "tars", "index", describe_cluster) as progress:
+        with Progress(len(tars), "tars", "index", WorkerWatch()) as progress:
             for row in stream.iter_rows():
                 done += [IndexedTar.model_validate_json(row["done"])] if row["done"] else []
                 problems += [row["problem"]] if row["problem"] else []

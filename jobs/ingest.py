@@ -21,16 +21,16 @@ import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.cli.command_line import EXIT_FAILED, connect_ray, main, parser
 from jobs.cli.config import Config
 from jobs.cli.job_parser import JobParser
-from jobs.cli.room import describe_cluster
+from jobs.cli.whole_file import write_whole
+from jobs.cli.worker_watch import WorkerWatch
 from pipeline.errors import InputError, NotMeantError
 from pipeline.storage.url_credentials import without_userinfo
-from training.ray_internals import quieten_ray_data
+from training.ray_internals import KEY_VALUES, quieten_ray_data
 from training.wandb_environment import with_environment
 
 if TYPE_CHECKING:
@@ -64,10 +64,12 @@ def job(config: Config, options: argparse.Namespace) -> int:
     if plan.partitions:
         connect_ray(config.cluster)
         quieten_ray_data()
+    from pipeline.ingest.attempts import Attempts
     from pipeline.ingest.driver import run_ingest
 
+    attempts = Attempts(*KEY_VALUES)
     with _wandb_run(config, wanted=options.wandb and bool(plan.partitions)) as wandb_run:
-        summary = run_ingest(ingest, plan, None if wandb_run is None else _log_to(wandb_run), describe_cluster)
+        summary = run_ingest(ingest, plan, None if wandb_run is None else _log_to(wandb_run), WorkerWatch(), attempts)
         _declare_version(wandb_run, ingest, summary.version)
     print(summary)
     if summary.counts.get("success"):
@@ -77,7 +79,7 @@ def job(config: Config, options: argparse.Namespace) -> int:
         print(f"  {_command(options, ','.join(summary.retry_reasons))}")
     _say_how_to_upload(wandb_run)
     if options.summary:
-        Path(options.summary).write_text(json.dumps(asdict(summary), indent=1), encoding="utf-8")
+        write_whole(options.summary, json.dumps(asdict(summary), indent=1))
     if summary.shortfall:
         raise NotMeantError(f"{summary.shortfall}; {_remedy(config.ingest)}")
     return 0

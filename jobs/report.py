@@ -21,6 +21,7 @@ from pathlib import Path
 from jobs.cli.command_line import check_folder, main, parser
 from jobs.cli.config import Config
 from jobs.cli.job_parser import JobParser
+from jobs.cli.whole_file import write_whole
 from pipeline.errors import ConfigError
 from pipeline.storage.address import open_storage
 from pipeline.storage.base import Storage
@@ -41,7 +42,7 @@ def job(config: Config, options: argparse.Namespace) -> None:
     check_folder("--picture", options.screenshot)
     page = make_report(open_storage(config.run.uri), config.run.name)
     if options.output:
-        Path(options.output).write_text(page, encoding="utf-8")
+        write_whole(options.output, page)
         print(f"report: {options.output}")
     else:
         print(f"report: {write_report(open_storage(config.run.uri), page)}")

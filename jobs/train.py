@@ -48,7 +48,7 @@ def job(config: Config, options: argparse.Namespace) -> int:
 
     if not result.finished:
         print(f"\nstopped at step {result.step:,}; the same command resumes from {result.checkpoint}")
-        _print_sync(result.wandb_sync)
+        print_sync(result.wandb_sync)
         return EXIT_STOPPED
     print(f"\ntrained {result.step:,} steps, {result.samples_seen:,} samples; run folder: {result.run}")
     if result.evaluation:
@@ -56,7 +56,7 @@ def job(config: Config, options: argparse.Namespace) -> int:
     page = report_at_the_end(config)
     if page:
         print(f"report: {page}")
-    _print_sync(result.wandb_sync)
+    print_sync(result.wandb_sync)
     print(f"next: python jobs/evaluate.py run.dir={config.run.dir} run.name={config.run.name} --help")
     return 0
 
@@ -83,7 +83,8 @@ def _plan(config: Config) -> RunPlan:
     return plan
 
 
-def _print_sync(command: str) -> None:
+def print_sync(command: str) -> None:
+    """Says how to upload a run of W&B that is offline."""
     if command:
         print(f"W&B has this run once you upload it: {command}")
 

@@ -31,6 +31,13 @@ class ReplacedError(StorageError):
     """An open object has been replaced."""
 
 
+class WorkerDiedError(Exception):
+    """Workers died over the same unit of work again and again. The message says: unit: what happened; what to do.
+
+    What is committed stays, and the same command tries the unit again.
+    """
+
+
 class NotMeantError(Exception):
     """A job is done, but its result is not what was meant: its exit code is neither that of a success nor of a failure.
 

@@ -22,7 +22,7 @@ from jobs.train import train_run
 from pipeline.errors import ConfigError, InputError, NotMeantError
 from pipeline.ingest.summary import IngestSummary
 from training.errors import RunError
-from training.ray_internals import quieten_ray_data
+from training.ray_internals import KEY_VALUES, quieten_ray_data
 from training.record.run_record import TrainResult
 from training.stop_signals import StoppedError
 
@@ -77,6 +77,7 @@ def ingest(config: str | os.PathLike[str] = "default", overrides: Sequence[str] 
         RunError: the ingestion cannot continue.
     """
     with _documented_errors():
+        from pipeline.ingest.attempts import Attempts
         from pipeline.ingest.driver import run_ingest
         from pipeline.ingest.plan import plan_ingest
 
@@ -85,7 +86,7 @@ def ingest(config: str | os.PathLike[str] = "default", overrides: Sequence[str] 
         if plan.partitions:
             connect_ray(settings.cluster)
             quieten_ray_data()
-        summary = run_ingest(settings.ingest, plan, describe=describe_cluster)
+        summary = run_ingest(settings.ingest, plan, describe=describe_cluster, attempts=Attempts(*KEY_VALUES))
         if summary.shortfall:
             raise NotMeantError(f"{summary.shortfall}; what is committed stays")
         return summary

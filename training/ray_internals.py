@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, cast
 
@@ -20,10 +21,17 @@ INTERNALS = (
     "ray._private.ray_logging.global_worker_stdstream_dispatcher",
     "ray._private.services.ConsolePopen",
     "ray._private.services.get_ray_address_from_environment",
+    "ray._private.state.state._connect_and_get_accessor",
+    "ray._private.state.state.actor_table",
     "ray._private.state.state.get_draining_nodes",
     "ray._private.worker._global_node",
     "ray._private.worker.print_to_stdstream",
+    "ray.core.generated.common_pb2.WORKER",
+    "ray.core.generated.common_pb2.WorkerExitType.NODE_OUT_OF_MEMORY",
+    "ray.core.generated.common_pb2.WorkerExitType.SYSTEM_ERROR",
+    "ray.core.generated.gcs_pb2.WorkerTableData",
     "ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator.get_or_create_autoscaling_coordinator",
+    "ray.experimental.internal_kv._internal_kv_del",
     "ray.experimental.internal_kv._internal_kv_get",
     "ray.experimental.internal_kv._internal_kv_put",
     "ray.train.v2._internal.execution.callback.ControllerCallback.after_controller_state_update",
@@ -63,6 +71,28 @@ def is_own_ray() -> bool:
 
     node = worker._global_node
     return node is not None and bool(node.head)
+
+
+def worker_deaths() -> tuple[int, int]:
+    """Returns how many workers have died without an error of their own so far, and how many live.
+
+    On a Ray of this process's own, all workers count. On another one, where other jobs have some, it is the job's actors, and
+    how often they were started again: of tasks, Ray's tables do not tell the job.
+    """
+    import ray
+    from ray._private.state import state
+    from ray.core.generated import common_pb2, gcs_pb2
+
+    words: Any = common_pb2
+    if is_own_ray():
+        killed = (words.WorkerExitType.SYSTEM_ERROR, words.WorkerExitType.NODE_OUT_OF_MEMORY)
+        table = cast(Any, gcs_pb2).WorkerTableData
+        rows = [table.FromString(row) for row in state._connect_and_get_accessor().get_worker_table()]
+        rows = [row for row in rows if row.worker_type == words.WORKER]
+        return sum(not row.is_alive and row.exit_type in killed for row in rows), sum(row.is_alive for row in rows)
+    job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
+    actors = state.actor_table(None, job).values()
+    return sum(actor["NumRestarts"] for actor in actors), sum(actor["State"] != "DEAD" for actor in actors)
 
 
 def address_to_join() -> tuple[str, int] | None:
@@ -114,12 +144,23 @@ def put_value(key: str, value: str) -> None:
     internal_kv._internal_kv_put(key, value, namespace="rayclip")
 
 
+def delete_value(key: str) -> None:
+    """Removes a key, if it is there."""
+    from ray.experimental import internal_kv
+
+    internal_kv._internal_kv_del(key, namespace="rayclip")
+
+
 def get_value(key: str) -> str:
     """The value of a key, or an empty string."""
     from ray.experimental import internal_kv
 
     value = internal_kv._internal_kv_get(key, namespace="rayclip")
     return value.decode() if value else ""
+
+
+KEY_VALUES = (put_value, get_value, delete_value)
+"""For `pipeline.ingest.attempts.Attempts`."""
 
 
 # ------------------------------------------------------------------------------------------------- Ray Train's worker group
@@ -206,13 +247,19 @@ class RayCluster:
 # -------------------------------------------------------------------------------------------------------------- its loggers
 
 
-def quieten_worker() -> None:
-    """Keeps lines without information out of the job's log. Runs in every Ray worker.
+def set_up_worker() -> None:
+    """Tells a Ray worker which Ray is its own, and keeps lines without information out of the job's log.
 
-    Without a dashboard Ray Train's cleaner cannot ask for the state of an actor, and says so every second. When a worker group
-    starts, Ray Train says what it requests, then the same again, who has joined, and how; the first and the third stay. While
-    it waits for workers, it shows a traceback each minute, where the driver says what is missing (driver_wait.py).
+    Ray Train's cleaner asks for the state of an actor without an address. Ray then looks for a Ray on this machine. Where there
+    are several it fails, or asks another one, by which the cleaner would take its own controller to be dead.
+
+    Without a dashboard the cleaner gets no answer, and says so every second. When a worker group starts, Ray Train says what it
+    requests, then the same again, who has joined, and how; the first and the third stay. While it waits for workers, it shows a
+    traceback each minute, where the driver says what is missing (driver_wait.py).
     """
+    import ray
+
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
     cleaner = "ray.train.v2._internal.execution.controller.placement_group_cleaner"
     logging.getLogger(cleaner).setLevel(logging.ERROR)
     _drop_unwanted_lines()

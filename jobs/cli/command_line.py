@@ -26,7 +26,7 @@ from jobs.cli.worker_lines import WORKER_LINES
 from pipeline.errors import ConfigError, InputError
 from training.config import ClusterConfig
 from training.errors import RunError
-from training.ray_internals import in_a_process_group_of_its_own, quieten_worker, sort_worker_lines
+from training.ray_internals import in_a_process_group_of_its_own, set_up_worker, sort_worker_lines
 from training.stop_signals import StoppedError
 from training.wandb_environment import passed_on
 
@@ -160,7 +160,7 @@ def _init(cluster: ClusterConfig) -> None:
         runtime_env=runtime_env.for_ray_init(
             cluster.runtime_env,
             {
-                "worker_process_setup_hook": f"{quieten_worker.__module__}.{quieten_worker.__name__}",
+                "worker_process_setup_hook": f"{set_up_worker.__module__}.{set_up_worker.__name__}",
                 # for the processes of a cluster that runs already
                 "env_vars": {name: os.environ[name] for name in RAY_SETTINGS} | passed_on(os.environ),
             },

@@ -12,9 +12,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import InputError, NotMeantError, StorageAwayError
+from pipeline.errors import InputError, NotMeantError, StorageAwayError, WorkerDiedError
 from training.errors import RunError
 
+OF_OURS = (InputError, NotMeantError, RunError, WorkerDiedError)
 EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_NOT_MEANT = 0, 1, 2, 3
 FULL = (errno.ENOSPC, errno.EDQUOT)
 FULL_TEXTS = ("No space left on device", "(os error 28)", "Disk quota exceeded", "(os error 122)")
@@ -49,8 +50,8 @@ WORKER_DIED = (
 
 OF_RAY_DATA = "\nFailed to apply UDF transform"
 """The beginning of what Ray Data appends to the message of a worker's error."""
-RAY_DID_NOT_START = "timed out during startup"
-"""Part of a plain Exception of Ray's."""
+RAY_DID_NOT_START = ("timed out during startup", "Timed out waiting for file")
+"""Parts of plain exceptions of Ray's."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def explain(error: BaseException, places: Sequence[str] = (), head_is_gone: bool
         head_is_gone: the head of the job's cluster does not respond.
     """
     found = list(_causes(error))
-    own = next((one for one in found if isinstance(one, InputError | NotMeantError | RunError)), None)
+    own = next((one for one in found if isinstance(one, OF_OURS)), None)
     message = str(own).partition(OF_RAY_DATA)[0]
     carried = own is not error
     if any(map(_is_full, found)):
@@ -97,7 +98,7 @@ def explain(error: BaseException, places: Sequence[str] = (), head_is_gone: bool
         if isinstance(one, MemoryError) or name == "OutOfMemoryError":  # PyTorch's has no room on a GPU
             text = f"memory ran out ({_first_line(one)}); use smaller batches, fewer workers at a time or more memory; {AGAIN}"
             return Ending(EXIT_FAILED, text, is_whole=False)
-    if any(RAY_DID_NOT_START in str(one) for one in found):
+    if any(text in str(one) for one in found for text in RAY_DID_NOT_START):
         text = f"Ray did not start on this machine; is it overloaded, or is a disk full{_full_places(places)}? {AGAIN}"
         return Ending(EXIT_FAILED, text, is_whole=False)
     return Ending(EXIT_FAILED, f"unexpected error: {type(found[-1]).__name__}: {_first_line(found[-1])}", is_whole=False)

@@ -27,6 +27,8 @@ HEADINGS = {EXIT_BAD_INPUT: "bad input", EXIT_NOT_MEANT: "done, but not what was
 LEAVES_WITHIN_S = 30.0
 """Time for ray.shutdown(), W&B and others; the process ends after it."""
 SHARED_MEMORY = "/dev/shm"
+RAYS_FOLDER = "RAY_TMPDIR"
+"""Variable that names the folder of Ray's own files."""
 OUTPUTS = {
     "train": "run.uri",
     "ingest": "ingest.output",
@@ -50,7 +52,9 @@ def report(error: BaseException, prog: str, job: str | None, config: Config | No
     """
     _KEPT.append(error)
     own = _own_folders(job, config)
-    ending = explain(error, [*own, *_named_folders(), tempfile.gettempdir(), SHARED_MEMORY], HEAD.is_gone())
+    temporary = tempfile.gettempdir()
+    places = [*own, *_named_folders(), temporary, os.environ.get(RAYS_FOLDER) or temporary, SHARED_MEMORY]
+    ending = explain(error, places, HEAD.is_gone())
     lines = ending.text.splitlines() or [""]
     if not ending.is_whole:
         lines.append(_keep_traceback(error, job or prog.removesuffix(".py"), own))

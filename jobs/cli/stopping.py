@@ -191,8 +191,16 @@ def _hold_signals() -> None:
 
 
 def _let_signals_come() -> None:
-    if _current is not None:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    try:
+        if _current is not None:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    except SystemExit as end:  # a handler's: what is raised in here, after a fork, is only printed
+        number = int(end.code or 0) & 127  # Ray's handler gives the number itself
+        if _current is not None:
+            _current.raised = False
+        again = threading.Timer(0.05, os.kill, (os.getpid(), number))
+        again.daemon = True
+        again.start()
 
 
 def _forget_in_child() -> None:

@@ -6,6 +6,7 @@ in pipeline/ingest/partition.py, without Ray.
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
 from collections import Counter
@@ -15,6 +16,8 @@ from typing import Any
 
 from pipeline.config import IngestConfig
 from pipeline.dataset.manifest import Manifest, PartitionRecord, commit, list_versions, read_manifest
+from pipeline.errors import WorkerDiedError
+from pipeline.ingest.attempts import Attempts, deadly_rows
 from pipeline.ingest.outcome import Ledger
 from pipeline.ingest.partition import ingest_partition
 from pipeline.ingest.plan import IngestPlan, PartitionSpec, plan_ingest
@@ -33,6 +36,7 @@ def run_ingest(
     plan: IngestPlan | None = None,
     log: Log | None = None,
     describe: Callable[[], str] | None = None,
+    attempts: Attempts | None = None,
 ) -> IngestSummary:
     """Fetches the rows that the data set lacks and commits them, every `commit_every_s` and at the end.
 
@@ -40,9 +44,11 @@ def run_ingest(
         plan: a recent result of `plan_ingest`; None: plan here.
         log: called with rows, rows_per_s, success_share and the rows of each reason.
         describe: says what the cluster has, for a job that waits.
+        attempts: bounds those at a partition whose worker dies each time; None: Ray's own, without end.
 
     Raises:
         InputError: bad input; no worker was started.
+        WorkerDiedError: too many workers died over some partitions; all others are committed.
         RuntimeError: a partition returned no record; it was not committed.
     """
     began = time.perf_counter()
@@ -57,7 +63,7 @@ def run_ingest(
         while plan.partitions or plan.adopted:
             manifest = _commit(storage, plan.adopted, ledger, metrics) if plan.adopted else None
             records = list(plan.adopted)
-            for batch in _run_partitions(plan, config, log, metrics, describe):
+            for batch in _run_partitions(plan, config, log, metrics, describe, attempts):
                 manifest = _commit(storage, batch, ledger, metrics)
                 records += batch
             assert manifest is not None
@@ -108,13 +114,21 @@ def _write_notes(storage: Storage, manifest: Manifest, plan: IngestPlan) -> None
 class _PartitionActor:
     """Ray Data's actor: each worker imports and reads the configuration once."""
 
-    def __init__(self, config: IngestConfig) -> None:
-        self.config = config
+    def __init__(self, config: IngestConfig, attempts: Attempts | None) -> None:
+        self.config, self.attempts = config, attempts
         publish_requests(_ray_metrics(), data_set=open_storage(config.output).uri)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
         specs = [PartitionSpec(**_plain(batch, index)) for index in range(len(batch["id"]))]
-        return {"record": [ingest_partition(spec, self.config).model_dump_json() for spec in specs]}
+        return {"id": [spec.id for spec in specs], "record": [self._ingest(spec) for spec in specs]}
+
+    def _ingest(self, spec: PartitionSpec) -> str:
+        """The partition's record, or "" if too many workers have died over it."""
+        try:
+            with self.attempts.at(spec.id) if self.attempts else contextlib.nullcontext():
+                return ingest_partition(spec, self.config).model_dump_json()
+        except WorkerDiedError:
+            return ""
 
 
 def _run_partitions(
@@ -123,22 +137,27 @@ def _run_partitions(
     log: Log | None,
     metrics: Publisher,
     describe: Callable[[], str] | None,
+    attempts: Attempts | None,
 ) -> Iterator[list[PartitionRecord]]:
     """Runs the Ray Data graph; yields finished partitions in the batches that are committed together.
 
     Raises:
+        WorkerDiedError: too many workers died over some partitions; raised when all others are finished.
         RuntimeError: a partition returned no record.
     """
     if not plan.partitions:
         return
-    missing = {spec.id for spec in plan.partitions}
+    missing, deadly = {spec.id for spec in plan.partitions}, set[str]()
     metrics.set("partitions_left", len(missing))
     finished: list[PartitionRecord] = []
     due = time.monotonic() + config.commit_every_s
     with _Progress(plan.num_rows, log, describe) as progress:
-        for item in _stream(_shuffled(plan), config).iter_rows():
+        for item in _stream(_shuffled(plan), config, attempts).iter_rows():
+            missing.discard(item["id"])
+            if not item["record"]:
+                deadly.add(item["id"])
+                continue
             record = PartitionRecord.model_validate_json(item["record"])
-            missing.discard(record.id)
             finished.append(record)
             progress.update(record)
             _publish(record, len(missing), metrics)
@@ -147,6 +166,8 @@ def _run_partitions(
                 finished, due = [], time.monotonic() + config.commit_every_s
     if finished:
         yield finished
+    if deadly:
+        raise deadly_rows([spec for spec in plan.partitions if spec.id in deadly], config)
     if missing:
         raise RuntimeError(f"{len(missing)} partitions returned no record, e.g. {min(missing)}; run the job again")
 
@@ -156,7 +177,7 @@ def _shuffled(plan: IngestPlan) -> IngestPlan:
     return replace(plan, partitions=random.sample(plan.partitions, len(plan.partitions)))
 
 
-def _stream(plan: IngestPlan, config: IngestConfig) -> Any:
+def _stream(plan: IngestPlan, config: IngestConfig, attempts: Attempts | None) -> Any:
     """Sends partitions to a pool of actors; the data set that it returns has one row for each finished partition.
 
     The pool starts with the CPUs that the cluster has and grows with it; its demand makes an autoscaling cluster grow.
@@ -172,7 +193,7 @@ def _stream(plan: IngestPlan, config: IngestConfig) -> Any:
         [asdict(spec) for spec in plan.partitions], override_num_blocks=len(plan.partitions)
     ).map_batches(
         _PartitionActor,
-        fn_constructor_args=(config,),
+        fn_constructor_args=(config, attempts),
         batch_size=1,
         # Keep Ray's default of two tasks in flight per actor: with fewer the pool would never grow.
         compute=ActorPoolStrategy(min_size=1, initial_size=min(room, most), max_size=most),

@@ -17,7 +17,7 @@ from pipeline.ingest.partition import ingest_partition
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replaces Ray where the job and its driver use it."""
 
-    def partitions(plan: Any, config: Any, _log: Any, metrics: Any, _describe: Any) -> Iterator[list[Any]]:
+    def partitions(plan: Any, config: Any, _log: Any, metrics: Any, *_more: Any) -> Iterator[list[Any]]:
         records = [ingest_partition(spec, config) for spec in plan.partitions]
         for left, record in enumerate(records):
             driver._publish(record, left, metrics)

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-GONE_WITHIN_S = 20.0
-"""Time in which the kernel and Ray's processes end after the job: its agents look for their raylet five times, every 2 s."""
+GONE_WITHIN_S = 60.0
+"""Time in which the kernel and Ray's processes end after the job: its agents look for their raylet five times, every 2 s,
+once they have started."""
 
 
 @dataclass(frozen=True)

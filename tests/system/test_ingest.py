@@ -8,8 +8,10 @@ from PIL import Image
 
 from jobs.cli.config import load_config
 from pipeline.dataset.manifest import read_manifest, read_sidecar
+from pipeline.ingest.attempts import MOST_ATTEMPTS
 from pipeline.ingest.driver import run_ingest
 from pipeline.storage.address import open_storage
+from tests.support.killing_page import KILLED, kill_who_asks
 from tests.support.wandb_file import artifacts_of, history_of
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -100,6 +102,29 @@ def command_line(capsys, *words):
 
     code = run(arguments(), job, list(words))
     return code, "".join(capsys.readouterr())
+
+
+def test_rows_that_kill_their_worker_each_time_end_the_run_with_their_numbers_and_cost_no_other_row(web, tmp_path, capsys):
+    table, output = tmp_path / "t.csv", tmp_path / "out"
+    write_table(table, web, 0, 30)
+    web.put("/14.png", kill_who_asks)
+    where = [f"ingest.input={table}", f"ingest.output={output}", "ingest.fetch.allow_addresses=[127.0.0.1/32]"]
+    code, text = command_line(capsys, *where, "ingest.partition_size_rows=10")
+    message = text[text.index("ingest.input=") :].splitlines()
+    assert (code, len(KILLED)) == (1, MOST_ATTEMPTS)
+    assert message[0].startswith(f"ingest.input={table}: rows 10 to 19: 4 workers in a row died over it")
+    assert message[1].startswith("all other rows are committed; for more memory")
+    assert message[1].endswith("ingest.partition_size_rows=1")
+    assert len(message) == 2
+    assert sorted(int(row["n"]) for row in all_rows(str(output))[0]) == [*range(10), *range(20, 30)]
+
+    code, text = command_line(capsys, *where, "ingest.partition_size_rows=1", "ingest.num_workers=1")
+    assert code == 1
+    assert f"ingest.input={table}: row 14: 4 workers in a row died over it" in text
+    assert text.rstrip().endswith("leave its url empty in the table: the row then fails, and the others stay")
+    table.write_text(table.read_text().replace(f"{web.address}/14.png", ""))
+    assert command_line(capsys, *where)[0] == 0
+    assert {int(row["n"]): row["status"] for row in all_rows(str(output))[0]}[14] == "failed_to_download"
 
 
 def test_the_commands_around_an_ingestion(web, tmp_path, capsys, monkeypatch):

@@ -3,16 +3,12 @@
 import contextlib
 import itertools
 import json
-import os
 import random
 import re
 import signal
 import socket
-import tempfile
 import threading
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -26,24 +22,10 @@ from pipeline.storage.address import open_storage
 from tests.conftest import S3_ENVIRONMENT, web_server
 from tests.support.chaos import write_table
 from tests.support.cluster import MiniCluster
+from tests.support.moments import BOTH, SEED, Moments, check_ended, told
 from tests.support.runs import exact_rows
-from tests.support.stopped_jobs import Ending, run_job
+from tests.support.stopped_jobs import run_job
 from training.data.shard_reader import ShardReader
-
-ENDS_WITHIN_S = 30.0
-WORKERS = ("RayTrainWorker", "TrainController", "MapWorker", "Map(")
-BOTH = (signal.SIGINT, signal.SIGTERM)
-TOO_BUSY = "The current node timed out during startup"
-"""Ray gives up after 30 s, which a machine with other work may need."""
-SEED = int(os.environ.get("RAYCLIP_SIGNALS_SEED", "19"))
-
-
-@pytest.fixture
-def environment():
-    """That of a person's shell: no Ray to join, and a folder for one of its own, whose name must be short."""
-    names = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "WANDB_SERVICE", "COVERAGE_FILE")}
-    with tempfile.TemporaryDirectory(prefix="rs-", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        yield names | {"OMP_NUM_THREADS": "1", "RAY_TMPDIR": folder}
 
 
 @pytest.fixture(scope="module")
@@ -77,24 +59,6 @@ def weights(tmp_path):
 def train_arguments(data: str, folder: Path, *more: str) -> list[str]:
     settings = (f"data.uri={data}", f"run.dir={folder}", "checkpoint.every_steps=null")
     return ["jobs/train.py", "--config", "debug_cpu", *settings, "model.image_size_px=128", *more]
-
-
-def check_ended(ending: Ending, number: int, cluster: MiniCluster | None = None) -> None:
-    """Checks the code, the time, and that no process is left: of the job's session, and of its workers on the cluster."""
-    assert ending.code == 128 + number, ending.output
-    assert ending.took_s < ENDS_WITHIN_S, ending.output
-    assert not ending.left, ending.output
-    deadline = time.time() + 15
-    while cluster is not None and (left := [one for kind in WORKERS for one in cluster.workers(kind)]):
-        assert time.time() < deadline, f"on the cluster: {left}"
-        time.sleep(0.1)
-
-
-def told(ending: Ending, number: int) -> str:
-    """One line of the report."""
-    name, load = signal.Signals(number).name, os.getloadavg()[0]
-    after = f"{name} after {ending.started_s:.1f} s: code {ending.code} {ending.took_s:.1f} s later"
-    return f"{after}, left {len(ending.left)}, load {load:.0f}"
 
 
 # ------------------------------------------------------------------------------------------------------------ in `make test`
@@ -151,56 +115,6 @@ def test_a_job_that_waits_for_a_storage_or_a_head_that_does_not_answer_ends(
 
 
 # ------------------------------------------------------------------------------------------------------------ in `make soak`
-
-
-@dataclass
-class Moments:
-    """Stops one command at random moments until it has been stopped `count` times; compares each finished result.
-
-    Attributes:
-        command: folder -> arguments; its result is in the folder.
-        result: folder -> something that must be equal.
-    """
-
-    name: str
-    command: Callable[[Path], list[str]]
-    result: Callable[[Path], object]
-    folder: Path
-    environment: dict[str, str]
-    cluster: MiniCluster | None = None
-    stops: list[Ending] = field(default_factory=list)
-
-    def run(self, count: int) -> None:
-        log, rng = self.folder / f"{self.name}.log", random.Random(f"{SEED}/{self.name}")
-        undisturbed = self._undisturbed(self.folder / "undisturbed", log)
-        wanted, place = self.result(self.folder / "undisturbed"), self.folder / "0"
-        for attempt in itertools.count(1):
-            number, after_s = BOTH[attempt % 2], rng.uniform(0.0, undisturbed.started_s)
-            ending = run_job(self.command(place), number, lambda _, seconds, a=after_s: seconds > a, self.environment, log)
-            print(f"{self.name}, of {undisturbed.started_s:.0f} s: {told(ending, number)}", flush=True)
-            if ending.code == 0:  # it was done before
-                assert self.result(place) == wanted
-                place = self.folder / str(attempt)
-            elif TOO_BUSY not in ending.output:
-                check_ended(ending, number, self.cluster)
-                self.stops.append(ending)
-                if len(self.stops) == count:
-                    break
-        self._undisturbed(place, log)
-        assert self.result(place) == wanted
-        print(
-            f"{self.name}: {count} stops, the slowest {max(one.took_s for one in self.stops):.1f} s; equal afterwards",
-            flush=True,
-        )
-
-    def _undisturbed(self, place: Path, log: Path) -> Ending:
-        for _ in range(3):
-            ending = run_job(self.command(place), environment=self.environment, log=log)
-            if TOO_BUSY not in ending.output:
-                break
-        assert ending.code == 0, ending.output
-        assert not ending.left, ending.left
-        return ending
 
 
 def samples_of(uri: Path) -> list[object]:

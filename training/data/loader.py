@@ -39,6 +39,7 @@ from training.distributed import World, slice_bounds
 logger = logging.getLogger(__name__)
 
 GIVES_UP_AFTER_S = 10.0
+"""Wait for data after which a rank that is asked to stop does not wait any longer."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,8 @@ class TrainLoader:
     ) -> None:
         """
         Args:
-            gives_up: asked by a rank that has waited 10 s for its data; True ends the iteration.
+            gives_up: asked by a rank that waits for its data; the iteration ends 10 s after it has become true, and after
+                10 s of waiting on a rank that is alone.
 
         Raises:
             ConfigError: the order's blocks would not fit into `data.prefetch_bytes`.
@@ -144,8 +146,13 @@ class TrainLoader:
         self._decoder.close()
 
     def _next(self) -> Batch | BaseException | None:
-        """Waits for a batch or an error; None: gave up. train.hang_timeout_s bounds the wait otherwise."""
+        """Waits for a batch or an error; None: gave up. train.hang_timeout_s bounds the wait otherwise.
+
+        One rank alone saves when it gives up. In a group it costs the others the steps since the last checkpoint, so the data
+        have their time from the request on, however long they have been late.
+        """
         began = warned = time.monotonic()
+        alone, asked_at = self.world.world_size == 1, float("inf")
         while True:
             try:
                 return self._queue.get(timeout=min(1.0, self.config.stall_warning_s))
@@ -154,7 +161,9 @@ class TrainLoader:
             if now - warned >= self.config.stall_warning_s:
                 warned, reads = now, self._fetcher.under_way()
                 logger.warning("rank %d has waited %.0f s for data; under way: %s", self.world.rank, now - began, reads)
-            if now - began >= GIVES_UP_AFTER_S and self._gives_up():
+            if asked_at > now and (now - began >= GIVES_UP_AFTER_S or not alone) and self._gives_up():
+                asked_at = now
+            if asked_at <= now and (alone or now - asked_at >= GIVES_UP_AFTER_S):
                 self._gave_up = True
                 logger.warning("rank %d has waited %.0f s for data, and the run is to stop", self.world.rank, now - began)
                 return None

@@ -6,6 +6,7 @@ from jobs import index
 from jobs.cli.command_line import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_NOT_MEANT, run
 from pipeline.dataset.manifest import read_manifest
 from pipeline.errors import StorageAwayError
+from pipeline.ingest.attempts import MOST_ATTEMPTS
 from pipeline.storage.address import open_storage
 from tests.support.odd_s3 import ignores
 
@@ -58,10 +59,16 @@ class OneProcess:
         return iter(self.rows)
 
 
+KILLS = "deadly.tar"
+"""A tar over which workers have died in this run already."""
+
+
 @pytest.fixture
 def in_one_process(monkeypatch):
     import ray
 
+    kept = (lambda _key, _value: None, lambda key: str(MOST_ATTEMPTS) if key.endswith(KILLS) else "", lambda _key: None)
+    monkeypatch.setattr(index, "KEY_VALUES", kept)
     monkeypatch.setattr(index, "connect_ray", lambda _cluster: None)
     monkeypatch.setattr(ray.data, "from_items", lambda rows, **_options: OneProcess(rows))
 
@@ -156,6 +163,17 @@ def test_a_storage_that_is_away_costs_no_whole_tar(index_tars, tmp_path, monkeyp
     assert code == EXIT_FAILED
     assert "version 1: 2 samples in 1 tars" in output.out
     assert "00001.tar: does not answer" in output.err
+
+
+def test_a_tar_over_which_workers_die_costs_no_other_tar(index_tars, tmp_path):
+    from jobs.benchmarks.stored_tars import write_tars
+
+    write_tars(tmp_path / "tars", ["a thing"] * 4, shard_samples=2)
+    (tmp_path / "tars" / "00001.tar").rename(tmp_path / "tars" / KILLS)
+    code, output = index_tars()
+    assert code == EXIT_FAILED
+    assert "version 1: 2 samples in 1 tars" in output.out
+    assert f"{tmp_path}/tars/{KILLS}: {MOST_ATTEMPTS} workers in a row died over it" in output.err
 
 
 def test_a_tar_that_was_replaced_is_named_and_the_others_are_indexed(index_tars, tmp_path):

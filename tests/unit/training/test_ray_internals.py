@@ -7,6 +7,7 @@ import logging
 import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -93,8 +94,28 @@ def test_no_other_module_reaches_into_ray():
     assert found == {"training/ray_internals.py"}
 
 
-def test_a_worker_keeps_the_lines_that_say_something_and_drops_the_others(caplog):
-    ray_internals.quieten_worker()
+@pytest.fixture
+def as_worker(monkeypatch):
+    """This process as a worker of a Ray with the address 10.0.0.1:7, whose driver had been told `local`."""
+    context = SimpleNamespace(gcs_address="10.0.0.1:7")
+    monkeypatch.setattr("ray.get_runtime_context", lambda: context)
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+
+
+def test_a_worker_asks_its_own_ray_where_several_run_on_its_machine(as_worker, monkeypatch):
+    from ray._private import services
+    from ray.dashboard import utils
+
+    monkeypatch.setattr(services, "find_gcs_addresses", lambda: frozenset({"10.0.0.1:7", "10.0.0.1:8"}))
+    monkeypatch.setattr(utils, "ray_address_to_api_server_url", services.canonicalize_bootstrap_address_or_die)
+    with pytest.raises(ConnectionError, match="Found multiple active Ray instances"):
+        utils.get_address_for_submission_client(None)
+    ray_internals.set_up_worker()
+    assert utils.get_address_for_submission_client(None) == "10.0.0.1:7"
+
+
+def test_a_worker_keeps_the_lines_that_say_something_and_drops_the_others(as_worker, caplog):
+    ray_internals.set_up_worker()
     try:
         for name, start in UNWANTED_LINES.items():
             logger = logging.getLogger(name)

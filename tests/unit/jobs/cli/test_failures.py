@@ -8,7 +8,7 @@ from ray.exceptions import ActorDiedError, ObjectStoreFullError, OutOfDiskError,
 from ray.train.v2.api.exceptions import WorkerGroupError
 
 from jobs.cli.failures import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_NOT_MEANT, OF_RAY, explain
-from pipeline.errors import ConfigError, InputError, NotMeantError, StorageAwayError, StorageError
+from pipeline.errors import ConfigError, InputError, NotMeantError, StorageAwayError, StorageError, WorkerDiedError
 from training.errors import RunError
 
 
@@ -32,6 +32,7 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
         (NotMeantError("1 of 2"), EXIT_NOT_MEANT, "1 of 2"),
         (StorageAwayError("s3://a: cannot be reached"), EXIT_FAILED, "s3://a: cannot be reached"),
         (RunError("the run failed"), EXIT_FAILED, "the run failed"),
+        (WorkerDiedError("1.tar: 4 workers died over it"), EXIT_FAILED, "1.tar: 4 workers died over it"),
     ],
 )
 def test_a_message_that_was_written_for_its_case_stands_alone(error, code, says):
@@ -91,6 +92,7 @@ def test_the_file_of_a_refused_write_is_named_and_the_input_is_bad():
         (ObjectStoreFullError("long"), "/dev/shm"),
         (MemoryError("Unable to allocate 3 TiB"), "Unable to allocate 3 TiB"),
         (Exception("The current node timed out during startup. This could"), "Ray did not start on this machine"),
+        (RuntimeError("Timed out waiting for file /tmp/ray/session/gcs_server_port_1"), "Ray did not start on this machine"),
     ],
 )
 def test_lost_workers_and_lacking_memory_are_failures_with_a_remedy(error, says):

@@ -156,6 +156,6 @@ def test_ray_is_given_the_recipes_environment_and_our_settings(monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "planted")
     connect_ray(ClusterConfig(runtime_env={"env_vars": {"A": "b"}}))
     assert given["runtime_env"]["env_vars"] == dict.fromkeys(RAY_SETTINGS, "7") | {"A": "b", "WANDB_NAME": "n"}
-    assert given["runtime_env"]["worker_process_setup_hook"] == "training.ray_internals.quieten_worker"
+    assert given["runtime_env"]["worker_process_setup_hook"] == "training.ray_internals.set_up_worker"
     with pytest.raises(ConfigError, match=r"^cluster\.runtime_env: "):
         connect_ray(ClusterConfig(runtime_env={"py_modules": "a"}))

@@ -64,6 +64,22 @@ def work():
     except SystemExit:
         raise RuntimeError("a task was cancelled")
 """
+ARRIVES_DURING_A_FORK = """
+def work():
+    try:
+        armed.append(ARMED)
+        if os.fork() == 0:
+            os._exit(0)
+        ready()
+        time.sleep(60)
+    finally:
+        print("tidied up", flush=True)
+"""
+ARMED_FORKS = """
+import os
+armed = []
+os.register_at_fork(before=lambda: armed and os.kill(os.getpid(), armed.pop()))  # after stopping.py has held signals
+"""
 SAVES = """
 stopping.ENDS_WITHIN_S = 0.5
 def work():
@@ -97,8 +113,8 @@ def work():
 """
 
 
-def start(work: str, before: Callable[[], object] | None = None) -> subprocess.Popen[str]:
-    code = f"{START}\n{work}\nsys.exit(stopping.run_until_stopped(work))"
+def start(work: str, before: Callable[[], object] | None = None, first: str = "") -> subprocess.Popen[str]:
+    code = f"{first}\n{START}\n{work}\nsys.exit(stopping.run_until_stopped(work))"
     job = subprocess.Popen(
         [sys.executable, "-c", code],
         cwd=ROOT,
@@ -130,6 +146,14 @@ def test_a_job_ends_wherever_it_is_with_one_line(work, said, number):
     job = start(work)
     job.send_signal(number)
     assert job.communicate(timeout=30) == (said, f"{LINE}\n")
+    assert job.returncode == 128 + number
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_signal_that_arrives_during_a_fork_ends_the_job_afterwards_without_a_traceback(number):
+    work = ARRIVES_DURING_A_FORK.replace("ARMED", str(int(number)))
+    job = start(work, first=ARMED_FORKS)
+    assert job.communicate(timeout=30) == ("tidied up\n", f"{LINE}\n")
     assert job.returncode == 128 + number
 
 

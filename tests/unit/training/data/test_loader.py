@@ -184,6 +184,24 @@ def test_a_rank_that_waits_for_data_gives_up_when_the_run_is_to_stop(data_set, m
     release.set()
 
 
+def test_late_data_are_waited_for_when_a_group_is_to_stop(data_set, monkeypatch):
+    read_range, release, began = LocalStorage.read_range, threading.Event(), time.monotonic()
+    monkeypatch.setattr(LocalStorage, "read_range", lambda *place: release.wait(60) and read_range(*place))
+    monkeypatch.setattr(loader, "GIVES_UP_AFTER_S", 2.0)
+
+    def is_to_stop():
+        asked = time.monotonic() - began > 2.5
+        if asked:
+            release.set()
+        return asked
+
+    config = DataConfig(uri=data_set, stall_warning_s=0.1)
+    order, sets = order_of(config), open_data_sets(config)
+    waiting = TrainLoader(sets, order, World(1, 2, torch.device("cpu")), 32, 77, config, 0, is_to_stop)
+    assert next(iter(waiting)).keys
+    waiting.close()
+
+
 def test_a_stall_is_reported_with_rank_shard_and_seconds(data_set, monkeypatch, caplog):
     release = threading.Event()
     read_range = LocalStorage.read_range
