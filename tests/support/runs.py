@@ -30,8 +30,7 @@ EXACT = ("step", "samples_seen", "epoch", "loss", "loss_image_to_text", "loss_te
 
 
 def config_of(data_set: str, folder, *overrides: str) -> Config:
-    base = [f"data.uri={data_set}", f"run.dir={folder}", "train.max_steps=12", "optimizer.warmup_steps=5"]
-    return load_config("debug_cpu", [*base, *overrides])
+    return load_config("debug_cpu", [f"data.uri={data_set}", f"run.dir={folder}", "train.max_steps=12", *overrides])
 
 
 def exact_rows(folder, name="debug_cpu"):

@@ -42,6 +42,17 @@ def test_the_block_of_the_first_page_runs(data_set, tmp_path, monkeypatch, capsy
     assert re.fullmatch(r"\[\[ ?-?0\.\d+ +-?0\.\d+\]\]\n", capsys.readouterr().out)
 
 
+def test_the_split_of_the_page_on_pictures_gives_each_row_to_one_table(tmp_path, monkeypatch):
+    (block,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "pictures.md").read_text(), flags=re.MULTILINE | re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    rows = [f"picture {number}.jpg,a caption" for number in range(300)]
+    (tmp_path / "captions.csv").write_text("\n".join(["file,text", *rows]) + "\n")
+    exec(compile(block, "docs/pictures.md", "exec"), {})
+    first, second = ((tmp_path / f"{name}.csv").read_text().splitlines() for name in ("pairs", "heldout"))
+    assert (len(first), len(second)) == (241, 61)
+    assert sorted([*first[1:], *second[1:]]) == sorted(rows)
+
+
 @pytest.mark.parametrize("cell", NOTEBOOK["cells"], ids=lambda cell: cell["id"])
 def test_a_cell_of_the_notebook_is_code_that_parses_or_text_and_stores_no_output(cell):
     assert cell["cell_type"] in ("markdown", "code")

@@ -49,7 +49,7 @@ def test_schedules_are_given_in_steps_samples_or_epochs(data_set, tmp_path, over
         assert schedule.rate(step) == pytest.approx(1e-3 * rate)
 
 
-@pytest.mark.parametrize("recipe", ["debug_cpu", "demo", "default"])
+@pytest.mark.parametrize("recipe", ["demo", "default", "small"])
 @pytest.mark.parametrize("steps", [1, 2, 30])
 def test_a_recipe_to_try_things_with_has_a_warm_up_that_fits_any_number_of_steps(recipe, steps):
     config = load_config(recipe, [f"train.max_steps={steps}"])

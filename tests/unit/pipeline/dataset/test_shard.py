@@ -22,7 +22,8 @@ STARTED = datetime(2026, 1, 1, tzinfo=UTC)
 
 # open_clip 3.3.0 stumbles over the marker that newer webdataset versions put at the end of every tar, whoever wrote it.
 OPEN_CLIP_TRAIN = """
-import functools, sys
+import functools, multiprocessing, sys
+multiprocessing.set_start_method("fork")  # its loader has functions that the default of Python 3.14 cannot send to a process
 import open_clip_train.data
 open_clip_train.data.tar_file_expander = functools.partial(open_clip_train.data.tar_file_expander, eof_value=None)
 from open_clip_train.main import main
