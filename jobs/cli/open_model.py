@@ -25,7 +25,10 @@ def last_checkpoint(config: Config) -> Checkpoint:
     store = CheckpointStore(open_storage(config.run.uri))
     checkpoint = store.latest()
     if checkpoint is None:
-        raise ConfigError(f"run.name={config.run.name}: {store.storage.uri} holds no checkpoint; name a trained run")
+        raise ConfigError(
+            f"run.name={config.run.name}: {store.storage.uri} holds no checkpoint; name a trained run, and with run.dir the "
+            "folder of its runs"
+        )
     return checkpoint
 
 

@@ -30,6 +30,7 @@ from pipeline.storage.parquet import parquet_columns, read_parquet
 FOLDER = "manifests"
 UNLISTED_ATTEMPTS, UNLISTED_PAUSE_S = 8, 0.05
 TARS, TABLES = (".tar",), (".parquet", ".csv", ".tsv", ".jsonl", ".csv.gz", ".tsv.gz", ".jsonl.gz")
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".avif", ".tif", ".tiff", ".bmp")
 MOST_LISTED = 1000
 """Files that are looked at to say what lies at an address."""
 
@@ -203,7 +204,7 @@ def read_manifest(storage: Storage, version: int | Literal["latest"] = "latest")
 
 
 def how_to_make_one(storage: Storage) -> str:
-    """The command that makes a data set of what lies at an address: of tars, of tables, or of nothing yet."""
+    """The command that makes a data set of what lies at an address: of tars, tables or images, or of nothing yet."""
     uri = storage.uri
     place = storage.local_path("")
     is_file = place is not None and place.is_file()
@@ -212,7 +213,10 @@ def how_to_make_one(storage: Storage) -> str:
         return f"these are tars: make one with jobs/index.py index.input='{uri}' index.output=DATA, and name DATA here"
     if any(name.lower().endswith(TABLES) for name in names):
         return f"these are tables: make one with jobs/ingest.py ingest.input='{uri}' ingest.output=DATA, and name DATA here"
-    return f"make one with jobs/ingest.py ingest.output={uri}"
+    if any(name.lower().endswith(IMAGES) for name in names):
+        keys = f"ingest.input=TABLE ingest.fetch.allow_files='{uri}' ingest.output=DATA"
+        return f"these are images: write a table of them (docs/pictures.md), run jobs/ingest.py {keys}, and name DATA here"
+    return f"make one with jobs/ingest.py ingest.input=TABLE ingest.output={uri}"
 
 
 def first_problem(error: ValidationError) -> str:

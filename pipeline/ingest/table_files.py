@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
+from pipeline.dataset.manifest import IMAGES
 from pipeline.errors import InputError
 from pipeline.ingest import text_tables
 from pipeline.ingest.text_source import GZIP_SUFFIX
@@ -76,6 +77,12 @@ def list_files(pattern: str, suffixes: tuple[str, ...], key: str) -> list[str]:
     if not found and _BRACES.search(pattern):
         glob = _BRACES.sub("*", pattern)
         raise InputError(f"{key}={pattern}: there is no such file, and braces are not expanded; write a glob, as in '{glob}'")
+    images = sum(path.lower().endswith(IMAGES) for path in paths)
+    if not found and images:
+        raise InputError(
+            f"{key}={pattern}: holds {images:,} images and no {'/'.join(suffixes)}; a table names the images and their "
+            "captions (docs/pictures.md)"
+        )
     if not found:
         raise InputError(
             f"{key}={pattern}: there is no such file ({', '.join(suffixes)}); give a file, a folder or a glob that matches some"

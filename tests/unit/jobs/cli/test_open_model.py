@@ -21,7 +21,7 @@ def options(*words: str) -> argparse.Namespace:
 
 
 def test_a_run_without_a_checkpoint_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"^run.name=none: .*none holds no checkpoint; name a trained run$"):
+    with pytest.raises(ConfigError, match=r"^run.name=none: .*none holds no checkpoint; name a trained run, and with run.dir "):
         last_checkpoint(load_config("debug_cpu", [f"run.dir={tmp_path}", "run.name=none"]))
 
 

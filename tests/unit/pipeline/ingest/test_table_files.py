@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.ingest.table_files import list_tables, tables_named
+from pipeline.ingest.table_files import SUFFIXES, list_files, list_tables, tables_named
 
 
 def write(path):
@@ -157,3 +157,15 @@ def test_a_folder_of_ones_own_that_is_called_inputs_is_read(tmp_path):
     for folder in ("inputs", "partitions"):
         (tmp_path / folder / "meta.json").write_text("{}")
     assert list_tables(str(tmp_path)) == tables
+
+
+@pytest.mark.parametrize(("suffixes", "what"), [(SUFFIXES, "no .parquet/"), ((".tar",), "no .tar;")])
+def test_a_folder_of_images_is_told_from_one_that_is_not_there(tmp_path, suffixes, what):
+    (tmp_path / "pictures").mkdir()
+    for number in range(3):
+        (tmp_path / "pictures" / f"{number}.JPG").touch()
+    with pytest.raises(
+        InputError, match=r"holds 3 images and .*; a table names the images and their captions \(docs/pictures\.md\)"
+    ) as caught:
+        list_files(str(tmp_path / "pictures"), suffixes, "ingest.input")
+    assert what in str(caught.value)
