@@ -10,6 +10,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from jobs.cli.failures import FULL
+
 
 @contextlib.contextmanager
 def whole_file(name: str) -> Iterator[Path]:
@@ -26,7 +28,7 @@ def whole_file(name: str) -> Iterator[Path]:
         yield part
         part.replace(target)
     except OSError as error:
-        if error.filename == str(part):
+        if error.filename == str(part) or (error.filename is None and error.errno in FULL):  # a write does not name its file
             raise OSError(error.errno, error.strerror, name) from error
         raise
     finally:

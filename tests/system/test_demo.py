@@ -38,7 +38,7 @@ def run_demo(bucket: str, folder: Path, s3_environment: dict[str, str], *options
     assert "held-out pairs among" in result.stdout
     assert "http_404" in result.stdout
     assert "OpenMoji" in result.stdout
-    assert re.search("^W&B has this run once you upload it: wandb sync /.*offline-run-", result.stdout, re.MULTILINE)
+    assert re.search("^W&B has this run once you upload it: on .*: wandb sync /.*offline-run-", result.stdout, re.MULTILINE)
     images = list((folder / "runs" / "demo-pictures").glob("*.png"))
     assert {image.name for image in images} == {"curves.png", "gallery.png"}
     secret = s3_environment["AWS_SECRET_ACCESS_KEY"]

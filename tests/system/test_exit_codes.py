@@ -74,6 +74,6 @@ def test_an_index_without_a_sample_and_a_takedown_of_an_ambiguous_key_are_not_wh
 def test_a_full_disk_is_tried_again_and_a_read_only_one_is_bad_input(tmp_path):
     run, disk = ROOT / "tests" / "fixtures" / "version_0_1" / "run", tmp_path / "disk"
     report = job("report", f"run.dir={run.parent}", "run.name=run", "--output", disk / "report.html")
-    check(run_on_disk("size=8k", disk, report, cwd=ROOT), 1, f"no space is left on the disk ({disk} on this machine: full)")
+    check(run_on_disk("size=8k", disk, report, cwd=ROOT), 1, f"{disk}/report.html: no space is left on the disk; make room")
     check(run_on_disk("ro", disk, report, cwd=ROOT), 2, f"{disk}/report.html: Read-only file system")
     assert not (run / "errors").exists(), "the run is only read"
