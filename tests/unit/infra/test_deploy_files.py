@@ -233,7 +233,7 @@ def test_manifests_and_image_name_the_versions_of_the_project():
     assert set(stated) == {constraints["ray"]}
     python = re.search(r"BASE_IMAGE=python:(\d+)\.(\d+)\.\d+-", TEXTS["docker/Dockerfile"])
     allowed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
-    assert allowed == ">=3.11,<3.13"
+    assert allowed == ">=3.11,<3.15"
     assert (3, 11) <= tuple(map(int, python.groups())) < (3, 13)
 
 
