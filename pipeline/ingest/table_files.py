@@ -77,16 +77,8 @@ def list_files(pattern: str, suffixes: tuple[str, ...], key: str) -> list[str]:
     if not found and _BRACES.search(pattern):
         glob = _BRACES.sub("*", pattern)
         raise InputError(f"{key}={pattern}: there is no such file, and braces are not expanded; write a glob, as in '{glob}'")
-    images = sum(path.lower().endswith(IMAGES) for path in paths)
-    if not found and images:
-        raise InputError(
-            f"{key}={pattern}: holds {images:,} images and no {'/'.join(suffixes)}; a table names the images and their "
-            "captions (docs/pictures.md)"
-        )
     if not found:
-        raise InputError(
-            f"{key}={pattern}: there is no such file ({', '.join(suffixes)}); give a file, a folder or a glob that matches some"
-        )
+        raise InputError(f"{key}={pattern}: {_why_none(paths, suffixes)}")
     for address in map(storage.address, found):
         if not address.lower().endswith(suffixes):
             raise InputError(f"{key}={address}: is not a supported file; use {', '.join(suffixes)}")
@@ -98,6 +90,14 @@ def list_files(pattern: str, suffixes: tuple[str, ...], key: str) -> list[str]:
     say_what_is_skipped(f"{key}={pattern}", "no tables" if suffixes == SUFFIXES else f"no {'/'.join(suffixes)} files", others)
     say_what_is_skipped(f"{key}={pattern}", "there without compression, too", tuple(twins))
     return sorted(map(storage.address, found))
+
+
+def _why_none(paths: Sequence[str], suffixes: tuple[str, ...]) -> str:
+    images = sum(path.lower().endswith(IMAGES) for path in paths)
+    if images:
+        what = f"holds {images:,} images and no {'/'.join(suffixes)}"
+        return f"{what}; a table names the images and their captions (docs/pictures.md)"
+    return f"there is no such file ({', '.join(suffixes)}); give a file, a folder or a glob that matches some"
 
 
 def tables_named(pattern: str, addresses: Iterable[str]) -> set[str]:
