@@ -11,6 +11,7 @@ Training saves a checkpoint first, and takes its time for that: training/stop_si
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import signal
@@ -23,6 +24,8 @@ from typing import Any
 
 from training.stop_signals import REPEATED_WITHIN_S, STOP_SIGNALS, StoppedError, takes_its_time
 
+AFTER_FORK_S = 0.05
+"""Time after a fork in which a signal waits: hooks of the fork still run."""
 ENDS_WITHIN_S = 10.0
 """Time in which the main thread commits and tidies up; the process is ended after it."""
 EXIT_INTERRUPTED, EXIT_TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
@@ -93,6 +96,7 @@ class _Signals:
         self._caught_up, self._ending = threading.Event(), threading.Lock()
         self._before: dict[int, Any] = {}
         self._pipe_before = -1
+        self.forked_at = -math.inf
 
     @property
     def code(self) -> int:
@@ -143,6 +147,9 @@ class _Signals:
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if self.raised:  # while the main thread tidies up
             return
+        if time.monotonic() - self.forked_at < AFTER_FORK_S:  # what is raised in a hook of a fork is only printed
+            _send_again(number)
+            return
         self.first, self.raised = self.first or number, True
         raise Stopped(128 + number)
 
@@ -185,22 +192,25 @@ def _say_that_it_stopped() -> None:
 _current: _Signals | None = None
 
 
+def _send_again(number: int) -> None:
+    again = threading.Timer(AFTER_FORK_S, os.kill, (os.getpid(), number))
+    again.daemon = True
+    again.start()
+
+
 def _hold_signals() -> None:
     if _current is not None:
+        _current.forked_at = math.inf
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
 
 
 def _let_signals_come() -> None:
     try:
         if _current is not None:
+            _current.forked_at = time.monotonic()
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-    except SystemExit as end:  # a handler's: what is raised in here, after a fork, is only printed
-        number = int(end.code or 0) & 127  # Ray's handler gives the number itself
-        if _current is not None:
-            _current.raised = False
-        again = threading.Timer(0.05, os.kill, (os.getpid(), number))
-        again.daemon = True
-        again.start()
+    except SystemExit as end:  # of Ray's own handler, which gives the number itself
+        _send_again(int(end.code or 0) & 127)
 
 
 def _forget_in_child() -> None:
