@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from model.clip_search import find_clip
+from model.config import ARCHITECTURES
 from model.file_formats import format_of
 from model.foreign_config import (
     HUGGING_FACE_CONFIG,
@@ -133,6 +134,8 @@ def _check_image_size(stated: Stated, state: dict[str, Tensor]) -> None:
 
 
 def _no_such_file(path: Path) -> str:
+    if str(path) in ARCHITECTURES:
+        return "there is no such file: it names an architecture, and weights are read from a file or folder, whose path to give"
     if _NAME_ELSEWHERE.fullmatch(str(path)) and not path.suffix and not path.parent.exists():
         repository = str(path).removeprefix("hf-hub:")
         return f"there is no such file, and names are not looked up; download it: hf download {repository} --local-dir FOLDER"

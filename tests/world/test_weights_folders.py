@@ -153,6 +153,11 @@ def test_a_name_of_a_hub_is_not_looked_up(name):
         read_weights(Path(name))
 
 
+def test_the_name_of_an_architecture_is_no_repository_of_a_hub():
+    with pytest.raises(ValueError, match="it names an architecture, and weights are read from a file or folder"):
+        read_weights(Path("ViT-B/32"))
+
+
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [

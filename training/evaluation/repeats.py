@@ -74,3 +74,26 @@ def labels_that_differ(keys: Sequence[bytes], labels: Sequence[str], world: Worl
         f"{together.total():,} of its {len(every):,} images have equals in another class ({some(commonest)}), so that an "
         "answer is right for one and wrong for the other"
     ]
+
+
+def captions_of_several_images(keys: Sequence[bytes], num_captions: Sequence[int], world: World) -> list[str]:
+    """Returns a sentence if equal captions belong to different images, where only one image counts as the right answer.
+
+    Args:
+        keys: of this rank's captions, as the text encoder reads them.
+        num_captions: of each of this rank's images.
+    """
+    images = [image for image, count in enumerate(num_captions) for _ in range(count)]
+    images_of: dict[bytes, set[tuple[int, int]]] = defaultdict(set)
+    every: list[bytes] = []
+    for rank, part in enumerate(gather_objects(list(zip(keys, images, strict=True)), world)):
+        for key, image in part:
+            images_of[key].add((rank, image))
+            every.append(key)
+    shared = sum(len(images_of[key]) > 1 for key in every)
+    if not shared:
+        return []
+    return [
+        f"{shared:,} of its {len(every):,} captions belong to several images each, of which only one counts as right: "
+        "even a perfect model may stay below 1"
+    ]

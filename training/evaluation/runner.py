@@ -32,7 +32,7 @@ from training.evaluation.figures import Figure, flatten
 from training.evaluation.image_batches import ImageBatch, read_batches
 from training.evaluation.image_sets import ImageSet, ManifestImageSet
 from training.evaluation.linear_probe import Features, Labels, probe_figures
-from training.evaluation.repeats import first_of_each, key_of, labels_that_differ, share_features
+from training.evaluation.repeats import captions_of_several_images, first_of_each, key_of, labels_that_differ, share_features
 from training.evaluation.retrieval import rank_pairs, retrieval_figures
 from training.evaluation.zero_shot import build_classifier, count_right, zero_shot_figures
 
@@ -128,7 +128,8 @@ def _measure_retrieval(encoder: _Encoder, image_set: ImageSet) -> list[Figure]:
     counts = torch.tensor(num_captions, dtype=torch.int64, device=world.device)
     image_of_text_M = torch.arange(len(counts), device=world.device).repeat_interleave(counts)
     ranks = rank_pairs(images_NE, texts_ME, image_of_text_M, world)
-    return _with_notes(retrieval_figures(ranks), image_set.notes)
+    repeats = captions_of_several_images(text_keys, num_captions, world)
+    return _with_notes(retrieval_figures(ranks), [*image_set.notes, *repeats])
 
 
 def _measure_zero_shot(encoder: _Encoder, data: ZeroShotData) -> list[Figure]:

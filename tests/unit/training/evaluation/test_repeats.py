@@ -6,7 +6,7 @@ import torch
 from tests.support.runs import ALONE
 from training.distributed import World
 from training.evaluation import repeats
-from training.evaluation.repeats import first_of_each, key_of, labels_that_differ, share_features
+from training.evaluation.repeats import captions_of_several_images, first_of_each, key_of, labels_that_differ, share_features
 
 
 def test_features_without_repeats_are_not_touched():
@@ -51,3 +51,12 @@ def test_equal_images_of_several_labels_are_counted(monkeypatch):
     monkeypatch.setattr(repeats, "gather_objects", lambda *_: [[b"a"], [b"a", b"b"]])
     (note,) = labels_that_differ([b"a"], ["x", "y", "y"], World(rank=0, world_size=2, device=torch.device("cpu")))
     assert note.startswith("2 of its 3 images")
+
+
+def test_captions_of_several_images_are_counted(monkeypatch):
+    assert captions_of_several_images([b"a", b"a", b"b"], [2, 1], ALONE) == [], "a caption twice at one image"
+    (note,) = captions_of_several_images([b"a", b"b", b"a", b"a"], [2, 1, 1], ALONE)
+    assert note.startswith("3 of its 4 captions belong to several images each")
+    monkeypatch.setattr(repeats, "gather_objects", lambda *_: [[(b"a", 0)], [(b"a", 0), (b"b", 1)]])
+    (note,) = captions_of_several_images([b"a"], [1], World(rank=0, world_size=2, device=torch.device("cpu")))
+    assert note.startswith("2 of its 3 captions")
