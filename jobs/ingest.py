@@ -3,6 +3,7 @@
     python jobs/ingest.py ingest.input=pairs.parquet ingest.output=data/pairs
     python jobs/ingest.py ingest.input='s3://BUCKET/tables/*.parquet' ingest.output=s3://BUCKET/pairs ingest.caption_column=alt
     python jobs/submit.py --working-dir . -- python jobs/ingest.py ingest.input=s3://BUCKET/t.csv ingest.output=s3://BUCKET/pairs
+    python jobs/ingest.py ingest.input=photos ingest.captions_from=txt ingest.output=data/photos     cat.jpg beside cat.txt, ...
     python jobs/ingest.py ingest.output=data/pairs --retry-failed timeout,http_503
     python jobs/ingest.py ingest.output=data/pairs --verify
 
@@ -47,8 +48,12 @@ def job(config: Config, options: argparse.Namespace) -> int:
         return _clean(config.ingest, options.older_than_h)
     if options.wandb:
         with_environment(config.tracking, os.environ)  # refuses bad input before Ray starts
+    from pipeline.ingest.image_folder import as_table_input, list_new_images
     from pipeline.ingest.plan import plan_ingest
 
+    as_tables = as_table_input(config.ingest)
+    images = 0 if options.retry_failed else list_new_images(config.ingest, options.dry_run)
+    config = config.model_copy(update={"ingest": as_tables})
     if options.retry_failed and options.dry_run:
         return _show_retries(config.ingest, options.retry_failed)
     ingest = _retries_as_input(config.ingest, options.retry_failed) if options.retry_failed else config.ingest
@@ -56,8 +61,11 @@ def job(config: Config, options: argparse.Namespace) -> int:
         print(f"nothing to do: every row that failed for {options.retry_failed} was tried again already")
         _repeat_verdict(config.ingest)
         return 0
+    if images and options.dry_run:
+        print(f"{images:,} images to list and to fetch, beside those of earlier runs")
+        return 0
     # refuses bad input before Ray starts
-    plan = plan_ingest(ingest, dry_run=options.dry_run, output_is_checked=bool(options.retry_failed))
+    plan = plan_ingest(ingest, dry_run=options.dry_run, output_is_checked=bool(options.retry_failed or images))
     if options.dry_run:
         print(plan)
         return 0

@@ -74,10 +74,16 @@ def train_run(config: Config) -> TrainResult:
 
 
 def _plan(config: Config) -> RunPlan:
-    """Refuses bad input before Ray starts, and says which data is newer than that of the run."""
+    """Refuses bad input before Ray starts, and says which batch size was chosen and which data is newer than the run's."""
     from training.run_plan import plan_run
 
     plan = plan_run(config)
+    size, wanted = plan.config.train.global_batch_size, config.train.global_batch_size
+    if size < wanted:
+        print(
+            f"train.global_batch_size={size} instead of {wanted:,}: {plan.order.epoch_samples:,} samples are then "
+            f"{plan.order.steps_per_epoch} steps an epoch (train.min_steps_per_epoch={config.train.min_steps_per_epoch})"
+        )
     for line in plan.newer_data():
         print(line)
     return plan

@@ -121,7 +121,10 @@ class IngestConfig(Section):
     """`ingest.*`: URL tables -> shards."""
 
     input: str = ""
-    """Table, folder or glob of tables; parquet, csv, tsv or jsonl, also .gz; local or s3://."""
+    """Table, folder or glob of tables; parquet, csv, tsv or jsonl, also .gz; local or s3://. See captions_from for images."""
+    captions_from: Literal["column", "txt", "txt_lines", "folder", "file_name"] = "column"
+    """Place of the captions if the input is a folder of images: cat.txt for cat.jpg (txt_lines: several, one a line), or the
+    name of the image's folder or file, with spaces for `_`. column: the input is tables."""
     output: str = ""
     """Root of the data set: a local folder or s3://bucket/prefix."""
     url_column: str = "url"

@@ -79,14 +79,17 @@ def ingest(config: str | os.PathLike[str] = "default", overrides: Sequence[str] 
     with _documented_errors():
         from pipeline.ingest.attempts import Attempts
         from pipeline.ingest.driver import run_ingest
+        from pipeline.ingest.image_folder import as_table_input, list_new_images
         from pipeline.ingest.plan import plan_ingest
 
         settings = _configured("ingest", config, overrides, sections)
-        plan = plan_ingest(settings.ingest)  # refuses bad input before Ray starts
+        tables = as_table_input(settings.ingest)
+        images = list_new_images(settings.ingest)
+        plan = plan_ingest(tables, output_is_checked=images > 0)  # refuses bad input before Ray starts
         if plan.partitions:
             connect_ray(settings.cluster)
             quieten_ray_data()
-        summary = run_ingest(settings.ingest, plan, describe=describe_cluster, attempts=Attempts(*KEY_VALUES))
+        summary = run_ingest(tables, plan, describe=describe_cluster, attempts=Attempts(*KEY_VALUES))
         if summary.shortfall:
             raise NotMeantError(f"{summary.shortfall}; what is committed stays")
         return summary

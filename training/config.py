@@ -136,6 +136,9 @@ class TrainConfig(Section):
 
     global_batch_size: int = Field(256, ge=2)
     """Samples of a step, over all workers."""
+    min_steps_per_epoch: int = Field(1, ge=1)
+    """Fewest steps of an epoch: for a small data set, global_batch_size is halved until an epoch has as many, which is said.
+    1: a data set that does not fill one batch is refused."""
     num_epochs: int = Field(32, ge=1)
     """Epochs to train for, unless max_steps or max_samples ends the run first."""
     max_steps: Annotated[int, Field(ge=1)] | None = None

@@ -23,10 +23,10 @@ from training.checkpoint.initial_weights import check_initial_weights, initial_a
 from training.checkpoint.resume import Start, changed_settings, check_continues, find_start
 from training.checkpoint.snapshot import MODEL, Position
 from training.checkpoint.store import Checkpoint, CheckpointStore
-from training.config import TrainingConfig
+from training.config import TrainConfig, TrainingConfig
 from training.data.caption_columns import check_captions
 from training.data.data_sets import DataSet, block_size_samples, check_prefetch, mean_sample_bytes, open_data_sets
-from training.data.order_layout import fit_num_streams
+from training.data.order_layout import fit_batch_size, fit_num_streams
 from training.data.sample_order import VERSION, VERSIONS, SampleOrder
 from training.distributed import World, gather_objects
 from training.evaluation.runner import check_evaluation
@@ -42,7 +42,7 @@ class RunPlan:
     """Everything that is settled before the first step.
 
     Attributes:
-        config: with the versions of its data sets pinned, and W&B's settings resolved.
+        config: with the versions of its data sets pinned, the batch size fitted to them, and W&B's settings resolved.
         run: the run's own folder: checkpoints, metrics.jsonl, config.yaml.
         start: position that the run resumes from; step 0 for a new one.
         changes: settings that differ from the checkpoint's, one line each, as run.allow_config_changes allows.
@@ -133,6 +133,10 @@ def check_config(config: TrainingConfig) -> None:
         raise ConfigError(
             "train.device=cuda: with cluster.use_gpu=False workers have no GPU; set cluster.use_gpu=true, or train.device=cpu"
         )
+    _check_every_worker_has_samples(config)
+
+
+def _check_every_worker_has_samples(config: TrainingConfig) -> None:
     if config.cluster.max_workers > config.train.global_batch_size:
         raise ConfigError(
             f"cluster.num_workers={config.cluster.num_workers}: every worker needs at least one sample of a step; "
@@ -156,8 +160,18 @@ def open_run(config: TrainingConfig, begin: Start | None = None) -> OpenedRun:
     if begin is None:
         check_captions([(one.storage, one.manifest) for one in data_sets], config.data.captions, "data.captions")
     pinned = config.data.with_versions([one.manifest.version for one in data_sets])
-    config = config.model_copy(update={"data": pinned})
+    config = config.model_copy(update={"data": pinned, "train": _fit_batch_size(config.train, data_sets)})
+    _check_every_worker_has_samples(config)
     return OpenedRun(config, architecture, data_sets, run, checkpoints, checkpoint, weights_sha256)
+
+
+def _fit_batch_size(train: TrainConfig, data_sets: Sequence[DataSet]) -> TrainConfig:
+    """Lowers the batch size as `train.min_steps_per_epoch` asks; of the pinned versions, so that a resume does the same."""
+    if train.min_steps_per_epoch == 1:
+        return train
+    epoch_samples = sum(one.source.epoch_samples for one in data_sets)
+    size = fit_batch_size(epoch_samples, train.global_batch_size, train.min_steps_per_epoch)
+    return train.model_copy(update={"global_batch_size": size})
 
 
 def fit_together(opened: OpenedRun) -> RunPlan:

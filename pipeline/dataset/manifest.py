@@ -214,8 +214,10 @@ def how_to_make_one(storage: Storage) -> str:
     if any(name.lower().endswith(TABLES) for name in names):
         return f"these are tables: make one with jobs/ingest.py ingest.input='{uri}' ingest.output=DATA, and name DATA here"
     if any(name.lower().endswith(IMAGES) for name in names):
-        keys = f"ingest.input=TABLE ingest.fetch.allow_files='{uri}' ingest.output=DATA"
-        return f"these are images: write a table of them (docs/pictures.md), run jobs/ingest.py {keys}, and name DATA here"
+        keys = f"ingest.input='{uri}' ingest.captions_from=txt ingest.output=DATA"
+        return (
+            f"these are images: make one with jobs/ingest.py {keys} (docs/pictures.md has other captions), and name DATA here"
+        )
     return f"make one with jobs/ingest.py ingest.input=TABLE ingest.output={uri}"
 
 

@@ -24,6 +24,7 @@ from pipeline.errors import InputError
 from pipeline.ingest.added_columns import ColumnChange, column_change, is_unchanged_without
 from pipeline.ingest.column_types import check_column_types
 from pipeline.ingest.held_text_rows import divide, edited
+from pipeline.ingest.image_folder import is_listing, is_same_listing
 from pipeline.ingest.options import fingerprints_of_alike, keep_options, options_fingerprint
 from pipeline.ingest.other_tables import OtherTables, compare_options
 from pipeline.ingest.retry import in_retries, is_same_retry, shards_of
@@ -253,7 +254,7 @@ class _Planner:
                 self.others.compare(table, first_row, chunk, digest)
                 self.names.add(table, chunk.column_names)
                 self._add(table, reader, first_row, without_row_text(chunk), digest)
-            elif not _is_unchanged(by_first[first_row], chunk, digest):
+            elif not is_listing(table) and not _is_unchanged(by_first[first_row], chunk, digest):
                 self._check_without_added(table, by_first[first_row], chunk)
             first_row += chunk.num_rows
         return first_row
@@ -358,7 +359,7 @@ def _held_ranges(manifest: Manifest | None, table: str, fingerprints: set[str]) 
     if manifest is None:
         return []
     held = sorted(
-        (record for record in manifest.partitions if record.input_path == table or is_same_retry(record.input_path, table)),
+        (record for record in manifest.partitions if _is_same_table(record.input_path, table)),
         key=lambda record: record.first_row,
     )
     if any(record.options_fingerprint not in fingerprints for record in held):
@@ -367,6 +368,10 @@ def _held_ranges(manifest: Manifest | None, table: str, fingerprints: set[str]) 
             "(ingest.image.*, ingest.caption.*, column names); use the same options, or choose another ingest.output"
         )
     return held
+
+
+def _is_same_table(one: str, other: str) -> bool:
+    return one == other or is_same_retry(one, other) or is_same_listing(one, other)
 
 
 def _is_unchanged(record: PartitionRecord, chunk: pa.Table, digest: str) -> bool:

@@ -78,7 +78,7 @@ def list_files(pattern: str, suffixes: tuple[str, ...], key: str) -> list[str]:
         glob = _BRACES.sub("*", pattern)
         raise InputError(f"{key}={pattern}: there is no such file, and braces are not expanded; write a glob, as in '{glob}'")
     if not found:
-        raise InputError(f"{key}={pattern}: {_why_none(paths, suffixes)}")
+        raise InputError(f"{key}={pattern}: {_why_none(storage, paths, suffixes)}")
     for address in map(storage.address, found):
         if not address.lower().endswith(suffixes):
             raise InputError(f"{key}={address}: is not a supported file; use {', '.join(suffixes)}")
@@ -92,11 +92,23 @@ def list_files(pattern: str, suffixes: tuple[str, ...], key: str) -> list[str]:
     return sorted(map(storage.address, found))
 
 
-def _why_none(paths: Sequence[str], suffixes: tuple[str, ...]) -> str:
+def _why_none(storage: Storage, paths: Sequence[str], suffixes: tuple[str, ...]) -> str:
+    arrow = next((path for path in paths if path.endswith(".arrow")), None)
+    if arrow is not None and suffixes == SUFFIXES:
+        folder = storage.address(arrow).rpartition("/")[0]
+        return (
+            'is a Hugging Face data set as arrow files; write it as parquet, and name that: python -c "import datasets; '
+            f"datasets.load_from_disk('{folder}').to_parquet('TABLE.parquet')\""
+        )
     images = sum(path.lower().endswith(IMAGES) for path in paths)
     if images:
         what = f"holds {images:,} images and no {'/'.join(suffixes)}"
-        return f"{what}; a table names the images and their captions (docs/pictures.md)"
+        if suffixes != SUFFIXES:
+            return f"{what}; jobs/ingest.py makes a data set of images (docs/pictures.md)"
+        return (
+            f"{what}; say where their captions are: ingest.captions_from=txt (in files beside them), folder or file_name (in "
+            "these names), or give a table that names the images (docs/pictures.md)"
+        )
     return f"there is no such file ({', '.join(suffixes)}); give a file, a folder or a glob that matches some"
 
 
@@ -116,7 +128,7 @@ def tables_named(pattern: str, addresses: Iterable[str]) -> set[str]:
 def _data_sets(paths: Iterable[str]) -> set[str]:
     """Prefixes of what jobs/ingest.py has written below a folder, whose tables are no input of the next run."""
     roots = {found[1] for path in paths if (found := WRITTEN.fullmatch(path))}
-    return {f"{root}{folder}/" for root in roots for folder in ("shards", "inputs", "retries")}
+    return {f"{root}{folder}/" for root in roots for folder in ("shards", "inputs", "retries", "listings")}
 
 
 def _refuse_table_formats(subject: str, paths: Iterable[str]) -> None:

@@ -26,6 +26,8 @@ from pipeline.dataset.manifest import (
 )
 from pipeline.dataset.purged_urls import digest_of, read_purged, record_purge
 from pipeline.errors import InputError
+from pipeline.ingest.image_folder import FOLDER as LISTINGS
+from pipeline.ingest.image_folder import blank_listed
 from pipeline.ingest.plan import INPUTS
 from pipeline.ingest.retry import FOLDER, RETRY_OF, is_own_key
 from pipeline.storage.address import open_storage, real_address
@@ -182,7 +184,7 @@ def _in_tables(storage: Storage, names: frozenset[str]) -> set[str]:
     """The names that a table in the data set has, of rows that wait to be fetched or retried."""
     tables = [
         read_parquet(storage.read(item.path))
-        for prefix in (INPUTS, f"{FOLDER}/")
+        for prefix in (INPUTS, f"{FOLDER}/", f"{LISTINGS}/")
         for item in storage.list(prefix)
         if item.path.endswith(".parquet")
     ]
@@ -239,7 +241,11 @@ def purge(storage: Storage, rules: Rules, holders: Holders) -> Manifest:
 
 
 def _delete_tables(storage: Storage, names: frozenset[str]) -> None:
-    """Deletes tables in the data set, of rows that wait to be fetched or retried, that name one of the samples."""
+    """Deletes tables in the data set, of rows that wait to be fetched or retried, that name one of the samples.
+
+    In lists of images only the rows of these samples go: the others tell which images are there.
+    """
+    blank_listed(storage, names)
     for prefix in (INPUTS, f"{FOLDER}/"):
         for item in list(storage.list(prefix)):
             if item.path.endswith(".parquet") and _names_any(read_parquet(storage.read(item.path)), names):

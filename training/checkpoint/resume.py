@@ -26,7 +26,7 @@ FREE_KEYS = {
         "max_skipped_samples", "stall_warning_s",
     ),
     "train": (
-        "global_batch_size", "seed",  # in the order's identity
+        "global_batch_size", "min_steps_per_epoch", "seed",  # in the order's identity
         "device", "micro_batch_size", "activation_checkpointing", "compile", "loss_tile_size", "log_every_steps",
         "on_non_finite", "max_skipped_steps", "hang_timeout_s",
     ),

@@ -104,6 +104,13 @@ class Layout:
         return self.epoch_samples - self.steps_per_epoch * self.global_batch_size
 
 
+def fit_batch_size(epoch_samples: int, global_batch_size: int, min_steps: int) -> int:
+    """Returns the batch size, halved until an epoch has at least so many steps; not below 2."""
+    while global_batch_size >= 4 and epoch_samples // global_batch_size < min_steps:
+        global_batch_size //= 2
+    return global_batch_size
+
+
 def fit_num_streams(epoch_samples: int, global_batch_size: int, num_streams: int) -> int:
     """Returns the largest number of streams, up to `num_streams`, with which an epoch skips less than a batch.
 

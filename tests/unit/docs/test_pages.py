@@ -12,7 +12,7 @@ import pytest
 from jobs.cli.config import key_names, load_config, recipe_names
 from tests.support.pages import ROOT, anchors, broken_links, commands, next_hop, overrides, quoted, recipe
 
-TASKS = ("ingest", "train", "evaluate", "use", "search", "pictures")
+TASKS = ("ingest", "train", "finetune", "evaluate", "use", "search", "pictures")
 PAGES = [
     ROOT / "infra" / "README.md",
     *sorted(path for path in (ROOT / "docs").rglob("*.md") if path.name != "LOG.md"),

@@ -225,3 +225,13 @@ def test_the_weight_that_a_message_names_shows_a_sample():
 def test_a_weight_is_a_number_of_times(data_set, tmp_path, weight):
     with pytest.raises(ConfigError, match=r"data\.mixture\.0\.weight"):
         config_of(data_set, tmp_path, "data.uri=", f"data.mixture=[{{uri: {data_set}, weight: {weight}}}]")
+
+
+def test_the_batch_is_halved_until_a_small_epoch_has_its_steps(data_set, tmp_path):
+    plan = plan_run(config_of(data_set, tmp_path, "train.global_batch_size=512", "train.min_steps_per_epoch=10"))
+    assert plan.config.train.global_batch_size == 4, "of 64 samples"
+    assert plan.order.steps_per_epoch == 16
+    again = plan_run(plan.config)
+    assert (again.config, again.order.identity()) == (plan.config, plan.order.identity())
+    with pytest.raises(ConfigError, match=r"use at most train\.global_batch_size=4 workers"):
+        plan_run(config_of(data_set, tmp_path, "train.min_steps_per_epoch=10", "cluster.num_workers=5"))

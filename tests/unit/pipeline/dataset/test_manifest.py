@@ -96,7 +96,7 @@ def test_a_version_that_is_refused_but_never_listed_is_given_up(make_data_set, t
         ("shards/00000.tar", "shards/{00000..00009}.tar", "jobs/index.py index.input='{uri}' index.output=DATA"),
         ("part-0.parquet", "", "these are tables: make one with jobs/ingest.py ingest.input='{uri}' ingest.output=DATA"),
         ("pairs.CSV.GZ", "pairs.CSV.GZ", "jobs/ingest.py ingest.input='{uri}' ingest.output=DATA"),
-        ("a/b.JPG", "", "these are images: write a table of them (docs/pictures.md), run jobs/ingest.py ingest.input=TABLE"),
+        ("a/b.JPG", "", "these are images: make one with jobs/ingest.py ingest.input="),
         ("readme.txt", "", "there is no data set; make one with jobs/ingest.py ingest.input=TABLE ingest.output={uri}"),
     ],
 )

@@ -159,13 +159,13 @@ def test_a_folder_of_ones_own_that_is_called_inputs_is_read(tmp_path):
     assert list_tables(str(tmp_path)) == tables
 
 
-@pytest.mark.parametrize(("suffixes", "what"), [(SUFFIXES, "no .parquet/"), ((".tar",), "no .tar;")])
+@pytest.mark.parametrize(("suffixes", "what"), [(SUFFIXES, "no .parquet/"), ((".tar",), "no .tar; jobs/ingest")])
 def test_a_folder_of_images_is_told_from_one_that_is_not_there(tmp_path, suffixes, what):
     (tmp_path / "pictures").mkdir()
     for number in range(3):
         (tmp_path / "pictures" / f"{number}.JPG").touch()
     with pytest.raises(
-        InputError, match=r"holds 3 images and .*; a table names the images and their captions \(docs/pictures\.md\)"
+        InputError, match=r"holds 3 images and .*(ingest\.captions_from=txt|makes a data set of images).*\(docs/pictures\.md\)"
     ) as caught:
         list_files(str(tmp_path / "pictures"), suffixes, "ingest.input")
     assert what in str(caught.value)

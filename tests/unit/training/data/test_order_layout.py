@@ -10,6 +10,7 @@ from training.data.order_layout import (
     Source,
     block_share,
     block_steps,
+    fit_batch_size,
     locate_sample,
     locate_samples,
     locate_shard,
@@ -85,3 +86,10 @@ def test_an_empty_data_set_is_refused():
 def test_a_position_between_steps_is_refused():
     with pytest.raises(ConfigError, match="samples_seen=65"):
         next_step(order().layout, 65)
+
+
+def test_a_batch_size_is_lowered_by_halves_for_enough_steps():
+    assert fit_batch_size(500, 512, 10) == 32
+    assert fit_batch_size(5_000, 512, 10) == 256
+    assert fit_batch_size(50_000, 512, 10) == 512
+    assert fit_batch_size(3, 512, 10) == 2
