@@ -19,6 +19,7 @@ from training.record.tracking import read_metrics
 
 ROOT = Path(__file__).parents[2]
 RAY = Path(sys.executable).parent / "ray"
+START_ATTEMPTS = 4
 
 
 class MiniCluster:
@@ -37,25 +38,19 @@ class MiniCluster:
             "RAY_prestart_worker_first_driver": "0",
         }  # fmt: skip
         self.nodes: list[subprocess.Popen[bytes]] = []
-        self._start("--head", *self._head_options(), environment=self._head_environment())
-        try:
-            self.wait_for_nodes(1)
-        except RuntimeError:
-            self.close()
-            raise
+        self._join(1, "--head", *self._head_options(), environment=self._head_environment())
 
     def add_node(self, cpus: int = 1, environment: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
         """Start a node and wait until it has joined."""
         before = len(self.node_ids())
         # The nodes share a log folder, which the head's log monitor reads: one per node would print every line as often.
         options = (f"--address={self.address}", f"--num-cpus={cpus}", "--include-log-monitor=false")
-        node = self._start(*options, environment=environment)
-        self.wait_for_nodes(before + 1)
-        return node
+        return self._join(before + 1, *options, environment=environment)
 
     def kill(self, node: subprocess.Popen[bytes]) -> None:
         """Kill all processes of a node at once, as when its machine fails."""
-        os.killpg(node.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(node.pid, signal.SIGKILL)
         node.wait()
         self.nodes.remove(node)
 
@@ -74,16 +69,19 @@ class MiniCluster:
         state._initialize_global_state(options)
         return list(state.node_table())
 
-    def wait_for_nodes(self, count: int) -> None:
-        deadline = time.time() + 180  # on a machine that does other things too
-        while time.time() < deadline:
-            try:
-                if len(self.node_ids()) >= count:
-                    return
-            except Exception:  # the head has not started yet
+    def _join(self, count: int, *options: str, environment: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
+        """Starts a node until it is one of so many: on a busy machine, Ray gives a start up after some seconds and ends."""
+        for _ in range(START_ATTEMPTS):
+            node = self._start(*options, environment=environment)
+            while node.poll() is None:
+                with contextlib.suppress(Exception):  # the head does not answer yet
+                    if len(self.node_ids()) >= count:
+                        return node
                 time.sleep(0.1)
-            time.sleep(0.1)
-        raise RuntimeError(f"the cluster did not reach {count} nodes")
+            self.kill(node)
+        log = (self.folder / "nodes.log").read_text()[-3000:]
+        self.close()
+        raise RuntimeError(f"a node did not start:\n{log}")
 
     def drain(self, node_id: str, seconds: int) -> None:
         """Announce that a node will be preempted, as a cloud does."""
@@ -125,9 +123,8 @@ class MiniCluster:
             os.kill(worker, signal.SIGCONT)
 
     def close(self) -> None:
-        for node in self.nodes:
-            os.killpg(node.pid, signal.SIGKILL)
-            node.wait()
+        for node in list(self.nodes):
+            self.kill(node)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _head_options(self) -> list[str]:
