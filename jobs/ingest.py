@@ -82,6 +82,9 @@ def job(config: Config, options: argparse.Namespace) -> int:
     print(summary)
     if summary.counts.get("success"):
         _say_what_is_raw(config.ingest, summary.version)
+    if summary.version == 1:
+        data = shlex.quote(f"data.uri={_output(config.ingest)}")
+        print(f"next: python jobs/train.py --config small {data}   (jobs/recipes has larger ones)")
     if summary.retry_reasons:
         print(f"the settings have changed for {summary.retry_text}; this fetches them again:")
         print(f"  {_command(options, ','.join(summary.retry_reasons))}")

@@ -17,6 +17,7 @@ resumes.
 from __future__ import annotations
 
 import argparse
+import shlex
 from typing import TYPE_CHECKING
 
 from jobs.cli.command_line import EXIT_FAILED, EXIT_STOPPED, connect_ray, main, parser
@@ -57,8 +58,16 @@ def job(config: Config, options: argparse.Namespace) -> int:
     if page:
         print(f"report: {page}")
     print_sync(result.wandb_sync)
-    print(f"next: python jobs/evaluate.py run.dir={config.run.dir} run.name={config.run.name} --help")
+    print(f"next: {_next_command(config, bool(result.evaluation))}")
     return 0
+
+
+def _next_command(config: Config, evaluated: bool) -> str:
+    """The command that usually follows: to measure the run on held-out data, or to export it."""
+    run = shlex.join([f"run.dir={config.run.dir}", f"run.name={config.run.name}"])
+    if evaluated:
+        return f"python jobs/export.py {run} --output exports/{config.run.name}"
+    return f"python jobs/evaluate.py {run} evaluation.retrieval_uri=HELDOUT"
 
 
 def train_run(config: Config) -> TrainResult:

@@ -45,7 +45,8 @@ class FetchConfig(Section):
     allow_s3: tuple[str, ...] = ()
     """Prefixes (s3://bucket/photos/) under which s3:// addresses in the url column may be read, with this machine's keys."""
     allow_files: tuple[str, ...] = ()
-    """Folders under which paths and file:// addresses in the url column may be read; one, or a list."""
+    """Folders under which paths and file:// addresses in the url column may be read; one, or a list. A relative path is looked
+    for beside its table, then in each of these folders."""
     user_agent_contact: str = ""
     """URL or e-mail address to send in the User-Agent."""
 

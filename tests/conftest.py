@@ -22,7 +22,7 @@ from tests.support.serving import serving
 
 os.environ["RAY_AUTH_MODE"] = "disabled"  # before Ray is imported anywhere: the same for servers, drivers and clients
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-os.environ["WANDB_MODE"] = "offline"
+os.environ["WANDB_MODE"] = "disabled"  # of each run, unless a test says otherwise
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # `make test` runs two processes, and small tensors gain nothing from threads
 ROOT = Path(__file__).parents[1]

@@ -33,8 +33,13 @@ _DATA = re.compile(r"data:", re.IGNORECASE)
 class ImageSource:
     """Fetches images for one event loop; an async context, like `Fetcher`."""
 
-    def __init__(self, config: FetchConfig) -> None:
+    def __init__(self, config: FetchConfig, table: str = "") -> None:
+        """
+        Args:
+            table: address of the table whose URLs are fetched: relative paths are looked for beside it first.
+        """
         self.config = config
+        self._beside = Path(table).resolve().parent if table and "://" not in table else None
         self._web = Fetcher(config)
         self._s3 = tuple(prefix.rstrip("/") + "/" for prefix in config.allow_s3)
         self._folders = tuple(Path(folder).expanduser().resolve() for folder in config.allow_files)
@@ -89,6 +94,10 @@ class ImageSource:
             named = Path(url2pathname(urlsplit(url).path)) if is_url else Path(url)
             paths = {folder: (folder / named).resolve() for folder in self._folders}
             allowed = {path for folder, path in paths.items() if path.is_relative_to(folder)}
+            if self._beside is not None and not is_url:
+                near = (self._beside / named).resolve()
+                if near.is_file() and any(near.is_relative_to(folder) for folder in self._folders):
+                    allowed = {near}
             files = [path for path in allowed if path.is_file()]
             if len(files) == 1:
                 with files[0].open("rb") as file:

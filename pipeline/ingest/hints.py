@@ -80,6 +80,15 @@ def is_reason(word: str) -> bool:
     return word in BY_ROWS or word in FIXED or re.fullmatch(r"http_\d{3}", word) is not None
 
 
+def hint_before(urls: Sequence[str], fetch: FetchConfig) -> str:
+    """Says what to type if all of some URLs are paths and none may be read; else ""."""
+    rows = [FailedRow("", url, "no scheme") for url in urls if url.strip()]
+    kinds = {_kind_of("bad_url", row) for row in rows}
+    if not rows or fetch.allow_files or not kinds <= {PATH, FILE}:
+        return ""
+    return _paths("", rows, fetch).replace(" --retry-failed ", "")
+
+
 # ---------------------------------------------------------------------------------------------------- lines that depend on rows
 
 

@@ -148,12 +148,13 @@ class Lineage:
         return record
 
     def sources(self, tables: Iterable[str]) -> set[str]:
-        """The tables themselves; for a table of retries, the one that its rows come from."""
-        found = set()
-        for table in tables:
-            before = self._records.get(retried_partition(table)) if in_retries(table) else None
-            found.add(table if before is None else self.source(before).input_path)
-        return found
+        """The tables that the rows of these tables come from."""
+        return {self.source_of(table) for table in tables}
+
+    def source_of(self, table: str) -> str:
+        """The table itself; of retries, the one that their rows come from."""
+        before = self._records.get(retried_partition(table)) if in_retries(table) else None
+        return table if before is None else self.source(before).input_path
 
     def of_tables(self, tables: set[str]) -> list[PartitionRecord]:
         """All records whose rows come from these tables, retries included."""

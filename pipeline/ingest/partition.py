@@ -82,7 +82,10 @@ async def _ingest_rows(
     shards: list[ShardRecord] = []
     counts: Counter[str] = Counter()
     writer: ShardWriter | None = None
-    async with _workshop(config, read_purged(storage)) as workshop, asyncio.TaskGroup() as tasks:
+    async with (
+        _workshop(config, spec.source_table or spec.input_path, read_purged(storage)) as workshop,
+        asyncio.TaskGroup() as tasks,
+    ):
         async for row, claim in _start_rows(spec, workshop, tasks):
             if writer is None:
                 prefix = f"{spec.id}-{len(shards):03d}"
@@ -113,8 +116,8 @@ class _Workshop:
 
 
 @asynccontextmanager
-async def _workshop(config: IngestConfig, purged: frozenset[str]) -> AsyncIterator[_Workshop]:
-    async with ImageSource(config.fetch) as source:
+async def _workshop(config: IngestConfig, table: str, purged: frozenset[str]) -> AsyncIterator[_Workshop]:
+    async with ImageSource(config.fetch, table) as source:
         yield _Workshop(config, source, Memory(config.memory_bytes), purged)
 
 

@@ -22,11 +22,12 @@ from pipeline.config import IngestConfig
 from pipeline.dataset.manifest import Manifest, PartitionRecord, list_versions, partition_path, read_manifest, short_hash
 from pipeline.errors import InputError
 from pipeline.ingest.added_columns import ColumnChange, column_change, is_unchanged_without
-from pipeline.ingest.column_types import check_column_types
+from pipeline.ingest.column_types import check_column_types, foresee_refused_paths
 from pipeline.ingest.held_text_rows import divide, edited
 from pipeline.ingest.image_folder import is_listing, is_same_listing
 from pipeline.ingest.options import fingerprints_of_alike, keep_options, options_fingerprint
 from pipeline.ingest.other_tables import OtherTables, compare_options
+from pipeline.ingest.outcome import Lineage
 from pipeline.ingest.retry import in_retries, is_same_retry, shards_of
 from pipeline.ingest.rows_digest import hash_rows, hash_rows_as_before
 from pipeline.ingest.stored_names import StoredNames
@@ -57,11 +58,12 @@ INPUTS = "inputs/"
 
 @dataclass(frozen=True)
 class PartitionSpec:
-    """A row range to ingest; all fields but `rows_path` and `rows_first` are those of its record in the manifest.
+    """A row range to ingest; the fields that are not described are those of its record in the manifest.
 
     Attributes:
         rows_path: table to read the rows from; "" for the input itself.
         rows_first: the range's first row in that table.
+        source_table: of a retry, the table that its rows came from; "" for the input itself.
     """
 
     id: str
@@ -73,6 +75,7 @@ class PartitionSpec:
     rows_path: str
     rows_first: int
     text_reader: str = ""
+    source_table: str = ""
 
 
 class TableNote(BaseModel):
@@ -251,6 +254,8 @@ class _Planner:
             check_column_types(table, chunk.schema, self._config)
             digest = hash_rows(chunk)
             if first_row not in by_first:
+                if first_row == 0:
+                    foresee_refused_paths(table, chunk, self._config)
                 self.others.compare(table, first_row, chunk, digest)
                 self.names.add(table, chunk.column_names)
                 self._add(table, reader, first_row, without_row_text(chunk), digest)
@@ -318,6 +323,7 @@ class _Planner:
                 rows_path=rows_path,
                 rows_first=first_row if seekable else 0,
                 text_reader=reader,
+                source_table=Lineage(self.manifest).source_of(table) if in_retries(table) else "",
             )
         )
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-COLOURS, SHAPES = ("red", "blue", "green", "black"), ("disc", "square", "ring", "cross")
+COLOURS, SHAPES = ("red", "green", "blue", "yellow"), ("disc", "square", "bar", "ring")
 
 
 def pythons() -> list[str]:
@@ -25,7 +25,12 @@ def pythons() -> list[str]:
 @pytest.mark.soak
 def test_a_wheel_goes_from_a_folder_of_images_to_a_search(tmp_path, draw_shape):
     found = pythons() or [sys.executable]
-    subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path, ROOT], check=True)
+    source = tmp_path / "source"  # the build writes into its folder
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
+    for file in files:
+        (source / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / file, source / file)
+    subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path, source], check=True)
     (wheel,) = tmp_path.glob("rayclip-*.whl")
     for python in found:
         place = tmp_path / Path(python).name

@@ -423,7 +423,6 @@ def test_figures_that_a_kill_kept_from_a_checkpoint_are_added_when_the_run_resum
         ("train.max_skipped_steps=5", "set train.on_non_finite=skip"),
         ("data.cache_bytes=5000", "set data.cache_dir"),
         ("cluster.resize_every_s=5", "set cluster.num_workers=[MIN,MAX]"),
-        ("tracking.wandb_project=mine", "set tracking.wandb_mode=offline"),
         ("evaluation.retrieval_captions=[alt]", "set evaluation.retrieval_uri"),
         ("evaluation.on_failure=warn", "nothing is measured"),
         ("model.allow_torchscript=true", "set model.weights"),

@@ -47,7 +47,7 @@ def wilson(hits: float, num_queries: int) -> tuple[float, float]:
     p, n = hits / num_queries, num_queries
     centre = (p + Z_95**2 / (2 * n)) / (1 + Z_95**2 / n)
     half = Z_95 / (1 + Z_95**2 / n) * math.sqrt(p * (1 - p) / n + Z_95**2 / (4 * n**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return min(p, max(0.0, centre - half)), max(p, min(1.0, centre + half))  # rounding must not exclude the share itself
 
 
 def mean_of_shares(name: str, hits: Sequence[int], counts: Sequence[int], chance: float) -> Figure:

@@ -209,6 +209,20 @@ def test_a_night_that_fetches_nothing_is_not_done_nor_are_the_nights_after_it(in
     assert ingestion.run("ingest.min_success_share=0")[0] == 0, "a recipe may mean it"
 
 
+def test_paths_that_may_not_be_read_are_foreseen_while_the_run_is_planned(ingestion, photos, caplog):
+    ingestion.add([str(photos / f"{number}.png") for number in range(3)])
+    assert ingestion.run("--dry-run")[0] == 0
+    assert (
+        f"its first rows are paths, such as {photos}/0.png: paths are read only in folders that you allow; add: " in caplog.text
+    )
+    assert f"ingest.fetch.allow_files=[{photos}]" in caplog.text
+    caplog.clear()
+    assert ingestion.run("--dry-run", f"ingest.fetch.allow_files=[{photos}]")[0] == 0
+    ingestion.add(["https://e.org/1.jpg"], table="other.csv")
+    assert ingestion.run("--dry-run", table="other.csv")[0] == 0
+    assert "paths" not in caplog.text
+
+
 def test_one_in_a_hundred_is_not_what_was_meant_until_rows_succeed(ingestion, photos):
     allowed = f"ingest.fetch.allow_files=[{photos}]"
     ingestion.add([str(photos / f"{number}.png") for number in range(2)] + [f"ftp://e.org/{number}" for number in range(198)])

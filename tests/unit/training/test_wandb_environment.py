@@ -42,18 +42,17 @@ def test_project_and_entity_are_those_of_the_environment_unless_the_configuratio
 def test_a_mode_that_a_run_cannot_have_is_refused_while_it_is_planned(data_set, tmp_path, monkeypatch, mode):
     monkeypatch.setenv("WANDB_MODE", mode)
     monkeypatch.delenv("WANDB_DISABLED", raising=False)
-    config = load_config("debug_cpu", [f"data.uri={data_set}", f"run.dir={tmp_path}"])
-    silent = config.model_copy(update={"tracking": TrackingConfig()})
+    place = [f"data.uri={data_set}", f"run.dir={tmp_path}"]
     with pytest.raises(ConfigError, match=f"WANDB_MODE={mode}: is no mode of a run; set it to online"):
-        plan_run(silent)
-    assert plan_run(config).config.tracking.wandb_mode == "disabled", "the recipe has one"
+        plan_run(load_config("debug_cpu", place))
+    stated = load_config("debug_cpu", [*place, "tracking.wandb_mode=disabled"])
+    assert plan_run(stated).config.tracking.wandb_mode == "disabled"
 
 
 def test_a_run_records_what_the_environment_said(data_set, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.setenv("WANDB_PROJECT", "clip")
-    config = load_config("debug_cpu", [f"data.uri={data_set}", f"run.dir={tmp_path}"])
-    tracking = plan_run(config.model_copy(update={"tracking": TrackingConfig()})).config.tracking
+    tracking = plan_run(load_config("debug_cpu", [f"data.uri={data_set}", f"run.dir={tmp_path}"])).config.tracking
     assert (tracking.wandb_mode, tracking.wandb_project) == ("disabled", "clip")
 
 

@@ -19,7 +19,7 @@ def test_every_rule_is_about_keys_that_exist():
         (["data.max_skipped_samples=5"], "data.on_damage=skip"),
         (["train.max_skipped_steps=5"], "train.on_non_finite=skip"),
         (["data.cache_bytes=5000"], "data.cache_dir=/nvme"),
-        (["tracking.wandb_entity=us"], "tracking.wandb_mode=online"),
+        (["tracking.wandb_entity=us", "tracking.wandb_mode=disabled"], "tracking.wandb_mode=online"),
         (["cluster.resize_every_s=5"], "cluster.num_workers=[1,3]"),
         (["evaluation.batch_size=16"], "evaluation.retrieval_uri=data/heldout"),
         (["cluster.use_gpu=true"], "train.device=auto"),

@@ -19,9 +19,9 @@ from pipeline.ingest.plan import plan_ingest
 from pipeline.storage.address import open_storage
 
 
-def fetch(url: str, **options) -> Fetched | Failure:
+def fetch(url: str, table: str = "", **options) -> Fetched | Failure:
     async def one():
-        async with ImageSource(FetchConfig(**options)) as source:
+        async with ImageSource(FetchConfig(**options), table) as source:
             claim = Memory(1 << 20).claim(0)
             return await source.fetch(url, claim)
 
@@ -77,6 +77,18 @@ def test_files_are_read_under_the_folders_that_are_allowed(tmp_path):
     assert reason("nul\x00byte", **allowed) == "bad_url"
     assert reason(f"{tmp_path}/photos/a b.jpg") == "bad_url"
     assert reason(f"file://{tmp_path}/photos/a%20b.jpg") == "unknown_scheme"
+
+
+def test_a_relative_path_is_looked_for_beside_the_table_first(tmp_path):
+    for folder, content in (("data/tables", b"beside"), ("data", b"above"), ("photos", b"photos"), ("elsewhere", b"no")):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / folder / "1.jpg").write_bytes(content)
+    table, allowed = str(tmp_path / "data/tables/t.csv"), (str(tmp_path / "data"), str(tmp_path / "photos"))
+    assert fetch("1.jpg", table, allow_files=allowed) == Fetched(b"beside")
+    assert fetch("tables/1.jpg", table, allow_files=allowed) == Fetched(b"beside"), "else below the folders that are allowed"
+    assert fetch("1.jpg", table, allow_files=allowed[1:]) == Fetched(b"photos"), "beside the table is not allowed"
+    assert reason("../../elsewhere/1.jpg", table=table, allow_files=allowed) == "address_refused"
+    assert fetch("1.jpg", "s3://bucket/t.csv", allow_files=allowed[:1]) == Fetched(b"above")
 
 
 def png(shade: int) -> bytes:

@@ -55,7 +55,7 @@ def record_of(spec: PartitionSpec) -> PartitionRecord:
         sidecar_size_bytes=0,
         sidecar_sha256="",
     )
-    fields = {name: value for name, value in vars(spec).items() if not name.startswith("rows_") or name == "rows_sha256"}
+    fields = {name: value for name, value in vars(spec).items() if name in PartitionRecord.model_fields}
     return PartitionRecord(**fields, counts={"success": spec.num_rows}, shards=(shard,))
 
 
