@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from model.config import Architecture, Tower, get_architecture
-from model.layers import Captions, ResidualAttentionBlock, Transformer, to_device
+from model.layers import Captions, ResidualAttentionBlock, Transformer
 from model.preprocess import normalize_images
 from model.resnet import Bottleneck, ModifiedResNet
 from model.vit import VisionTransformer
@@ -111,11 +111,9 @@ class CLIP(nn.Module):
         The mask is causal and the feature is read at end-of-text, so later tokens cannot change the result. If the ids are on
         the CPU, padding is skipped, on whichever device the model is; ids on a GPU are processed with their padding.
         """
-        device = self.positional_embedding.device
-        captions = Captions.of(texts_BL, device)
-        texts_BL = to_device(texts_BL[:, : captions.length], device)
-        x_BLD = self.token_embedding(texts_BL) + self.positional_embedding[: captions.length]
-        end_BD = self.transformer(captions.pack(x_BLD), captions)
+        captions = Captions.of(texts_BL, self.positional_embedding.device)
+        x = self.token_embedding(captions.ids) + F.embedding(captions.positions, self.positional_embedding)
+        end_BD = self.transformer(x, captions)
         features_BE: Tensor = self.ln_final(end_BD) @ self.text_projection
         return l2_normalize(features_BE) if normalize else features_BE
 
