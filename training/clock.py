@@ -38,6 +38,15 @@ class CommunicationTimer:
         self._in_collective = False
         self._add(began)
 
+    @contextlib.contextmanager
+    def blocked(self) -> Iterator[None]:
+        """Marks a wait for the device, which may wait for other ranks: its collectives are in the same queue. Not timed."""
+        before, self._in_collective = self._in_collective, True
+        try:
+            yield
+        finally:
+            self._in_collective = before
+
     @property
     def is_waiting(self) -> bool:
         """True while this rank waits for others. Safe to read from another thread."""
@@ -56,7 +65,8 @@ class CommunicationTimer:
     def take(self) -> float:
         """Seconds of waiting since the last call. On a GPU it waits for the device."""
         for began, ended in self._pairs:
-            ended.synchronize()
+            with self.blocked():
+                ended.synchronize()
             self._seconds += began.elapsed_time(ended) / 1000
         taken, self._seconds = self._seconds, 0.0
         self._pairs.clear()

@@ -170,8 +170,8 @@ class TrainConfig(Section):
     """Encoders that recompute their blocks in the backward pass, which saves memory."""
     compile: bool = False
     """Use torch.compile for both encoders: minutes at the start, for faster steps on GPUs."""
-    loss_tile_size: int = Field(1024, ge=1)
-    """Columns of the similarity matrix that exist at a time."""
+    loss_tile_size: Annotated[int, Field(ge=1)] | None = None
+    """Columns of the similarity matrix that exist at a time. None: 4096 on CUDA, 1024 elsewhere."""
     log_every_steps: int = Field(1, ge=1)
     """Steps from one row of metrics.jsonl to the next."""
     on_non_finite: Literal["fail", "skip"] = "fail"

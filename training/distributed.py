@@ -76,6 +76,8 @@ def init_world(rank: int, world_size: int, init_method: str, device: torch.devic
     Args:
         init_method: address of the rendezvous, e.g. file:///shared/path or tcp://host:port.
     """
+    if device.type == "cuda":  # else streams and events without a device are those of the first GPU
+        torch.cuda.set_device(device)
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
         init_method=init_method,

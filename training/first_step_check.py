@@ -42,7 +42,8 @@ def check_first_step(config: TrainingConfig, world: World) -> list[Finding]:
     trainer = Trainer(plan_run(config), world)
     batch_size = config.train.global_batch_size
     micro = trainer.micro_batch_size
-    needed, free = step_bytes(trainer.clip, trainer.optimizer, world, micro, batch_size, trainer._autocast)
+    work = (world, micro, batch_size, trainer._autocast, trainer.plan.caption_lengths())
+    needed, free = step_bytes(trainer.clip, trainer.optimizer, *work)
     worst, left = max(gather_objects((needed, free), world), key=lambda pair: pair[0] - pair[1])
     samples = micro or math.ceil(batch_size / world.world_size)
     about = f"{samples:,} samples at a time need up to {worst / 1e9:,.1f} GB of a worker's {left / 1e9:,.1f} GB"

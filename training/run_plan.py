@@ -24,13 +24,14 @@ from training.checkpoint.resume import Start, changed_settings, check_continues,
 from training.checkpoint.snapshot import MODEL, Position
 from training.checkpoint.store import Checkpoint, CheckpointStore
 from training.config import TrainConfig, TrainingConfig
-from training.data.caption_columns import check_captions
+from training.data.caption_columns import caption_lengths, check_captions
 from training.data.data_sets import DataSet, block_size_samples, check_prefetch, mean_sample_bytes, open_data_sets
 from training.data.order_layout import fit_batch_size, fit_num_streams
 from training.data.sample_order import VERSION, VERSIONS, SampleOrder
 from training.distributed import World, gather_objects
 from training.evaluation.runner import check_evaluation
 from training.optimizer import Schedule
+from training.step.micro_batch import CaptionLengths
 from training.wandb_environment import with_environment
 
 RATE_TOLERANCE = 0.01
@@ -67,6 +68,11 @@ class RunPlan:
     @property
     def total_steps(self) -> int:
         return self.schedule.total_steps
+
+    def caption_lengths(self) -> CaptionLengths:
+        """Lengths of the captions to expect, from some of them."""
+        opened, length = [(one.storage, one.manifest) for one in self.data_sets], self.architecture.context_length
+        return CaptionLengths.of(caption_lengths(opened, self.config.data.captions, length), length)
 
     def newer_data(self) -> Iterator[str]:
         """One line for each data set that has grown since the run began."""

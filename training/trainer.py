@@ -47,7 +47,7 @@ from training.run_plan import RunPlan, agree_on_plan, batch_norm_caveat
 from training.save_and_stop import Link, Request, Requests, listening
 from training.step.gradients import compute_gradients
 from training.step.micro_batch import resolve_micro_batch_size
-from training.step.model_setup import autocast, prepare_model
+from training.step.model_setup import autocast, compile_towers, prepare_model
 from training.step.non_finite import DivergedError, Guard
 from training.step.patch_dropout import kept_patches
 from training.step.repeated_captions import number_captions, repeated_share
@@ -92,6 +92,7 @@ class Trainer:
         if plan.checkpoint is not None:
             plan.checkpoint.restore(self.clip, self.optimizer, self._averaged())
         self.micro_batch_size = self._choose_micro_batch_size()
+        compile_towers(self.clip, self.config.train)
         self.model = parallel(self.clip, world)
         self.guard = Guard(self.optimizer, world)
         self.requests = Requests(world)
@@ -290,11 +291,8 @@ class Trainer:
         requested = config.micro_batch_size
         if requested is None and self.world.world_size < self.config.cluster.max_workers:
             requested = math.ceil(batch / self.config.cluster.max_workers)
-        size = resolve_micro_batch_size(requested, self.clip, self.optimizer, self.world, batch, self._autocast)
-        if config.micro_batch_size == "auto" and self.world.is_main:
-            longest = math.ceil(batch / self.world.world_size)
-            print(f"train.micro_batch_size=auto: {size or longest:,} at a time of the {longest:,} samples of a rank")
-        return size
+        lengths = self.plan.caption_lengths() if requested == "auto" else None
+        return resolve_micro_batch_size(requested, self.clip, self.optimizer, self.world, batch, self._autocast, lengths)
 
     def _open_loader(self) -> TrainLoader:
         plan, row, seen = self.plan, self.plan.architecture, self.position.samples_seen
@@ -355,7 +353,7 @@ class Trainer:
         rate: float,
     ) -> None:
         """Records the step's metrics: one small all-gather, and the only point where a step waits for the device."""
-        shares = rank_shares(result)  # before the lap ends, so that it includes the device's work
+        shares = rank_shares(result, self.world)  # before the lap ends, so that it includes the device's work
         lap = self._clock.lap(self.position.step, self.position.samples_seen, loader.wait_s, self.world.communication)
         totals = gather_totals(shares, loader.skipped_samples, loader.fingerprint(batch), lap, self.world)
         scale = float(logit_scale_exp)

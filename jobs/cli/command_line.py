@@ -49,8 +49,9 @@ RAY_SETTINGS = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # the jobs show their own progress
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # how soon a node's preemption notice is seen; default 5 s
     "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",  # for workers that wait for a dead one; default 30 s
+    "PYTORCH_ALLOC_CONF": "expandable_segments:True",  # captions allocate other sizes in each step, which would fragment a GPU
 }
-"""Defaults for variables that Ray reads; a value that is set already takes precedence."""
+"""Defaults for variables that Ray and PyTorch read; a value that is set already takes precedence."""
 CLUSTER_SETTINGS = {
     "RAY_health_check_initial_delay_ms": "0",
     "RAY_health_check_period_ms": "1000",

@@ -17,6 +17,7 @@ from functools import lru_cache
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from model.tokenizer import tokenize
 from pipeline.dataset.columns import COLUMNS, PREFIX, holds_captions
 from pipeline.dataset.manifest import Manifest, ManifestError, ShardRecord, read_samples
 from pipeline.errors import ConfigError
@@ -29,6 +30,8 @@ ALL_UP_TO, AT_MOST = 256, 1024
 than the second."""
 SHARDS_SAMPLED, SAMPLES_EACH = 8, 8
 """Samples in which a caption is looked for: of so many shards, so many each."""
+CAPTIONS_EACH = 256
+"""Captions of a shard whose lengths are looked at."""
 READERS = 16
 BUFFER_BYTES = 64 << 10
 Opened = tuple[Storage, Manifest]
@@ -61,6 +64,33 @@ def samples_without_captions(data_set: Opened, places: Sequence[str]) -> int:
     """Counts the samples of a data set of ours without a caption in any of the places, as far as its sidecars tell."""
     storage, manifest = data_set
     return sum(_without(storage, shard, tuple(places)) for shard in manifest.shards if shard.num_samples)
+
+
+def caption_lengths(data_sets: Sequence[Opened], places: Sequence[str], context_length: int) -> list[int]:
+    """Tokens of some captions, from the first sidecars of each data set; none where only json members have them."""
+    texts: list[str] = []
+    for storage, manifest in data_sets:
+        for shard in [shard for shard in manifest.shards if shard.num_samples][:SHARDS_SAMPLED]:
+            names = _columns(storage, shard, places)
+            texts += _captions(storage, shard, names)[:CAPTIONS_EACH] if names else []
+    return [int(length) for length in (tokenize(texts, context_length) != 0).sum(1)] if texts else []
+
+
+def _captions(storage: Storage, shard: ShardRecord, names: Sequence[str]) -> list[str]:
+    try:
+        table = read_samples(storage, shard, list(names))
+    except ManifestError:
+        return []  # reading the samples reports it
+    values = (value for name in names for value in table[name].to_pylist())
+    texts = (text for value in values for text in (value if isinstance(value, list) else [value]))
+    return [text for text in texts if isinstance(text, str) and text.strip()]
+
+
+def _columns(storage: Storage, shard: ShardRecord, places: Sequence[str]) -> list[str]:
+    """The sidecar's columns of these places."""
+    schema = _schema(storage, shard)
+    columns = [] if schema is None else [_column_of(place, schema) for place in places]
+    return [name for name in dict.fromkeys(columns) if name is not None]
 
 
 def _check_data_set(storage: Storage, manifest: Manifest, places: Sequence[str], key: str) -> set[str]:

@@ -36,7 +36,11 @@ def prepare_model(clip: CLIP, config: TrainingConfig) -> None:
         nn.SyncBatchNorm.convert_sync_batchnorm(clip)
     for tower in config.train.activation_checkpointing:
         checkpoint_activations(clip, tower)
-    if config.train.compile:
+
+
+def compile_towers(clip: CLIP, config: TrainConfig) -> None:
+    """Compiles both encoders, in place, if `train.compile` says so. Call it when the micro-batch is settled."""
+    if config.compile:
         clip.visual.compile()
         clip.transformer.compile(dynamic=True)  # the number of tokens differs from batch to batch
 

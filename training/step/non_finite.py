@@ -82,7 +82,8 @@ class Guard:
         one, self._pending = self._pending, None
         if one is None:
             return None
-        one.arrived()
+        with self._world.communication.blocked():
+            one.arrived()
         self._last = one
         return one.step if float(one.skipped) else None
 

@@ -92,7 +92,7 @@ class RankTotals:
         return (self.loss_image_to_text + self.loss_text_to_image) / 2
 
 
-def rank_shares(result: ContrastiveResult) -> dict[str, float]:
+def rank_shares(result: ContrastiveResult, world: World) -> dict[str, float]:
     """This rank's share of losses and accuracies, under their names in `RankTotals`. Waits for the device."""
     shares = {
         "loss_image_to_text": result.loss_image_to_text,
@@ -100,7 +100,8 @@ def rank_shares(result: ContrastiveResult) -> dict[str, float]:
         "batch_accuracy_image_to_text": result.accuracy_image_to_text,
         "batch_accuracy_text_to_image": result.accuracy_text_to_image,
     }
-    values = torch.stack([share.double() for share in shares.values()]).tolist()  # one copy from the device
+    with world.communication.blocked():
+        values = torch.stack([share.double() for share in shares.values()]).tolist()  # one copy from the device
     return dict(zip(shares, values, strict=True))
 
 

@@ -13,7 +13,7 @@ from training.distributed import World
 from training.loss import contrastive_loss
 from training.optimizer import WeightAverage
 from training.step.gradients import compute_gradients
-from training.step.model_setup import checkpoint_activations, prepare_model
+from training.step.model_setup import checkpoint_activations, compile_towers, prepare_model
 
 LOSS = functools.partial(
     contrastive_loss, world=World(rank=0, world_size=1, device=torch.device("cpu")), global_batch_size=6, tile_size=4
@@ -131,7 +131,7 @@ def test_a_compiled_model_computes_the_same(name):
     torch.manual_seed(1)
     plain = build_clip(name)
     compiled = copy.deepcopy(plain)
-    prepare_model(compiled, TrainingConfig(model=ModelConfig(name=name), train=TrainConfig(compile=True)))
+    compile_towers(compiled, TrainConfig(compile=True))
     assert list(compiled.state_dict()) == list(plain.state_dict())
     loss, gradients, _ = step(plain)
     found_loss, found, _ = step(compiled)

@@ -29,7 +29,7 @@ def test_shares_and_counts_are_summed_over_ranks_and_times_averaged_with_the_slo
         return torch.stack([own, other])
 
     monkeypatch.setattr(step_metrics, "all_ranks", two_ranks)
-    shares = rank_shares(result_of(1.0, 2.0, 0.25, 0.125))
+    shares = rank_shares(result_of(1.0, 2.0, 0.25, 0.125), ALONE)
     totals = gather_totals(shares, skipped_samples=3, fingerprint=2**40 + 1, lap=LAP, world=ALONE)
     assert (totals.loss_image_to_text, totals.loss_text_to_image, totals.loss) == (2.0, 4.0, 3.0)
     assert (totals.batch_accuracy_image_to_text, totals.batch_accuracy_text_to_image) == (0.5, 0.25)
