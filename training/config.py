@@ -149,8 +149,9 @@ class TrainConfig(Section):
     """Seed of initial weights, sample order, augmentation and dropout."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of each worker's model. auto: CUDA where there is any, else the CPU."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of both encoders; weights and loss are always float32. auto: bfloat16 autocast on CUDA, float32 elsewhere.
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of both encoders; weights and loss are always float32. auto: float32 on a CPU; on CUDA bfloat16 autocast, or
+    float16 with a loss scale on a GPU that has no bfloat16 (T4, V100, RTX 20).
     float32 on CUDA keeps PyTorch's default, by which convolutions round their inputs to TF32."""
     loss: Literal["contrastive", "sigmoid"] = "contrastive"
     """contrastive: the paper's softmax over rows and columns. sigmoid: SigLIP's, each pair on its own, with a bias."""
@@ -168,8 +169,8 @@ class TrainConfig(Section):
     """Decay of a moving average of weights that evaluation then uses, at most (1 + step) / (10 + step). None: no average."""
     activation_checkpointing: tuple[Literal["image", "text"], ...] = ()
     """Encoders that recompute their blocks in the backward pass, which saves memory."""
-    compile: bool = False
-    """Use torch.compile for both encoders: minutes at the start, for faster steps on GPUs."""
+    compile: Literal["auto"] | bool = "auto"
+    """Use torch.compile for both encoders: minutes at the start, for faster steps on GPUs. auto: no, until it is measured."""
     loss_tile_size: Annotated[int, Field(ge=1)] | None = None
     """Columns of the similarity matrix that exist at a time. None: 4096 on CUDA, 1024 elsewhere."""
     log_every_steps: int = Field(1, ge=1)

@@ -328,7 +328,7 @@ def check_model(config: TrainingConfig) -> None:
             f"cluster.num_workers={config.cluster.num_workers}: fewer workers than the maximum take "
             "micro-batches, and with train.sync_batch_norm all samples are embedded together; give one number"
         )
-    if train.compile and "image" in train.activation_checkpointing and row.patch_size_px is None:
+    if train.compile is True and "image" in train.activation_checkpointing and row.patch_size_px is None:
         raise ConfigError(
             f"train.activation_checkpointing=image: with train.compile {row.name}'s batch norm would count twice; "
             "unset one of the two"

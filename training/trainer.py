@@ -46,8 +46,9 @@ from training.record.run_record import RunRecord, TrainResult
 from training.run_plan import RunPlan, agree_on_plan, batch_norm_caveat
 from training.save_and_stop import Link, Request, Requests, listening
 from training.step.gradients import compute_gradients
+from training.step.loss_scale import LossScale
 from training.step.micro_batch import resolve_micro_batch_size
-from training.step.model_setup import autocast, compile_towers, prepare_model
+from training.step.model_setup import autocast, chosen, compile_towers, precision_of, prepare_model
 from training.step.non_finite import DivergedError, Guard
 from training.step.patch_dropout import kept_patches
 from training.step.repeated_captions import number_captions, repeated_share
@@ -87,14 +88,15 @@ class Trainer:
         self.clip.to(world.device)
         prepare_model(self.clip, self.config)
         self.optimizer = build_optimizer(self.clip, self.config.optimizer)
+        self.loss_scale = LossScale(world.device, precision_of(self.config.train, world.device) == "float16")
         decay = self.config.train.ema_decay
         self.average = None if decay is None else WeightAverage(self.clip, decay)
         if plan.checkpoint is not None:
-            plan.checkpoint.restore(self.clip, self.optimizer, self._averaged())
+            plan.checkpoint.restore(self.clip, self.optimizer, self._averaged(), self.loss_scale.state)
         self.micro_batch_size = self._choose_micro_batch_size()
         compile_towers(self.clip, self.config.train)
         self.model = parallel(self.clip, world)
-        self.guard = Guard(self.optimizer, world)
+        self.guard = Guard(self.optimizer, world, self.loss_scale)
         self.requests = Requests(world)
         self.watchdog = Watchdog(world.rank, self.config.train.hang_timeout_s, lambda: world.communication.is_waiting)
         self.record: RunRecord | None = None
@@ -140,7 +142,7 @@ class Trainer:
     def _loop(self, loader: TrainLoader) -> None:
         """Takes steps until the schedule ends or a request stops the run."""
         if self.record is not None:
-            self.record.ready()
+            self.record.ready(chosen(self.config.train, self.world, self.micro_batch_size))
         self._clock.start(self.position.step, self.position.samples_seen, loader.wait_s)
         self.watchdog.start()
         if self.evaluation.missed(self.record):
@@ -207,6 +209,7 @@ class Trainer:
         loss = functools.partial(self._loss, positives)
         result = compute_gradients(self.model, self._inputs(batch), loss, self.micro_batch_size, self._autocast)
         self.world.communication.backward_ended()
+        self.loss_scale.unscale_(self.clip)
         logit_scale_exp = self.clip.logit_scale.detach().exp()
         norms = limit_gradients_(self.clip, self.config.optimizer.max_grad_norm)
         self._check_for_skip()  # of the previous step; its flag's asynchronous copy has completed
@@ -258,7 +261,8 @@ class Trainer:
         config = self.config.train
         self.guard.note_bad_samples(*features[:2])
         loss: Callable[..., ContrastiveResult] = sigmoid_loss if config.loss == "sigmoid" else contrastive_loss
-        return loss(*features, self.world, config.global_batch_size, config.loss_tile_size, positives)
+        result = loss(*features, self.world, config.global_batch_size, config.loss_tile_size, positives)
+        return replace(result, loss=self.loss_scale.scaled(result.loss))
 
     def _after_step(self) -> None:
         """Saves before it evaluates, so that an evaluation that fails costs no steps."""
@@ -333,13 +337,13 @@ class Trainer:
             return
         self._saved_at = time.monotonic()
         self._writer.wait()
-        snapshot = self._stager.stage(self.clip, self.optimizer, self.position, self._averaged())
+        snapshot = self._stager.stage(self.clip, self.optimizer, self.position, self._averaged(), self.loss_scale.state)
         about = self.plan.about(self._metrics)
         store, check = self.plan.checkpoints, self.record.before_commit
         self._writer.begin(
             self.position.step,
             write=lambda: store.write(snapshot, about, check),
-            committed=self._link.saving() if self._link is not None else _tell_nobody,
+            committed=self._link.saving() if self._link is not None else lambda _step: None,
         )
 
     def _log(
@@ -389,10 +393,7 @@ class Trainer:
             slowest_communication_s=totals.slowest_communication_s,
             skipped_samples=int(totals.skipped_samples),
             skipped_steps=self.position.skipped_steps,
+            **self.loss_scale.figures(),
             batch_fingerprint=f"{int(totals.batch_fingerprint):014x}",
         )
         self.record.log_step(metrics.as_row(), lap.train_s, lap.stopped_s["evaluation"], lap.stopped_s["checkpoint"])
-
-
-def _tell_nobody(_step: int) -> None:
-    pass

@@ -5,7 +5,7 @@ In: model, optimizer, moving average and position. Out: tensors on the CPU under
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,8 @@ from model.clip import CLIP
 from model.weights import weights_metadata
 
 MODEL, AVERAGE, STATE = "model.safetensors", "average.safetensors", "state.safetensors"
+LOSS_SCALE = "loss_scale/"
+"""Prefix of the loss scale's tensors in the state."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,17 @@ class Stager:
         self._kept: dict[tuple[str, str], Tensor] = {}
 
     @torch.no_grad()
-    def stage(self, clip: CLIP, optimizer: torch.optim.Optimizer, position: Position, average: CLIP | None = None) -> Snapshot:
+    def stage(
+        self,
+        clip: CLIP,
+        optimizer: torch.optim.Optimizer,
+        position: Position,
+        average: CLIP | None = None,
+        loss_scale: Mapping[str, Tensor] | None = None,
+    ) -> Snapshot:
         """Copies the state. Waits for the device."""
-        live: dict[str, dict[str, Tensor]] = {MODEL: clip.state_dict(), STATE: optimizer_tensors(clip, optimizer)}
+        state = optimizer_tensors(clip, optimizer) | dict(loss_scale or {})
+        live: dict[str, dict[str, Tensor]] = {MODEL: clip.state_dict(), STATE: state}
         metadata = {MODEL: weights_metadata(clip.architecture), STATE: {"format": "pt"}}
         if average is not None:
             live[AVERAGE], metadata[AVERAGE] = average.state_dict(), metadata[MODEL]

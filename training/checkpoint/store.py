@@ -3,7 +3,7 @@
 ```
 checkpoints/step_00000030/model.safetensors    weights, under the published keys
 checkpoints/step_00000030/average.safetensors  their moving average, if the run keeps one
-checkpoints/step_00000030/state.safetensors    optimizer moments and random state, as tensors
+checkpoints/step_00000030/state.safetensors    optimizer moments, random state and, of float16 runs, the loss scale
 checkpoints/step_00000030/checkpoint.json      written last: without it the folder is no checkpoint
 ```
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -31,7 +31,7 @@ from model.weights import save_readable
 from pipeline.errors import ConfigError, StorageError
 from pipeline.storage.address import open_storage
 from pipeline.storage.base import Storage
-from training.checkpoint.snapshot import AVERAGE, MODEL, STATE, Position, Snapshot, named_parameters
+from training.checkpoint.snapshot import AVERAGE, LOSS_SCALE, MODEL, STATE, Position, Snapshot, named_parameters
 from training.config import CheckpointConfig
 
 logger = logging.getLogger(__name__)
@@ -73,8 +73,14 @@ class Checkpoint:
     def address(self) -> str:
         return self.storage.address(self.folder)
 
-    def restore(self, clip: CLIP, optimizer: torch.optim.Optimizer, average: CLIP | None = None) -> None:
-        """Restores weights, moments, random state and, if the run keeps one, the moving average.
+    def restore(
+        self,
+        clip: CLIP,
+        optimizer: torch.optim.Optimizer,
+        average: CLIP | None = None,
+        loss_scale: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Restores weights, moments, random state and, if the run has them, the moving average and the loss scale, in place.
 
         Raises:
             ConfigError: a file has changed since the checkpoint was chosen.
@@ -82,6 +88,10 @@ class Checkpoint:
         clip.load_state_dict(self._tensors(MODEL), strict=True)
         state = self._tensors(STATE)
         torch.set_rng_state(state.pop("random/torch"))
+        stored = {name: state.pop(name) for name in list(state) if name.startswith(LOSS_SCALE)}
+        for name, value in (loss_scale or {}).items():
+            if name in stored:  # else the run had another precision before
+                value.copy_(stored[name])
         _load_optimizer_tensors(clip, optimizer, state)
         if average is not None:
             average.load_state_dict(self._tensors(AVERAGE), strict=True)

@@ -143,12 +143,12 @@ class RunRecord:
                 f"data.num_streams: {streams} instead of {config.data.num_streams}, so that no more than a batch is left over"
             )
 
-    def ready(self) -> None:
-        """Ends the start-up: the first step begins."""
+    def ready(self, chosen: dict[str, Any]) -> None:
+        """Ends the start-up: the first step begins. `chosen`: the values that keys with `auto` have in this start."""
         self._began = time.perf_counter()
         row = self._ledger.ready(self._plan.start.step, self._world_size)
         row |= {"total_steps": self._plan.total_steps, "device": self._device, "packages": _versions()}
-        row |= {"weights_sha256": self._plan.weights_sha256} if self._plan.weights_sha256 else {}
+        row |= {"chosen": chosen} | ({"weights_sha256": self._plan.weights_sha256} if self._plan.weights_sha256 else {})
         with (self._folder / STARTS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         self._tell(row | {"starts": self._starts, "time": time.time()})

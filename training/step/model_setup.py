@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from model.clip import CLIP
@@ -20,6 +21,7 @@ from model.layers import ResidualAttentionBlock
 from model.resnet import Bottleneck, ModifiedResNet
 from pipeline.errors import ConfigError
 from training.config import TrainConfig, TrainingConfig
+from training.distributed import World
 from training.step.gradients import buffers_kept
 
 
@@ -38,11 +40,25 @@ def prepare_model(clip: CLIP, config: TrainingConfig) -> None:
         checkpoint_activations(clip, tower)
 
 
-def compile_towers(clip: CLIP, config: TrainConfig) -> None:
-    """Compiles both encoders, in place, if `train.compile` says so. Call it when the micro-batch is settled."""
-    if config.compile:
-        clip.visual.compile()
-        clip.transformer.compile(dynamic=True)  # the number of tokens differs from batch to batch
+def compile_towers(clip: CLIP, config: TrainConfig, backend: str | Callable[..., Any] = "inductor") -> None:
+    """Compiles both encoders, in place, if `train.compile` says so: one graph each, for two samples or more, and any captions.
+
+    Where gradients are cached, each has a second graph, for the pass without gradients; so has evaluation.
+    """
+    if config.compile is not True:
+        return
+    import torch._dynamo  # takes seconds
+
+    compiled = torch.compile(clip.visual.forward, backend=backend)
+
+    def forward(images_BCHW: Tensor, *rest: Tensor) -> Tensor:
+        for one in (images_BCHW, *rest):
+            torch._dynamo.maybe_mark_dynamic(one, 0)  # the last micro-batch is smaller
+        features_BE: Tensor = compiled(images_BCHW, *rest)
+        return features_BE
+
+    clip.visual.forward = forward
+    clip.transformer.compile(backend=backend, dynamic=True)  # tokens differ from batch to batch
 
 
 def checkpoint_activations(clip: CLIP, tower: Tower) -> None:
@@ -63,19 +79,37 @@ def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractC
 @contextlib.contextmanager
 def checkpointing_undone(clip: CLIP) -> Iterator[list[nn.Module]]:
     """Undoes checkpointing inside the context. Yields the blocks that are checkpointed outside it."""
-    taken = {block: block.__dict__.pop("forward") for block in clip.modules() if "forward" in block.__dict__}
+    blocks = [block for block in clip.modules() if isinstance(block, ResidualAttentionBlock | Bottleneck)]
+    taken = {block: block.__dict__.pop("forward") for block in blocks if "forward" in block.__dict__}
     try:
         yield list(taken)
     finally:
         for block, forward in taken.items():
-            block.forward = forward
+            block.forward = forward  # type: ignore[method-assign]
 
 
 def autocast(config: TrainConfig, device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Context of the precision that both encoders compute in; weights, loss and normalisation are always float32."""
-    precision = config.precision
-    if precision == "auto":
-        precision = "bfloat16" if device.type == "cuda" else "float32"
+    precision = precision_of(config, device)
     if precision == "float32":
         return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16)
+    return torch.autocast(device.type, dtype=torch.float16 if precision == "float16" else torch.bfloat16)
+
+
+def chosen(config: TrainConfig, world: World, micro_batch_size: int | None) -> dict[str, Any]:
+    """The values of keys that may be `auto`, for the record of a start."""
+    longest = -(-config.global_batch_size // world.world_size)
+    return {
+        "train.precision": precision_of(config, world.device),
+        "train.compile": config.compile is True,
+        "train.micro_batch_size": micro_batch_size or longest,
+    }
+
+
+def precision_of(config: TrainConfig, device: torch.device) -> str:
+    """`train.precision`, with `auto` resolved for a device."""
+    if config.precision != "auto":
+        return config.precision
+    if device.type != "cuda":
+        return "float32"
+    return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"

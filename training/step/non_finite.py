@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from training.distributed import World, gather_objects
 from training.errors import RunError
+from training.step.loss_scale import LossScale
 
 KEYS_SHOWN = 5
 
@@ -26,7 +27,8 @@ class DivergedError(RunError):
 @dataclass(frozen=True)
 class _Step:
     step: int
-    skipped: Tensor  # float32 scalar, 1 where the step was skipped; on the host, where it may not have arrived
+    # float32 scalar, 1 where the step was skipped, but not for the loss scale; on the host, where it may not have arrived
+    skipped: Tensor
     arrived: Callable[[], None]
     bad_samples_B: Tensor  # bool, of this rank's slice
     keys: Sequence[str]
@@ -35,9 +37,9 @@ class _Step:
 class Guard:
     """Guards one rank's optimizer steps."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, world: World) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, world: World, loss_scale: LossScale) -> None:
         """`optimizer` must be a fused one, which skips a step while its attribute `found_inf` is 1."""
-        self._optimizer, self._world = optimizer, world
+        self._optimizer, self._world, self._loss_scale = optimizer, world, loss_scale
         self._pending: _Step | None = None
         self._bad_samples_B = torch.zeros(0, dtype=torch.bool)
 
@@ -60,13 +62,15 @@ class Guard:
     ) -> None:
         """Makes the optimizer's next step do nothing where the gradient norm or the temperature is non-finite.
 
+        A gradient that overflowed for the loss scale is skipped likewise, and is no event.
+
         Args:
             keys: of this rank's samples.
             buffers: each with its value before the step, which is then restored.
         """
         fine = torch.isfinite(grad_norm) & torch.isfinite(logit_scale_exp) & (logit_scale_exp > 0)
-        skipped = (~fine).float()
-        self._optimizer.found_inf = skipped  # type: ignore[attr-defined]
+        self._optimizer.found_inf = (~fine).float()  # type: ignore[attr-defined]
+        skipped = self._loss_scale.settle(fine).float()
         for buffer, before in buffers:
             buffer.copy_(torch.where(fine, buffer, before))
         arrived: Callable[[], None] = _nothing

@@ -32,6 +32,8 @@ class StepMetrics:
         slowest_data_wait_s, slowest_compute_s, slowest_communication_s: the largest of any rank.
         skipped_samples: damaged samples that were replaced, of all ranks, since the workers started.
         skipped_steps: of the whole run.
+        loss_scale: after the step; 1 but for float16.
+        overflowed_steps: steps of the whole run that were skipped because the scaled gradients overflowed.
         batch_fingerprint: tells the ordered keys of two batches apart.
     """
 
@@ -61,6 +63,8 @@ class StepMetrics:
     slowest_communication_s: float
     skipped_samples: int
     skipped_steps: int
+    loss_scale: float
+    overflowed_steps: int
     batch_fingerprint: str
 
     def as_row(self) -> dict[str, Any]:

@@ -1,19 +1,24 @@
 """What is done to a finished model changes what it costs, not what it computes."""
 
+import contextlib
 import copy
 import functools
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from model.clip import build_clip
 from model.tokenizer import tokenize
+from tests.support.runs import ALONE
 from training.config import ModelConfig, TrainConfig, TrainingConfig
-from training.distributed import World
+from training.distributed import World, init_world
 from training.loss import contrastive_loss
 from training.optimizer import WeightAverage
 from training.step.gradients import compute_gradients
-from training.step.model_setup import checkpoint_activations, compile_towers, prepare_model
+from training.step.model_setup import autocast, checkpoint_activations, compile_towers, prepare_model
+from training.step.patch_dropout import kept_patches
 
 LOSS = functools.partial(
     contrastive_loss, world=World(rank=0, world_size=1, device=torch.device("cpu")), global_batch_size=6, tile_size=4
@@ -138,3 +143,66 @@ def test_a_compiled_model_computes_the_same(name):
     torch.testing.assert_close(found_loss, loss)
     for key, gradient in gradients.items():
         torch.testing.assert_close(found[key], gradient, msg=key, rtol=1e-4, atol=1e-5)
+
+
+def _inputs_of(clip, count, longest, dropout):
+    row, words = clip.architecture, ["a", "dog", "with", "two", "red", "balls"]
+    texts_BL = tokenize([" ".join(words[place % 6] for place in range(1 + one % longest)) for one in range(count)])
+    images_BCHW = torch.randint(0, 255, (count, row.image_size_px, row.image_size_px, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    if not dropout:
+        return images_BCHW, texts_BL
+    return images_BCHW, texts_BL, kept_patches(torch.arange(count), (row.image_size_px // row.patch_size_px) ** 2, dropout)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "graphs"),
+    [
+        ("debug-vit", {}, 2),
+        ("debug-rn", {}, 2),
+        ("debug-vit", {"checkpointing": ("image", "text"), "ddp": True}, 2),
+        ("debug-vit", {"lock": ("image",), "dropout": 0.5}, 2),
+        ("debug-vit", {"lock": ("text",), "precision": "bfloat16"}, 2),
+        ("debug-vit", {"micro": 3}, 4),  # with gradients, and without
+    ],
+)
+def test_each_encoder_is_one_graph_for_batches_and_captions_of_any_size(name, options, graphs, tmp_path):
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    clip, plain = build_clip(name).train(), build_clip(name).train()
+    plain.load_state_dict(clip.state_dict())
+    found = []
+
+    def backend(module, _inputs):
+        found.append(module)
+        return module.forward
+
+    lock, checkpointing = options.get("lock", ()), options.get("checkpointing", ())
+    train = TrainConfig(compile=True, activation_checkpointing=checkpointing, precision=options.get("precision", "float32"))
+    config = TrainingConfig(model=ModelConfig(name=name, weights="some", lock=lock), train=train)
+    models = []
+    with contextlib.ExitStack() as stack:
+        if options.get("ddp"):
+            stack.callback(dist.destroy_process_group)
+            world = init_world(0, 1, f"file://{tmp_path}/rendezvous", torch.device("cpu"))
+        for model in (clip, plain):
+            prepare_model(model, config)
+            if model is clip:
+                compile_towers(clip, train, backend)
+            models.append(DistributedDataParallel(model) if options.get("ddp") else model)
+        for count, longest in ((8, 2), (8, 9), (8, 70), (5, 4)):
+            batch = _inputs_of(clip, count, longest, options.get("dropout", 0.0))
+            losses = []
+            for model in models:
+                model.zero_grad()
+                loss = functools.partial(_loss_alone, count)
+                result = compute_gradients(model, batch, loss, options.get("micro"), lambda: autocast(train, ALONE.device))
+                losses.append(result.loss.detach())
+            torch.testing.assert_close(*losses)
+            for one, other in zip(clip.parameters(), plain.parameters(), strict=True):
+                torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-4)
+    assert len(found) == graphs
+    assert options.get("ddp") is None or world.world_size == 1
+
+
+def _loss_alone(count, *features):
+    return contrastive_loss(*features, ALONE, count, 1024)
