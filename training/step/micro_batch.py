@@ -54,7 +54,7 @@ class CaptionLengths:
 
     @staticmethod
     def of(lengths: Sequence[int], context_length: int) -> CaptionLengths:
-        """Of a sample of captions; without any, all are as long as they can be."""
+        """Lengths from a sample of captions; without any, all are as long as they can be."""
         if not lengths:
             return CaptionLengths(context_length, 0.0, context_length)
         deviation, mean = torch.std_mean(torch.tensor(lengths, dtype=torch.float64), correction=0)
@@ -84,7 +84,7 @@ class KeptBytes:
     gradient: float = 0.0
 
     def of(self, samples: int, lengths: CaptionLengths) -> float:
-        """Of a micro-batch, at most."""
+        """Bytes of a micro-batch, at most."""
         captions = self.token * lengths.tokens(samples) + self.place * samples * lengths.longest
         return self.fixed + self.pair * samples + max(captions, self.gradient)
 

@@ -37,3 +37,14 @@ def test_computing_is_what_is_neither_waiting_for_data_nor_for_others():
     assert lap.data_wait_s == pytest.approx(0.01)
     assert 0.02 <= lap.communication_s < 0.03
     assert lap.compute_s == pytest.approx(lap.step_s - lap.data_wait_s - lap.communication_s)
+
+
+def test_a_wait_for_the_device_is_a_wait_for_others_and_no_communication():
+    communication = CommunicationTimer(torch.device("cpu"))
+    with communication.blocked():
+        assert communication.is_waiting
+        with communication.blocked():
+            pass
+        assert communication.is_waiting, "until the outer one ends"
+    assert not communication.is_waiting
+    assert communication.take() == 0

@@ -4,11 +4,12 @@ import itertools
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.runs import run_script
-from training.distributed import World, all_ranks, gather_features, gather_rows, pick_device, slice_bounds
+from training.distributed import World, all_ranks, gather_features, gather_rows, init_world, pick_device, slice_bounds
 
 
 @given(st.integers(1, 10_000), st.integers(1, 300))
@@ -38,3 +39,11 @@ def test_auto_is_the_cpu_where_there_is_no_gpu():
 def test_an_error_of_one_rank_is_raised_on_all_and_they_continue_together(tmp_path):
     code = "import runpy; runpy.run_module('tests.support.failing_worker', None, '__main__', alter_sys=True)"
     assert run_script(code, str(tmp_path)) == (0, "")
+
+
+def test_a_bare_rank_sets_its_device_before_anything_is_recorded(monkeypatch):
+    calls = []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: calls.append(str(device)))
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **_: calls.append(backend))
+    assert init_world(3, 4, "tcp://127.0.0.1:1", torch.device("cuda:3")).device.index == 3
+    assert calls == ["cuda:3", "nccl"]

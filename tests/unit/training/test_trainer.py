@@ -53,7 +53,16 @@ def test_a_run_learns_and_records_every_promised_number(data_set, tmp_path):
     assert [row["step"] for row in rows] == list(range(1, 31))
     times = {"data_wait_s", "compute_s", "communication_s"}
     account = {"time", "train_s", "evaluation_s", "checkpoint_s", "goodput"}
-    promised = {*EXACT, "samples_per_s", "data_wait_share", *times, *(f"slowest_{name}" for name in times), *account}
+    promised = {
+        *EXACT,
+        "loss_scale",
+        "overflowed_steps",
+        "samples_per_s",
+        "data_wait_share",
+        *times,
+        *(f"slowest_{name}" for name in times),
+        *account,
+    }
     assert all(promised == set(row) for row in rows)
     assert rows[0]["loss"] == pytest.approx((rows[0]["loss_image_to_text"] + rows[0]["loss_text_to_image"]) / 2)
     assert rows[0]["temperature"] == pytest.approx(0.07)

@@ -18,7 +18,7 @@ def test_every_key_of_the_tree_is_described():
     ("name", "kind", "default"),
     [
         ("train.seed", "INT", "0"),
-        ("train.precision", "auto|float32|bfloat16", "auto"),
+        ("train.precision", "auto|float32|bfloat16|float16", "auto"),
         ("train.micro_batch_size", "INT|auto|null", "null"),
         ("optimizer.eps", "FLOAT", "1.0e-06"),
         ("data.uri", "TEXT", '""'),

@@ -141,7 +141,7 @@ def test_one_failure_at_the_very_end_is_a_failure(caplog):
 def test_a_launch_that_has_lost_its_run_does_not_take_it_back_when_it_is_started_anew(data_set, tmp_path):
     config, first = config_of(data_set, tmp_path), Launch()
     for launch in (first, first, Launch()):  # started, started anew, and given again
-        RunRecord(plan_run(config), launch, launch.began, 1, "cpu").ready()
+        RunRecord(plan_run(config), launch, launch.began, 1, "cpu").ready({})
     owner = (tmp_path / "debug_cpu" / "owner.json").read_bytes()
     with pytest.raises(RunTakenError, match="another process has taken over this run"):
         RunRecord(plan_run(config), first, first.began, 1, "cpu")

@@ -39,7 +39,7 @@ def day(data_set, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run, "_tracker", Silent())
     clock = Clock()
     monkeypatch.setattr(run_record, "time", clock)
-    run.ready()
+    run.ready({})
     for step in range(1, steps + 1):
         clock.now = float(step)
         run.log_step({"step": step, **STEP}, 1.0, 0.0, 0.0)

@@ -1,13 +1,17 @@
 """Non-finite values stop the run or are skipped, never reach the weights, and are traced to their samples."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from tests.support.runs import ALONE, config_of, exact_rows
+from training.distributed import World
 from training.record.tracking import read_metrics
 from training.run_plan import plan_run
-from training.step.non_finite import DivergedError
+from training.step.loss_scale import LossScale
+from training.step.non_finite import DivergedError, Guard
 from training.trainer import Trainer, train
 
 
@@ -85,3 +89,15 @@ def test_a_rate_that_blows_the_weights_up_is_not_blamed_on_samples_that_are_fine
     kept = plan_run(config).checkpoint
     for value in load_file(f"{kept.address}/model.safetensors").values() if kept else ():
         assert torch.isfinite(value).all()
+
+
+def test_a_rank_that_waits_for_its_device_is_not_taken_to_hang():
+    world = World(rank=0, world_size=1, device=torch.device("cpu"))
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))], fused=True)
+    guard = Guard(optimizer, world, LossScale(world.device, enabled=False))
+    guard.arm(1, torch.tensor(torch.inf), torch.tensor(1.0), [])
+    seen = []
+    pending = replace(guard._pending, arrived=lambda: seen.append(world.communication.is_waiting))  # in place of a CUDA event
+    guard._pending = pending
+    assert guard.settle() == 1
+    assert (seen, world.communication.is_waiting) == ([True], False)
