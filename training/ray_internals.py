@@ -118,7 +118,7 @@ _started: list[int] = []
 
 
 def end_started_groups() -> None:
-    """Ends what is left of a Ray that this process has started: its agents may outlive a node that is stopped while it starts."""
+    """Ends what is left of a Ray that this process has started: agents may outlive a node that is stopped while it starts."""
     for group in _started:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(group, signal.SIGKILL)
