@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, cast
 
@@ -112,6 +113,18 @@ def address_to_join() -> tuple[str, int] | None:
     return host.strip("[]"), int(port)
 
 
+_started: list[int] = []
+"""Process groups that Ray was started in."""
+
+
+def end_started_groups() -> None:
+    """Ends what is left of a Ray that this process has started: agents may outlive a node that is stopped while it starts."""
+    for group in _started:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(group, signal.SIGKILL)
+    _started.clear()
+
+
 @contextlib.contextmanager
 def in_a_process_group_of_its_own() -> Iterator[None]:
     """Context in which Ray starts its processes outside of the terminal's process group.
@@ -126,6 +139,7 @@ def in_a_process_group_of_its_own() -> Iterator[None]:
     class Popen(before):
         def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **options, process_group=0)
+            _started.append(self.pid)
 
     services.ConsolePopen = Popen
     try:

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
+from training.ray_internals import end_started_groups
 from training.stop_signals import REPEATED_WITHIN_S, STOP_SIGNALS, StoppedError, takes_its_time
 
 AFTER_FORK_S = 0.05
@@ -180,6 +181,7 @@ class _Signals:
         last_words = threading.Thread(target=_say_that_it_stopped, daemon=True)
         last_words.start()
         last_words.join(timeout=1.0)  # a pipe that nobody reads takes none
+        end_started_groups()
         os._exit(self.code)
 
 

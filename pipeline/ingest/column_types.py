@@ -6,18 +6,11 @@ may have any type.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable
-
 import pyarrow as pa
 
 from pipeline.config import IngestConfig
 from pipeline.dataset.json_values import is_bytes, is_list, is_text
 from pipeline.errors import InputError
-from pipeline.ingest.hints import hint_before
-
-logger = logging.getLogger(__name__)
-_LOOKED_AT = 100
 
 
 def check_column_types(table: str, schema: pa.Schema, config: IngestConfig) -> None:
@@ -40,17 +33,6 @@ def check_column_types(table: str, schema: pa.Schema, config: IngestConfig) -> N
             f"ingest.url_column={config.url_column}: {table} holds {kinds[config.url_column]} there; a URL is text: write one "
             "URL in each row, or name another column"
         )
-
-
-def foresee_refused_paths(table: str, rows: pa.Table, config: IngestConfig) -> None:
-    """Warns if the first rows of a table are paths and none may be read, before all of them fail."""
-    if config.bytes_column or config.url_column not in rows.column_names:
-        return
-    column = rows[config.url_column].slice(0, _LOOKED_AT)
-    urls: Iterable[object] = column.to_pylist() if _is_text(_values(column.type)) and not is_bytes(column.type) else ()
-    named = [url for url in urls if isinstance(url, str)]
-    if remedy := hint_before(named, config.fetch):
-        logger.warning("ingest.input=%s: its first rows are paths, such as %s: %s", table, named[0], remedy)
 
 
 def is_url_type(kind: pa.DataType) -> bool:

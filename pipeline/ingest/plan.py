@@ -22,13 +22,14 @@ from pipeline.config import IngestConfig
 from pipeline.dataset.manifest import Manifest, PartitionRecord, list_versions, partition_path, read_manifest, short_hash
 from pipeline.errors import InputError
 from pipeline.ingest.added_columns import ColumnChange, column_change, is_unchanged_without
-from pipeline.ingest.column_types import check_column_types, foresee_refused_paths
+from pipeline.ingest.column_types import check_column_types
 from pipeline.ingest.held_text_rows import divide, edited
 from pipeline.ingest.image_folder import is_listing, is_same_listing
 from pipeline.ingest.options import fingerprints_of_alike, keep_options, options_fingerprint
 from pipeline.ingest.other_tables import OtherTables, compare_options
 from pipeline.ingest.outcome import Lineage
 from pipeline.ingest.retry import in_retries, is_same_retry, shards_of
+from pipeline.ingest.rows import foresee_refused_paths
 from pipeline.ingest.rows_digest import hash_rows, hash_rows_as_before
 from pipeline.ingest.stored_names import StoredNames
 from pipeline.ingest.table_files import list_tables, say_what_is_skipped

@@ -23,11 +23,14 @@ from pipeline.dataset.valid_text import with_valid_text
 from pipeline.errors import InputError
 from pipeline.ingest.column_types import is_url_type
 from pipeline.ingest.delimited import BAD_ROW
+from pipeline.ingest.hints import hint_before
 from pipeline.ingest.row_numbers import row_range
 from pipeline.ingest.rows_digest import RowsDigest
 from pipeline.ingest.tables import BATCH_ROWS, read_batches
 
 logger = logging.getLogger(__name__)
+LOOKED_AT = 100
+"""First rows of a table that are looked at before it is fetched."""
 HELD_ROWS = 64
 """Batch size for reading tables that hold the images themselves."""
 
@@ -143,6 +146,16 @@ def interpreted(column: pa.Array) -> list[Any]:
         return column.to_pylist()
     except UnicodeDecodeError:
         return interpreted(column.cast(pa.large_binary()))
+
+
+def foresee_refused_paths(table: str, rows: pa.Table, config: IngestConfig) -> None:
+    """Warns if the first rows of a table are paths and none may be read, before all of them fail."""
+    if config.bytes_column or config.url_column not in rows.column_names or not is_url_type(rows[config.url_column].type):
+        return
+    urls = interpreted(rows[config.url_column].slice(0, LOOKED_AT).combine_chunks())
+    named = [url for url in urls if isinstance(url, str)]
+    if remedy := hint_before(named, config.fetch):
+        logger.warning("ingest.input=%s: its first rows are paths, such as %s: %s", table, named[0], remedy)
 
 
 def _text(value: bytes) -> str | bytes:

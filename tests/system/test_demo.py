@@ -28,7 +28,7 @@ def run_demo(bucket: str, folder: Path, s3_environment: dict[str, str], *options
     result = subprocess.run(
         command,
         cwd=folder,
-        env=environment(RAY_ADDRESS="local", RAY_AUTH_MODE="disabled", **s3_environment),
+        env=environment(RAY_ADDRESS="local", RAY_AUTH_MODE="disabled", WANDB_MODE="offline", **s3_environment),
         capture_output=True,
         text=True,
         check=False,

@@ -6,6 +6,8 @@ import importlib.util
 import logging
 import os
 import re
+import subprocess
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -212,3 +214,27 @@ def test_ray_starts_its_processes_outside_of_the_process_group_of_the_terminal()
     process.kill()
     process.wait()
     assert services.ConsolePopen is before
+
+
+def test_what_outlives_a_node_that_is_stopped_while_it_starts_is_ended():
+    from ray._private import services
+
+    with ray_internals.in_a_process_group_of_its_own():
+        node = services.ConsolePopen(["sh", "-c", "sleep 61 & echo $!; wait"], stdout=subprocess.PIPE, text=True)
+    agent = int(node.stdout.readline())
+    node.kill()
+    node.wait()
+    assert os.getpgid(agent) == node.pid
+    ray_internals.end_started_groups()
+    deadline = time.monotonic() + 10
+    while is_alive(agent):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    ray_internals.end_started_groups()  # has nothing left to end
+
+
+def is_alive(process):
+    try:
+        return (Path("/proc") / str(process) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
