@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="(default: %(default)s)")
     parser.add_argument("--tiny", action="store_true", help="tiny sizes; no figure means anything")
     parser.add_argument("--output", type=Path, default=Path("qualification"), help="folder (default: %(default)s)")
-    parser.add_argument("--minutes", type=float, default=45.0, help="time for all sections (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=30.0, help="time for all sections (default: %(default)s)")
     options = parser.parse_args(argv)
     return run_until_stopped(lambda: _qualify(options))
 

@@ -1,6 +1,6 @@
 """Measures memory and time of the loss on one of several ranks, ours and the plain local one.
 
-    python jobs/benchmarks/loss_cost.py SIDE GLOBAL_BATCH REPEATS  one side alone, called by benchmark.py loss
+python jobs/benchmarks/loss_cost.py SIDE GLOBAL_BATCH REPEATS  one side alone, called by benchmark.py loss
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -47,7 +48,7 @@ def measure_loss(side: str, size: int, repeats: int) -> tuple[float, float]:
 
     rows = size // RANKS
     torch.manual_seed(0)
-    features = RankFeatures(rows, size, torch.device("cpu"))
+    features = RankFeatures.random(rows, size, torch.device("cpu"))
     loss = features.tiled_loss if side == "ours" else features.local_loss
     seconds = []
     with peak_memory("cpu") as peak:
@@ -60,25 +61,33 @@ def measure_loss(side: str, size: int, repeats: int) -> tuple[float, float]:
     return (peak.bytes - features.gradients_bytes) / 1e6, median(seconds)
 
 
+@dataclass
 class RankFeatures:
-    """Features of rank 0 and of all ranks together, as the loss sees them after its gathers."""
+    """Features of rank 0 and of all ranks together, as the loss sees them after its gathers, and exp(logit_scale)."""
 
-    def __init__(self, rows: int, global_rows: int, device: torch.device, scale: float = 14.3, width: int = 512) -> None:
+    image_BE: Tensor
+    text_BE: Tensor
+    image_GE: Tensor
+    text_GE: Tensor
+    scale: Tensor
+
+    @staticmethod
+    def random(rows: int, global_rows: int, device: torch.device, scale: float = 14.3, width: int = 512) -> RankFeatures:
         import torch
         import torch.nn.functional as F
 
-        self.rows = rows
-        self.image_GE, self.text_GE = (
-            F.normalize(torch.randn(global_rows, width, device=device), dim=-1).requires_grad_() for _ in range(2)
+        image_GE, text_GE = (F.normalize(torch.randn(global_rows, width, device=device), dim=-1) for _ in range(2))
+        return _with_gradients(
+            image_GE[:rows].clone(), text_GE[:rows].clone(), image_GE, text_GE, torch.tensor(scale).to(device)
         )
-        self.image_BE, self.text_BE = (
-            one[:rows].detach().clone().requires_grad_() for one in (self.image_GE, self.text_GE)
-        )
-        self.scale = torch.tensor(scale, device=device, requires_grad=True)
+
+    def double(self) -> RankFeatures:
+        """A copy in float64."""
+        return _with_gradients(*(leaf.detach().double() for leaf in self.leaves))
 
     @property
     def leaves(self) -> tuple[Tensor, ...]:
-        return self.image_GE, self.text_GE, self.image_BE, self.text_BE, self.scale
+        return self.image_BE, self.text_BE, self.image_GE, self.text_GE, self.scale
 
     @property
     def gradients_bytes(self) -> int:
@@ -88,22 +97,13 @@ class RankFeatures:
         for leaf in self.leaves:
             leaf.grad = None
 
-    def double(self) -> RankFeatures:
-        """A copy in float64."""
-        copy = object.__new__(RankFeatures)
-        copy.rows = self.rows
-        copy.image_GE, copy.text_GE, copy.image_BE, copy.text_BE, copy.scale = (
-            leaf.detach().double().requires_grad_() for leaf in self.leaves
-        )
-        return copy
-
     def tiled_loss(self, tile: int) -> Tensor:
         """Both directions of our loss over this rank's rows and columns."""
         from training.loss import _TiledCrossEntropy
 
         images = _TiledCrossEntropy.apply(self.image_BE, self.text_GE, self.scale, 0, tile)[0]
         texts = _TiledCrossEntropy.apply(self.text_BE, self.image_GE, self.scale, 0, tile)[0]
-        loss: Tensor = (images + texts) / 2 / self.rows
+        loss: Tensor = (images + texts) / 2 / len(self.image_BE)
         return loss
 
     def local_loss(self, _tile: int) -> Tensor:
@@ -111,9 +111,13 @@ class RankFeatures:
         import torch
         import torch.nn.functional as F
 
-        labels = torch.arange(self.rows, device=self.scale.device)
+        labels = torch.arange(len(self.image_BE), device=self.scale.device)
         images = F.cross_entropy(self.scale * self.image_BE @ self.text_GE.T, labels)
         return (images + F.cross_entropy(self.scale * self.text_BE @ self.image_GE.T, labels)) / 2
+
+
+def _with_gradients(*leaves: Tensor) -> RankFeatures:
+    return RankFeatures(*(leaf.requires_grad_() for leaf in leaves))
 
 
 if __name__ == "__main__":

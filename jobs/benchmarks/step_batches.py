@@ -27,10 +27,11 @@ Source = Callable[[Side], AbstractContextManager[Batches]]
 class ReadyBatches:
     """One batch of images on the device, and captions that were tokenized before: nothing but the step takes time."""
 
-    def __init__(self, setting: Setting, different: int) -> None:
+    def __init__(self, setting: Setting, different: int, raw: bool = False) -> None:
         """
         Args:
             different: batches of captions until they repeat.
+            raw: uint8 images, as our loader leaves them; for our side alone.
         """
         import torch
 
@@ -41,7 +42,11 @@ class ReadyBatches:
         self.setting = setting
         self.texts = [tokenize(captions(setting.batch_size, seed), row.context_length) for seed in range(different)]
         generator = torch.Generator().manual_seed(0)
-        self.images = torch.randn(setting.batch_size, 3, row.image_size_px, row.image_size_px, generator=generator)
+        shape = (setting.batch_size, 3, row.image_size_px, row.image_size_px)
+        if raw:
+            self.images = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+        else:
+            self.images = torch.randn(shape, generator=generator)
 
     @contextlib.contextmanager
     def __call__(self, side: Side) -> Iterator[Batches]:
@@ -73,7 +78,7 @@ class LoadedBatches:
 
     @contextlib.contextmanager
     def __call__(self, side: Side) -> Iterator[Batches]:
-        with (self._ours() if isinstance(side, OurSide) else self._theirs()) as batches:
+        with self._ours() if isinstance(side, OurSide) else self._theirs() as batches:
             yield batches
 
     @contextlib.contextmanager

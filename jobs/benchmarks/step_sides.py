@@ -29,6 +29,7 @@ class Setting:
 
     Attributes:
         compile: each side's own use of torch.compile.
+        backend: of torch.compile; eager counts graphs without generating code.
         micro_batch_size: samples that are embedded with a graph at a time; both sides embed each sample twice then.
         ddp: wrap the model of each side in DDP, which needs a process group of one rank.
     """
@@ -41,12 +42,20 @@ class Setting:
     checkpointing: bool = False
     micro_batch_size: int | None = None
     ddp: bool = False
+    backend: str = "inductor"
 
 
 class Side(ABC):
     """A model with its optimizer."""
 
     name: str
+
+    @abstractmethod
+    def __init__(self, setting: Setting, clip: CLIP) -> None:
+        """
+        Args:
+            clip: the side may change it or copy its weights.
+        """
 
     @abstractmethod
     def step(self, images: Tensor, texts: Tensor) -> Tensor:
@@ -89,10 +98,12 @@ class OurSide(Side):
         self.micro_batch_size = micro if micro is not None and micro < setting.batch_size else None
         self.train = TrainConfig(
             precision=setting.precision,
-            compile=setting.compile,
             activation_checkpointing=("image", "text") if setting.checkpointing else (),
         )
         prepare_model(clip.to(self.world.device), TrainingConfig(model=ModelConfig(name=setting.name), train=self.train))
+        if setting.compile:  # as train.compile does
+            clip.visual.compile(backend=setting.backend)
+            clip.transformer.compile(backend=setting.backend, dynamic=True)
         self.optimizer = build_optimizer(clip, OptimizerConfig())
         self.model = parallel(clip, self.world)
         self.autocast = functools.partial(autocast, self.train, self.world.device)
@@ -140,7 +151,7 @@ class TheirSide(Side):
             model = torch.nn.parallel.DistributedDataParallel(model, device_ids=devices)
         if setting.compile and setting.ddp and setting.checkpointing:
             torch._dynamo.config.optimize_ddp = False
-        self.model: Any = torch.compile(model) if setting.compile else model
+        self.model: Any = torch.compile(model, backend=setting.backend) if setting.compile else model
         self.optimizer = build_peer_optimizer(self.peer, OptimizerConfig())
         self.loss = ClipLoss()
 

@@ -67,8 +67,11 @@ def forced_world(scale: Scale) -> Iterator[World]:
     from training.distributed import init_world
 
     with tempfile.TemporaryDirectory() as temporary:
-        yield init_world(0, 1, f"file://{temporary}/meet", scale.torch_device, timeout_s=60, forced=True)
-        dist.destroy_process_group()
+        world = init_world(0, 1, f"file://{temporary}/meet", scale.torch_device, timeout_s=60, forced=True)
+        try:
+            yield world
+        finally:
+            dist.destroy_process_group()
 
 
 def gradients_of(case: Case, world: World) -> tuple[Tensor, list[Tensor]]:

@@ -1,7 +1,7 @@
 """Runs one section in a process of its own, so that an exception, a crash or a hang of one does not cost the others.
 
-In: a `Section` and a `Scale`. Out: an `Outcome`, which is also the file SECTION.json; it is rewritten after each figure, so that a
-section that hangs leaves those that it had. Processes are forked from a server that has imported torch and nothing else of CUDA.
+In: a `Section` and a `Scale`. Out: an `Outcome`, which is also the file SECTION.json; it is rewritten after each figure, so
+that a section that hangs leaves those that it had. Processes are forked from a server that imported torch and used no CUDA.
 """
 
 from __future__ import annotations
@@ -21,13 +21,19 @@ from jobs.qualification.scale import Scale
 from jobs.qualification.sections import Section
 
 LOG_CHARACTERS = 4_000
+_ROOT = (__package__ or "").removesuffix("jobs.qualification")
+"""Prefix of our packages: nothing in a checkout, `rayclip.` where RayCLIP is installed (setup.py)."""
+PRELOADED = ["torch", "torch._dynamo", f"{_ROOT}training.trainer", f"{_ROOT}jobs.cli.config"]
+"""Modules that most sections use, imported once."""
+OPTIONAL = ("pytest", "open_clip")
+"""Packages without which a section is skipped."""
 
 
 def run_guarded(section: Section, scale: Scale, folder: Path, limit_s: float) -> Outcome:
     """Runs a section for at most `limit_s`, and ends all processes that it has started."""
     path = _path(folder, section.name)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch"])
+    context.set_forkserver_preload(PRELOADED)
     began = time.monotonic()
     _write(Outcome(section.name, "running", tiny=scale.tiny), path)
     process = context.Process(target=_run, args=(section, scale, path), name=section.name)
@@ -61,12 +67,16 @@ def read_outcome(folder: Path, name: str) -> Outcome | None:
 
 def _run(section: Section, scale: Scale, path: Path) -> None:
     """Runs in the new process: figures go to the file, all output to a log beside it."""
+    import torch
+
     os.setsid()
     with path.with_suffix(".log").open("w") as log:
         os.dup2(log.fileno(), sys.stdout.fileno())
         os.dup2(log.fileno(), sys.stderr.fileno())
         outcome = Outcome(section.name, "running", tiny=scale.tiny)
         try:
+            if scale.tiny:
+                torch.set_num_threads(1)  # small tensors gain nothing from more
             outcome.card = scale.card
             for figure in section.load()(scale):
                 outcome.figures.append(figure)
@@ -75,9 +85,9 @@ def _run(section: Section, scale: Scale, path: Path) -> None:
         except SkipError as error:
             outcome.status, outcome.reason = "skipped", str(error)
         except BaseException as error:
-            missing = isinstance(error, ModuleNotFoundError)
+            missing = isinstance(error, ModuleNotFoundError) and error.name in OPTIONAL
             outcome.status = "skipped" if missing else "failed"
-            outcome.reason = f"{error.name} is not installed" if isinstance(error, ModuleNotFoundError) else _first_line(error)
+            outcome.reason = _first_line(error)
             outcome.traceback = traceback.format_exc()
         _write(outcome, path)
 

@@ -33,9 +33,11 @@ class Aim:
     on: str = ANYWHERE
 
     def is_met(self, value: float) -> bool:
-        return not ((self.least is not None and value < self.least) or (self.most is not None and value > self.most))
+        return (self.least is None or value >= self.least) and (self.most is None or value <= self.most)
 
     def __str__(self) -> str:
+        if self.least is not None and self.most is not None:
+            return f"{self.least:,g} to {self.most:,g}"
         return f">= {self.least:,g}" if self.least is not None else f"<= {self.most:,g}"
 
 

@@ -34,10 +34,10 @@ def profile(scale: Scale) -> Iterator[Figure]:
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiled
 
-    setting = Setting(scale.model, scale.size(1024, 8), scale.device, scale.precision)
-    steps = scale.size(3, 1)
     from model.clip import build_clip
 
+    setting = Setting(scale.model, scale.size(1024, 8), scale.device, scale.precision)
+    steps = scale.size(3, 1)
     side = OurSide(setting, build_clip(setting.name))
     activity = ProfilerActivity.CUDA if scale.device == "cuda" else ProfilerActivity.CPU
     with ReadyBatches(setting, 2 + steps)(side) as batches:
@@ -51,10 +51,9 @@ def profile(scale: Scale) -> Iterator[Figure]:
     by_class: dict[str, float] = defaultdict(float)
     for name, start, end in spans:
         by_class[kernel_class(name)] += (end - start) / 1e3 / (steps + 1)
-    total = sum(by_class.values())
     for name, milliseconds in sorted(by_class.items(), key=lambda pair: -pair[1]):
         yield Figure(name, milliseconds, "ms")
-        yield Figure(f"{name}, share", milliseconds / total)
+    yield Figure("all kernels", sum(by_class.values()), "ms")
     if scale.device == "cuda":
         yield Figure("share of the time in which the device computes", busy_share(spans))
     for name in sorted({name for name, _, _ in spans if kernel_class(name) == "attention"}):
@@ -68,13 +67,15 @@ def kernel_class(name: str) -> str:
 
 
 def kernel_spans(profiler: Any, device: str) -> Iterator[tuple[str, float, float]]:
-    """(name, start, end) in microseconds of everything that ran on the device; on a CPU, of operations without those inside."""
+    """(name, start, end) in microseconds of all kernels; on a CPU, of operations, without the time of those inside."""
     from torch.autograd import DeviceType
 
-    wanted = DeviceType.CUDA if device == "cuda" else DeviceType.CPU
     for event in profiler.events():
-        if event.device_type == wanted and (device == "cuda" or (event.name.startswith("aten::") and not event.cpu_children)):
-            yield event.name, event.time_range.start, event.time_range.end
+        start = event.time_range.start
+        if device == "cuda" and event.device_type == DeviceType.CUDA and not event.is_user_annotation:
+            yield event.name, start, event.time_range.end
+        elif device != "cuda" and event.name.startswith("aten::"):
+            yield event.name, start, start + event.self_cpu_time_total
 
 
 def busy_share(spans: Iterable[tuple[str, float, float]]) -> float:

@@ -6,7 +6,10 @@ similarities weighs most.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Generator, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from jobs.benchmarks.loss_cost import RANKS, RankFeatures
 from jobs.benchmarks.step_batches import ReadyBatches
@@ -18,45 +21,55 @@ from jobs.qualification.memory_fit import fitting_micro_batch
 from jobs.qualification.scale import Scale
 from jobs.qualification.stopwatch import seconds_of
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 LARGEST_SCALE = 100.0
 
 
 def loss(scale: Scale) -> Iterator[Figure]:
     """Time of forward and backward, error, and the share of a step of the default tile."""
-    import torch
-
     from training.config import TrainConfig
 
     rows = scale.size(4096, 8)
+    tile = min(TrainConfig().loss_tile_size or scale.size(4096, 64), rows * RANKS)
+    loss_s = yield from _tiles(scale, rows, tile)
+    step_s = _step_s(scale, rows)
+    yield Figure(f"a step of {rows:,} pairs without it", step_s * 1e3, "ms")
+    yield Figure(f"share of a step, float32, tile {tile:,}", loss_s / (step_s + loss_s), aim=Aim(most=0.05, on=ON_CUDA))
+
+
+def _tiles(scale: Scale, rows: int, default: int) -> Generator[Figure, None, float]:
+    """Time and error of each tile, in float32 and in TF32. Returns the seconds of the default tile in float32."""
+    import torch
+
     torch.manual_seed(0)
-    features = RankFeatures(rows, rows * RANKS, scale.torch_device, LARGEST_SCALE, width=scale.size(512, 32))
+    width = scale.size(512, 32)
+    features = RankFeatures.random(rows, rows * RANKS, scale.torch_device, LARGEST_SCALE, width)
     exact = features.double()
-    exact_loss = exact.tiled_loss(scale.size(4096, 16))
-    exact_loss.backward()
-    default = min(TrainConfig().loss_tile_size, rows * RANKS)
+    exact_loss = _both_ways(exact, scale.size(4096, 16))
     seconds = {}
     for allowed in (False, True) if scale.device == "cuda" else (False,):
         torch.backends.cuda.matmul.allow_tf32 = allowed
         precision = "TF32" if allowed else "float32"
         for tile in dict.fromkeys((default, *scale.size((1024, 2048, 4096, 8192), (16, 32)))):
-            seconds[precision, tile] = seconds_of(lambda tile=tile: _both_ways(features, tile), scale.device, scale.size(5, 1))  # type: ignore[misc]
+            both_ways = functools.partial(_both_ways, features, tile)
+            seconds[precision, tile] = seconds_of(both_ways, scale.device, scale.size(5, 1))
             yield Figure(f"{precision}, tile {tile:,}", seconds[precision, tile] * 1e3, "ms")
         error = abs(float(_both_ways(features, default)) / float(exact_loss) - 1)
-        aim = None if allowed else Aim(most=1e-5)
-        yield Figure(f"{precision}: error of the loss against float64", error, aim=aim)
-        pairs = zip(features.leaves, exact.leaves, strict=True)
-        gradients = [(one.grad.double(), other.grad) for one, other in pairs if one.grad is not None and other.grad is not None]
-        largest = max(relative_difference(other, one) for one, other in gradients)
-        yield Figure(f"{precision}: largest error of a gradient against float64", largest, aim=Aim(most=1e-3) if aim else None)
+        yield Figure(f"{precision}: error of the loss against float64", error, aim=None if allowed else Aim(most=1e-5))
+        errors = [
+            relative_difference(right.grad, one.grad.double())
+            for one, right in zip(features.leaves, exact.leaves, strict=True)
+            if one.grad is not None and right.grad is not None
+        ]
+        name = f"{precision}: largest error of a gradient against float64"
+        yield Figure(name, max(errors), aim=None if allowed else Aim(most=1e-3))
     torch.backends.cuda.matmul.allow_tf32 = False
-    del features, exact, exact_loss
-    step_s = _step_s(scale, rows)
-    yield Figure(f"a step of {rows:,} pairs without it", step_s * 1e3, "ms")
-    share = seconds["float32", default] / (step_s + seconds["float32", default])
-    yield Figure("share of a step, float32, default tile", share, aim=Aim(most=0.05, on=ON_CUDA))
+    return seconds["float32", default]
 
 
-def _both_ways(features: RankFeatures, tile: int) -> object:
+def _both_ways(features: RankFeatures, tile: int) -> Tensor:
     """Forward and backward. Returns the loss."""
     features.forget_gradients()
     found = features.tiled_loss(tile)
@@ -66,8 +79,6 @@ def _both_ways(features: RankFeatures, tile: int) -> object:
 
 def _step_s(scale: Scale, rows: int) -> float:
     """Seconds of our step of one rank's pairs, without its own loss, which is a small part of it."""
-    from dataclasses import replace
-
     setting = Setting(scale.model, rows, scale.device, scale.precision)
     setting = replace(setting, micro_batch_size=fitting_micro_batch(setting))
-    return measure(setting, ReadyBatches(setting, scale.size(7, 3)), 1, scale.size(5, 1), ("ours",))["ours"].median_s
+    return measure(setting, ReadyBatches(setting, scale.size(7, 3), raw=True), 1, scale.size(5, 1), ("ours",))["ours"].median_s

@@ -6,6 +6,7 @@ A smaller card is imitated by a tensor that leaves so much memory free.
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -32,10 +33,11 @@ def micro_batch(scale: Scale) -> Iterator[Figure]:
         setting = Setting(scale.model, batch_size, scale.device, scale.precision)
         micro = fitting_micro_batch(setting)
         yield Figure(f"{batch_size:,} pairs: auto", micro or batch_size, "at a time")
-        yield Figure(f"{batch_size:,} pairs: peak memory", _peak_bytes(replace(setting, micro_batch_size=micro)) / 2**30, "GiB")
+        peak = _peak_bytes(replace(setting, micro_batch_size=micro), ReadyBatches(setting, 2, raw=True))
+        yield Figure(f"{batch_size:,} pairs: peak memory", peak / 2**30, "GiB")
     whole = Setting(scale.model, scale.size(1024, 8), scale.device, scale.precision)
     halved = replace(whole, micro_batch_size=whole.batch_size // 2)
-    batches, steps = ReadyBatches(whole, scale.size(12, 3)), scale.size(10, 1)
+    batches, steps = ReadyBatches(whole, scale.size(12, 3), raw=True), scale.size(10, 1)
     seconds = [measure(one, batches, 1, steps, ("ours",))["ours"].median_s for one in (whole, halved)]
     yield Figure("a step of two micro-batches over one of the whole batch", seconds[1] / seconds[0], "x")
     for gib in scale.size((12, 24), (1,)):
@@ -50,7 +52,7 @@ def small_card(scale: Scale) -> Iterator[Figure]:
             micro = fitting_micro_batch(setting)
             yield Figure(f"{gib} GiB: auto", micro or setting.batch_size, "at a time", Aim(least=2))
             setting = replace(setting, micro_batch_size=micro)
-            found = measure(setting, ReadyBatches(setting, 7), 1, scale.size(5, 1), ("ours",))["ours"]
+            found = measure(setting, ReadyBatches(setting, 7, raw=True), 1, scale.size(5, 1), ("ours",))["ours"]
             yield Figure(f"{gib} GiB: rate", setting.batch_size / found.median_s, "pairs/s")
             yield Figure(f"{gib} GiB: peak memory", found.peak_bytes / 2**30, "GiB", Aim(most=gib, on=ON_CUDA))
 
@@ -59,12 +61,14 @@ def allocator(scale: Scale) -> Iterator[Figure]:
     """30 steps whose captions differ in length: retries, calls of cudaMalloc, and memory that is reserved in vain."""
     import torch
 
+    from model.clip import build_clip
+
     if scale.device != "cuda":
         raise SkipError("the CPU has no caching allocator")
     setting = Setting(scale.model, scale.size(4096, 8), scale.device, scale.precision)
     setting = replace(setting, micro_batch_size=fitting_micro_batch(setting))
-    torch.cuda.empty_cache()
-    side, batches = _side_and_batches(setting, different=30)
+    free_memory()
+    side, batches = OurSide(setting, build_clip(setting.name)), ReadyBatches(setting, 30, raw=True)
     with batches(side) as each:
         for _ in range(10):
             side.step(*next(each))
@@ -99,32 +103,33 @@ def only_free(scale: Scale, gib: float) -> Iterator[None]:
     if scale.device != "cuda":
         yield
         return
-    torch.cuda.empty_cache()
+    free_memory()
     free, _ = torch.cuda.mem_get_info()
     ballast = torch.empty(max(0, free - int(gib * 2**30)), dtype=torch.uint8, device="cuda")
     try:
         yield
     finally:
         del ballast
-        torch.cuda.empty_cache()
+        free_memory()
 
 
 def _largest_that_fits(scale: Scale, gib: int) -> Iterator[Figure]:
     """The choice of auto over the largest micro-batch that a step survives, found by trial."""
     import torch
 
-    setting = Setting(scale.model, scale.size(8192, 8), scale.device, scale.precision)
+    setting = Setting(scale.model, scale.size(2048, 8), scale.device, scale.precision)
+    batches = ReadyBatches(setting, 2, raw=True)
     with only_free(scale, gib):
         chosen = fitting_micro_batch(setting) or setting.batch_size
         fits, fails = 0, setting.batch_size + 1
         trial = chosen
         while fails - fits > max(1, fits // 25):
             try:
-                _peak_bytes(replace(setting, micro_batch_size=trial))
+                _peak_bytes(replace(setting, micro_batch_size=trial), batches)
                 fits = trial
             except torch.OutOfMemoryError:
                 fails = trial
-            torch.cuda.empty_cache()
+            free_memory()
             trial = min(trial * 5 // 4 + 1, (fits + fails) // 2) if fits else trial * 3 // 4
             if trial < 1 or trial == fits:
                 break
@@ -133,20 +138,24 @@ def _largest_that_fits(scale: Scale, gib: int) -> Iterator[Figure]:
     yield Figure(f"{gib} GiB free: auto over the largest", chosen / fits if fits else "nothing fits", aim=WITHIN)
 
 
-def _peak_bytes(setting: Setting) -> int:
+def _peak_bytes(setting: Setting, batches: ReadyBatches) -> int:
     """Peak memory of a model, its optimizer, a batch and two steps."""
+    from model.clip import build_clip
+
     with peak_memory(setting.device) as peak:
-        side, batches = _side_and_batches(setting, different=2)
+        side = OurSide(setting, build_clip(setting.name))
         with batches(side) as each:
             for _ in range(2):
                 side.step(*next(each))
     return peak.bytes
 
 
-def _side_and_batches(setting: Setting, different: int) -> tuple[OurSide, ReadyBatches]:
-    from model.clip import build_clip
+def free_memory() -> None:
+    """Returns what is not used any more to the device: a failed step leaves its graph in reference cycles."""
+    import torch
 
-    return OurSide(setting, build_clip(setting.name)), ReadyBatches(setting, different)
+    gc.collect()
+    torch.cuda.empty_cache()  # does nothing where CUDA is not used
 
 
 def _choose(side: OurSide, batch_size: int) -> int | None:

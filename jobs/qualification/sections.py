@@ -38,7 +38,7 @@ SECTIONS = (
     Section("forced", "forced_ranks:compare", 2, "one rank that is forced to communicate, against one that is alone"),
     Section("step", "step_speed:step", 3, "ViT-B/32, 1,024 pairs a step, without compilation"),
     Section("kernels", "kernel_classes:profile", 1.5, "time by kind of kernel, and the kernels of attention"),
-    Section("compiled", "compiled_towers:compiled", 5, "graphs, recompilations, speed, memory; checkpointed; inside DDP"),
+    Section("compiled", "compiled_towers:compiled", 6, "graphs, recompilations, speed, memory; checkpointed; inside DDP"),
     Section("full-batch", "step_speed:full_batch", 5, "ViT-B/32, 4,096 pairs a step"),
     Section("micro-batch", "memory_fit:micro_batch", 3, "micro_batch_size=auto against the memory that is used"),
     Section("allocator", "memory_fit:allocator", 1, "30 steps of different sizes: retries and calls of cudaMalloc"),

@@ -27,7 +27,7 @@ def trainer(scale: Scale) -> Iterator[Figure]:
     setting = Setting(scale.model, batch_size, scale.device, scale.precision)
     micro = fitting_micro_batch(setting)
     setting = replace(setting, micro_batch_size=micro)
-    ready = measure(setting, ReadyBatches(setting, scale.size(12, 3)), 1, scale.size(10, 1), ("ours",))["ours"]
+    ready = measure(setting, ReadyBatches(setting, scale.size(12, 3), raw=True), 1, scale.size(10, 1), ("ours",))["ours"]
     yield Figure("batches that lie ready", batch_size / ready.median_s, "pairs/s")
     workers = scale.size(max(1, len(os.sched_getaffinity(0)) - 1), 0)
     yield Figure("processes that decode", workers)
