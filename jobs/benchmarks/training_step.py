@@ -102,15 +102,25 @@ def measure(
     with _process_group(setting):
         for name in sides:
             with peak_memory(setting.device) as peak:
-                side = built[name] = SIDES[name](setting, copy.deepcopy(clip))
-                with side.flags(), source(side) as batches:
-                    taken = [side.step(*next(batches)) for _ in range(WARM_UP_STEPS)]
-            losses[name], peaks[name] = float(taken[0]), peak.bytes
+                built[name] = SIDES[name](setting, copy.deepcopy(clip))
+                losses[name] = _warm_up(built[name], source)
+            peaks[name] = peak.bytes
         for _ in range(rounds):
             for name, side in built.items():
-                with side.flags(), source(side) as batches:
-                    times[name].append(timed(side, batches, steps, setting.device))
+                times[name].append(_round(side, source, steps, setting.device))
     return {name: Measured(losses[name], tuple(times[name]), peaks[name]) for name in sides}
+
+
+def _warm_up(side: Side, source: Source) -> float:
+    """Takes the first steps. Returns the first one's loss; the batches are gone then, as in a run of that side alone."""
+    with side.flags(), source(side) as batches:
+        losses = [side.step(*next(batches)) for _ in range(WARM_UP_STEPS)]
+    return float(losses[0])
+
+
+def _round(side: Side, source: Source, steps: int, device: str) -> float:
+    with side.flags(), source(side) as batches:
+        return timed(side, batches, steps, device)
 
 
 def timed(side: Side, batches: Batches, steps: int, device: str) -> float:

@@ -17,8 +17,8 @@ from jobs.benchmarks.step_sides import OurSide, Setting
 from jobs.benchmarks.training_step import measure, timed
 from jobs.qualification.forced_ranks import forced_world
 from jobs.qualification.judgement import Aim, Figure
+from jobs.qualification.memory_fit import whole_batch
 from jobs.qualification.scale import Scale
-from jobs.qualification.step_speed import installed_sides
 
 VARIANTS: dict[str, dict[str, Any]] = {"plain": {}, "checkpointed": {"checkpointing": True}, "inside DDP": {"ddp": True}}
 WARM_UP_STEPS = 3
@@ -26,18 +26,15 @@ WARM_UP_STEPS = 3
 
 
 def compiled(scale: Scale) -> Iterator[Figure]:
-    """Graphs, recompilations, speed and memory of each variant; open_clip compiled beside the plain one."""
-    setting = Setting(scale.model, scale.size(1024, 8), scale.device, scale.precision, compile=True)
+    """Graphs, recompilations, speed and memory of each variant; and the same without compilation."""
+    setting = replace(whole_batch(scale, scale.model, scale.size(1024, 8)), compile=True)
     setting = replace(setting, backend=scale.size("inductor", "eager"))  # generating code takes a CPU a minute
+    yield Figure("pairs a step", setting.batch_size)
     steps = scale.size(20, 2)
     batches = ReadyBatches(setting, WARM_UP_STEPS + steps)
     for name, options in VARIANTS.items():
         with forced_world(scale) if "ddp" in options else contextlib.nullcontext():
             yield from _variant(name, replace(setting, **options), batches, steps)
-    if "open_clip" in installed_sides() and not scale.tiny:
-        found = measure(setting, batches, 2, steps, ("open_clip",))["open_clip"]
-        yield Figure("open_clip", setting.batch_size / found.median_s, "pairs/s")
-        yield Figure("open_clip: peak memory", found.peak_bytes / 2**30, "GiB")
     eager = measure(replace(setting, compile=False), batches, 2, steps, ("ours",))["ours"]
     yield Figure("not compiled", setting.batch_size / eager.median_s, "pairs/s")
     yield Figure("not compiled: peak memory", eager.peak_bytes / 2**30, "GiB")

@@ -1,7 +1,7 @@
 """Runs one section in a process of its own, so that an exception, a crash or a hang of one does not cost the others.
 
 In: a `Section` and a `Scale`. Out: an `Outcome`, which is also the file SECTION.json; it is rewritten after each figure, so
-that a section that hangs leaves those that it had. Processes are forked from a server that imported torch and used no CUDA.
+that a section that hangs leaves those that it had.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from typing import Any
 
 from jobs.qualification.judgement import Outcome, SkipError
 from jobs.qualification.scale import Scale
@@ -25,6 +26,8 @@ _ROOT = (__package__ or "").removesuffix("jobs.qualification")
 """Prefix of our packages: nothing in a checkout, `rayclip.` where RayCLIP is installed (setup.py)."""
 PRELOADED = ["torch", "torch._dynamo", f"{_ROOT}training.trainer", f"{_ROOT}jobs.cli.config"]
 """Modules that most sections use, imported once."""
+START: dict[str, str] = {"cpu": "forkserver", "cuda": "spawn"}
+"""Ways in which processes start. CUDA cannot be used in a fork of a process that has asked for it, as an import might."""
 OPTIONAL = ("pytest", "open_clip")
 """Packages without which a section is skipped."""
 
@@ -32,8 +35,9 @@ OPTIONAL = ("pytest", "open_clip")
 def run_guarded(section: Section, scale: Scale, folder: Path, limit_s: float) -> Outcome:
     """Runs a section for at most `limit_s`, and ends all processes that it has started."""
     path = _path(folder, section.name)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context: Any = multiprocessing.get_context(START[scale.device])
+    if START[scale.device] == "forkserver":
+        context.set_forkserver_preload(PRELOADED)
     began = time.monotonic()
     _write(Outcome(section.name, "running", tiny=scale.tiny), path)
     process = context.Process(target=_run, args=(section, scale, path), name=section.name)

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from jobs.benchmarks.step_batches import ReadyBatches
-from jobs.benchmarks.step_sides import OurSide, Setting
+from jobs.benchmarks.step_sides import OurSide
 from jobs.qualification.judgement import Figure
+from jobs.qualification.memory_fit import whole_batch
 from jobs.qualification.scale import Scale
 
 CLASSES = {
@@ -36,7 +37,7 @@ def profile(scale: Scale) -> Iterator[Figure]:
 
     from model.clip import build_clip
 
-    setting = Setting(scale.model, scale.size(1024, 8), scale.device, scale.precision)
+    setting = whole_batch(scale, scale.model, scale.size(1024, 8))
     steps = scale.size(3, 1)
     side = OurSide(setting, build_clip(setting.name))
     activity = ProfilerActivity.CUDA if scale.device == "cuda" else ProfilerActivity.CPU

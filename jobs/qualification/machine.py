@@ -45,7 +45,7 @@ def products(scale: Scale) -> Iterator[Figure]:
     """Achieved rate of the products that a step consists of, of copies, and of the loss's products with and without TF32."""
     import torch
 
-    dtype = torch.bfloat16 if scale.device == "cuda" else torch.float32
+    dtype = getattr(torch, scale.precision)
     repeats = scale.size(20, 2)
     for name, shape in SHAPES.items():
         yield Figure(f"{name}, {dtype}".replace("torch.", ""), _product_rate(shape, dtype, scale, repeats), "TFLOP/s")

@@ -27,6 +27,14 @@ def fitting_micro_batch(setting: Setting) -> int | None:
     return _choose(OurSide(replace(setting, compile=False), build_clip(setting.name)), setting.batch_size)
 
 
+def whole_batch(scale: Scale, model: str, batch_size: int) -> Setting:
+    """A setting whose batch fits as a whole: the one that is asked for, halved until it does."""
+    setting = Setting(model, batch_size, scale.device, scale.precision)
+    while setting.batch_size > 1 and fitting_micro_batch(setting) is not None:
+        setting = replace(setting, batch_size=setting.batch_size // 2)
+    return setting
+
+
 def micro_batch(scale: Scale) -> Iterator[Figure]:
     """The choice of auto for several batches, its peak memory, the largest that fits, and the cost of embedding twice."""
     for batch_size in scale.size((1024, 2048, 4096), (8,)):
@@ -35,7 +43,7 @@ def micro_batch(scale: Scale) -> Iterator[Figure]:
         yield Figure(f"{batch_size:,} pairs: auto", micro or batch_size, "at a time")
         peak = _peak_bytes(replace(setting, micro_batch_size=micro), ReadyBatches(setting, 2, raw=True))
         yield Figure(f"{batch_size:,} pairs: peak memory", peak / 2**30, "GiB")
-    whole = Setting(scale.model, scale.size(1024, 8), scale.device, scale.precision)
+    whole = whole_batch(scale, scale.model, scale.size(1024, 8))
     halved = replace(whole, micro_batch_size=whole.batch_size // 2)
     batches, steps = ReadyBatches(whole, scale.size(12, 3), raw=True), scale.size(10, 1)
     seconds = [measure(one, batches, 1, steps, ("ours",))["ours"].median_s for one in (whole, halved)]

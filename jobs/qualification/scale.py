@@ -33,7 +33,11 @@ class Scale:
 
     @property
     def precision(self) -> Literal["float32", "bfloat16"]:
-        return "bfloat16" if self.device == "cuda" else "float32"
+        """bfloat16 where the card computes in it."""
+        import torch
+
+        has_it = self.device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bfloat16" if has_it else "float32"
 
     @property
     def torch_device(self) -> torch.device:

@@ -15,14 +15,13 @@ from jobs.benchmarks.step_batches import ReadyBatches
 from jobs.benchmarks.step_sides import Setting
 from jobs.benchmarks.training_step import WARM_UP_STEPS, Measured, measure
 from jobs.qualification.judgement import ON_CUDA, ON_HOPPER, Aim, Figure
-from jobs.qualification.memory_fit import fitting_micro_batch, free_memory
+from jobs.qualification.memory_fit import fitting_micro_batch, free_memory, whole_batch
 from jobs.qualification.scale import Scale
 
 
 def step(scale: Scale) -> Iterator[Figure]:
     """ViT-B/32 at 1,024 pairs, without compilation: both sides."""
-    setting = Setting(scale.model, scale.size(1024, 8), scale.device, scale.precision)
-    yield from _side_by_side(scale, setting)
+    yield from _side_by_side(scale, whole_batch(scale, scale.model, scale.size(1024, 8)))
 
 
 def full_batch(scale: Scale) -> Iterator[Figure]:
@@ -39,7 +38,7 @@ def resnet(scale: Scale) -> Iterator[Figure]:
     """RN50 at 256 pairs: our side with cudnn.benchmark off and on, then both sides."""
     import torch
 
-    setting = Setting(scale.size("RN50", "debug-rn"), scale.size(256, 4), scale.device, scale.precision)
+    setting = whole_batch(scale, scale.size("RN50", "debug-rn"), scale.size(256, 4))
     for is_on in (True, False):
         torch.backends.cudnn.benchmark = is_on
         found = measure(setting, ReadyBatches(setting, _different(scale)), *_rounds(scale), ("ours",))
@@ -57,9 +56,18 @@ def installed_sides() -> tuple[str, ...]:
 
 
 def _side_by_side(scale: Scale, setting: Setting, least_ratio: float | None = None) -> Iterator[Figure]:
-    """Both sides with one setting, in turns."""
-    batches = ReadyBatches(setting, _different(scale))
-    found = measure(setting, batches, *_rounds(scale), installed_sides())
+    """Both sides with one setting, in turns, and half the batch as long as one of them does not fit."""
+    import torch
+
+    sides = installed_sides()
+    while True:
+        batches = ReadyBatches(setting, _different(scale))
+        with contextlib.suppress(torch.OutOfMemoryError):
+            found = measure(setting, batches, *_rounds(scale), sides)
+            break
+        free_memory()
+        setting = _halved(setting)
+    yield Figure("pairs a step", setting.batch_size)
     for side, one in found.items():
         yield from _figures(side, setting, one, batches, scale)
     if "open_clip" not in found:
@@ -109,8 +117,17 @@ def _smaller(setting: Setting, side: str) -> Setting:
     """
     if side == "ours":
         micro = setting.micro_batch_size or setting.batch_size
-        return replace(setting, micro_batch_size=max(1, micro * 3 // 4))
-    return replace(setting, batch_size=max(1, setting.batch_size // 2))
+        if micro > 1:
+            return replace(setting, micro_batch_size=micro * 3 // 4)
+    return _halved(setting)
+
+
+def _halved(setting: Setting) -> Setting:
+    import torch
+
+    if setting.batch_size < 4:
+        raise torch.OutOfMemoryError(f"{setting.name}: {setting.batch_size} pairs do not fit")
+    return replace(setting, batch_size=setting.batch_size // 2)
 
 
 def _figures(name: str, setting: Setting, found: Measured, batches: ReadyBatches, scale: Scale) -> Iterator[Figure]:

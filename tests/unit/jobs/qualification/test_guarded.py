@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from jobs.qualification.guarded import read_outcome, run_guarded
+from jobs.qualification.guarded import START, read_outcome, run_guarded
 from jobs.qualification.scale import Scale
 from tests.support.odd_sections import odd_section
 
@@ -20,6 +20,11 @@ def test_figures_of_a_section_are_in_its_file(tmp_path):
     assert row["figures"][0] | {"aim": None} == {"name": "size", "value": 1, "unit": "", "aim": None, "verdict": "met"}
     assert read_outcome(tmp_path, "works") == found
     assert (tmp_path / "works.log").read_text() == "said on the way\n"
+
+
+def test_a_process_that_starts_as_those_on_cuda_do_works_too(tmp_path, monkeypatch):
+    monkeypatch.setitem(START, "cpu", START["cuda"])
+    assert run_guarded(odd_section("works"), TINY, tmp_path, 60).status == "done"
 
 
 def test_an_exception_is_the_outcome_with_its_traceback_and_the_last_output(tmp_path):

@@ -40,3 +40,8 @@ def test_the_allocator_is_measured_on_cuda_alone():
 def test_no_memory_is_occupied_on_a_cpu():
     with memory_fit.only_free(TINY, 1):
         memory_fit.free_memory()
+
+
+def test_a_batch_is_halved_until_auto_takes_the_whole_of_it(monkeypatch):
+    monkeypatch.setattr(memory_fit, "fitting_micro_batch", lambda setting: 300 if setting.batch_size > 300 else None)
+    assert memory_fit.whole_batch(TINY, "debug-vit", 1024).batch_size == 256

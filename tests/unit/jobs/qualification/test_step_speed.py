@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 
+from jobs.benchmarks.step_sides import Setting
 from jobs.benchmarks.training_step import Measured
 from jobs.qualification import step_speed
 from jobs.qualification.scale import Scale
@@ -49,3 +50,24 @@ def test_without_open_clip_our_side_is_measured_alone(monkeypatch):
 def test_open_clip_is_a_side_where_it_is_installed(monkeypatch, module, sides):
     monkeypatch.setitem(sys.modules, "open_clip", module or None)
     assert step_speed.installed_sides() == sides
+
+
+def test_a_batch_that_does_not_fit_both_sides_is_halved_for_both(monkeypatch):
+    tried = []
+
+    def measure(setting, _source, _rounds, _steps, names):
+        tried.append(setting.batch_size)
+        if setting.batch_size > 20:
+            raise torch.OutOfMemoryError
+        return {name: Measured(1.0, (1.0,), 1 << 30) for name in names}
+
+    monkeypatch.setattr(step_speed, "measure", measure)
+    monkeypatch.setattr(step_speed, "installed_sides", lambda: ("ours", "open_clip"))
+    figures = list(step_speed._side_by_side(TINY, Setting("debug-vit", 64)))
+    assert tried == [64, 32, 16]
+    assert (figures[0].name, figures[0].value) == ("pairs a step", 16)
+
+
+def test_a_model_of_which_nothing_fits_is_an_error_in_the_end(monkeypatch):
+    with pytest.raises(torch.OutOfMemoryError, match="debug-vit: 2 pairs do not fit"):
+        best(monkeypatch, fits=0)
