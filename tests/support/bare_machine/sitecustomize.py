@@ -20,5 +20,11 @@ class FewPackages(PathFinder):
         is_installed = any("site-packages" in place for place in places)
         return None if is_installed and fullname.partition(".")[0] not in ALLOWED else found
 
+    @classmethod
+    def find_distributions(cls, *args, **kwargs):
+        """Metadata of the allowed packages alone: versions, and entry points such as pytest's plugins."""
+        found = super().find_distributions(*args, **kwargs)
+        return (one for one in found if one.metadata["Name"].lower().replace("-", "_") in ALLOWED)
+
 
 sys.meta_path[:] = [FewPackages if finder is PathFinder else finder for finder in sys.meta_path]
