@@ -122,9 +122,11 @@ def test_a_run_resumes_from_its_checkpoint_on_the_gpu(data_set, tmp_path, world)
     torch.testing.assert_close(losses(tmp_path / "halves"), losses(tmp_path / "whole"), rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize("communicates", [True, False])
 @pytest.mark.parametrize("repeats", ["negatives", "positives"])
 @pytest.mark.parametrize("name", ["debug-vit", "debug-rn"])
-def test_a_step_that_is_not_logged_never_waits_for_the_device(data_set, tmp_path, world, monkeypatch, name, repeats):
+def test_a_step_that_is_not_logged_never_waits(data_set, tmp_path, world, monkeypatch, name, repeats, communicates):
+    """For the device, that is."""
     step = Trainer._step
 
     def watched(self, batch, loader):
@@ -138,7 +140,8 @@ def test_a_step_that_is_not_logged_never_waits_for_the_device(data_set, tmp_path
     dropout = "train.patch_dropout=0.5" if name == "debug-vit" else "train.patch_dropout=0"
     overrides = (f"model.name={name}", "train.log_every_steps=10", "train.ema_decay=0.9", dropout, "optimizer.max_grad_norm=1")
     overrides = (*overrides, f"train.repeated_captions={repeats}")
-    assert train(config_of(data_set, tmp_path, *overrides, "train.max_steps=10"), world).step == 10
+    config = config_of(data_set, tmp_path, *overrides, "train.max_steps=10")
+    assert train(config, world if communicates else ALONE).step == 10
 
 
 @pytest.mark.parametrize("overrides", [("train.micro_batch_size=5",), ("train.activation_checkpointing=[image,text]",)])

@@ -1,9 +1,12 @@
 """The qualification on a CPU with tiny sizes, on a machine that has torch and little else; its options and its exit code."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -132,3 +135,31 @@ def test_a_machine_without_a_gpu_is_told_so_in_one_line(device, told, tmp_path, 
     (line,) = capsys.readouterr().err.splitlines()
     assert told in line
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(("signal_number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_section_with_its_processes_and_keeps_what_was_done(tmp_path, signal_number, code):
+    command = [sys.executable, "jobs/qualify.py", "--tiny", "--output", str(tmp_path), "--only", "machine", "forced", "trainer"]
+    marked = os.environ | {"STARTED_BY": str(tmp_path)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, env=marked, **pipes) as process:
+        while not (tmp_path / "forced.json").exists() or not outcome(tmp_path, "forced").figures:
+            time.sleep(0.02)
+        process.send_signal(signal_number)
+        said, told = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert told == "stopped; committed work is kept, and the same command resumes\n"
+    assert said.startswith("machine: done")
+    assert outcome(tmp_path, "machine").status == "done"
+    deadline = time.monotonic() + 10
+    while processes_with(f"STARTED_BY={tmp_path}"):  # the server of forks ends when it notices
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def processes_with(variable):
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            found += [path] if variable in path.read_text(errors="replace").split("\0") else []
+    return found
