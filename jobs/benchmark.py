@@ -6,6 +6,7 @@
     python jobs/benchmark.py ingest-plan            the driver's memory for one and for ten million rows
     python jobs/benchmark.py data                   the data loader against webdataset and Ray Data: cost, memory, mixing
     python jobs/benchmark.py train --model RN50     a step of a model against open_clip's
+    python jobs/benchmark.py train --side ours      the same of our side alone, where open_clip is not installed
     python jobs/benchmark.py loss                   memory and time of the loss against the plain local loss
     python jobs/benchmark.py end-to-end             a run from shards on S3: time spent waiting for data
     python jobs/benchmark.py ray                    jobs/train.py with one worker against the bare loop
@@ -29,6 +30,7 @@ from jobs.benchmarks import (
     data_loading,
     embedding,
     ingestion,
+    loss_cost,
     parity,
     ranking,
     training_step,
@@ -71,23 +73,9 @@ def _add_training(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     data.add_argument("--samples", type=int, default=12_000)
     data.add_argument("--repeats", type=int, default=3, help="repetitions of the comparison (default: %(default)s)")
 
-    def run_step(options: argparse.Namespace) -> str:
-        switches = (options.compile, options.checkpointing)
-        setting = training_step.Setting(options.model, options.batch_size, options.device, options.precision, *switches)
-        return training_step.run(setting, options.repeats, options.threads)
-
-    train = commands.add_parser("train", help="pairs per second of a model's step")
-    train.set_defaults(run=run_step)
-    train.add_argument("--model", default="ViT-B/32")
-    train.add_argument("--batch-size", type=int, default=32)
-    train.add_argument("--repeats", type=int, default=5)
-    train.add_argument("--threads", type=int, help="threads of torch (default: torch's own)")
-    train.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    train.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
-    train.add_argument("--compile", action="store_true", help="torch.compile on both sides")
-    train.add_argument("--checkpointing", action="store_true", help="activation checkpointing on both sides")
+    _add_step(commands)
     loss = commands.add_parser("loss", help="memory and time of the loss")
-    loss.set_defaults(run=lambda options: training_step.run_loss(tuple(options.global_batches), options.repeats))
+    loss.set_defaults(run=lambda options: loss_cost.run(tuple(options.global_batches), options.repeats))
     loss.add_argument("--global-batches", type=int, nargs="+", default=[4_096, 8_192, 16_384, 32_768, 65_536])
     loss.add_argument("--repeats", type=int, default=3)
     _add_whole_run(commands, "end-to-end", whole_runs.run_end_to_end, "a run from shards on S3", 32, 12, 1)
@@ -113,6 +101,38 @@ def _add_training(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     whole.add_argument(
         "--data-dir", default="data/demo", help="the demo's data sets; created if missing (default: %(default)s)"
     )
+
+
+def _add_step(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    def run_step(options: argparse.Namespace) -> str:
+        setting = training_step.Setting(
+            name=options.model,
+            batch_size=options.batch_size,
+            device=options.device,
+            precision=options.precision,
+            compile=options.compile,
+            checkpointing=options.checkpointing,
+            micro_batch_size=options.micro_batch_size,
+            ddp=options.ddp,
+        )
+        sides = tuple(training_step.SIDES) if options.side == "both" else (options.side,)
+        return training_step.run(setting, options.repeats, options.steps, options.threads, sides, options.loader)
+
+    train = commands.add_parser("train", help="pairs per second of a model's step")
+    train.set_defaults(run=run_step)
+    train.add_argument("--model", default="ViT-B/32")
+    train.add_argument("--batch-size", type=int, default=32)
+    train.add_argument("--side", choices=("both", *training_step.SIDES), default="both", help="(default: %(default)s)")
+    train.add_argument("--repeats", type=int, default=5, help="rounds, in which the sides take turns (default: %(default)s)")
+    train.add_argument("--steps", type=int, default=1, help="steps of a round; use 20 on a GPU (default: %(default)s)")
+    train.add_argument("--threads", type=int, help="threads of torch (default: torch's own)")
+    train.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    train.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    train.add_argument("--compile", action="store_true", help="torch.compile on both sides")
+    train.add_argument("--checkpointing", action="store_true", help="activation checkpointing on both sides")
+    train.add_argument("--micro-batch-size", type=int, help="pairs at a time; both sides embed each pair twice then")
+    train.add_argument("--ddp", action="store_true", help="DDP around both models, with one rank")
+    train.add_argument("--loader", type=int, metavar="WORKERS", help="decode made images, in so many processes a side")
 
 
 def _add_embedding(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -1,6 +1,7 @@
 """Communication between the ranks of one run: ranks, slices of a batch, gathers and sums.
 
-Everything is the identity at world size 1, where no process group is needed.
+Everything is the identity at world size 1, where no process group is needed. A world of one that is `forced` makes its
+collectives all the same, so that one device can test them.
 """
 
 from __future__ import annotations
@@ -35,11 +36,18 @@ class World:
 
     Attributes:
         device: of this rank's model.
+        forced: make collectives and wrap the model in DDP at world size 1 too, which needs a process group.
     """
 
     rank: int
     world_size: int
     device: torch.device
+    forced: bool = False
+
+    @property
+    def is_alone(self) -> bool:
+        """True where exchanges between ranks are the identity and are omitted."""
+        return self.world_size == 1 and not self.forced
 
     @cached_property
     def communication(self) -> CommunicationTimer:
@@ -70,11 +78,14 @@ def pick_device(wish: str) -> torch.device:
     return torch.device(wish)
 
 
-def init_world(rank: int, world_size: int, init_method: str, device: torch.device, timeout_s: float = 600.0) -> World:
+def init_world(
+    rank: int, world_size: int, init_method: str, device: torch.device, timeout_s: float = 600.0, forced: bool = False
+) -> World:
     """Initialises a process group in a bare process: NCCL on CUDA, gloo elsewhere.
 
     Args:
         init_method: address of the rendezvous, e.g. file:///shared/path or tcp://host:port.
+        forced: as `World.forced`.
     """
     if device.type == "cuda":  # else streams and events without a device are those of the first GPU
         torch.cuda.set_device(device)
@@ -85,7 +96,7 @@ def init_world(rank: int, world_size: int, init_method: str, device: torch.devic
         world_size=world_size,
         timeout=timedelta(seconds=timeout_s),
     )
-    return World(rank, world_size, device)
+    return World(rank, world_size, device, forced)
 
 
 def slice_bounds(global_size: int, rank: int, world_size: int) -> tuple[int, int]:
@@ -99,7 +110,7 @@ def gather_features(features_BE: Tensor, global_batch_size: int, world: World) -
     The backward pass sums over ranks the gradients that each of them has for all rows, and gives each its own slice
     (reduce-scatter, SUM), which makes the gradient of a loss over gathered features exact.
     """
-    if world.world_size == 1:
+    if world.is_alone:
         return features_BE
     gathered: Tensor = _Gather.apply(features_BE, global_batch_size, world)
     return gathered
@@ -154,7 +165,7 @@ def exchange_and_sum(rows_GE: Tensor, bounds: Bounds, world: World) -> Tensor:
 
 def all_ranks(values_N: Tensor, world: World) -> Tensor:
     """Every rank's values, (W, N) in rank order, on every rank. No gradient."""
-    if world.world_size == 1:
+    if world.is_alone:
         return values_N[None]
     own = values_N.detach().to(world.device)
     rows = own.new_empty(world.world_size * len(own))
@@ -164,7 +175,7 @@ def all_ranks(values_N: Tensor, world: World) -> Tensor:
 
 def gather_objects(thing: Any, world: World) -> list[Any]:
     """Every rank's small object, in rank order, on every rank."""
-    if world.world_size == 1:
+    if world.is_alone:
         return [thing]
     things: list[Any] = [None] * world.world_size
     with world.communication.waiting():
@@ -183,10 +194,10 @@ def failing_together(world: World) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if world.world_size == 1 or failed_together(error, world):
+        if world.is_alone or failed_together(error, world):
             raise
         own = error
-    if world.world_size == 1:
+    if world.is_alone:
         return
     first = next((error for error in gather_objects(_portable(own), world) if error is not None), None)
     if first is not None:
@@ -195,7 +206,7 @@ def failing_together(world: World) -> Iterator[None]:
 
 def failed_together(error: BaseException, world: World) -> bool:
     """Returns whether every rank has this error, so that all of them can continue."""
-    return world.world_size == 1 or hasattr(error, _OF_ALL_RANKS)
+    return world.is_alone or hasattr(error, _OF_ALL_RANKS)
 
 
 _OF_ALL_RANKS = "of_all_ranks"
@@ -215,11 +226,11 @@ def _portable(error: Exception | None) -> Exception | None:
 
 
 def parallel(model: nn.Module, world: World) -> nn.Module:
-    """Wraps the model in DDP, which averages gradients over ranks during the backward pass; no change at world size 1.
+    """Wraps the model in DDP, which averages gradients over ranks during the backward pass; no change where the rank is alone.
 
     Buffers stay each rank's own: batch norm does not read them in training, and `broadcast_buffers` makes them the same.
     """
-    if world.world_size == 1:
+    if world.is_alone:
         return model
     with warnings.catch_warnings():  # its successor is missing in some supported versions of PyTorch
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
@@ -248,7 +259,7 @@ def gather_lengths(length: int, world: World) -> list[int]:
 
 def gather_uneven(rows: Tensor, world: World) -> Tensor:
     """Like `gather_rows`, for any number of rows on each rank."""
-    if world.world_size == 1:
+    if world.is_alone:
         return rows
     lengths = gather_lengths(len(rows), world)
     padded = _pad(rows.detach(), max(lengths))
@@ -259,7 +270,7 @@ def gather_uneven(rows: Tensor, world: World) -> Tensor:
 
 def sum_over_ranks(values: Tensor, world: World) -> Tensor:
     """Sum over all ranks, on every rank. No gradient."""
-    if world.world_size == 1:
+    if world.is_alone:
         return values
     total = values.detach().clone()
     dist.all_reduce(total)
@@ -268,13 +279,13 @@ def sum_over_ranks(values: Tensor, world: World) -> Tensor:
 
 def barrier(world: World) -> None:
     """Waits until every rank has called this."""
-    if world.world_size > 1:
+    if not world.is_alone:
         dist.barrier()
 
 
 def broadcast_buffers(model: nn.Module, world: World) -> None:
     """Copies rank 0's buffers to every rank: batch-norm statistics, which each rank collects on its own slice."""
-    if world.world_size == 1:
+    if world.is_alone:
         return
     for buffer in model.buffers():
         dist.broadcast(buffer, src=0)

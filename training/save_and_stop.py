@@ -71,7 +71,7 @@ class Requests:
 
     def agreed(self) -> Request:
         """Requests of any rank at the previous call of `agreed`; with one rank, all requests so far."""
-        if self._world.world_size == 1:
+        if self._world.is_alone:
             return self._take()
         arrived = self._receive()
         own = self._take()

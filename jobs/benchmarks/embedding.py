@@ -14,7 +14,7 @@ from statistics import median
 from typing import Any, cast
 
 from jobs.benchmarks.stored_tars import SHORT_SIDE_PX, index, write_tars
-from jobs.benchmarks.training_step import captions
+from jobs.benchmarks.synthetic_data import captions
 
 
 @dataclass(frozen=True)

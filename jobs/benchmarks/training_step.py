@@ -1,257 +1,192 @@
-"""Compares the training step and the loss with open_clip's, in one process, in turns. Needs the `test` extra.
+"""Compares the training step with open_clip's, in one process, in turns: pairs per second, utilisation and memory of each side.
 
-Architecture, weights, batch, captions, threads and precision are the same; open_clip is set up as in its own trainer: padded
-captions, torch's AdamW, and its local loss.
+Architecture, weights, images, captions, threads and precision are the same; each step has new captions. Steps of a round follow
+each other without waiting for the device: CUDA events time them. Without the `test` extra, our side can be measured alone.
 """
 
 from __future__ import annotations
 
-import random
+import contextlib
+import copy
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any, Literal
 
-if TYPE_CHECKING:
-    import torch
+from jobs.benchmarks.model_flops import batch_flops, utilisation
+from jobs.benchmarks.peak_memory import peak_memory
+from jobs.benchmarks.step_batches import Batches, LoadedBatches, ReadyBatches, Source
+from jobs.benchmarks.step_sides import SIDES, Setting, Side
 
-    from model.clip import CLIP
-
-Step = Callable[[], float]
-"""Runs one step of a side. Returns the loss."""
-
-WORDS = [
-    *("a", "the", "of", "and", "in", "on", "with", "dog", "cat", "man", "red", "blue", "old", "new", "house", "street", "car"),
-    *("beach", "mountain", "photo", "night", "food", "table", "tree", "water", "boat", "bird", "flower", "city", "park"),
-    *("snow", "rain", "small", "large", "two", "people", "playing", "holding"),
-]
-
-
-PEAK_BFLOAT16_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
-"""Dense FLOPS of the SXM boards, by a part of the device's name (NVIDIA's data sheets)."""
-
-
-def captions(count: int, seed: int = 0) -> list[str]:
-    """Captions as long as those of web data: a median of 12 tokens, special tokens included, and a long tail."""
-    rng = random.Random(seed)
-    return [" ".join(rng.choices(WORDS, k=max(1, round(rng.lognormvariate(2.3, 0.5))))) for _ in range(count)]
+WARM_UP_STEPS = 2
 
 
 @dataclass(frozen=True)
-class Setting:
-    """Settings of both sides; `compile` is each side's own torch.compile."""
+class Measured:
+    """One side's figures.
 
-    name: str
-    batch_size: int
-    device: str = "cpu"
-    precision: Literal["float32", "bfloat16"] = "float32"
-    compile: bool = False
-    checkpointing: bool = False
+    Attributes:
+        first_loss: before the first step.
+        step_s: seconds of a step, one figure a round.
+        peak_bytes: largest amount of memory that model, optimizer, batch and step hold together.
+    """
+
+    first_loss: float
+    step_s: tuple[float, ...]
+    peak_bytes: int
+
+    @property
+    def median_s(self) -> float:
+        return median(self.step_s)
 
 
-def run(setting: Setting, repeats: int, threads: int | None) -> str:
-    """Pairs per second of forward, loss, backward and optimizer, ours and open_clip's."""
+def run(
+    setting: Setting,
+    rounds: int,
+    steps: int,
+    threads: int | None = None,
+    sides: Sequence[str] = tuple(SIDES),
+    workers: int | None = None,
+) -> str:
+    """Measures the sides and returns their figures as text.
+
+    Args:
+        workers: decode images of a data set in so many processes of each side; None: images lie ready.
+    """
     import torch
+
+    from model.config import get_architecture
 
     if threads:
         torch.set_num_threads(threads)
-    ours, theirs, texts = _sides(setting)
-    lengths = (texts != 0).sum(1)
-    where = f"{torch.get_num_threads()} threads" if setting.device == "cpu" else torch.cuda.get_device_name()
-    lines = [
-        f"{setting.name}, {setting.batch_size} pairs, captions of {int(lengths.median())} tokens in the median and "
-        f"{int(lengths.max())} at most, {where}, {setting.precision}" + (", compiled" if setting.compile else "")
-    ]
-    first = ours(), theirs()
-    lines.append(f"loss at step 0: {first[0]:.7f} and {first[1]:.7f}, relative difference {abs(first[0] / first[1] - 1):.1e}")
-    flops = {side: _flops(step) for side, step in (("ours", ours), ("open_clip", theirs))} if not setting.compile else {}
-    times: dict[str, list[float]] = {"ours": [], "open_clip": []}
-    for _ in range(repeats):
-        for side, step in (("ours", ours), ("open_clip", theirs)):
-            began = time.perf_counter()
-            step()  # returns the loss as a float, so a GPU has finished it
-            times[side].append(time.perf_counter() - began)
-    for side, seconds in times.items():
-        line = f"{side:10} {median(seconds):8.4f} s a step {setting.batch_size / median(seconds):10.2f} pairs/s"
-        lines.append(line + (_rate(flops[side] / median(seconds), setting) if flops else ""))
-    ratios = [b / a for a, b in zip(times["ours"], times["open_clip"], strict=True)]
-    lines.append(f"pairs/s, ours over open_clip's: {median(ratios):.2f}x ({', '.join(f'{ratio:.2f}' for ratio in ratios)})")
-    if setting.device == "cuda":
-        lines.append(f"peak memory of the device: {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB with both sides in it")
+    ready = ReadyBatches(setting, different=WARM_UP_STEPS + rounds * steps)
+    with tempfile.TemporaryDirectory() as temporary:
+        loaded = None
+        if workers is not None:
+            samples = max(1_000, 4 * setting.batch_size)
+            loaded = LoadedBatches(setting, Path(temporary) / "data", samples, workers)
+        found = measure(setting, loaded or ready, rounds, steps, sides)
+    flops = batch_flops(get_architecture(setting.name), ready.lengths) / len(ready.texts)
+    lines = [_headline(setting, ready.lengths, workers)]
+    losses = [one.first_loss for one in found.values()]
+    if len(losses) == 2 and loaded is None:
+        difference = abs(losses[0] / losses[1] - 1)
+        lines.append(f"loss at step 0: {losses[0]:.7f} and {losses[1]:.7f}, relative difference {difference:.1e}")
+    for side, one in found.items():
+        lines.append(
+            f"{side:10}{one.median_s:9.4f} s a step{setting.batch_size / one.median_s:11.2f} pairs/s"
+            f"{_rate(flops / one.median_s, setting)}{one.peak_bytes / 2**30:9.2f} GiB"
+        )
+    if len(found) == 2:
+        ratios = [theirs / ours for ours, theirs in zip(*(one.step_s for one in found.values()), strict=True)]
+        shown = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+        lines.append(f"pairs/s, ours over open_clip's: {median(ratios):.2f}x ({shown})")
     return "\n".join(lines)
 
 
-def _flops(step: Step) -> int:
-    """Floating-point operations of a step's matrix products, convolutions and attention, including those on padding."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter:
-        step()
-    return int(counter.get_total_flops())
-
-
-def _rate(flops_per_s: float, setting: Setting) -> str:
-    """FLOPS of the device, and its utilisation (MFU) if its peak is known."""
-    import torch
-
-    name = torch.cuda.get_device_name() if setting.device == "cuda" else ""
-    peak = next((peak for part, peak in PEAK_BFLOAT16_FLOPS.items() if part in name), None)
-    known = f", {flops_per_s / peak:.1%} of {peak / 1e12:.0f}" if peak and setting.precision == "bfloat16" else ""
-    return f" {flops_per_s / 1e12:8.3f} TFLOP/s{known}"
-
-
-def _sides(setting: Setting) -> tuple[Step, Step, Any]:
-    """(our step, open_clip's step, texts), from the same weights, images and texts."""
+def measure(
+    setting: Setting, source: Source, rounds: int, steps: int, sides: Sequence[str] = tuple(SIDES)
+) -> dict[str, Measured]:
+    """Builds the sides one after the other, then times `steps` steps of each in turn, `rounds` times."""
     import torch
 
     from model.clip import build_clip
-    from model.tokenizer import tokenize
 
     torch.manual_seed(0)
     clip = build_clip(setting.name)
-    size = clip.architecture.image_size_px
-    images = torch.randn(setting.batch_size, 3, size, size, device=setting.device)
-    texts = tokenize(captions(setting.batch_size))
-    theirs = _their_step(setting, clip, images, texts)
-    return _our_step(setting, clip, images, texts), theirs, texts
+    built: dict[str, Side] = {}
+    losses, peaks = {}, {}
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    with _process_group(setting):
+        for name in sides:
+            with peak_memory(setting.device) as peak:
+                built[name] = SIDES[name](setting, copy.deepcopy(clip))
+                losses[name] = _warm_up(built[name], source)
+            peaks[name] = peak.bytes
+        for _ in range(rounds):
+            for name, side in built.items():
+                times[name].append(_round(side, source, steps, setting.device))
+    return {name: Measured(losses[name], tuple(times[name]), peaks[name]) for name in sides}
 
 
-def _our_step(setting: Setting, clip: CLIP, images: torch.Tensor, texts: torch.Tensor) -> Step:
+def _warm_up(side: Side, source: Source) -> float:
+    """Takes the first steps. Returns the first one's loss; the batches are gone then, as in a run of that side alone."""
+    with side.flags(), source(side) as batches:
+        losses = [side.step(*next(batches)) for _ in range(WARM_UP_STEPS)]
+    return float(losses[0])
+
+
+def _round(side: Side, source: Source, steps: int, device: str) -> float:
+    with side.flags(), source(side) as batches:
+        return timed(side, batches, steps, device)
+
+
+def timed(side: Side, batches: Batches, steps: int, device: str) -> float:
+    """Seconds of a step. The first batch has arrived when the time begins; nothing is read from the device before it ends."""
     import torch
 
-    from training.config import ModelConfig, OptimizerConfig, TrainConfig, TrainingConfig
-    from training.distributed import World
-    from training.loss import ContrastiveResult, contrastive_loss
-    from training.optimizer import build_optimizer, clamp_logit_scale_
-    from training.step.gradients import compute_gradients
-    from training.step.model_setup import autocast, prepare_model
-
-    world = World(0, 1, torch.device(setting.device))
-    train = TrainConfig(
-        precision=setting.precision,
-        compile=setting.compile,
-        activation_checkpointing=("image", "text") if setting.checkpointing else (),
-    )
-    prepare_model(clip.to(world.device), TrainingConfig(model=ModelConfig(name=setting.name), train=train))
-    optimizer = build_optimizer(clip, OptimizerConfig())
-    images = images.to(memory_format=torch.channels_last)  # as the loader lays them out; token ids stay on the CPU
-
-    def loss(images: torch.Tensor, texts: torch.Tensor, scale: torch.Tensor) -> ContrastiveResult:
-        return contrastive_loss(images, texts, scale, world, setting.batch_size, train.loss_tile_size)
-
-    def step() -> float:
-        optimizer.zero_grad(set_to_none=True)
-        result = compute_gradients(clip, (images, texts), loss, None, lambda: autocast(train, world.device))
-        optimizer.step()
-        clamp_logit_scale_(clip)
-        return float(result.loss.detach())
-
-    return step
-
-
-def _their_step(setting: Setting, clip: CLIP, images: torch.Tensor, texts: torch.Tensor) -> Step:
-    import torch
-    from open_clip.loss import ClipLoss
-
-    from jobs.benchmarks.open_clip_peer import build_peer, build_peer_optimizer
-    from training.config import OptimizerConfig
-
-    peer = build_peer(clip).to(setting.device)
-    optimizer = build_peer_optimizer(peer, OptimizerConfig())
-    if setting.checkpointing:
-        peer.set_grad_checkpointing()
-    forward, loss, texts = torch.compile(peer) if setting.compile else peer, ClipLoss(), texts.to(setting.device)
-    lower = setting.precision == "bfloat16"
-
-    def step() -> float:
-        optimizer.zero_grad()
-        with torch.autocast(setting.device, dtype=torch.bfloat16, enabled=lower):
-            total = loss(*forward(images, texts))
-        total.backward()
-        optimizer.step()
-        with torch.no_grad():
-            peer.logit_scale.clamp_(0, 4.6052)
-        return float(total.detach())
-
-    return step
-
-
-# ---------------------------------------------------------------------------------------------------------------- the loss
-
-
-def run_loss(global_batches: tuple[int, ...], repeats: int) -> str:
-    """Peak memory and time of the loss on one of 8 ranks, ours and the plain local one, each in its own process."""
-    import json
-    import subprocess
-    import sys
-
-    lines = [f"the loss of one of 8 ranks, 512 dimensions, float32\n{'global batch':>13}{'ours MB':>10}{'local MB':>10}"
-             f"{'share':>8}{'ours s':>9}{'local s':>9}{'time':>7}"]  # fmt: skip
-    for size in global_batches:
-        found = {}
-        for side in ("ours", "local"):
-            command = [sys.executable, str(Path(__file__)), side, str(size), str(repeats)]
-            root = Path(__file__).parents[2]
-            done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)
-            found[side] = json.loads(done.stdout.splitlines()[-1])
-        (our_mb, our_s), (local_mb, local_s) = found["ours"], found["local"]
-        lines.append(
-            f"{size:>13,}{our_mb:>10,.1f}{local_mb:>10,.1f}{our_mb / local_mb:>8.1%}{our_s:>9.3f}{local_s:>9.3f}"
-            f"{our_s / local_s:>6.2f}x"
-        )
-    return "\n".join(lines)
-
-
-def measure_loss(side: str, size: int, repeats: int) -> tuple[float, float]:
-    """Measures forward and backward on size / 8 rows: (peak MB above features and their gradients, median seconds)."""
-    import torch
-    import torch.nn.functional as F
-
-    from training.loss import _TiledCrossEntropy
-
-    rows = size // 8
-    torch.manual_seed(0)
-    image_GE, text_GE = (F.normalize(torch.randn(size, 512), dim=-1).requires_grad_() for _ in range(2))
-    image_BE, text_BE = (one[:rows].detach().clone().requires_grad_() for one in (image_GE, text_GE))
-    scale = torch.tensor(14.3, requires_grad=True)
-    leaves = (image_GE, text_GE, image_BE, text_BE, scale)
-    gradients_mb = sum(leaf.nbytes for leaf in leaves) / 1e6
-    seconds = []
-    baseline = 0.0
-    for repeat in range(repeats + 1):
-        for leaf in leaves:
-            leaf.grad = None
-        if repeat == 0:
-            baseline = _peak_mb(reset=True)
+    first = next(batches)
+    if device != "cuda":
         began = time.perf_counter()
-        if side == "ours":
-            loss = _TiledCrossEntropy.apply(image_BE, text_GE, scale, 0, 1024)[0]
-            loss = (loss + _TiledCrossEntropy.apply(text_BE, image_GE, scale, 0, 1024)[0]) / 2 / rows
-        else:
-            labels = torch.arange(rows)
-            loss = F.cross_entropy(scale * image_BE @ text_GE.T, labels) + F.cross_entropy(scale * text_BE @ image_GE.T, labels)
-            loss = loss / 2
-        loss.backward()
-        if repeat:
-            seconds.append(time.perf_counter() - began)
-        else:
-            peak = _peak_mb() - baseline - gradients_mb
-    return peak, median(seconds)
+        _take(side, first, batches, steps)
+        return (time.perf_counter() - began) / steps
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize()
+    start.record()
+    _take(side, first, batches, steps)
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end) / 1000 / steps
 
 
-def _peak_mb(reset: bool = False) -> float:
-    """Peak memory of this process, in total or since the last reset."""
-    if reset:
-        Path("/proc/self/clear_refs").write_text("5")
-    field = "VmRSS" if reset else "VmHWM"
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) * 1024 / 1e6
+def _take(side: Side, first: tuple[object, object], batches: Batches, steps: int) -> None:
+    side.step(*first)  # type: ignore[arg-type]
+    for _ in range(steps - 1):
+        side.step(*next(batches))
 
 
-if __name__ == "__main__":
-    import json
-    import sys
+@contextlib.contextmanager
+def _process_group(setting: Setting) -> Iterator[None]:
+    """A process group of this process alone, if the setting needs one."""
+    if not setting.ddp:
+        yield
+        return
+    import torch
+    import torch.distributed as dist
 
-    print(json.dumps(measure_loss(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))))
+    from training.distributed import init_world
+
+    with tempfile.TemporaryDirectory() as temporary:
+        init_world(0, 1, f"file://{temporary}/meet", torch.device(setting.device))
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()
+
+
+def _headline(setting: Setting, lengths: Sequence[int], workers: int | None) -> str:
+    import torch
+
+    where = f"{torch.get_num_threads()} threads" if setting.device == "cpu" else torch.cuda.get_device_name()
+    micro = f"{setting.micro_batch_size} at a time" if setting.micro_batch_size else ""
+    told = {"compiled": setting.compile, "checkpointed": setting.checkpointing, micro: micro, "DDP": setting.ddp}
+    options = [option for option, is_set in told.items() if is_set]
+    if workers is not None:
+        options.append(f"loaded with {workers} workers a side")
+    return (
+        f"{setting.name}, {setting.batch_size} pairs, captions of {median(lengths):.0f} tokens in the median and "
+        f"{max(lengths)} at most, {', '.join([where, setting.precision, *options])}"
+    )
+
+
+def _rate(flops_per_s: float, setting: Setting) -> str:
+    """Useful FLOPS, and the share of the device's peak (MFU) if that is known."""
+    import torch
+
+    text = f"{flops_per_s / 1e12:9.3f} TFLOP/s"
+    if setting.device != "cuda" or setting.precision != "bfloat16":
+        return text
+    share = utilisation(flops_per_s, torch.cuda.get_device_name())
+    return text if share is None else f"{text} ({share:.1%} MFU)"

@@ -17,7 +17,7 @@ from statistics import median
 from typing import Any
 
 from jobs.benchmarks.stored_tars import ROOT, index, s3_server, upload, write_tars
-from jobs.benchmarks.training_step import captions
+from jobs.benchmarks.synthetic_data import captions
 from jobs.cli.config import dump_config, load_config
 
 WARM_UP_STEPS = 2

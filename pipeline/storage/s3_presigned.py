@@ -11,8 +11,6 @@ import threading
 import time
 from typing import Any
 
-import urllib3
-
 from pipeline.storage.s3_request_counts import ANSWERS, count
 
 VALID_S = 900
@@ -27,6 +25,8 @@ class PresignedReads:
     """Reads from one bucket. Thread-safe."""
 
     def __init__(self, client: Any, bucket: str, connect_timeout_s: float, read_timeout_s: float) -> None:
+        import urllib3  # here, so that a machine without S3's packages can train from local files
+
         self._client, self._bucket = client, bucket
         self._pool = urllib3.PoolManager(maxsize=64, timeout=urllib3.Timeout(connect=connect_timeout_s, read=read_timeout_s))
         self._addresses: dict[str, tuple[float, str]] = {}

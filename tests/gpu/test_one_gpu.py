@@ -1,5 +1,7 @@
 """Behaviour that needs a GPU: bfloat16, pinned batches, NCCL, Ray's GPU workers. One device is enough.
 
+Ranks are forced to communicate: DDP with its hook, the gathers and the reduce-scatter run over NCCL although there is one rank.
+
 pytest -m gpu tests/gpu
 """
 
@@ -10,8 +12,9 @@ import torch
 import torch.distributed as dist
 
 from jobs.cli.config import load_config
+from jobs.qualification import forced_ranks
 from model.clip import build_clip
-from training.distributed import World, init_world
+from training.distributed import World, gather_features, init_world, reduce_scatter
 from training.loss import contrastive_loss
 from training.record.tracking import read_metrics
 from training.trainer import Trainer, train
@@ -19,10 +22,13 @@ from training.trainer import Trainer, train
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 
+ALONE = World(0, 1, torch.device("cuda", 0))
+
+
 @pytest.fixture
 def world(tmp_path):
-    """A process group of one rank over NCCL."""
-    yield init_world(0, 1, f"file://{tmp_path}/meet", torch.device("cuda", 0), timeout_s=60)
+    """One rank that communicates over NCCL."""
+    yield init_world(0, 1, f"file://{tmp_path}/meet", torch.device("cuda", 0), timeout_s=60, forced=True)
     dist.destroy_process_group()
 
 
@@ -67,6 +73,34 @@ def test_the_loss_on_the_gpu_equals_the_cpus(world):
     torch.testing.assert_close(found.cpu(), expected, rtol=1e-10, atol=0)
 
 
+@pytest.mark.parametrize("name", forced_ranks.CASES)
+def test_loss_and_gradients_of_a_rank_that_communicates_equal_those_of_one_that_is_alone(world, name):
+    loss, gradients = forced_ranks.gradients_of(forced_ranks.CASES[name], world)
+    expected, expected_gradients = forced_ranks.gradients_of(forced_ranks.CASES[name], ALONE)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+    for one, other in zip(gradients, expected_gradients, strict=True):
+        assert forced_ranks.relative_difference(other, one) < 1e-4
+
+
+@pytest.mark.parametrize("size", [7, 8])
+def test_nccl_gathers_rows_and_scatters_their_gradients(world, size):
+    rows = torch.randn(size, 3, device="cuda", requires_grad=True)
+    gathered = gather_features(rows, size, world)
+    assert gathered is not rows
+    assert torch.equal(gathered, rows)
+    weights = torch.randn_like(gathered)
+    (gathered * weights).sum().backward()
+    assert torch.equal(rows.grad, weights)
+    assert torch.equal(reduce_scatter(weights, [(0, size)], world), weights)
+    assert world.communication.take() > 0
+
+
+def test_a_run_that_communicates_equals_one_that_does_not(data_set, tmp_path, world):
+    for name, one in (("alone", ALONE), ("forced", world)):
+        train(config_of(data_set, tmp_path / name, "train.precision=float32"), one)
+    torch.testing.assert_close(losses(tmp_path / "forced"), losses(tmp_path / "alone"), rtol=1e-3, atol=0)
+
+
 def test_bfloat16_and_float32_runs_learn_alike(data_set, tmp_path, world):
     for precision in ("float32", "bfloat16"):
         train(config_of(data_set, tmp_path / precision, f"train.precision={precision}"), world)
@@ -88,9 +122,11 @@ def test_a_run_resumes_from_its_checkpoint_on_the_gpu(data_set, tmp_path, world)
     torch.testing.assert_close(losses(tmp_path / "halves"), losses(tmp_path / "whole"), rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize("communicates", [True, False])
 @pytest.mark.parametrize("repeats", ["negatives", "positives"])
 @pytest.mark.parametrize("name", ["debug-vit", "debug-rn"])
-def test_a_step_that_is_not_logged_never_waits_for_the_device(data_set, tmp_path, world, monkeypatch, name, repeats):
+def test_a_step_that_is_not_logged_never_waits(data_set, tmp_path, world, monkeypatch, name, repeats, communicates):
+    """For the device, that is."""
     step = Trainer._step
 
     def watched(self, batch, loader):
@@ -104,7 +140,8 @@ def test_a_step_that_is_not_logged_never_waits_for_the_device(data_set, tmp_path
     dropout = "train.patch_dropout=0.5" if name == "debug-vit" else "train.patch_dropout=0"
     overrides = (f"model.name={name}", "train.log_every_steps=10", "train.ema_decay=0.9", dropout, "optimizer.max_grad_norm=1")
     overrides = (*overrides, f"train.repeated_captions={repeats}")
-    assert train(config_of(data_set, tmp_path, *overrides, "train.max_steps=10"), world).step == 10
+    config = config_of(data_set, tmp_path, *overrides, "train.max_steps=10")
+    assert train(config, world if communicates else ALONE).step == 10
 
 
 @pytest.mark.parametrize("overrides", [("train.micro_batch_size=5",), ("train.activation_checkpointing=[image,text]",)])
@@ -115,8 +152,7 @@ def test_options_that_save_memory_change_no_loss_on_the_gpu(data_set, tmp_path, 
 
 
 def test_ray_gives_its_worker_the_gpu(data_set, tmp_path):
-    import ray
-
+    ray = pytest.importorskip("ray")
     from training.worker import run_training
 
     ray.init(address="local", include_dashboard=False, logging_level="ERROR")

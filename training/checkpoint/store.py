@@ -13,13 +13,14 @@ configuration, metrics, package versions, size and sha256 of the other files, an
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -152,7 +153,7 @@ class CheckpointStore:
             "position": asdict(snapshot.position),
             **record,
             "files": files,
-            "packages": {package: version(package) for package in ("rayclip", "torch", "ray", "numpy")},
+            "packages": _versions("rayclip", "torch", "ray", "numpy"),
         }
         self._commit(folder, content)
         return folder
@@ -315,3 +316,12 @@ def _laid_out_as(parameter: nn.Parameter, value: Tensor) -> Tensor:
     if value.shape != parameter.shape:
         return value
     return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
+
+
+def _versions(*packages: str) -> dict[str, str]:
+    """Versions of those that are installed: a bare process may train from a checkout, and without Ray."""
+    found = {}
+    for package in packages:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found

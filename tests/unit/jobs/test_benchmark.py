@@ -3,15 +3,22 @@
 import pytest
 
 from jobs import benchmark
-from jobs.benchmarks import data_loading, embedding, ingestion, parity, ranking, training_step, whole_runs
+from jobs.benchmarks import data_loading, embedding, ingestion, loss_cost, parity, ranking, training_step, whole_runs
+from jobs.benchmarks.step_sides import Setting
 
+BOTH = ("ours", "open_clip")
 COMMANDS = {
     "ingest --scheme http --rows 3 --small-rows 2 --repeats 1": (ingestion, "run", ("http", 2, 3, 1)),
     "ingest-yield --rows 7": (ingestion, "run_yield", (7,)),
     "ingest-plan --rows 5 6": (ingestion, "run_plan", ((5, 6),)),
     "data --samples 9 --repeats 1": (data_loading, "run", (9, 1)),
-    "train --model RN50 --repeats 2 --threads 1": (training_step, "run", (training_step.Setting("RN50", 32), 2, 1)),
-    "loss --global-batches 16 --repeats 1": (training_step, "run_loss", ((16,), 1)),
+    "train --model RN50 --repeats 2 --threads 1": (training_step, "run", (Setting("RN50", 32), 2, 1, 1, BOTH, None)),
+    "train --batch-size 64 --side ours --steps 20 --micro-batch-size 16 --ddp --loader 3 --compile --checkpointing": (
+        training_step,
+        "run",
+        (Setting("ViT-B/32", 64, micro_batch_size=16, ddp=True, compile=True, checkpointing=True), 5, 20, None, ("ours",), 3),
+    ),
+    "loss --global-batches 16 --repeats 1": (loss_cost, "run", ((16,), 1)),
     "end-to-end --steps 4": (whole_runs, "run_end_to_end", ("vit_b_32", 32, 4, 1)),
     "ray --threads 1": (whole_runs, "run_ray", ("vit_b_32", 16, 16, 3, 1)),
     "workers": (whole_runs, "run_workers", ("vit_b_32", 64, 5, 2)),
