@@ -24,7 +24,7 @@ from jobs.benchmarks.stored_tars import ROOT, index
 
 BATCH, STREAMS, BLOCK, SIZE_PX, SHARD_SAMPLES = 1_024, 32, 64, 32, 500
 """A rank of 8 takes 32 of the recipes' 256 streams; blocks are small, so that 150 kB an image fit into memory."""
-WARM_UP_BATCHES, SLICE_S = 4, 0.5
+SAMPLES, WARM_UP_BATCHES, SLICE_S = 4_000, 4, 0.5
 COLUMNS = ("beside_decoding_us", "in_training_us", "lost_share", "read_share", "requests_per_1000")
 
 
@@ -34,7 +34,7 @@ def run(kilobytes: list[int], workers: list[int], pairs: int, rate: int, repeats
     lines = [f"{head}{'bytes read':>12}{'reads/1,000':>13}"]
     for size in kilobytes:
         with tempfile.TemporaryDirectory() as temporary:
-            _write_tars(Path(temporary) / "tars", size * 1000, 4_000)
+            _write_tars(Path(temporary) / "tars", size * 1000, SAMPLES)
             index(f"{temporary}/tars", f"{temporary}/indexed")
             found: dict[int, list[dict[str, float]]] = {number: [] for number in workers}
             for _ in range(repeats):
@@ -92,23 +92,31 @@ def measure(address: str, workers: int, pairs: int, rate: int) -> dict[str, floa
     for _ in range(WARM_UP_BATCHES):
         next(batches)
     lost = _lost_share(batches, rate, seconds=pairs / rate)
-    ids = loader.process_ids()
-    began, before = time.process_time(), [_process_cpu_s(one) for one in ids]
-    reads = _bytes_read([os.getpid(), *ids])
+    processes = [os.getpid(), *loader.process_ids()]
+    _rest(processes)
+    cpu, reads = [_process_cpu_s(one) for one in processes], _bytes_read(processes)
     for _ in range(pairs // BATCH):
         next(batches)
+    _rest(processes)  # until as much is read ahead as before
+    spent = [_process_cpu_s(one) - before for one, before in zip(processes, cpu, strict=True)]
     seen = pairs // BATCH * BATCH
-    inside = time.process_time() - began
-    outside = sum(map(_process_cpu_s, ids)) - sum(before)
-    read, count = (now - then for now, then in zip(_bytes_read([os.getpid(), *ids]), reads, strict=True))
+    read, count = (now - then for now, then in zip(_bytes_read(processes), reads, strict=True))
     loader.close()
     return {
-        "beside_decoding_us": (inside + outside) / seen * 1e6 - _decoding_us(data_sets[0]),
-        "in_training_us": inside / seen * 1e6,
+        "beside_decoding_us": sum(spent) / seen * 1e6 - _decoding_us(data_sets[0]),
+        "in_training_us": spent[0] / seen * 1e6,
         "lost_share": lost,
         "read_share": read / seen / data_sets[0].mean_sample_bytes,
         "requests_per_1000": count / seen * 1e3,
     }
+
+
+def _rest(processes: list[int]) -> None:
+    """Waits until the loader has read ahead as far as it may."""
+    before = 0.0
+    while (now := sum(map(_process_cpu_s, processes))) > before + 0.01:
+        before = now
+        time.sleep(0.5)
 
 
 def _lost_share(batches: Any, rate: int, seconds: float) -> float:

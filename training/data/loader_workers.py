@@ -23,7 +23,6 @@ import pickle
 import signal
 import threading
 import traceback
-from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -160,17 +159,17 @@ class LoaderWorkers:
         self._closed.set()
 
     def close(self, wait: bool = True) -> None:
-        """Ends the processes: after the reads that are under way, or at once."""
+        """Ends the processes: after the reads that are under way, or at once. Safe to call twice."""
         self._closed.set()
-        if wait:
-            for worker in self._workers:
-                _send(worker, None)
-            for worker in self._workers:
-                worker.process.join(CLOSE_S)
+        if not wait:
+            self._kill()
+        for worker in self._workers:
+            worker.tasks.close()
+        for worker in self._workers:
+            worker.process.join(CLOSE_S)
         self._kill()
         for worker in self._workers:
             worker.process.join()
-            worker.tasks.close()
             worker.questions.close()
         self._workers.clear()
         self._in_flight.clear()
@@ -209,7 +208,7 @@ class LoaderWorkers:
             return made
 
 
-def _send(worker: _Worker, message: _Job | _Task | None) -> None:
+def _send(worker: _Worker, message: _Job | _Task) -> None:
     """Sends a message to a process, unless it has died, which is noticed when its next slice is due."""
     with contextlib.suppress(OSError):
         worker.tasks.send(message)
@@ -219,57 +218,72 @@ def _send(worker: _Worker, message: _Job | _Task | None) -> None:
 
 
 def _work(tasks: Connection, questions: Connection, parent: int) -> None:
-    """Makes slices until the parent asks for no more, or is gone."""
+    """Makes slices until the parent closes its end of `tasks`, or is gone."""
     for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group: the parent ends its workers, once it has saved
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
     makers: list[SliceMaker] = []
     threading.Thread(target=_answer, args=(questions, parent, makers), daemon=True).start()
-    lock, requests = threading.Lock(), collections.Counter[str]()
-
-    def send(message: Any) -> None:
-        with lock:
-            tasks.send(message)
-
-    def count(what: str, number: int) -> None:
-        with lock:
-            requests[what] += number
-
-    def made() -> Any:
+    answers = _Answers(tasks)
+    logging.getLogger().addHandler(logging.handlers.QueueHandler(answers))  # type: ignore[arg-type]
+    s3_request_counts.listen(answers.count)
+    with contextlib.suppress(_ParentGoneError):
+        job = answers.next_task()
         try:
-            one = makers[0].finish()
+            makers.append(SliceMaker(job.share))
+            gc.freeze()  # what was imported stays: looking through it again and again takes 8 us a pair
+            _make_slices(makers[0], job, answers)
         except Exception as error:
-            return _portable(error)
-        with lock:
-            counted = dict(requests)
-            requests.clear()
-        return _Made(one, counted)
+            answers.put_nowait(_portable(error))
+    for maker in makers:
+        maker.close()
 
-    logging.getLogger().addHandler(logging.handlers.QueueHandler(_Records(send)))  # type: ignore[arg-type]
-    s3_request_counts.listen(count)
-    try:
-        job: _Job = tasks.recv()
-        makers.append(SliceMaker(job.share))
-        batches, maker = AttachedBatches(job.shape), makers[0]
-        gc.freeze()  # what was imported stays: looking through it again and again takes 8 us a pair
-        while True:
-            if maker.in_flight and not tasks.poll():
-                send(made())
-                continue
-            task: _Task | None = tasks.recv()
-            if task is None:
-                break
+
+def _make_slices(maker: SliceMaker, job: _Job, answers: _Answers) -> None:
+    batches = AttachedBatches(job.shape)
+    while True:
+        if maker.in_flight and not answers.has_task():
+            answers.put_slice(maker.finish())
+        else:
+            task = answers.next_task()
             maker.begin(task.epoch, task.step, batches.pixels(task.block)[slice(*job.rows)])
-    except (EOFError, OSError):  # the parent is gone
-        os._exit(1)
-    maker.close()
 
 
-@dataclass(frozen=True)
-class _Records:
-    """The queue of a logging handler."""
+class _ParentGoneError(BaseException):
+    """The other end of the pipe is closed."""
 
-    put_nowait: Callable[[logging.LogRecord], None]
+
+class _Answers:
+    """The pipe to the parent, for several threads; and the queue of a logging handler."""
+
+    def __init__(self, tasks: Connection) -> None:
+        self._tasks, self._lock = tasks, threading.Lock()
+        self._requests = collections.Counter[str]()
+
+    def has_task(self) -> bool:
+        return self._tasks.poll()
+
+    def next_task(self) -> Any:
+        try:
+            return self._tasks.recv()
+        except (EOFError, OSError):
+            raise _ParentGoneError from None
+
+    def put_nowait(self, message: Any) -> None:
+        with self._lock:
+            try:
+                self._tasks.send(message)
+            except OSError:
+                raise _ParentGoneError from None
+
+    def put_slice(self, one: BatchSlice) -> None:
+        with self._lock:
+            requests, self._requests = self._requests, collections.Counter()
+        self.put_nowait(_Made(one, requests))
+
+    def count(self, what: str, number: int) -> None:
+        with self._lock:
+            self._requests[what] += number
 
 
 def _portable(error: Exception) -> Exception:
