@@ -22,9 +22,9 @@ from typing import Any
 
 from jobs.benchmarks.stored_tars import ROOT, index
 
-BATCH, STREAMS, BLOCK, SIZE_PX, SHARD_SAMPLES = 1_024, 32, 64, 32, 500
+BATCH, STREAMS, BLOCK, SIZE_PX, SHARD_SAMPLES = 1_024, 32, 64, 32, 512
 """A rank of 8 takes 32 of the recipes' 256 streams; blocks are small, so that 150 kB an image fit into memory."""
-SAMPLES, WARM_UP_BATCHES, SLICE_S = 4_000, 4, 0.5
+SAMPLES, WARM_UP_BATCHES, SLICE_S = 4_096, 4, 0.5
 COLUMNS = ("beside_decoding_us", "in_training_us", "lost_share", "read_share", "requests_per_1000")
 
 

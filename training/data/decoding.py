@@ -21,7 +21,7 @@ CHUNK_SAMPLES = 16
 """Samples that a thread gets at a time: enough to make the hand-over cheap, few enough to keep all threads busy."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Encoded:
     """Everything that one training sample depends on.
 

@@ -8,7 +8,7 @@ from jobs.benchmarks.loader_cost import _bytes_read, _process_cpu_s, _queued_s, 
 
 
 def test_the_table_has_a_line_for_each_size_and_number_of_workers(monkeypatch):
-    monkeypatch.setattr(loader_cost, "SAMPLES", 2_500)
+    monkeypatch.setattr(loader_cost, "SAMPLES", 2_048)
     lines = run([3], [0, 1], pairs=2_048, rate=20_000, repeats=1).splitlines()
     assert len(lines) == 3
     rows = [line.split() for line in lines[1:]]

@@ -29,7 +29,7 @@ def copy_of(order):
     )
 
 
-@on_examples(orders())
+@on_examples(orders(), soak=200)
 def test_another_process_gets_the_same_order(order):
     found = pickle.loads(pickle.dumps(order))
     assert found.identity() == order.identity()
