@@ -5,6 +5,7 @@
     python jobs/benchmark.py ingest-yield           successes on a server that misbehaves
     python jobs/benchmark.py ingest-plan            the driver's memory for one and for ten million rows
     python jobs/benchmark.py data                   the data loader against webdataset and Ray Data: cost, memory, mixing
+    python jobs/benchmark.py data-cost              the loader's CPU beside decoding, and what it takes from the training thread
     python jobs/benchmark.py train --model RN50     a step of a model against open_clip's
     python jobs/benchmark.py train --side ours      the same of our side alone, where open_clip is not installed
     python jobs/benchmark.py loss                   memory and time of the loss against the plain local loss
@@ -30,6 +31,7 @@ from jobs.benchmarks import (
     data_loading,
     embedding,
     ingestion,
+    loader_cost,
     loss_cost,
     parity,
     ranking,
@@ -72,6 +74,7 @@ def _add_training(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     data.set_defaults(run=lambda options: data_loading.run(options.samples, options.repeats))
     data.add_argument("--samples", type=int, default=12_000)
     data.add_argument("--repeats", type=int, default=3, help="repetitions of the comparison (default: %(default)s)")
+    _add_loader_cost(commands)
 
     _add_step(commands)
     loss = commands.add_parser("loss", help="memory and time of the loss")
@@ -133,6 +136,19 @@ def _add_step(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     train.add_argument("--micro-batch-size", type=int, help="pairs at a time; both sides embed each pair twice then")
     train.add_argument("--ddp", action="store_true", help="DDP around both models, with one rank")
     train.add_argument("--loader", type=int, metavar="WORKERS", help="decode made images, in so many processes a side")
+
+
+def _add_loader_cost(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    def run(options: argparse.Namespace) -> str:
+        return loader_cost.run(options.kilobytes, options.workers, options.pairs, options.rate, options.repeats)
+
+    cost = commands.add_parser("data-cost", help="cost of the data loader beside decoding")
+    cost.set_defaults(run=run)
+    cost.add_argument("--kilobytes", type=int, nargs="+", default=[40, 150], help="sizes of images (default: %(default)s)")
+    cost.add_argument("--workers", type=int, nargs="+", default=[0, 2], help="data.decode_workers (default: %(default)s)")
+    cost.add_argument("--pairs", type=int, default=20_000, help="pairs that are measured (default: %(default)s)")
+    cost.add_argument("--rate", type=int, default=5_000, help="pairs a second that training takes (default: %(default)s)")
+    cost.add_argument("--repeats", type=int, default=3, help="repetitions of the comparison (default: %(default)s)")
 
 
 def _add_embedding(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -92,13 +92,14 @@ class DataConfig(Section):
     shuffle_shards: int = Field(16, ge=1)
     """Shards whose runs of neighbours are permuted together. Part of the order's identity."""
     prefetch_bytes: int = Field(1 << 30, ge=1)
-    """Upper bound on the undecoded bytes that one rank holds."""
+    """Upper bound on the undecoded bytes that one rank holds, in all its processes together."""
     prefetch_batches: int = Field(2, ge=1)
     """Decoded batches that wait for the model."""
     read_threads: int = Field(8, ge=1)
-    """Threads that read shards, on each rank."""
+    """Threads that read shards, on each rank; divided among its processes."""
     decode_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
-    """Processes of a rank that decode and tokenize; 0: a thread. auto: 0 on a CPU, one less than the worker's CPUs on a GPU."""
+    """Threads of a rank that decode, up to four to a process, which also reads and tokenizes; 0: one in the training process.
+    auto: 0 on a CPU, one less than the worker's CPUs on a GPU."""
     cache_dir: str = ""
     """Local folder that keeps what was read from object storage for later epochs. The ranks of a node share it."""
     cache_bytes: int = Field(100 << 30, ge=1)

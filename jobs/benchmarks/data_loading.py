@@ -167,7 +167,7 @@ def _ours(address: str, decoded: bool, workers: int) -> Iterator[int]:
     while True:
         epoch, step = next_step(order.layout, seen)
         seen += BATCH
-        yield len(fetcher.step(epoch, step))
+        yield len(fetcher.step(epoch, step)[0])
 
 
 def _order(address: str) -> Any:

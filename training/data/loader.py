@@ -1,19 +1,17 @@
 """A rank's batches in the global order, from the position at which a run starts or resumes.
 
-In: data sets, their `SampleOrder` and this rank's `World`. Out: `Batch`es of decoded, augmented images and token ids. A thread
-prepares them ahead of the model: `SampleFetcher` reads, `Decoder` decodes, several batches at a time are in flight. The global
-batch is a function of (manifests, seed, epoch, step): it depends neither on the number of ranks and workers nor on earlier
-steps.
+In: data sets, their `SampleOrder` and this rank's `World`. Out: `Batch`es of decoded, augmented images and token ids. They are
+prepared ahead of the model, several at a time: `LoaderWorkers` read and decode in other processes, so that this one only joins
+what they made; with `data.decode_workers=0` a thread of this process does it all. The global batch is a function of (manifests,
+seed, epoch, step): it depends neither on the number of ranks and workers nor on earlier steps.
 """
 
 from __future__ import annotations
 
 import collections
-import hashlib
 import itertools
 import logging
 import queue
-import random
 import threading
 import time
 import zlib
@@ -25,15 +23,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.dataset.manifest import ManifestError
 from training.config import DataConfig
-from training.data.damaged_samples import DamagedSamples, damage_error
-from training.data.data_sets import DataSet
-from training.data.decoding import Decoder, Encoded, PendingBatch, Transform, cut_to_longest, decode, stack_texts
+from training.data.damaged_samples import DamagedSamples
+from training.data.data_sets import DataSet, check_prefetch, mean_sample_bytes
+from training.data.decoding import Transform, cut_to_longest, stack_texts
+from training.data.loader_workers import LoaderWorkers
 from training.data.order_layout import next_step
-from training.data.prefetcher import SUBSTITUTES_TRIED, Sample, SampleFetcher
 from training.data.sample_order import SampleOrder
-from training.data.shard_reader import RawSample
+from training.data.slice_maker import BatchSlice, Share, SliceMaker
 from training.distributed import World, slice_bounds
 
 logger = logging.getLogger(__name__)
@@ -59,17 +56,6 @@ class Batch:
     seeds: Tensor
     epoch: int
     step: int
-
-
-@dataclass(frozen=True)
-class _InFlight:
-    """A batch that is being decoded."""
-
-    epoch: int
-    step: int
-    indices: list[int]
-    samples: list[RawSample]
-    pending: PendingBatch
 
 
 class TrainLoader:
@@ -100,9 +86,11 @@ class TrainLoader:
         self._gives_up, self._gave_up = gives_up, False
         self._damaged = DamagedSamples(config.max_skipped_samples, f"rank {world.rank}")
         bounds = slice_bounds(order.layout.global_batch_size, world.rank, world.world_size)
-        self._fetcher = SampleFetcher(data_sets, order, bounds, config, samples_seen)
-        self._transform = Transform(image_size_px, context_length, config.crop_scale_min)
-        self._decoder = Decoder(self._transform, decode_workers(config, world.device))
+        check_prefetch(config, order, mean_sample_bytes(data_sets, order), bounds[1] - bounds[0])
+        transform = Transform(image_size_px, context_length, config.crop_scale_min)
+        share = Share(tuple(data_sets), order, bounds, config, transform, samples_seen)
+        decoders, pinned = decode_workers(config, world.device), world.device.type == "cuda"
+        self._source = LoaderWorkers(share, decoders, pinned) if decoders else _InProcess(share)
         self._bounds = bounds
         self._start = next_step(order.layout, samples_seen)
         self._queue: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=config.prefetch_batches)
@@ -117,8 +105,7 @@ class TrainLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         """Yields batches with their images on the rank's device, without end unless it gives up."""
-        device = self.world.device
-        stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        copies = _Copies(self.world.device) if self.world.device.type == "cuda" else None
         while True:
             began = time.perf_counter()
             item = self._next()
@@ -127,7 +114,7 @@ class TrainLoader:
                 return
             if isinstance(item, BaseException):
                 raise item
-            yield item if stream is None else _copy(item, device, stream)
+            yield item if copies is None else copies(item)
 
     def fingerprint(self, batch: Batch) -> int:
         """Returns a number whose sum over ranks identifies a global batch by its keys and their order.
@@ -137,13 +124,18 @@ class TrainLoader:
         first = self._bounds[0]
         return sum(zlib.crc32(f"{place}/{key}".encode()) for place, key in enumerate(batch.keys, start=first))
 
+    def process_ids(self) -> list[int]:
+        """Returns the ids of the processes that read and decode; none with `data.decode_workers=0`."""
+        return self._source.process_ids()
+
     def close(self) -> None:
-        """Ends the threads and workers that read ahead; does not wait for reads that were given up. Safe to call twice."""
+        """Ends the threads and processes that read ahead; does not wait for reads that were given up. Safe to call twice."""
         self._closed.set()
+        self._source.interrupt()
         while not self._gave_up and self._thread.is_alive():
             self._thread.join(timeout=0.05)
-        self._fetcher.close(wait=not self._gave_up)
-        self._decoder.close()
+        self._thread.join(timeout=0.5)
+        self._source.close(wait=not self._gave_up)
 
     def _next(self) -> Batch | BaseException | None:
         """Waits for a batch or an error; None: gave up. train.hang_timeout_s bounds the wait otherwise.
@@ -159,7 +151,7 @@ class TrainLoader:
             except queue.Empty:
                 now = time.monotonic()
             if now - warned >= self.config.stall_warning_s:
-                warned, reads = now, self._fetcher.under_way()
+                warned, reads = now, _describe(self._source.under_way())
                 logger.warning("rank %d has waited %.0f s for data; under way: %s", self.world.rank, now - began, reads)
             if asked_at > now and (now - began >= GIVES_UP_AFTER_S or not alone) and self._gives_up():
                 asked_at = now
@@ -171,16 +163,17 @@ class TrainLoader:
     # ------------------------------------------------------------------------------------------- the thread reading ahead
 
     def _produce(self) -> None:
-        in_flight: collections.deque[_InFlight] = collections.deque()
+        in_flight: collections.deque[tuple[int, int]] = collections.deque()
         try:
             for epoch, step in self._steps():
-                in_flight.append(self._begin(epoch, step))
+                self._source.begin(epoch, step)
+                in_flight.append((epoch, step))
                 if len(in_flight) > self.config.prefetch_batches:
-                    self._put(self._finish(in_flight.popleft()))
+                    self._put(self._assemble(*in_flight.popleft(), *self._source.finish()))
                 if self._closed.is_set():
                     return
         except BaseException as error:  # the consumer raises any error, after the batches before it
-            self._put_rest(in_flight, error)
+            self._put(error)
 
     def _steps(self) -> Iterator[tuple[int, int]]:
         first_epoch, first_step = self._start
@@ -196,98 +189,74 @@ class TrainLoader:
             except queue.Full:
                 continue
 
-    def _put_rest(self, in_flight: collections.deque[_InFlight], error: BaseException) -> None:
-        try:
-            while in_flight and not self._closed.is_set():
-                self._put(self._finish(in_flight.popleft()))
-        except BaseException as earlier:
-            error = earlier
-        self._put(error)
-
-    def _begin(self, epoch: int, step: int) -> _InFlight:
-        """Reads a batch and hands it to the decoder."""
-        indices = self.order.step_samples(epoch, step, *self._bounds).tolist()
-        found = self._fetcher.step(epoch, step)
-        samples = [self._whole(epoch, index, sample) for index, sample in zip(indices, found, strict=True)]
-        encoded = [self._encoded(epoch, index, sample) for index, sample in zip(indices, samples, strict=True)]
-        return _InFlight(epoch, step, indices, samples, self._decoder.submit(encoded))
-
-    def _finish(self, batch: _InFlight) -> Batch:
-        decoded = batch.pending.result()
-        texts = decoded.texts
-        for place, problem in decoded.problems.items():
-            index, sample = batch.indices[place], batch.samples[place]
-            self._skip(f"{self._fetcher.address(index)}: sample {sample.key}: {problem}")
-            batch.samples[place], row = self._substitute(batch.epoch, index, decoded.pixels[place : place + 1])
-            texts = stack_texts([texts[:place], row, texts[place + 1 :]])
-        pixels = torch.from_numpy(decoded.pixels)
+    def _assemble(self, epoch: int, step: int, pixels: NDArray[np.uint8], slices: Sequence[BatchSlice]) -> Batch:
+        """Joins what the slices hold besides pixels. Raises ManifestError if too many samples were damaged."""
+        for one in slices:
+            for problem in one.problems:
+                self._damaged.skip(problem)
         return Batch(
-            images=self._pinned(pixels).permute(0, 3, 1, 2),  # (B, H, W, 3) -> (B, 3, H, W)
-            texts=torch.from_numpy(cut_to_longest(texts).astype(np.int64)),
-            keys=[sample.key for sample in batch.samples],
-            seeds=torch.tensor(
-                [
-                    seed_number(self._seed(batch.epoch, index, sample))
-                    for index, sample in zip(batch.indices, batch.samples, strict=True)
-                ]
-            ),
-            epoch=batch.epoch,
-            step=batch.step,
+            images=self._pinned(torch.from_numpy(pixels)).permute(0, 3, 1, 2),  # (B, H, W, 3) -> (B, 3, H, W)
+            texts=torch.from_numpy(cut_to_longest(stack_texts([one.texts for one in slices])).astype(np.int64)),
+            keys=[key for one in slices for key in one.keys],
+            seeds=torch.from_numpy(np.concatenate([one.seeds for one in slices])),
+            epoch=epoch,
+            step=step,
         )
 
     def _pinned(self, tensor: Tensor) -> Tensor:
-        """Copies to pinned memory, from which a GPU can copy asynchronously; on a CPU, does nothing."""
+        """Copies to pinned memory, from which a GPU can copy asynchronously, unless it is there; on a CPU, does nothing."""
         return tensor.pin_memory() if self.world.device.type == "cuda" else tensor
 
-    def _seed(self, epoch: int, index: int, sample: RawSample) -> str:
-        """Returns the seed of a sample's crop and caption: the same at any world size and after any resume."""
-        repeat = self._fetcher.repeat(index)
-        return f"{self.order.seed}/{epoch}/{sample.key}" + (f"/{repeat}" if repeat else "")
 
-    def _encoded(self, epoch: int, index: int, sample: RawSample) -> Encoded:
-        seed, captions = self._seed(epoch, index, sample), sample.captions
-        caption = captions[0] if len(captions) == 1 else random.Random(f"{seed}/caption").choice(captions)
-        return Encoded(sample.image, caption, seed, sample.sha256)
-
-    # ----------------------------------------------------------------------------------------------------- damaged samples
-
-    def _whole(self, epoch: int, index: int, sample: Sample) -> RawSample:
-        """Returns the sample, or a substitute if it is damaged and may be skipped."""
-        if isinstance(sample, RawSample):
-            return sample
-        self._skip(sample.problem)
-        return next(self._fetcher.substitutes(epoch, index))
-
-    def _substitute(self, epoch: int, index: int, pixels: NDArray[np.uint8]) -> tuple[RawSample, NDArray[np.uint16]]:
-        """Returns a substitute for a sample that cannot be decoded, and its token ids; writes its pixels in place."""
-        for sample in itertools.islice(self._fetcher.substitutes(epoch, index), SUBSTITUTES_TRIED):
-            texts, problems = decode([self._encoded(epoch, index, sample)], self._transform, pixels)
-            if not problems:
-                return sample, texts
-        raise ManifestError(
-            f"{self._fetcher.address(index)}: none of {SUBSTITUTES_TRIED} substitutes can be decoded; restore the data"
-        )
-
-    def _skip(self, problem: str) -> None:
-        """Counts a damaged sample. Raises ManifestError if none, or no more, may be skipped."""
-        if self.config.on_damage == "fail":
-            raise damage_error(problem)
-        self._damaged.skip(problem)
+def _describe(reads: list[tuple[str, float]]) -> str:
+    """Names the reads that have taken longest, for a report of a stall."""
+    oldest = sorted(reads, key=lambda read: -read[1])[:3]
+    return ", ".join(f"{address} for {seconds:.0f} s" for address, seconds in oldest) or "no read is under way"
 
 
-def _copy(batch: Batch, device: torch.device, stream: torch.cuda.Stream) -> Batch:
-    """Returns the batch with its images on a GPU, copied from pinned memory while the GPU computes."""
-    with torch.cuda.stream(stream):
-        images = batch.images.to(device, non_blocking=True)
-    current = torch.cuda.current_stream(device)
-    current.wait_stream(stream)
-    images.record_stream(current)
-    return replace(batch, images=images)
+class _InProcess:
+    """Slices made in this process, by one thread that decodes: the interface of `LoaderWorkers`."""
+
+    def __init__(self, share: Share) -> None:
+        self._shape, self._maker = share.shape, SliceMaker(share)
+        self._in_flight: collections.deque[NDArray[np.uint8]] = collections.deque()
+        self.under_way = self._maker.under_way
+        self.close = self._maker.close
+
+    def begin(self, epoch: int, step: int) -> None:
+        self._in_flight.append(np.empty(self._shape, dtype=np.uint8))
+        self._maker.begin(epoch, step, self._in_flight[-1])
+
+    def finish(self) -> tuple[NDArray[np.uint8], list[BatchSlice]]:
+        return self._in_flight.popleft(), [self._maker.finish()]
+
+    def interrupt(self) -> None:
+        """Reads in this process cannot be interrupted."""
+
+    def process_ids(self) -> list[int]:
+        return []
 
 
-def seed_number(seed: str) -> int:
-    """Hashes a seed to a signed 64-bit number."""
-    return int.from_bytes(hashlib.blake2b(seed.encode(), digest_size=8).digest(), "little", signed=True)
+class _Copies:
+    """Copies batches to a GPU on a stream of their own, while it computes."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._stream = device, torch.cuda.Stream(device)
+        self._under_way: collections.deque[tuple[torch.cuda.Event, Tensor]] = collections.deque()
+
+    def __call__(self, batch: Batch) -> Batch:
+        """Returns the batch with its images on the GPU."""
+        while self._under_way and self._under_way[0][0].query():
+            self._under_way.popleft()
+        with torch.cuda.stream(self._stream):
+            images = batch.images.to(self._device, non_blocking=True)
+            copied = torch.cuda.Event()
+            copied.record(self._stream)
+        self._under_way.append((copied, batch.images))  # shared memory would be used again as soon as it is released
+        current = torch.cuda.current_stream(self._device)
+        current.wait_stream(self._stream)
+        images.record_stream(current)
+        return replace(batch, images=images)
 
 
 def decode_workers(config: DataConfig, device: torch.device) -> int:

@@ -19,7 +19,7 @@ import numpy as np
 
 from pipeline.dataset.manifest import ManifestError
 from training.config import DataConfig
-from training.data.data_sets import DataSet, check_prefetch, mean_sample_bytes
+from training.data.data_sets import DataSet, mean_sample_bytes
 from training.data.order_layout import (
     Place,
     Span,
@@ -69,11 +69,8 @@ class SampleFetcher:
         self, data_sets: Sequence[DataSet], order: SampleOrder, bounds: tuple[int, int], config: DataConfig, samples_seen: int
     ) -> None:
         """Args:
-            bounds: [start, stop) of this rank's slice of a step.
-            samples_seen: position at which the run starts or resumes; its step is the first one read.
-
-        Raises:
-            ConfigError: the order's blocks would not fit into `data.prefetch_bytes`.
+        bounds: [start, stop) of this rank's slice of a step.
+        samples_seen: position at which the run starts or resumes; its step is the first one read.
         """
         self.order, self.bounds, self.config = order, bounds, config
         cache = None
@@ -82,7 +79,6 @@ class SampleFetcher:
             cache = RangeCache(config.cache_dir, config.cache_bytes, wanted)
         self._readers = [ShardReader(one.storage, one.manifest, config.captions, cache) for one in data_sets]
         self._mean_bytes = mean_sample_bytes(data_sets, order)
-        check_prefetch(config, order, self._mean_bytes, bounds[1] - bounds[0])
         epoch, step = next_step(order.layout, samples_seen)
         self._walked = epoch * order.steps_per_epoch + step  # the next step to open the blocks of
         self._open: dict[tuple[int, int, int], int] = {}  # (epoch, stream, block) -> its last step
@@ -94,13 +90,14 @@ class SampleFetcher:
         self._under_way: dict[int, tuple[str, float]] = {}
         self._pool = ThreadPoolExecutor(config.read_threads, thread_name_prefix="read")
 
-    def step(self, epoch: int, step: int) -> list[Sample]:
-        """Returns this rank's samples of a step, in order. Must be called for one step after the other."""
+    def step(self, epoch: int, step: int) -> tuple[list[int], list[Sample]]:
+        """Returns the global indices and the samples of a step, in order. Must be called for one step after the other."""
         now = epoch * self.order.steps_per_epoch + step
         self._read_ahead(now)
-        found = [self._take(epoch, index) for index in self.order.step_samples(epoch, step, *self.bounds).tolist()]
+        indices = self.order.step_samples(epoch, step, *self.bounds).tolist()
+        found = self._take(epoch, indices)
         self._read_ahead(now + 1)
-        return found
+        return indices, found
 
     def substitutes(self, epoch: int, index: int) -> Iterator[RawSample]:
         """Yields whole samples that may replace a damaged one, the same for any number of workers.
@@ -128,16 +125,18 @@ class SampleFetcher:
         place = self._place(index)
         return self._readers[place.source].address(place.shard)
 
-    def repeat(self, index: int) -> int:
-        """Returns how often the epoch has shown the sample before; above 0 only if its data set weighs more than 1."""
-        return self._place(index).repeat
+    def repeats(self, indices: list[int]) -> list[int]:
+        """Returns how often the epoch has shown each sample before; above 0 only if its data set weighs more than 1."""
+        if all(source.repeats == 1 for source in self.order.sources):
+            return [0] * len(indices)
+        return [self._place(index).repeat for index in indices]
 
-    def under_way(self) -> str:
-        """Describes the reads that have taken longest, for a report of a stall."""
+    def under_way(self) -> list[tuple[str, float]]:
+        """Returns (address, seconds) of the reads that are under way."""
         with self._lock:
-            oldest = sorted(self._under_way.values(), key=lambda read: read[1])[:3]
+            reads = list(self._under_way.values())
         now = time.monotonic()
-        return ", ".join(f"{address} for {now - since:.0f} s" for address, since in oldest) or "no read is under way"
+        return [(address, now - since) for address, since in reads]
 
     def close(self, wait: bool = True) -> None:
         """Ends the threads after the reads that are under way, for which it waits or not."""
@@ -148,15 +147,17 @@ class SampleFetcher:
     def _place(self, index: int) -> Place:
         return locate_shard(self.order.shards, locate_sample(self.order.shards, index)[0])
 
-    def _take(self, epoch: int, index: int) -> Sample:
-        """Waits for a sample, hands it out, and releases its memory here."""
-        future, place = self._samples.pop((epoch, index))
-        samples = future.result()
-        sample = samples[place]
-        samples[place] = _TAKEN
+    def _take(self, epoch: int, indices: list[int]) -> list[Sample]:
+        """Waits for samples, hands them out, and releases their memory here."""
+        found = []
+        for index in indices:
+            future, place = self._samples.pop((epoch, index))
+            samples = future.result()
+            found.append(samples[place])
+            samples[place] = _TAKEN
         with self._lock:
-            self._held_bytes -= _size(sample)
-        return sample
+            self._held_bytes -= sum(map(_size, found))
+        return found
 
     def _read_ahead(self, now: int) -> None:
         """Starts the reads that are due: all that step `now` needs, and later ones within the limits."""

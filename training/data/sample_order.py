@@ -80,6 +80,11 @@ class SampleOrder:
         self.block_samples = lru_cache(maxsize=2 * num_streams + 16)(self._permute_block)
         """(epoch, stream, block) -> the block's global indices in shuffled order."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Is sent to other processes without its cache."""
+        sizes = (self.layout.global_batch_size, self.layout.num_streams, self.layout.block_size_samples)
+        return SampleOrder, (self.sources, self.seed, *sizes, self.run_size_samples, self.shuffle_shards, self.version)
+
     @property
     def epoch_samples(self) -> int:
         return self.layout.epoch_samples

@@ -36,7 +36,7 @@ _MEMBERS = ("jpg", "txt", "json")
 _HASH_BYTES = 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class RawSample:
     """One stored pair.
 
@@ -65,7 +65,7 @@ def is_changed(image: bytes | memoryview, sha256: bytes) -> bool:
     return sha256 != hashlib.sha256(image).digest()[: len(sha256)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Damage:
     """A sample that is missing or not as the manifest describes it. `problem` names the sample."""
 

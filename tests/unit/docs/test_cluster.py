@@ -225,7 +225,7 @@ def test_the_runbook_has_a_cause_and_a_remedy_for_each_of_many_symptoms():
 
 
 SIZING = " ".join(section(PAGE, "Sizing").split())
-GLOBAL_BATCH, WORKERS, SAMPLE_BYTES, PER_GPU = 32_768, 8, 41_000, 1_000
+GLOBAL_BATCH, WORKERS, SAMPLE_BYTES, PER_GPU = 32_768, 8, 41_000, 7_000
 
 
 def needed_gb(workers):
@@ -275,10 +275,11 @@ def test_network_checkpoints_and_decoding_of_the_example_follow_from_the_model_a
         f"= {step_s:.1f} s, so {rate / 1e9:.2f} GB/s, {rate * 8 / 1e9:.1f} Gbit/s per worker",
         f"= {WORKERS * PER_GPU * SAMPLE_BYTES / 1e6:.0f} MB/s, {WORKERS * PER_GPU * SAMPLE_BYTES * 8 / 1e9:.1f} Gbit/s",
         f"{parameters * 12 / 1e9:.1f} GB for ViT-B/32, {large * 12 / 1e9:.1f} GB for ViT-L/14",
-        f"{blocks:.1f} + {decoded:.1f} + 1.1 + {copy:.1f} = {blocks + decoded + 1.1 + copy:.1f} GB",
-        f"for four on a node {4 * (blocks + decoded + 1.1) + copy:.0f} GB",
-        f"= {PER_GPU * 0.60e-3 / 0.87:.1f}, so 2 CPUs per GPU; at 512 px {PER_GPU * 1.71e-3 / 0.87:.1f},",
-        f"feed {10 * 0.87 / 0.60e-3:,.0f} samples/s",
+        f"{blocks:.1f} + {decoded:.1f} + 1.1 + 3 x 0.35 + {copy:.1f} = {blocks + decoded + 1.1 + 1.05 + copy:.1f} GB",
+        f"for four on a node {4 * (blocks + decoded + 1.1 + 1.05) + copy:.0f} GB",
+        f"3 of them here {2 * WORKERS / recipe.data.num_streams:.0%}",
+        f"= {PER_GPU * 0.67e-3:.1f}, so 6 CPUs per GPU; at 512 px {PER_GPU * 1.87e-3:.1f}, so 15",
+        f"feed {10 / 0.67e-3:,.0f} samples/s",
         f"costs {0.39 / 600:.2%} of the time",
     ]
     missing = [text for text in expected if text not in SIZING]

@@ -1,6 +1,7 @@
 """What a run is asked for: all ranks do it after the same step, and SIGINT and SIGTERM lose nothing."""
 
 import json
+import os
 import signal
 import subprocess
 import threading
@@ -147,19 +148,22 @@ def test_a_run_without_a_step_has_nothing_to_save(data_set, tmp_path, hanging_da
     assert not (tmp_path / "debug_cpu" / "checkpoints").exists()
 
 
-@pytest.mark.parametrize(("log_every", "number"), [(1, signal.SIGTERM), (7, signal.SIGINT)])
-def test_a_signal_saves_after_the_step_and_the_same_command_goes_on_bit_for_bit(
-    data_set, tmp_path, log_every, number, one_thread
+@pytest.mark.parametrize(
+    ("log_every", "number", "decoders"), [(1, signal.SIGTERM, 0), (7, signal.SIGINT, 0), (1, signal.SIGTERM, 5)]
+)
+def test_a_signal_to_all_saves_after_the_step_and_the_same_command_goes_on_bit_for_bit(
+    data_set, tmp_path, log_every, number, decoders, one_thread
 ):
     overrides = ("train.max_steps=60", f"train.log_every_steps={log_every}", "checkpoint.every_steps=null")
     train(config_of(data_set, tmp_path / "undisturbed", *overrides), ALONE)
     settings = [f"data.uri={data_set}", f"run.dir={tmp_path / 'stopped'}", *overrides]
-    run = start_script(BARE, "debug_cpu", *settings, stdout=subprocess.PIPE)
+    settings = [*settings, f"data.decode_workers={decoders}"]
+    run = start_script(BARE, "debug_cpu", *settings, stdout=subprocess.PIPE, start_new_session=True)
     metrics = tmp_path / "stopped" / "debug_cpu" / "metrics.jsonl"
     while len(read_metrics(metrics)) < 2:
         time.sleep(0.01)
         assert run.poll() is None
-    run.send_signal(number)
+    os.killpg(run.pid, number)
     printed, _ = run.communicate(timeout=60)
     assert run.returncode == 0
     assert "on request; saved in " in printed

@@ -1,9 +1,11 @@
 """Batches follow the global order at any world size, resume exactly, and replace damaged samples alike."""
 
+import contextlib
 import logging
 import re
 import threading
 import time
+import weakref
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from tests.support.loaders import BATCH, batches, damage, keys_of, open_loader, 
 from training.config import DataConfig
 from training.data import loader
 from training.data.data_sets import open_data_sets
-from training.data.loader import TrainLoader
+from training.data.loader import Batch, TrainLoader
 from training.distributed import World
 
 
@@ -113,13 +115,6 @@ def test_batches_come_from_s3_alike(make_data_set, bucket, tmp_path):
         assert torch.equal(found.images, expected.images)
 
 
-def test_worker_processes_give_the_batches_of_a_thread(data_set):
-    for expected, found in zip(batches(data_set, 3), batches(data_set, 3, decode_workers=2), strict=True):
-        assert found.keys == expected.keys
-        assert torch.equal(found.images, expected.images)
-        assert torch.equal(found.texts, expected.texts)
-
-
 def test_a_mixture_is_deterministic_and_resumes_at_any_world_size(make_data_set, tmp_path):
     uris = [make_data_set(str(tmp_path / f"{seed}"), counts, seed) for seed, counts in ((0, (40, 25)), (1, (12,)))]
     keys = [set(keys_of(uri)) for uri in uris]
@@ -200,6 +195,44 @@ def test_late_data_are_waited_for_when_a_group_is_to_stop(data_set, monkeypatch)
     waiting = TrainLoader(sets, order, World(1, 2, torch.device("cpu")), 32, 77, config, 0, is_to_stop)
     assert next(iter(waiting)).keys
     waiting.close()
+
+
+class _Event:
+    """A CUDA event that has happened when it is said to have."""
+
+    happened = False
+
+    def record(self, _stream):
+        pass
+
+    def query(self):
+        return self.happened
+
+
+class _Stream:
+    def wait_stream(self, _other):
+        pass
+
+
+def test_a_batch_stays_in_memory_until_it_is_copied_to_the_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _device: _Stream())
+    monkeypatch.setattr(torch.cuda, "Event", _Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _device: _Stream())
+    monkeypatch.setattr(torch.cuda, "stream", lambda _stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda *_: None)
+    copies, released = loader._Copies(torch.device("cpu")), []
+
+    def batch(number):
+        images = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+        weakref.finalize(images, released.append, number)
+        return Batch(images, torch.zeros(2, 1), [], torch.zeros(2), 0, number)
+
+    for number in range(3):
+        copies(batch(number))
+    assert not released
+    monkeypatch.setattr(_Event, "happened", True)
+    copies(batch(3))
+    assert released == [0, 1, 2]
 
 
 def test_a_stall_is_reported_with_rank_shard_and_seconds(data_set, monkeypatch, caplog):

@@ -113,7 +113,7 @@ def test_samples_are_handed_out_in_the_order_of_each_step(data_set):
         for step in (2, 3, 4):
             places = [locate_sample(order.shards, index) for index in order.step_samples(0, step, 3, 9).tolist()]
             expected = [reader.read(shard, position, position + 1)[0] for shard, position in places]
-            assert fetcher.step(0, step) == expected
+            assert fetcher.step(0, step)[1] == expected
     finally:
         fetcher.close()
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import pickle
 from collections import Counter
 from itertools import islice
 
@@ -26,6 +27,13 @@ def copy_of(order):
         order.shuffle_shards,
         order.version,
     )
+
+
+@on_examples(orders(), soak=200)
+def test_another_process_gets_the_same_order(order):
+    found = pickle.loads(pickle.dumps(order))
+    assert found.identity() == order.identity()
+    assert found.step_samples(1, 0).tolist() == order.step_samples(1, 0).tolist()
 
 
 def whole_epoch(order, epoch=0):
