@@ -103,21 +103,6 @@ def _add_training(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     )
 
 
-def _add_embedding(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    def run_embedding(options: argparse.Namespace) -> str:
-        sizes = (options.batch_size, options.shards, options.shard_samples)
-        return embedding.run(embedding.Setting(options.model, *sizes, options.threads), options.repeats)
-
-    embed = commands.add_parser("embed", help="embedding against the forward pass alone")
-    embed.set_defaults(run=run_embedding)
-    embed.add_argument("--model", default="ViT-B/32")
-    embed.add_argument("--batch-size", type=int, default=64)
-    embed.add_argument("--shards", type=int, default=4)
-    embed.add_argument("--shard-samples", type=int, default=512)
-    embed.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of the one worker (default: all cores)")
-    embed.add_argument("--repeats", type=int, default=3, help="repetitions of the comparison (default: %(default)s)")
-
-
 def _add_step(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     def run_step(options: argparse.Namespace) -> str:
         setting = training_step.Setting(
@@ -148,6 +133,21 @@ def _add_step(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     train.add_argument("--micro-batch-size", type=int, help="pairs at a time; both sides embed each pair twice then")
     train.add_argument("--ddp", action="store_true", help="DDP around both models, with one rank")
     train.add_argument("--loader", type=int, metavar="WORKERS", help="decode made images, in so many processes a side")
+
+
+def _add_embedding(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    def run_embedding(options: argparse.Namespace) -> str:
+        sizes = (options.batch_size, options.shards, options.shard_samples)
+        return embedding.run(embedding.Setting(options.model, *sizes, options.threads), options.repeats)
+
+    embed = commands.add_parser("embed", help="embedding against the forward pass alone")
+    embed.set_defaults(run=run_embedding)
+    embed.add_argument("--model", default="ViT-B/32")
+    embed.add_argument("--batch-size", type=int, default=64)
+    embed.add_argument("--shards", type=int, default=4)
+    embed.add_argument("--shard-samples", type=int, default=512)
+    embed.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of the one worker (default: all cores)")
+    embed.add_argument("--repeats", type=int, default=3, help="repetitions of the comparison (default: %(default)s)")
 
 
 def _add_whole_run(
