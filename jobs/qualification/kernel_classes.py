@@ -22,7 +22,7 @@ CLASSES = {
     "compiled": r"triton",
     "norm": r"norm",
     "softmax and sums": r"softmax|reduce|::sum|logsumexp|cumsum|sort|argmax|::max",
-    "copy, cast, fill": r"memcpy|memset|copy|fill|cat|::zero|::clone|::_to_copy|direct_copy",
+    "copy, cast, fill": r"memcpy|memset|copy|fill|CatArray|::cat\b|::zero|::clone",
     "gather and scatter": r"index|gather|scatter|embedding",
     "pointwise": r"elementwise|vectorized|::(mul|add|sub|div|sigmoid|gelu|exp|silu)",
 }

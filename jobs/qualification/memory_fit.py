@@ -49,13 +49,13 @@ def micro_batch(scale: Scale) -> Iterator[Figure]:
     batches, steps = ReadyBatches(whole, scale.size(12, 3), raw=True), scale.size(10, 1)
     seconds = [measure(one, batches, 1, steps, ("ours",))["ours"].median_s for one in (whole, halved)]
     yield Figure("a step of two micro-batches over one of the whole batch", seconds[1] / seconds[0], "x")
-    for gib in scale.size((12, 24), (1,)):
+    for gib in sizes_gib(scale, 12, 24):
         yield from _largest_that_fits(scale, gib)
 
 
 def small_card(scale: Scale) -> Iterator[Figure]:
     """ViT-B/32 in 8 and 12 GB: how many pairs are embedded at a time, and how fast that is."""
-    for gib in scale.size((8, 12), (1,)):
+    for gib in sizes_gib(scale, 8, 12):
         with only_free(scale, gib):
             setting = Setting(scale.model, scale.size(1024, 8), scale.device, scale.precision)
             micro = fitting_micro_batch(setting)
@@ -104,6 +104,17 @@ def allocator_expandable(scale: Scale) -> Iterator[Figure]:
     yield from allocator(scale)
 
 
+def sizes_gib(scale: Scale, *wanted: float) -> list[float]:
+    """Sizes of memory to imitate; where the card has less than one of them, what it has. On a CPU only one, in name."""
+    import torch
+
+    if scale.device != "cuda":
+        return list(wanted[:1])
+    free_memory()
+    free = torch.cuda.mem_get_info()[0] // (2**30 / 10) / 10
+    return list(dict.fromkeys(min(gib, free) for gib in wanted))
+
+
 @contextlib.contextmanager
 def only_free(scale: Scale, gib: float) -> Iterator[None]:
     """Occupies the GPU's memory but for some, inside the context; does nothing on a CPU or a card that has no more."""
@@ -122,7 +133,7 @@ def only_free(scale: Scale, gib: float) -> Iterator[None]:
         free_memory()
 
 
-def _largest_that_fits(scale: Scale, gib: int) -> Iterator[Figure]:
+def _largest_that_fits(scale: Scale, gib: float) -> Iterator[Figure]:
     """The choice of auto over the largest micro-batch that a step survives, found by trial."""
     import torch
 

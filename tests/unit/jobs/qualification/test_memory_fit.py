@@ -45,3 +45,9 @@ def test_no_memory_is_occupied_on_a_cpu():
 def test_a_batch_is_halved_until_auto_takes_the_whole_of_it(monkeypatch):
     monkeypatch.setattr(memory_fit, "fitting_micro_batch", lambda setting: 300 if setting.batch_size > 300 else None)
     assert memory_fit.whole_batch(TINY, "debug-vit", 1024).batch_size == 256
+
+
+@pytest.mark.parametrize(("free_gib", "sizes"), [(139.5, [8, 12]), (11.18, [8, 11.1]), (7.65, [7.6])])
+def test_a_card_with_less_memory_is_measured_with_what_it_has(monkeypatch, free_gib, sizes):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (int(free_gib * 2**30), 0))
+    assert memory_fit.sizes_gib(Scale("cuda"), 8, 12) == sizes

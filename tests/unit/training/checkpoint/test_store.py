@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 import torch
@@ -216,3 +217,15 @@ def test_no_file_of_a_checkpoint_is_a_pickle(tmp_path):
     suffixes = {path.suffix for path in (tmp_path / "run").rglob("*") if path.is_file()}
     assert suffixes == {".safetensors", ".json"}
     shutil.rmtree(tmp_path / "run")
+
+
+def test_a_process_without_ray_or_an_installed_rayclip_can_save(tmp_path, monkeypatch):
+    def version_of(name):
+        if name in ("ray", "rayclip"):
+            raise PackageNotFoundError(name)
+        return "1.0"
+
+    monkeypatch.setattr("training.checkpoint.store.version", version_of)
+    store = CheckpointStore(open_storage(str(tmp_path)), CheckpointConfig())
+    save(store, *model_and_optimizer(seed=1, steps=0), 1)
+    assert store.latest().packages == {"torch": "1.0", "numpy": "1.0"}
