@@ -258,9 +258,10 @@ def test_a_training_has_its_record_in_wandb_through_a_kill_and_an_outage_of_ten_
     with wandb_server() as server:
         killed = start_training(server, data_set, tmp_path)
         await_rows(record, 120)
+        (run_id,) = server.runs
+        server.await_step(run_id, 20)  # W&B sends with a delay
         killed.kill()
         killed.communicate()
-        (run_id,) = server.runs
         sent_before = max(row["_step"] for row in server.runs[run_id].rows())
         resumed = start_training(server, data_set, tmp_path)
         await_rows(record, 200)
