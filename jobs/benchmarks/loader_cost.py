@@ -24,7 +24,7 @@ from jobs.benchmarks.stored_tars import ROOT, index
 
 BATCH, STREAMS, BLOCK, SIZE_PX, SHARD_SAMPLES = 1_024, 32, 64, 32, 512
 """A rank of 8 takes 32 of the recipes' 256 streams; blocks are small, so that 150 kB an image fit into memory."""
-SAMPLES, WARM_UP_BATCHES, SLICE_S = 4_096, 4, 0.5
+SAMPLES, WARM_UP_BATCHES = 4_096, 4
 COLUMNS = ("beside_decoding_us", "in_training_us", "lost_share", "read_share", "requests_per_1000")
 
 
@@ -74,7 +74,7 @@ def _child(address: str, workers: int, pairs: int, rate: int) -> dict[str, float
 
 
 def measure(address: str, workers: int, pairs: int, rate: int) -> dict[str, float]:
-    """Returns microseconds of CPU a pair and the share of the training thread's operations that is lost."""
+    """Returns microseconds of CPU a pair, the training thread's lost share, and bytes and reads a pair."""
     import torch
 
     from training.config import DataConfig
@@ -91,7 +91,7 @@ def measure(address: str, workers: int, pairs: int, rate: int) -> dict[str, floa
     batches = iter(loader)
     for _ in range(WARM_UP_BATCHES):
         next(batches)
-    lost = _lost_share(batches, rate, seconds=pairs / rate)
+    lost = _lost_share(batches, rate, pairs / rate) - _lost_share(batches, 0, pairs / rate)  # the second: of other processes
     processes = [os.getpid(), *loader.process_ids()]
     _rest(processes)
     cpu, reads = [_process_cpu_s(one) for one in processes], _bytes_read(processes)
@@ -120,33 +120,27 @@ def _rest(processes: list[int]) -> None:
 
 
 def _lost_share(batches: Any, rate: int, seconds: float) -> float:
-    """Returns the share of small operations that a thread does less when it also takes `rate` pairs a second, in turns.
+    """Returns the share of its time for which a thread waits, for Python's lock, while it takes `rate` pairs a second.
 
-    Time in which the thread could have run, had there been a free core, does not count: a run has cores for its loader.
+    It does small operations without end. Time in which it could have run, had there been a free core, does not count: a run has
+    cores for its loader.
     """
     import torch
 
-    number, shares = torch.zeros(()), []
-
-    def operations_per_s(takes: bool) -> float:
-        done, spent, due = 0, 0.0, time.perf_counter()
-        stop = due + SLICE_S
-        while (now := time.perf_counter()) < stop:
-            if takes and now >= due:
-                next(batches)
-                due += BATCH / rate
-            first, queued = time.perf_counter(), _queued_s()
-            for _ in range(500):
-                number.add_(1)
-            spent += time.perf_counter() - first - (_queued_s() - queued)
-            done += 500
-        return done / spent
-
-    for _ in range(max(3, round(seconds / SLICE_S))):
-        alone = operations_per_s(False)
-        shares.append(1 - operations_per_s(True) / alone)
-        time.sleep(0.2)  # the loader fills its queue again, and rests
-    return median(shares)
+    number, ran, waited = torch.zeros(()), 0.0, 0.0
+    due = time.perf_counter()
+    stop = due + seconds
+    while (now := time.perf_counter()) < stop:
+        if rate and now >= due:
+            next(batches)
+            due += BATCH / rate
+        wall, cpu, queued = time.perf_counter(), time.thread_time(), _queued_s()
+        for _ in range(2_000):
+            number.add_(1)
+        cpu = time.thread_time() - cpu
+        ran += cpu
+        waited += max(0.0, time.perf_counter() - wall - cpu - (_queued_s() - queued))
+    return waited / (ran + waited)
 
 
 def _queued_s() -> float:

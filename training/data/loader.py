@@ -138,7 +138,7 @@ class TrainLoader:
         self._source.close(wait=not self._gave_up)
 
     def _next(self) -> Batch | BaseException | None:
-        """Waits for a batch or an error; None: gave up. train.hang_timeout_s bounds the wait otherwise.
+        """Waits for a batch or an error; None: gave up, or closed. train.hang_timeout_s bounds the wait otherwise.
 
         One rank alone saves when it gives up. In a group it costs the others the steps since the last checkpoint, so the data
         have their time from the request on, however long they have been late.
@@ -150,6 +150,8 @@ class TrainLoader:
                 return self._queue.get(timeout=min(1.0, self.config.stall_warning_s))
             except queue.Empty:
                 now = time.monotonic()
+            if self._closed.is_set():
+                return None
             if now - warned >= self.config.stall_warning_s:
                 warned, reads = now, _describe(self._source.under_way())
                 logger.warning("rank %d has waited %.0f s for data; under way: %s", self.world.rank, now - began, reads)
