@@ -4,6 +4,7 @@ import ast
 import json
 import re
 
+import pandas as pd
 import pytest
 
 import rayclip
@@ -51,6 +52,16 @@ def test_the_split_of_the_page_on_pictures_gives_each_row_to_one_table(tmp_path,
     first, second = ((tmp_path / f"{name}.csv").read_text().splitlines() for name in ("pairs", "heldout"))
     assert (len(first), len(second)) == (241, 61)
     assert sorted([*first[1:], *second[1:]]) == sorted(rows)
+
+
+def test_the_split_of_the_page_on_evaluation_shares_no_image(tmp_path, monkeypatch):
+    (block,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "evaluate.md").read_text(), flags=re.MULTILINE | re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    urls = [f"https://e.org/{number % 6000}.jpg" for number in range(7000)]
+    pd.DataFrame({"url": urls, "caption": "a"}).to_parquet("all.parquet")
+    exec(compile(block, "docs/evaluate.md", "exec"), {})
+    pairs, heldout = (set(pd.read_parquet(f"{name}.parquet")["url"]) for name in ("pairs", "heldout"))
+    assert (len(pairs), len(heldout), pairs & heldout) == (1000, 5000, set())
 
 
 @pytest.mark.parametrize("cell", NOTEBOOK["cells"], ids=lambda cell: cell["id"])
