@@ -75,26 +75,43 @@ class Captions:
         """(B, L, D) -> (T, D); unchanged if the tokens are not packed."""
         if self.index_T is None:
             return x_BLD
-        packed_TD: Tensor = _Pack.apply(x_BLD.flatten(0, 1), self.index_T)
-        return packed_TD
+        return _rows(x_BLD.flatten(0, 1), self.index_T)
 
     def pad(self, x_TD: Tensor, parts: int = 1) -> tuple[Tensor, ...]:
         """The inverse of `pack`, zero-padded, for parts that lie side by side: (T, parts * D) -> parts x (B, L, D)."""
         if self.index_T is None:
             return x_TD.chunk(parts, dim=-1)
-        padded_RD: tuple[Tensor, ...] = _Pad.apply(x_TD, self.index_T, len(self.end_B) * self.length, parts)
+        num_rows = len(self.end_B) * self.length
+        padded_RD: tuple[Tensor, ...]
+        if torch.compiler.is_compiling():
+            zeros = (x_TD.new_zeros(num_rows, x_TD.shape[1] // parts) for _ in range(parts))
+            padded_RD = tuple(
+                one.index_copy(0, self.index_T, part) for one, part in zip(zeros, x_TD.chunk(parts, 1), strict=True)
+            )
+        else:
+            padded_RD = _Pad.apply(x_TD, self.index_T, num_rows, parts)
         return tuple(one.view(len(self.end_B), self.length, -1) for one in padded_RD)
 
     def last(self, x_TD: Tensor) -> Tensor:
         """(B, D): each caption's token at end-of-text."""
         if self.index_T is None:
             return x_TD[torch.arange(len(x_TD), device=x_TD.device), self.end_B]
-        last_BD: Tensor = _Pack.apply(x_TD, (self.end_B + 1).cumsum(0) - 1)
-        return last_BD
+        return _rows(x_TD, (self.end_B + 1).cumsum(0) - 1)
 
     def mask(self) -> Tensor:
         """(B, 1, 1, L): the tokens that end-of-text attends to."""
         return (torch.arange(self.length, device=self.end_B.device) <= self.end_B[:, None])[:, None, None]
+
+
+def _rows(x_RD: Tensor, index_T: Tensor) -> Tensor:
+    """Rows by their indices, which are all different.
+
+    The compiler has its own way for both passes; torch 2.11 compiles functions of ours to wrong gradients.
+    """
+    if torch.compiler.is_compiling():
+        return x_RD.index_select(0, index_T)
+    rows_TD: Tensor = _Pack.apply(x_RD, index_T)
+    return rows_TD
 
 
 class _Pack(torch.autograd.Function):
