@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 FOLDER = "listings"
 CAPTION_FILES = (".txt", ".caption")
+ALL_IMAGES = (*IMAGES, ".jfif", ".jpe", ".heic", ".heif", ".jxl")
+"""Suffixes of images, also of those that are then refused by name: a phone's HEIC is not to be passed over."""
 _TABLE = re.compile(rf"(?:^|/){FOLDER}/images-([0-9]{{6}})\.parquet$")
 _READERS = 16
 _NOT_OF_PEOPLE = ("__MACOSX", "@eaDir")
@@ -126,12 +128,12 @@ def _read_captions(config: IngestConfig) -> dict[str, Caption]:
     """Returns address -> caption for each image below the folder, sorted."""
     storage, subject = open_storage(config.input), f"ingest.input={config.input}"
     paths = sorted(item.path for item in storage.list("") if not _is_hidden(item.path))
-    images = [path for path in paths if path.lower().endswith(IMAGES)]
-    others = [path for path in paths if not path.lower().endswith(IMAGES)]
+    images = [path for path in paths if path.lower().endswith(ALL_IMAGES)]
+    others = [path for path in paths if not path.lower().endswith(ALL_IMAGES)]
     if not images:
         tables = any(path.lower().endswith(TABLES) for path in others) or config.input.lower().endswith(TABLES)
         remedy = "tables need no ingest.captions_from, so remove it" if tables else "name a folder that does"
-        raise InputError(f"{subject}: holds no images ({', '.join(IMAGES)}); {remedy}")
+        raise InputError(f"{subject}: holds no images ({', '.join(ALL_IMAGES)}); {remedy}")
     if config.captions_from in ("txt", "txt_lines"):
         files = [path for path in others if path.lower().endswith(CAPTION_FILES)]
         others = [path for path in others if not path.lower().endswith(CAPTION_FILES)]
@@ -187,7 +189,7 @@ def _match(subject: str, images: Sequence[str], files: Sequence[str]) -> dict[st
             found[image] = near[0]
         elif len(far) == 1 and alike[PurePosixPath(image).stem] == 1:
             found[image] = far[0]
-    say_what_is_skipped(subject, "caption files of no image", tuple(sorted({*files} - {*found.values()})))
+    say_what_is_skipped(subject, "there without an image", tuple(sorted({*files} - {*found.values()})))
     return found
 
 

@@ -84,6 +84,17 @@ def test_class_folders_are_captions_and_what_systems_add_is_no_image(tmp_path):
     assert captions(make(tmp_path, "folder", files)) == {"_DSC0001.JPG": "golden retriever", "1.jpg": "tabby"}
 
 
+def test_images_of_browsers_and_phones_are_rows_also_where_they_cannot_be_read(tmp_path, caplog):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "1.jfif").write_bytes(picture(form="JPEG"))  # as Chrome on Windows saves
+    heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64)
+    (tmp_path / "images" / "2.HEIC").write_bytes(heic)
+    texts = {"1.txt": "one", "2.txt": "two", "3.txt": "three", "notes.pdf": ""}
+    assert captions(make(tmp_path, "txt", texts)) == {"1.jfif": "one", "2.HEIC": "unsupported_format"}
+    assert "skipped 1 file that is there without an image: 3.txt" in caplog.text
+    assert "skipped 1 file that is no images: notes.pdf" in caplog.text
+
+
 def test_an_image_without_a_caption_is_counted(tmp_path):
     files = {"000000000009.jpg": None, "000000000025.jpg": None, "000000000025.txt": "a giraffe"}
     assert captions(make(tmp_path, "txt", files)) == {"000000000009.jpg": "empty_caption", "000000000025.jpg": "a giraffe"}

@@ -59,9 +59,11 @@ class ClosedError(Exception):
 
 @dataclass(frozen=True)
 class _Job:
-    """Attributes:
-    shape: of the rank's whole batch.
-    rows: the first row of it that this process fills, and the one behind the last.
+    """The part of each batch that a process makes.
+
+    Attributes:
+        shape: of the rank's whole batch.
+        rows: the first row of it that this process fills, and the one behind the last.
     """
 
     share: Share
